@@ -1,0 +1,44 @@
+{{/* Mistakes that a schema cannot see: each names the key, the conflict and the way out. Rendered before anything else. */}}
+{{- define "bulkhead-lib.validate" -}}
+{{- $name := .Chart.Name -}}
+{{- $facts := include "bulkhead-lib.facts" . | fromYaml -}}
+{{- with .Values.drain -}}
+{{- $needs := add .preStopSeconds .graceSeconds .flushSeconds -}}
+{{- if le (int .terminationSeconds) (int $needs) -}}
+{{- fail (printf "%s.drain.terminationSeconds is %d, but preStop + grace + flush need more than %d: raise it, or lower drain.graceSeconds" $name (int .terminationSeconds) (int $needs)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail (printf "%s.autoscaling.minReplicas %d is above maxReplicas %d" $name (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.canary -}}
+{{- if and .enabled (not (or .image.tag .image.digest)) -}}
+{{- fail (printf "%s.canary.enabled is true without canary.image.tag or canary.image.digest: name the version under trial" $name) -}}
+{{- end -}}
+{{- if and (gt (int .weight) 0) (not .enabled) -}}
+{{- fail (printf "%s.canary.weight is %d but canary.enabled is false: enable the canary, or set the weight to 0" $name (int .weight)) -}}
+{{- end -}}
+{{- if and (gt (int .weight) 0) (not $.Values.global.mesh.enabled) -}}
+{{- fail (printf "%s.canary.weight is %d but global.mesh.enabled is false: without a mesh the canary's share is its number of pods (canary.replicas)" $name (int .weight)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.global -}}
+{{- if not .allowDevelopmentParts -}}
+{{- range $part := list "simulator" "devstores" -}}
+{{- if (get $.Values.global $part).enabled -}}
+{{- fail (printf "global.%s.enabled is true but global.allowDevelopmentParts is false: switch it off and name the real part" $part) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $store := $facts.requiredStores -}}
+{{- if not (or $.Values.global.devstores.enabled (get $.Values.global $store).existingSecret) -}}
+{{- fail (printf "global.%s.existingSecret is empty and global.devstores.enabled is false: %s needs it; name the Secret with its address" $store $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (has "models.yaml" $facts.configFiles) (not .config.models) (not .simulator.enabled) -}}
+{{- fail "global.config.models is empty and global.simulator.enabled is false: the shipped models.yaml knows only the simulator; set global.config.models (or --set-file global.config.models=models.yaml)" -}}
+{{- end -}}
+{{- end -}}
+{{- end }}

@@ -1,0 +1,15 @@
+{{- define "gateway.facts" -}}
+module: gateway
+component: api
+ports: {http: 8080, metrics: 9461}
+probes: {liveness: /health, readiness: /ready}
+public: true
+calls: [orchestrator, memory, tool-executor, llm-gateway]
+calledBy: []
+identity: issuer
+requiredStores: [state]
+optionalStores: []
+configFiles: [policies.yaml]
+prompts: false
+internet: false
+{{- end }}

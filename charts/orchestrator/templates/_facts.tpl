@@ -1,0 +1,14 @@
+{{- define "orchestrator.facts" -}}
+module: orchestrator
+component: runs
+ports: {grpc: 50051, metrics: 9462}
+public: false
+calls: [memory, llm-gateway, tool-executor]
+calledBy: [gateway]
+identity: issuer
+requiredStores: [state]
+optionalStores: []
+configFiles: [agents.yaml, policies.yaml]
+prompts: true
+internet: false
+{{- end }}

@@ -1,0 +1,14 @@
+{{- define "tool-executor.facts" -}}
+module: tool_executor
+component: tools
+ports: {grpc: 50053, metrics: 9464}
+public: false
+calls: [memory]
+calledBy: [gateway, orchestrator]
+identity: verifier
+requiredStores: [state]
+optionalStores: [cache]
+configFiles: [tools.yaml, policies.yaml]
+prompts: false
+internet: true
+{{- end }}

@@ -1,0 +1,200 @@
+"""Write values.schema.json of every chart, so that a misspelt or mistyped value fails with its path.
+
+The application charts share nearly all their values (charts/bulkhead-lib/values.yaml), and Helm has no way to share a schema
+between charts; so the shared part is stated once here. Run it after a change of values; a test compares the result.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+CHARTS = Path(__file__).resolve().parent.parent / "charts"
+APPLICATIONS = ("gateway", "orchestrator", "llm-gateway", "tool-executor", "memory", "simulator")
+CONFIG_FILES = ("models", "tools", "agents", "policies")
+
+Schema = dict[str, Any]
+
+
+def closed(**properties: Schema) -> Schema:
+    """An object that has these properties and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def switches(pattern: str) -> Schema:
+    """A map of names to true or false: a later values file can switch off what an earlier one switched on."""
+    return {"type": "object", "propertyNames": {"pattern": pattern}, "additionalProperties": {"type": "boolean"}}
+
+
+def whole(minimum: int, maximum: int | None = None) -> Schema:
+    return {"type": "integer", "minimum": minimum} | ({} if maximum is None else {"maximum": maximum})
+
+
+STRING: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+STRINGS: Schema = {"type": "object", "additionalProperties": STRING}
+NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
+SECRET: Schema = {"type": "string", "pattern": NAME}
+DURATION: Schema = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"}
+QUANTITY: Schema = {"type": ["string", "integer", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?$"}
+TAG: Schema = {"type": "string", "pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"}
+DIGEST: Schema = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
+GATEWAYS: Schema = {"type": "array", "items": {"type": "string", "pattern": r"^([a-z0-9-]+/)?[a-z0-9-]+$"}}
+HOSTS: Schema = {"type": "array", "items": {"type": "string", "pattern": r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"}}
+AMOUNTS: Schema = closed(cpu=QUANTITY, memory=QUANTITY) | {"required": ["cpu", "memory"]}
+AMOUNTS["properties"] |= {"ephemeral-storage": QUANTITY}
+RESOURCES: Schema = closed(requests=AMOUNTS, limits=AMOUNTS) | {"required": ["requests", "limits"]}
+# Strings only: Helm reads 1000000 as a float and would print 1e+06.
+ENV: Schema = {
+    "type": "object",
+    "propertyNames": {"pattern": "^BULKHEAD_[A-Z0-9_]+$"},
+    "additionalProperties": STRING,
+}
+RETRIES: Schema = {
+    "oneOf": [
+        closed(attempts={"const": 0}) | {"required": ["attempts"]},
+        closed(attempts=whole(1, 5), perTryTimeout=DURATION, retryOn=STRING) | {"required": ["attempts", "perTryTimeout", "retryOn"]},
+    ]
+}
+
+
+def route(*, methods: bool) -> Schema:
+    paths: Schema = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "string", "pattern": r"^bulkhead(\.[a-z0-9]+)+\.[A-Za-z]+/[A-Za-z]+$"},
+    }
+    fields = ({"methods": paths} if methods else {}) | {"timeout": DURATION, "retries": RETRIES}
+    return closed(**fields) | {"required": list(fields)}
+
+
+def mesh() -> Schema:
+    return closed(
+        routes={"type": "object", "propertyNames": {"pattern": "^[a-z][a-z0-9]*$"}, "additionalProperties": route(methods=True)},
+        otherwise=route(methods=False),
+        hosts=HOSTS,
+        gateways=GATEWAYS,
+        outlierDetection=closed(
+            consecutive5xxErrors=whole(0),
+            consecutiveGatewayErrors=whole(0),
+            interval=DURATION,
+            baseEjectionTime=DURATION,
+            maxEjectionPercent=whole(0, 100),
+        ),
+        connectionPool=closed(
+            tcp=closed(maxConnections=whole(1), connectTimeout=DURATION, idleTimeout=DURATION),
+            http=closed(
+                http1MaxPendingRequests=whole(1), http2MaxRequests=whole(1), maxRequestsPerConnection=whole(0), idleTimeout=DURATION
+            ),
+        ),
+    )
+
+
+def secret_reference(*keys: str) -> Schema:
+    return closed(existingSecret=SECRET, **{key: STRING for key in keys})
+
+
+def shared() -> Schema:
+    """`global`: open to keys of other charts only where Helm itself adds them, which is nowhere."""
+    product_file = {"type": ["object", "string"]}
+    prompts = {"type": "object", "propertyNames": {"pattern": r"^[A-Za-z0-9_.-]+\.md$"}, "additionalProperties": STRING}
+    return closed(
+        env={"enum": ["local", "dev", "test", "staging", "prod"]},
+        image=closed(registry=STRING, tag=TAG, pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]}, pullSecrets=switches(NAME)),
+        logFormat={"enum": ["json", "console"]},
+        logLevel={"enum": ["", "DEBUG", "INFO", "WARNING", "ERROR"]},
+        otlpEndpoint={"type": "string", "pattern": r"^(https?://.+)?$"},
+        traceSampleRatio={"type": "number", "minimum": 0, "maximum": 1},
+        identity=secret_reference("jwksKey"),
+        state=secret_reference("key"),
+        cache=secret_reference("key"),
+        vectors=secret_reference("uriKey", "tokenKey"),
+        addresses=closed(
+            **{
+                service: {"type": "string", "pattern": r"^([a-z0-9.-]+:[0-9]+)?$"}
+                for service in ("orchestrator", "llmGateway", "toolExecutor", "memory")
+            }
+        ),
+        config=closed(**dict.fromkeys(CONFIG_FILES, product_file), prompts=prompts),
+        mesh=closed(enabled=BOOLEAN),
+        networkPolicy=closed(
+            enabled=BOOLEAN,
+            ingressNamespaces=switches(NAME),
+            metricsNamespaces=switches(NAME),
+            storeCidrs={"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"^[0-9a-f.:]+/[0-9]+$"}},
+            storePorts={"type": "array", "minItems": 1, "items": whole(1, 65535)},
+            collectorNamespace={"type": "string", "pattern": NAME},
+        ),
+        simulator=closed(enabled=BOOLEAN),
+        devstores=closed(enabled=BOOLEAN),
+        allowDevelopmentParts=BOOLEAN,
+    )
+
+
+def application(chart: str) -> Schema:
+    """Values of one application chart: what all have, and what this one has of its own."""
+    values = closed(
+        image=closed(repository=STRING, tag=TAG, digest=DIGEST),
+        replicas=whole(1),
+        resources=RESOURCES,
+        env=ENV,
+        envFromSecrets=switches(NAME),
+        autoscaling=closed(
+            enabled=BOOLEAN, minReplicas=whole(1), maxReplicas=whole(1), cpuPercent=whole(1, 100), memoryPercent=whole(1, 100)
+        ),
+        podDisruptionBudget=closed(enabled=BOOLEAN),
+        drain=closed(preStopSeconds=whole(0, 60), graceSeconds=whole(1), flushSeconds=whole(0), terminationSeconds=whole(1)),
+        canary=closed(enabled=BOOLEAN, image=closed(tag=TAG, digest=DIGEST), replicas=whole(1), weight=whole(0, 100)),
+        identity=closed(existingSecret=SECRET),
+        serviceAccount=closed(annotations=STRINGS),
+        podLabels=STRINGS,
+        podAnnotations=STRINGS,
+        nodeSelector=STRINGS,
+        tolerations={"type": "array", "items": {"type": "object"}},
+        priorityClassName=STRING,
+        mesh=mesh(),
+    )
+    values["properties"]["global"] = shared()
+    if chart == "llm-gateway":
+        values["properties"]["modelPort"] = closed(enabled=BOOLEAN, hosts=HOSTS, gateways=GATEWAYS)
+    return values
+
+
+def devstores() -> Schema:
+    store = {"image": STRING, "storage": STRING, "storageClass": STRING, "resources": RESOURCES}
+    cache = {"image": STRING, "maxMemory": STRING, "resources": RESOURCES}
+    vectors = {key: store[key] for key in ("storage", "storageClass", "resources")}
+    values = closed(
+        image=closed(repository=STRING, tag=TAG, digest=DIGEST), state=closed(**store), cache=closed(**cache), vectors=closed(**vectors)
+    )
+    values["properties"]["global"] = shared()
+    return values
+
+
+def umbrella() -> Schema:
+    """Only the names here: Helm checks each part against its own chart's schema, of parts that are switched off nothing."""
+    values = closed(**{chart: {"type": "object"} for chart in (*APPLICATIONS, "devstores")})
+    values["properties"]["global"] = shared()
+    return values
+
+
+def schemas() -> dict[str, str]:
+    """File text by chart."""
+    parts = {chart: application(chart) for chart in APPLICATIONS} | {"devstores": devstores(), "bulkhead": umbrella()}
+    for part in parts.values():
+        # Helm itself adds the table of the library chart to the values it checks.
+        part["properties"]["bulkhead-lib"] = {"type": "object"}
+    return {
+        chart: json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | part, indent=1) + "\n"
+        for chart, part in parts.items()
+    }
+
+
+def main() -> int:
+    for chart, text in schemas().items():
+        (CHARTS / chart / "values.schema.json").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
