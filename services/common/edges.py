@@ -1,0 +1,107 @@
+"""The call graph: who may call whom, with which methods, how long each may take, and whether it may be repeated.
+
+This table is the single truth. Channels refuse what it does not allow; NetworkPolicies, AuthorizationPolicies and the
+trace-edge test are checked against it. Source: design page "ownership".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`caller` may call these `methods` of `grpc_service` at `callee`."""
+
+    caller: str
+    callee: str
+    grpc_service: str
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPolicy:
+    """Default deadline of a method, None for a stream that outlives any; and how often a channel may send it again.
+
+    Only calls that changed nothing are sent again, and only when the peer could not be reached (UNAVAILABLE without a
+    status of ours).
+    """
+
+    timeout: timedelta | None
+    resend: int = 0
+
+
+_THREAD = "bulkhead.orchestrator.v1.ThreadService"
+_RUN = "bulkhead.orchestrator.v1.RunService"
+_AGENT = "bulkhead.orchestrator.v1.AgentService"
+_LLM = "bulkhead.llm.v1.LlmService"
+_TOOL = "bulkhead.tools.v1.ToolService"
+_SESSION = "bulkhead.memory.v1.SessionService"
+_MEMORY = "bulkhead.memory.v1.MemoryService"
+_DOCUMENT = "bulkhead.memory.v1.DocumentService"
+
+EDGES: tuple[Edge, ...] = (
+    Edge("gateway", "orchestrator", _THREAD, ("CreateThread", "GetThread", "ListThreads")),
+    Edge("gateway", "orchestrator", _RUN, ("CreateRun", "GetRun", "ListRuns", "WaitRun", "CancelRun", "StreamEvents")),
+    Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
+    Edge("gateway", "memory", _MEMORY, ("AddMemories", "SearchMemories", "GetMemory", "ListMemories", "DeleteMemory")),
+    Edge("gateway", "memory", _DOCUMENT, ("IngestDocument", "ListDocuments", "DeleteDocument", "SearchDocuments")),
+    Edge("gateway", "tool_executor", _TOOL, ("ListTools", "GetTool")),
+    Edge("gateway", "llm_gateway", _LLM, ("ListModels",)),
+    Edge("orchestrator", "memory", _SESSION, ("Recall", "AppendTurns", "ResetSession")),
+    Edge("orchestrator", "memory", _MEMORY, ("AddMemories",)),
+    Edge("orchestrator", "llm_gateway", _LLM, ("Complete", "StreamComplete")),
+    Edge("orchestrator", "tool_executor", _TOOL, ("ListTools", "GetTool", "ExecuteTool", "GetToolCall")),
+    Edge("tool_executor", "memory", _DOCUMENT, ("SearchDocuments",)),
+    Edge("memory", "llm_gateway", _LLM, ("Embed",)),
+)
+
+_READ = MethodPolicy(timedelta(seconds=10), resend=2)
+_WRITE = MethodPolicy(timedelta(seconds=10))
+_MODEL = MethodPolicy(timedelta(seconds=120))
+
+METHODS: Mapping[str, MethodPolicy] = {
+    f"/{_THREAD}/CreateThread": _WRITE,
+    f"/{_THREAD}/GetThread": _READ,
+    f"/{_THREAD}/ListThreads": _READ,
+    f"/{_RUN}/CreateRun": _WRITE,
+    f"/{_RUN}/GetRun": _READ,
+    f"/{_RUN}/ListRuns": _READ,
+    f"/{_RUN}/WaitRun": MethodPolicy(timedelta(seconds=300)),
+    f"/{_RUN}/CancelRun": _WRITE,
+    # Watchers are bounded by heartbeats and a maximum age with a resumable cursor, not by a deadline.
+    f"/{_RUN}/StreamEvents": MethodPolicy(None),
+    f"/{_AGENT}/ListAgents": _READ,
+    f"/{_AGENT}/GetAgent": _READ,
+    f"/{_LLM}/Complete": _MODEL,
+    f"/{_LLM}/StreamComplete": _MODEL,
+    f"/{_LLM}/Embed": MethodPolicy(timedelta(seconds=30), resend=1),
+    f"/{_LLM}/ListModels": _READ,
+    f"/{_TOOL}/ListTools": _READ,
+    f"/{_TOOL}/GetTool": _READ,
+    f"/{_TOOL}/ExecuteTool": MethodPolicy(timedelta(seconds=150)),
+    f"/{_TOOL}/GetToolCall": _READ,
+    f"/{_SESSION}/AppendTurns": _WRITE,
+    f"/{_SESSION}/GetSession": _READ,
+    f"/{_SESSION}/ResetSession": _WRITE,
+    f"/{_SESSION}/Recall": _READ,
+    f"/{_MEMORY}/AddMemories": MethodPolicy(timedelta(seconds=30)),
+    f"/{_MEMORY}/SearchMemories": _READ,
+    f"/{_MEMORY}/GetMemory": _READ,
+    f"/{_MEMORY}/ListMemories": _READ,
+    f"/{_MEMORY}/DeleteMemory": _WRITE,
+    f"/{_DOCUMENT}/IngestDocument": MethodPolicy(timedelta(seconds=120)),
+    f"/{_DOCUMENT}/ListDocuments": _READ,
+    f"/{_DOCUMENT}/DeleteDocument": MethodPolicy(timedelta(seconds=30)),
+    f"/{_DOCUMENT}/SearchDocuments": _READ,
+}
+
+# Outside the edge table: a deadline is not asked of these.
+NO_DEADLINE_NEEDED = frozenset({f"/{_RUN}/StreamEvents"})
+
+
+def allowed(caller: str, callee: str) -> frozenset[str]:
+    """Full method paths that `caller` may use at `callee`."""
+    return frozenset(
+        f"/{edge.grpc_service}/{method}" for edge in EDGES if edge.caller == caller and edge.callee == callee for method in edge.methods
+    )

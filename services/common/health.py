@@ -1,0 +1,125 @@
+"""Health: what is alive, what is ready, and why not.
+
+`liveness` says that the process and its event loop work and nothing else; `readiness` (and the empty name) says that
+every dependency of the service answered lately and that it is not draining. Readiness comes back by itself.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+CHECK_EVERY_S = 1.0
+CHECK_TIMEOUT_S = 2.0
+Check = Callable[[], Awaitable[bool | None]]
+log = structlog.get_logger("bulkhead.health")
+
+
+class Health:
+    """Runs the dependency checks and keeps their last result. A check passes unless it raises or answers False."""
+
+    def __init__(self, checks: Mapping[str, Check]) -> None:
+        self._checks = dict(checks)
+        self._failing: dict[str, str] = dict.fromkeys(self._checks, "not checked yet")
+        self._draining = False
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether new work may come."""
+        return not self._draining and not self._failing
+
+    @property
+    def draining(self) -> bool:
+        """Whether the process is on its way out."""
+        return self._draining
+
+    def failing(self) -> dict[str, str]:
+        """The dependencies that are down, each with a short reason."""
+        return dict(self._failing)
+
+    def start(self) -> None:
+        """Starts the checks, each second."""
+        self._task = asyncio.create_task(self._run(), name="health")
+
+    async def stop(self) -> None:
+        """Ends the checks."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def drain(self) -> None:
+        """Turns readiness off for good."""
+        self._draining = True
+        self._notify()
+
+    async def changed(self) -> None:
+        """Returns after the next change of readiness."""
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.gather(*(self._one(name, check) for name, check in self._checks.items()))
+            await asyncio.sleep(CHECK_EVERY_S)
+
+    async def _one(self, name: str, check: Check) -> None:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                verdict = await check()
+            reason = "not ready" if verdict is False else ""
+        except TimeoutError:
+            reason = "timed out"
+        except Exception as error:  # noqa: BLE001 - a check fails in whatever way its dependency fails; every way means "not ready"
+            reason = type(error).__name__
+        was_ready, before = self.ready, self._failing.get(name)
+        if reason:
+            self._failing[name] = reason
+        else:
+            self._failing.pop(name, None)
+        if bool(before) != bool(reason) or before == "not checked yet":
+            log.info("dependency", dependency=name, up=not reason, reason=reason)
+        if self.ready != was_ready:
+            self._notify()
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """grpc.health.v1 over a Health; an unknown service name answers NOT_FOUND."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def _status(self, name: str) -> "health_pb2.HealthCheckResponse.ServingStatus | None":
+        if name == "liveness":
+            return health_pb2.HealthCheckResponse.SERVING
+        if name in ("", "readiness"):
+            ready = self._health.ready
+            return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        return None
+
+    async def Check(self, request, context):
+        """One look."""
+        status = self._status(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown health service; known: liveness, readiness")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request, context):
+        """Each change."""
+        last = None
+        while True:
+            status = self._status(request.service)
+            if status is None:
+                status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            if status != last:
+                yield health_pb2.HealthCheckResponse(status=status)
+                last = status
+            await self._health.changed()

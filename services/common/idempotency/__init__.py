@@ -1,0 +1,11 @@
+"""Idempotency keys, kept in the state store for at least 24 hours, scoped by tenant and method.
+
+claim = await store.begin(tenant, "AddMemories", key, fingerprint)
+if claim.answer is not None: return claim.answer      # same key and body: the first answer again
+...work...
+await store.finish(claim, answer)                     # or abandon(claim) when nothing was done
+"""
+
+from services.common.idempotency._store import Claim, IdempotencyStore, fingerprint
+
+__all__ = ["Claim", "IdempotencyStore", "fingerprint"]

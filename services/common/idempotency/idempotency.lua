@@ -1,0 +1,39 @@
+#!lua name=bulkhead_idempotency
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- ARGV: fingerprint, token, lease ms, kept ms. Answers {verdict, value}.
+local function begin(keys, args)
+  local stored = redis.call('HMGET', keys[1], 'print', 'token', 'until', 'answer')
+  if stored[1] then
+    if stored[1] ~= args[1] then return {'mismatch', ''} end
+    if stored[4] then return {'done', stored[4]} end
+    local left = tonumber(stored[3]) - now_ms()
+    if left > 0 then return {'busy', tostring(left)} end
+  end
+  redis.call('HSET', keys[1], 'print', args[1], 'token', args[2], 'until', now_ms() + tonumber(args[3]), 'schema_version', 1)
+  redis.call('PEXPIRE', keys[1], args[4])
+  return {'claimed', ''}
+end
+
+-- ARGV: token, answer, kept ms.
+local function finish(keys, args)
+  if redis.call('HGET', keys[1], 'token') ~= args[1] then return 0 end
+  redis.call('HSET', keys[1], 'answer', args[2])
+  redis.call('PEXPIRE', keys[1], args[3])
+  return 1
+end
+
+-- ARGV: token.
+local function abandon(keys, args)
+  local stored = redis.call('HMGET', keys[1], 'token', 'answer')
+  if stored[1] == args[1] and not stored[2] then redis.call('DEL', keys[1]) end
+  return 1
+end
+
+redis.register_function('idempotency_begin_v1', begin)
+redis.register_function('idempotency_finish_v1', finish)
+redis.register_function('idempotency_abandon_v1', abandon)

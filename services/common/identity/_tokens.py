@@ -1,0 +1,167 @@
+"""Internal tokens: EdDSA JWTs of at most five minutes, verified against a mounted key set with overlap for rotation."""
+
+import base64
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from services.common.errors import Unauthenticated
+from services.common.identity._principal import Principal
+
+AUDIENCE = "bulkhead"
+LIFETIME = timedelta(minutes=5)
+# A token is minted anew when less than this is left, so that no call starts with one about to end.
+RENEW_BEFORE = timedelta(minutes=2)
+# Verifying a signature costs some 100 us; a token is used for many calls, so verified ones are remembered.
+CACHE_SIZE = 4096
+RELOAD_EVERY_S = 1.0
+
+
+def _thumbprint(key: Ed25519PublicKey) -> str:
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    x = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    digest = hashlib.sha256(json.dumps({"crv": "Ed25519", "kty": "OKP", "x": x}, separators=(",", ":")).encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _public_jwk(key: Ed25519PublicKey) -> dict:
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    x = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "x": x, "kid": _thumbprint(key)}
+
+
+def generate_keys(folder: Path, issuers: list[str]) -> None:
+    """Writes `<issuer>.pem` for each issuer and `jwks.json` with all public keys; an existing private key is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    public = []
+    for issuer in issuers:
+        path = folder / f"{issuer}.pem"
+        if path.exists():
+            key = _load_private(path)
+        else:
+            key = Ed25519PrivateKey.generate()
+            pem = key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )  # fmt: skip
+            path.touch(mode=0o600)
+            path.write_bytes(pem)
+        public.append(_public_jwk(key.public_key()))
+    (folder / "jwks.json").write_text(json.dumps({"keys": public}, indent=2))
+
+
+def _load_private(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"{path.name} is not a private key in PEM form") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"{path.name} is not an Ed25519 key")
+    return key
+
+
+class Minter:
+    """Mints tokens as one issuer. Tokens of the same principal are reused until they are close to their end."""
+
+    def __init__(self, key: Ed25519PrivateKey, issuer: str) -> None:
+        self._key = key
+        self._kid = _thumbprint(key.public_key())
+        self._issuer = issuer
+        self._cache: OrderedDict[Principal, tuple[str, float]] = OrderedDict()
+
+    @classmethod
+    def from_file(cls, path: Path, issuer: str) -> "Minter":
+        """Reads a PKCS8 PEM private key. Raises ValueError or OSError with the file's name."""
+        return cls(_load_private(path), issuer)
+
+    def mint(self, principal: Principal, *, run_id: str = "") -> str:
+        """A token for `principal`, optionally bound to a run; valid for at least two and at most five minutes."""
+        if run_id:
+            principal = replace(principal, run_id=run_id)
+        now = time.time()
+        cached = self._cache.get(principal)
+        if cached and cached[1] > now:
+            return cached[0]
+        claims = {
+            "iss": self._issuer, "aud": AUDIENCE, "iat": int(now), "exp": int(now + LIFETIME.total_seconds()),
+            "tenant": principal.tenant, "sub": principal.user, "team": principal.team, "key": principal.key_id,
+            "scopes": list(principal.scopes), "tier": principal.tier, "run": principal.run_id,
+        }  # fmt: skip
+        token = jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._kid})
+        self._cache[principal] = (token, now + (LIFETIME - RENEW_BEFORE).total_seconds())
+        self._cache.move_to_end(principal)
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return token
+
+
+class Verifier:
+    """Verifies tokens against a JWKS file, which is read again when it changes: keys overlap during a rotation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: dict[str, Ed25519PublicKey] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._looked_at = 0.0
+        self._cache: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+        self._reload()
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Verifier":
+        """Raises ValueError or OSError when the key set cannot be read or is empty."""
+        return cls(path)
+
+    def _reload(self) -> None:
+        self._looked_at = time.monotonic()
+        stat = self._path.stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        if stamp == self._stamp:
+            return
+        keys = {entry["kid"]: jwt.PyJWK.from_dict(entry).key for entry in json.loads(self._path.read_text())["keys"]}
+        if not keys:
+            raise ValueError(f"{self._path.name} holds no key")
+        self._keys, self._stamp = keys, stamp
+        self._cache.clear()
+
+    def verify(self, token: str) -> Principal:
+        """The principal of `token`. Raises Unauthenticated when it is malformed, expired or of an unknown key."""
+        now = time.time()
+        if time.monotonic() - self._looked_at > RELOAD_EVERY_S:
+            try:
+                self._reload()
+            except (OSError, ValueError, KeyError, jwt.PyJWTError):
+                # A key set caught half-written: the last good one stays, and the file is read again in a second.
+                self._looked_at = time.monotonic()
+        cached = self._cache.get(token)
+        if cached is not None:
+            if cached[1] > now:
+                return cached[0]
+            raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED")
+        try:
+            kid = jwt.get_unverified_header(token).get("kid", "")
+            key = self._keys.get(kid)
+            if key is None:
+                raise Unauthenticated("the internal token is signed by an unknown key", reason="TOKEN_INVALID")
+            claims = jwt.decode(token, key, algorithms=["EdDSA"], audience=AUDIENCE, options={"require": ["exp", "iat", "iss"]})
+            principal = Principal(
+                tenant=claims["tenant"], user=claims["sub"], key_id=claims.get("key", ""), team=claims.get("team", ""),
+                scopes=tuple(claims.get("scopes", ())), tier=claims.get("tier", "free"), run_id=claims.get("run", ""),
+            )  # fmt: skip
+        except jwt.ExpiredSignatureError as error:
+            raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED") from error
+        except (jwt.PyJWTError, KeyError) as error:
+            raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID") from error
+        if not principal.tenant or claims["exp"] - claims["iat"] > LIFETIME.total_seconds():
+            raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID")
+        self._cache[token] = (principal, claims["exp"])
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return principal

@@ -1,0 +1,151 @@
+"""Logs: structlog, one event a line, with the ids that join a line to its trace and run, and without secrets."""
+
+import datetime
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+import structlog
+from opentelemetry import trace
+
+from services.common.rpc import context as call_context
+from services.common.settings import ServiceSettings
+
+REDACTED = "[redacted]"
+_SECRET_NAMES = re.compile(r"(authorization|api[-_]?key|secret|password|private[-_]?key|cookie|^token$|[-_]token$)", re.I)
+_SECRETS = re.compile(
+    r"\bbh_[A-Za-z0-9_-]{16,}"  # our API keys
+    r"|\bsk-[A-Za-z0-9_-]{12,}"  # provider keys
+    r"|\bAIza[A-Za-z0-9_-]{20,}"
+    r"|\bBearer\s+[A-Za-z0-9._~+/=-]{8,}"
+    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JWTs
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # user:password in a URL
+    re.I,
+)
+_EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
+_PHONE = re.compile(r"(?<![\w.:-])\+\d{1,3}[ ./-]?(?:\(\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,11}(?![\w.-])")
+
+
+def redact(text: str) -> str:
+    """`text` without API keys, tokens, passwords in URLs, e-mail addresses, payment cards and phone numbers."""
+    if len(text) < 6:
+        return text
+    text = _SECRETS.sub(REDACTED, text)
+    if "@" in text:
+        text = _EMAIL.sub(REDACTED, text)
+    if "+" in text:
+        text = _PHONE.sub(REDACTED, text)
+    return _CARD.sub(lambda m: REDACTED if _luhn(m.group()) else m.group(), text)
+
+
+def _luhn(text: str) -> bool:
+    digits = [int(c) for c in text if c.isdigit()]
+    doubled = [d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2]]
+    return sum(digits[-1::-2]) + sum(doubled) > 0 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {k: REDACTED if isinstance(k, str) and _SECRET_NAMES.search(k) else _redacted(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(v) for v in value]
+    if isinstance(value, (int, float, bool)) or value is None:
+        return value
+    return redact(str(value))
+
+
+def redaction(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor: the one place where lines lose secrets and personal data."""
+    return _redacted(event)
+
+
+def _correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"], event["span_id"] = f"{span.trace_id:032x}", f"{span.span_id:016x}"
+    context = call_context.current()
+    if context is not None:
+        event.setdefault("request_id", context.request_id)
+        if context.canary:
+            event["canary"] = True
+        if context.principal is not None:
+            event.setdefault("tenant", context.principal.tenant)
+            if context.principal.run_id:
+                event.setdefault("run_id", context.principal.run_id)
+    return event
+
+
+class _DailyFile:
+    """A text stream into `<dir>/<name>-<date>.jsonl`, a new file each UTC day."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._day = ""
+        self._file: TextIO | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, text: str) -> None:
+        day = datetime.datetime.now(datetime.UTC).date().isoformat()
+        if self._file is None or day != self._day:
+            if self._file is not None:
+                self._file.close()
+            self._day = day
+            self._file = (self._folder / f"{self._name}-{day}.jsonl").open("a", encoding="utf-8")
+        self._file.write(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+
+def configure(settings: ServiceSettings) -> None:
+    """Sends structlog and the standard library's loggers through one pipeline."""
+    level = getattr(logging, settings.log_level)
+    fixed = {"service": settings.service_name, "instance": settings.instance, "version": settings.version, "track": settings.track}
+
+    def identity(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.update(fixed)
+        return event
+
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        _correlation,
+        identity,
+        structlog.processors.format_exc_info,
+        redaction,
+    ]
+    daily = settings.log_sink == "jsonl_daily"
+    renderer: Any
+    if settings.log_format == "console" and not daily:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    else:
+        renderer = structlog.processors.JSONRenderer(serializer=lambda value, **_: orjson.dumps(value, default=str).decode())
+    stream: Any = _DailyFile(settings.log_dir, settings.instance) if daily else sys.stdout
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=_strip_and(renderer)))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries speak up from WARNING on: at DEBUG an HTTP client alone drowns everything else.
+    root.setLevel(max(level, logging.WARNING))
+
+
+def _strip_and(renderer: Any) -> Any:
+    def render(logger: Any, name: str, event: MutableMapping[str, Any]) -> Any:
+        event = structlog.stdlib.ProcessorFormatter.remove_processors_meta(logger, name, event)
+        return renderer(logger, name, event)
+
+    return render

@@ -1,0 +1,203 @@
+"""What every incoming RPC passes through: identity, deadline, trace, errors, metrics, one log line.
+
+Handlers are wrapped once, when a servicer is registered, and not by aio interceptors, which build a new handler for
+each call. The generated `add_…_to_server` functions get a `Registrar` in place of the server.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.metrics import get_meter
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from services.common import edges
+from services.common.errors import BulkheadError, DeadlineExceeded, Internal, InvalidInput, Unauthenticated, to_status
+from services.common.identity import Verifier
+from services.common.rpc import context as call_context
+from services.common.rpc.wire import context_of, extract_trace
+
+# gRPC reports "no deadline" as a time so far away that no caller can mean it.
+FAR_AWAY_S = 10 * 365 * 24 * 3600.0
+
+log = structlog.get_logger("bulkhead.rpc")
+_tracer = trace.get_tracer("bulkhead.rpc")
+_meter = get_meter("bulkhead.rpc")
+_duration = _meter.create_histogram(
+    "bulkhead_rpc_server_duration_seconds", unit="s", description="Time from a request to its last response."
+)
+
+
+class Registrar:
+    """Stands in for a grpc.aio.Server while servicers are added, and wraps each of their handlers."""
+
+    def __init__(self, server: grpc.aio.Server, service: str, verifier: Verifier, active: "ActiveCalls") -> None:
+        self._server = server
+        self._service = service
+        self._verifier = verifier
+        self._active = active
+        self.names: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Does nothing: the same handlers come again, by name, through add_registered_method_handlers."""
+
+    def add_registered_method_handlers(self, name: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
+        """Adds `handlers` of the proto service `name`, wrapped."""
+        wrapped = {method: self._wrap(f"/{name}/{method}", handler) for method, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, wrapped),))
+        self.names.append(name)
+
+    def _wrap(self, path: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        guard = _Guard(path, self._service, self._verifier, self._active)
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                guard.unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                guard.stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        raise TypeError(f"{path}: request streams are not served")
+
+
+class ActiveCalls:
+    """The tasks of the calls in flight, so that a drain can wait for them and then end them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def enter(self) -> asyncio.Task:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        return task
+
+    def leave(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+
+
+class _Guard:
+    def __init__(self, path: str, service: str, verifier: Verifier, active: ActiveCalls) -> None:
+        self._path = path
+        self._span_name = path[1:]
+        self._service = service
+        self._verifier = verifier
+        self._active = active
+        self._needs_deadline = path not in edges.NO_DEADLINE_NEEDED
+        self._attributes = {"rpc.system": "grpc", "rpc.method": path[1:]}
+        self._labels = {code: {"method": path[1:], "code": code.name} for code in grpc.StatusCode}
+
+    def _enter(self, context: grpc.aio.ServicerContext) -> tuple[trace.Span, call_context.CallContext, object, BulkheadError | None]:
+        """Reads the metadata and starts the server span; what is wrong with the call comes back as an error."""
+        remaining = context.time_remaining()
+        if remaining is not None and remaining > FAR_AWAY_S:
+            remaining = None
+        call, token, carrier = context_of(context.invocation_metadata() or (), remaining)
+        refusal: BulkheadError | None = None
+        try:
+            if not token:
+                raise Unauthenticated("the call carries no internal token", reason="TOKEN_MISSING")
+            call = call_context.CallContext(call.request_id, call.canary, call.deadline, self._verifier.verify(token), token)
+        except Unauthenticated as error:
+            refusal = error
+        if refusal is None and remaining is None and self._needs_deadline:
+            refusal = InvalidInput("the call has no deadline; set one", reason="DEADLINE_MISSING")
+        span = _tracer.start_span(self._span_name, context=extract_trace(carrier), kind=SpanKind.SERVER, attributes=self._attributes)
+        if span.is_recording():
+            span.set_attribute("bulkhead.request_id", call.request_id)
+            span.set_attribute("bulkhead.canary", call.canary)
+            if call.principal is not None:
+                span.set_attribute("bulkhead.tenant", call.principal.tenant)
+                if call.principal.run_id:
+                    span.set_attribute("bulkhead.run_id", call.principal.run_id)
+        call_context.enter(call)
+        token_of_span = otel_context.attach(trace.set_span_in_context(span))
+        return span, call, token_of_span, refusal
+
+    def unary(self, behavior: Callable) -> Callable:
+        """Wraps a unary-unary behaviour."""
+
+        async def handle(request, context):
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            task = self._active.enter()
+            span, _, _, refusal = self._enter(context)
+            try:
+                if refusal is not None:
+                    raise refusal
+                return await behavior(request, context)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary, where every error becomes a row of the table
+                failure = self._failure(error, span)
+                code = failure.code
+                await _abort(context, failure, span)
+            finally:
+                self._active.leave(task)
+                span.end()
+                _duration.record(time.perf_counter() - started, self._labels[code])
+
+        return handle
+
+    def stream(self, behavior: Callable) -> Callable:
+        """Wraps a unary-stream behaviour, which must be an async generator."""
+
+        async def handle(request, context):
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            task = self._active.enter()
+            span, _, _, refusal = self._enter(context)
+            responses = behavior(request, context)
+            try:
+                if refusal is not None:
+                    raise refusal
+                async for response in responses:
+                    yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary, where every error becomes a row of the table
+                failure = self._failure(error, span)
+                code = failure.code
+                await _abort(context, failure, span)
+            finally:
+                # Closing at once, not when the collector comes by, is what carries a cancel on to the leaf.
+                await responses.aclose()
+                self._active.leave(task)
+                span.end()
+                _duration.record(time.perf_counter() - started, self._labels[code])
+
+        return handle
+
+    def _failure(self, error: Exception, span: trace.Span) -> BulkheadError:
+        if isinstance(error, BulkheadError):
+            if error.counts_against_slo:
+                span.set_status(Status(StatusCode.ERROR, error.reason))
+                log.warning("rpc_failed", method=self._span_name, reason=error.reason)
+            span.set_attribute("error.type", error.reason)
+            return error
+        if isinstance(error, TimeoutError):
+            span.set_status(Status(StatusCode.ERROR, "DEADLINE_EXCEEDED"))
+            return DeadlineExceeded("the call took longer than its deadline")
+        error_id = uuid.uuid4().hex[:12]
+        log.error("internal_error", method=self._span_name, error_id=error_id, exc_info=error)
+        span.set_status(Status(StatusCode.ERROR, "INTERNAL"))
+        span.set_attribute("error.type", type(error).__name__)
+        return Internal(f"internal error {error_id}", metadata={"error_id": error_id, "service": self._service})
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: BulkheadError, span: trace.Span) -> NoReturn:
+    identity = span.get_span_context()
+    status = to_status(error, f"{identity.trace_id:032x}" if identity.is_valid else "")
+    await context.abort(error.code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    raise AssertionError("abort always raises")

@@ -1,0 +1,79 @@
+"""Sets up the one tracer provider and the one meter provider of a process."""
+
+from collections.abc import Callable
+
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
+from prometheus_client import start_http_server
+
+from services.common.settings import ServiceSettings, StartRefused
+
+# The Python exporter reads seconds here, and its own default would hold up a shutdown for longer than the flush may take.
+EXPORT_TIMEOUT_S = 2
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+def configure(settings: ServiceSettings) -> Callable[[], None]:
+    """Installs the providers, starts the metrics port, and answers a blocking function that flushes and ends them.
+
+    Without an OTLP endpoint nothing is recorded, but trace ids are still made and passed on, for logs and errors.
+    Raises StartRefused when the metrics port is taken.
+    """
+    resource = Resource.create(
+        {
+            "service.name": f"bulkhead-{settings.service_name.replace('_', '-')}",
+            "service.version": settings.version,
+            "service.instance.id": settings.instance,
+            "deployment.environment.name": settings.env,
+            "bulkhead.track": settings.track,
+        }
+    )
+    exported = bool(settings.otlp_endpoint)
+    sampler = ParentBased(TraceIdRatioBased(settings.trace_sample_ratio)) if exported else ALWAYS_OFF
+    tracers = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
+    readers: list[MetricReader] = []
+    if exported:
+        # Imported here: without an endpoint the exporters would only cost memory.
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+        insecure = not settings.otlp_endpoint.startswith("https://")
+        spans = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
+        tracers.add_span_processor(BatchSpanProcessor(spans, max_queue_size=8192, schedule_delay_millis=1000))
+        values = OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
+        readers.append(PeriodicExportingMetricReader(values, export_interval_millis=15_000))
+    stop_metrics: Callable[[], None] = _nothing
+    if settings.metrics_port:
+        readers.append(PrometheusMetricReader(disable_target_info=False))
+        try:
+            server, thread = start_http_server(settings.metrics_port, addr=settings.host)
+        except OSError:
+            raise StartRefused([f"port {settings.metrics_port} is taken (BULKHEAD_METRICS_PORT)"]) from None
+
+        def stop_metrics() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join(1.0)
+
+    views = [View(instrument_unit="s", instrument_name="*", aggregation=ExplicitBucketHistogramAggregation(SECONDS))]
+    meters = MeterProvider(resource=resource, metric_readers=readers, views=views, shutdown_on_exit=False)
+    trace.set_tracer_provider(tracers)
+    metrics.set_meter_provider(meters)
+
+    def flush() -> None:
+        tracers.shutdown()
+        meters.shutdown()
+        stop_metrics()
+
+    return flush
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,122 @@
+"""Valkey: connections with the timeouts we mean, libraries of Lua functions, and calls batched by loop tick."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as ValkeyConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as ValkeyTimeoutError
+
+from services.common.errors import Overloaded
+
+# What callers may catch as "the store is away"; everything else from redis is a defect of ours.
+UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError)
+
+
+def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, decode: bool = False) -> redis.Redis:
+    """A client with a pool. `timeout_s` bounds connecting and each answer; no call is repeated behind the caller's back."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_keepalive=True,
+        health_check_interval=0,
+        max_connections=max_connections,
+        decode_responses=decode,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+
+
+def store_unavailable(error: Exception, store: str = "state") -> Overloaded:
+    """The domain error for a store that cannot be reached."""
+    return Overloaded(f"the {store} store cannot be reached", reason="STORE_UNAVAILABLE", retry_after_s=1.0, metadata={"store": store})
+
+
+class Library:
+    """A library of Lua functions in one file that begins with `#!lua name=<library>`.
+
+    Function names carry the schema version (`run_claim_v1`), so that two versions of a service can share a store. A
+    store that was emptied, or a new primary without the library, gets it again at the first call that misses it.
+    """
+
+    def __init__(self, client: redis.Redis, path: Path) -> None:
+        self._client = client
+        self._code = path.read_text(encoding="utf-8")
+        self._batch: list[tuple[tuple, asyncio.Future]] = []
+
+    @property
+    def client(self) -> redis.Redis:
+        """The client that the functions are called through."""
+        return self._client
+
+    async def load(self) -> None:
+        """Loads or replaces the library."""
+        await self._client.function_load(self._code, replace=True)
+
+    async def call(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+        """FCALL, in a round trip of its own. Raises redis errors."""
+        try:
+            return await self._client.fcall(name, len(keys), *keys, *args)
+        except ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+            await self.load()
+            return await self._client.fcall(name, len(keys), *keys, *args)
+
+    async def batched(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+        """FCALL in one pipeline with all other batched calls of this loop tick: fewer system calls under load.
+
+        The calls are not a transaction; each succeeds or fails alone. A cancelled caller's call is still made.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future = loop.create_future()
+        if not self._batch:
+            loop.call_soon(self._send)
+        self._batch.append((("FCALL", name, len(keys), *keys, *args), future))
+        return await future
+
+    def _send(self) -> None:
+        batch, self._batch = self._batch, []
+        task = asyncio.get_running_loop().create_task(self._run(batch))
+        # The futures are what callers hold; the task itself reports through them and needs a reference until done.
+        batch[0][1].add_done_callback(lambda _, task=task: task)
+
+    async def _run(self, batch: list[tuple[tuple, asyncio.Future]]) -> None:
+        try:
+            pipeline = self._client.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            answers = await pipeline.execute(raise_on_error=False)
+            if any(isinstance(a, ResponseError) and "Function not found" in str(a) for a in answers):
+                await self.load()
+                answers = [
+                    await self._client.execute_command(*command)
+                    if isinstance(answer, ResponseError) and "Function not found" in str(answer)
+                    else answer
+                    for (command, _), answer in zip(batch, answers, strict=True)
+                ]
+        except BaseException as error:  # handed on, to every caller of the batch
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else ValkeyConnectionError("interrupted"))
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+
+async def ping(client: redis.Redis) -> bool:
+    """Readiness check of a store."""
+    return bool(await client.ping())
