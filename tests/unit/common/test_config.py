@@ -1,0 +1,63 @@
+"""Product configuration: refused whole with every problem, reloaded when good, kept when bad."""
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from services.common.config import ConfigFile
+from services.common.settings import StartRefused
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    size: int
+
+
+def file(tmp_path, text):
+    path = tmp_path / "sample.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("name: [", ["line"]),
+        ("name: a\nname: b\nsize: 1", ["stands twice"]),
+        ("size: many\nextra: 1", ["name", "size", "extra"]),
+        ("", ["sample.yaml"]),
+    ],
+)
+def test_a_bad_file_refuses_the_start_with_every_problem(tmp_path, text, named):
+    with pytest.raises(StartRefused) as caught:
+        ConfigFile(file(tmp_path, text), Shape.model_validate)
+    listed = "\n".join(caught.value.problems)
+    assert all(name in listed for name in named)
+
+
+def test_a_missing_file_refuses_the_start(tmp_path):
+    with pytest.raises(StartRefused):
+        ConfigFile(tmp_path / "absent.yaml", Shape.model_validate)
+
+
+def test_a_good_change_takes_effect_and_a_bad_one_keeps_the_last_good(tmp_path):
+    path = file(tmp_path, "name: a\nsize: 1")
+    config = ConfigFile(path, Shape.model_validate)
+    seen = []
+    config.on_change(seen.append)
+    assert not config.reload()
+    path.write_text("name: a\nsize: wrong")
+    assert not config.reload()
+    assert config.current.size == 1
+    assert "size" in config.problem[0]
+    path.write_text("name: a\nsize: 2")
+    assert config.reload()
+    assert (config.current.size, config.problem, len(seen)) == (2, [], 1)
+    path.write_text("name: [")
+    config.reload()
+    path.write_text("name: a\nsize: 2")
+    config.reload()
+    assert (config.current.size, config.problem) == (2, [])
+    path.unlink()
+    assert not config.reload()
+    assert config.current.size == 2

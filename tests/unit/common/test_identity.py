@@ -1,0 +1,89 @@
+"""Internal tokens: what a verifier accepts, and what it must not."""
+
+import json
+import time
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import PermissionDenied, Unauthenticated
+from services.common.identity import Minter, Principal, Verifier, generate_keys
+
+PRINCIPAL = Principal("acme", "ana", "key_1", "blue", ("runs:write",), "pro", "run_1")
+
+
+def test_a_token_carries_the_whole_principal(identities):
+    token = Minter.from_file(identities.signing_key("gateway"), "gateway").mint(PRINCIPAL)
+    assert identities.verifier.verify(token) == PRINCIPAL
+
+
+def test_no_token_lives_longer_than_five_minutes(identities):
+    claims = jwt.decode(identities.token(PRINCIPAL), options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] <= 300
+    assert claims["exp"] - time.time() >= 110
+
+
+def test_a_token_that_claims_a_longer_life_is_refused(identities):
+    key = Minter.from_file(identities.signing_key("gateway"), "gateway")
+    claims = {"iss": "x", "aud": "bulkhead", "iat": int(time.time()), "exp": int(time.time()) + 3600, "tenant": "a", "sub": "b"}
+    token = jwt.encode(claims, key._key, algorithm="EdDSA", headers={"kid": key._kid})
+    with pytest.raises(Unauthenticated):
+        identities.verifier.verify(token)
+
+
+def test_expired_foreign_and_unsigned_tokens_are_refused(identities, tmp_path):
+    generate_keys(tmp_path, ["stranger"])
+    foreign = Minter.from_file(tmp_path / "stranger.pem", "stranger").mint(PRINCIPAL)
+    minter = Minter.from_file(identities.signing_key("gateway"), "gateway")
+    old = {"iss": "x", "aud": "bulkhead", "iat": 1_000_000, "exp": 1_000_100, "tenant": "a", "sub": "b"}
+    expired = jwt.encode(old, minter._key, algorithm="EdDSA", headers={"kid": minter._kid})
+    unsigned = jwt.encode(
+        {**old, "exp": int(time.time()) + 60, "iat": int(time.time())}, "", algorithm="none", headers={"kid": minter._kid}
+    )
+    public = json.loads(identities.keys_file.read_text())["keys"][0]
+    confused = jwt.encode({**old, "exp": int(time.time()) + 60}, public["x"] * 2, algorithm="HS256", headers={"kid": public["kid"]})
+    for token in (foreign, expired, unsigned, confused, "", "a.b.c", "nonsense"):
+        with pytest.raises(Unauthenticated):
+            identities.verifier.verify(token)
+
+
+def test_rotation_both_keys_hold_during_the_overlap_and_the_old_one_ends(tmp_path):
+    generate_keys(tmp_path, ["old"])
+    verifier = Verifier.from_file(tmp_path / "jwks.json")
+    old = Minter.from_file(tmp_path / "old.pem", "old").mint(PRINCIPAL)
+    generate_keys(tmp_path, ["old", "new"])
+    new = Minter.from_file(tmp_path / "new.pem", "new").mint(PRINCIPAL)
+    verifier._looked_at = 0.0
+    assert verifier.verify(new) == verifier.verify(old) == PRINCIPAL
+    keys = json.loads((tmp_path / "jwks.json").read_text())["keys"]
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": keys[1:]}))
+    verifier._looked_at = 0.0
+    assert verifier.verify(new) == PRINCIPAL
+    with pytest.raises(Unauthenticated):
+        verifier.verify(old)
+
+
+def test_a_key_set_caught_half_written_keeps_the_last_good_one(tmp_path):
+    generate_keys(tmp_path, ["one"])
+    verifier = Verifier.from_file(tmp_path / "jwks.json")
+    token = Minter.from_file(tmp_path / "one.pem", "one").mint(PRINCIPAL)
+    (tmp_path / "jwks.json").write_text('{"keys": [')
+    verifier._looked_at = 0.0
+    assert verifier.verify(token) == PRINCIPAL
+
+
+@given(
+    st.lists(st.sampled_from(["a:read", "a:write", "b:read"]), max_size=3),
+    st.lists(st.sampled_from(["a:read", "a:write", "b:read"]), max_size=3),
+)
+def test_require_passes_exactly_when_every_scope_is_held(held, asked):
+    principal = Principal("t", "u", scopes=tuple(held))
+    if set(asked) <= set(held):
+        principal.require(*asked)
+    else:
+        with pytest.raises(PermissionDenied) as caught:
+            principal.require(*asked)
+        assert set(caught.value.metadata["missing_scopes"].split(", ")) == set(asked) - set(held)
+    Principal("t", "u", scopes=("*",)).require(*asked)

@@ -1,0 +1,70 @@
+"""Redaction: what must never stand in a log line, and what must stay readable."""
+
+import datetime
+import json
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common import logging as bulkhead_logging
+from services.common.logging import REDACTED, redact, redaction
+from services.common.settings import ServiceSettings
+
+SECRETS = [
+    "bh_" + "a1B2" * 8,
+    "sk-" + "proj" * 6,
+    "Bearer abcdefghijklmnop",
+    "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhbmEifQ.c2lnbmF0dXJl",
+    "ana.lee+work@example.org",
+    "+49 170 1234567",
+    "4111 1111 1111 1111",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@given(before=st.text("abc xyz.", max_size=12), after=st.text(" xyz,", max_size=12))
+def test_secrets_and_personal_data_leave_no_trace(secret, before, after):
+    text = f"{before} {secret} {after}"
+    assert secret not in redact(text)
+    assert secret not in json.dumps(redaction(None, "", {"event": text, "deep": {"list": [text]}}))
+
+
+def test_passwords_in_urls_and_values_under_secret_names_are_hidden():
+    assert redact("redis://user:hunter2@host:1/0") == f"redis://{REDACTED}@host:1/0"
+    event = redaction(None, "", {"api_key": "x", "Authorization": "y", "access_token": "t", "max_tokens": 5, "input_tokens": 7})
+    assert event == {"api_key": REDACTED, "Authorization": REDACTED, "access_token": REDACTED, "max_tokens": 5, "input_tokens": 7}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-21T13:48:13.123456Z",
+        "trace 4bf92f3577b34da6a3ce929d0e0e4736",
+        "run_0193f1c2a7b84d5e9f00112233445566",
+        "took 1234567890123 ns",
+        "127.0.0.1:50051",
+        "1.85.1+local",
+    ],
+)
+def test_ordinary_values_stay_readable(text):
+    assert redact(text) == text
+
+
+def test_daily_files_hold_one_json_object_a_line(tmp_path):
+    settings = ServiceSettings(log_sink="jsonl_daily", log_dir=tmp_path, log_format="json", instance="one", log_level="INFO")
+    before = structlog.get_config()
+    try:
+        bulkhead_logging.configure(settings)
+        structlog.get_logger("test").info("hello", user="ana@example.org", n=1)
+    finally:
+        structlog.configure(**before)
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = tmp_path / f"one-{day}.jsonl"
+    structlog.reset_defaults()
+    import gc
+
+    gc.collect()
+    line = json.loads(path.read_text().splitlines()[0])
+    assert (line["event"], line["user"], line["n"], line["level"]) == ("hello", REDACTED, 1, "info")
