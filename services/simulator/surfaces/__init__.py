@@ -1,0 +1,1 @@
+"""The HTTP surfaces: OpenAI's API, and the control endpoints under /sim."""
