@@ -47,6 +47,21 @@ def free_port() -> int:
 _given: set[int] = set()
 
 
+def port_is_free(port: int) -> bool:
+    """Whether nothing on loopback holds the port at this moment."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def free_port_base(size: int = 16) -> int:
+    """The first of `size` ports in a row that are free on loopback, for `bulkhead up --port-base`."""
+    while True:
+        base = free_port()
+        if base + size < 65_536 and all(port_is_free(base + offset) for offset in range(size)):
+            return base
+
+
 def eventually(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> Any:
     """Polls until `condition()` is true and answers its value; AssertionError naming `what` when it never is."""
     end = time.monotonic() + timeout_s

@@ -8,9 +8,10 @@ import uuid
 import httpx2 as httpx
 import pytest
 
+from services.common import testing
 from services.common.testing import eventually
 from tests.e2e.api import TERMINAL, Api, answer_of
-from tests.e2e.conftest import port_base, start_platform
+from tests.e2e.harness import start_platform
 
 SERVICES = ["gateway", "orchestrator", "llm_gateway", "tool_executor", "memory"]
 
@@ -20,7 +21,7 @@ def own(otlp, tmp_path_factory):
     """A platform of this module's own, because its tests break it."""
     receiver, port = otlp
     data_dir = tmp_path_factory.mktemp("lifecycle") / "data"
-    running = start_platform(data_dir, port_base(), receiver, port, "--replicas", "orchestrator=2")
+    running = start_platform(data_dir, testing.free_port_base(), receiver, port, "--replicas", "orchestrator=2")
     yield running
     running.process.stop()
 
@@ -116,7 +117,7 @@ def test_an_owner_that_is_killed_mid_stream_is_taken_over_with_the_same_answer(o
 
 def test_long_term_memories_threads_and_keys_survive_a_restart(otlp, tmp_path):
     receiver, port = otlp
-    data_dir, base = tmp_path / "data", port_base()
+    data_dir, base = tmp_path / "data", testing.free_port_base()
     first = start_platform(data_dir, base, receiver, port)
     try:
         with Api(first.url, first.key) as api:

@@ -21,7 +21,8 @@ def ingested(api):
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         made = api.post("/v1/documents", {"title": path.name, "content_type": "text/markdown", "text": Path(path).read_text()})
         assert made
-    text = "# Harbour rules\n\nThe harbour master of Bulkhead opens the lock gate at 06:40 every morning.\n\n## Night\n\nNo ship leaves after dark.\n"
+    text = "# Harbour rules\n\n"
+    text += "The harbour master of Bulkhead opens the lock gate at 06:40 every morning.\n\n## Night\n\nNo ship leaves after dark.\n"
     api.post("/v1/documents", {"title": "harbour.md", "content_type": "text/markdown", "text": text})
     return "When does the harbour master open the lock gate? Also what is 17 * 23, and what is the code name of my project?"
 

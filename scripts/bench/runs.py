@@ -1,0 +1,126 @@
+"""Durable runs through the whole platform: first event, one step, throughput at 50 concurrent, memory at rest.
+
+Starts `bulkhead up` of its own with the `test` preset (no tier limits), the simulator answering at once, and drives the
+gateway over HTTP with streamed runs. Everything, the load included, shares this machine's cores.
+"""
+
+import asyncio
+import signal
+import statistics
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import aiohttp
+import orjson
+import uvloop
+
+from scripts.bench.machine import Figure, cpu_seconds, percentile, rss_mib
+from services.common import testing
+
+SERVICES = ["gateway", "orchestrator", "llm_gateway", "tool_executor", "memory"]
+ALL = [*SERVICES, "simulator", "valkey_state", "valkey_cache", "milvus"]
+SINGLE_RUNS = 60
+LOAD_RUNS = 400
+CONCURRENT = 50
+TERMINAL = (b"event: run_finished", b"event: run_failed", b"event: run_cancelled")
+
+
+class Client:
+    """Starts streamed runs and times them."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
+        self._session, self._url, self._headers = session, url, {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
+
+    async def run(self, agent: str, text: str) -> tuple[float, float]:
+        """Seconds to the first event and to the end. Raises RuntimeError when the run does not finish."""
+        body = orjson.dumps({"input": text, "agent": agent, "stream": True})
+        headers = {**self._headers, "content-type": "application/json"}
+        started = time.perf_counter()
+        first = 0.0
+        last = b""
+        url = f"{self._url}/v1/threads/bench-{uuid.uuid4().hex}/runs"
+        async with self._session.post(url, data=body, headers=headers) as answer:
+            if answer.status != 200:
+                raise RuntimeError(f"HTTP {answer.status}: {(await answer.text())[:300]}")
+            async for line in answer.content:
+                if line.startswith(b"event: "):
+                    first = first or time.perf_counter() - started
+                    last = line.strip()
+                    if last in TERMINAL:
+                        break
+        if last != TERMINAL[0]:
+            raise RuntimeError(f"the run ended with {last.decode() or 'nothing'}")
+        return first, time.perf_counter() - started
+
+
+async def _single(client: Client, agent: str, text: str) -> tuple[list[float], list[float]]:
+    for _ in range(5):
+        await client.run(agent, text)
+    times = [await client.run(agent, text) for _ in range(SINGLE_RUNS)]
+    return [t[0] for t in times], [t[1] for t in times]
+
+
+async def _load(client: Client, agent: str, text: str, runs: int) -> tuple[float, list[float]]:
+    left = iter(range(runs))
+    totals: list[float] = []
+
+    async def worker() -> None:
+        for _ in left:
+            totals.append((await client.run(agent, text))[1])
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(CONCURRENT)))
+    return runs / (time.perf_counter() - started), totals
+
+
+async def _measure(url: str, key: str, pids: dict[str, int]) -> list[Figure]:
+    figures = [Figure(f"idle RSS {name}", rss_mib(pids[name]), "MiB", 250.0 if name == "memory" else 120.0) for name in SERVICES]
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
+        client = Client(session, url, key)
+        for label, one_step, five in (("", "plain", "bench"), (" with Recall", "bench-recall", "bench-recall")):
+            first, whole = await _single(client, one_step, "Say hello")
+            figures.append(Figure(f"first event p50{label}", statistics.median(first) * 1000, "ms", 15.0 if not label else None))
+            figures.append(Figure(f"one-step durable run p50{label}", statistics.median(whole) * 1000, "ms", 25.0 if not label else None))
+            figures.append(Figure(f"one-step durable run p99{label}", percentile(whole, 0.99) * 1000, "ms"))
+            await _load(client, five, "five-steps", CONCURRENT)  # warms every connection
+            before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+            rate, totals = await _load(client, five, "five-steps", LOAD_RUNS)
+            figures.append(
+                Figure(f"five-step runs/s at {CONCURRENT} concurrent{label}", rate, "runs/s", 50.0 if not label else None, lower=False)
+            )
+            figures.append(Figure(f"five-step run p50 at {CONCURRENT} concurrent{label}", statistics.median(totals) * 1000, "ms"))
+            figures.append(Figure(f"five-step run p99 at {CONCURRENT} concurrent{label}", percentile(totals, 0.99) * 1000, "ms"))
+            for name, pid in pids.items():
+                used = (cpu_seconds(pid) - before[name]) / LOAD_RUNS * 1000
+                if used >= 0.05:
+                    figures.append(Figure(f"CPU a five-step run{label}: {name}", used, "ms"))
+    return figures
+
+
+def run() -> list[Figure]:
+    """Starts a platform, measures, and ends it."""
+    with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as folder:
+        base, data_dir, log = testing.free_port_base(), Path(folder) / "data", Path(folder) / "up.log"
+        command = testing.python("-m", "services.cli", "up", "--port-base", str(base), "--data-dir", str(data_dir))
+        env = {"BULKHEAD_ENV": "test", "BULKHEAD_LOG_LEVEL": "WARNING", "OPENAI_API_KEY": ""}
+        started = time.perf_counter()
+        up = testing.Process(command, env=env, log=log)
+        try:
+            testing.eventually(
+                lambda: f"http://127.0.0.1:{base}" in up.output(), f"the platform is ready\n{up.output()[-2000:]}", timeout_s=90
+            )
+            ready = time.perf_counter() - started
+            pairs = dict(line.split("=", 1) for line in (data_dir / "dev.env").read_text().splitlines() if "=" in line)
+            key = pairs["BULKHEAD_API_KEY"].strip("'\"")
+            pids = {name: int((data_dir / "run" / f"{name}-0.pid").read_text()) for name in ALL}
+            figures = [Figure("`bulkhead up` to ready", ready, "s", 5.0)]
+            return figures + uvloop.run(_measure(f"http://127.0.0.1:{base}", key, pids))
+        finally:
+            up.signal(signal.SIGINT)
+            try:
+                up.wait(20)
+            finally:
+                up.stop()
