@@ -4,7 +4,9 @@ Nothing here is imported by a service. The pytest fixtures over it stand in test
 """
 
 import asyncio
+import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -33,33 +35,44 @@ ISSUERS = ["gateway", "orchestrator", "llm_gateway", "memory", "test"]
 PATIENCE_S = 60.0
 
 
+# Below the range that the kernel takes outgoing ports from, so that no connection of a stranger lands on one of ours.
+_PORTS = range(10_000, 32_000)
+_LOCKS = Path(tempfile.gettempdir()) / "bulkhead-test-ports"
+_held: dict[int, TextIO] = {}
+
+
 def free_port() -> int:
-    """A TCP port that was free a moment ago on loopback; each call of a process answers another one."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _given:
-            _given.add(port)
-            return port
-
-
-_given: set[int] = set()
-
-
-def port_is_free(port: int) -> bool:
-    """Whether nothing on loopback holds the port at this moment."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+    """A free TCP port on loopback that no other test process is given while this one lives."""
+    return free_port_base(1)
 
 
 def free_port_base(size: int = 16) -> int:
-    """The first of `size` ports in a row that are free on loopback, for `bulkhead up --port-base`."""
+    """The first of `size` free ports in a row, each held by a lock file until this process ends."""
+    _LOCKS.mkdir(mode=0o777, exist_ok=True)
     while True:
-        base = free_port()
-        if base + size < 65_536 and all(port_is_free(base + offset) for offset in range(size)):
+        base = random.choice(_PORTS[:-size])  # noqa: S311 - spreads test processes over the range
+        taken = [port for port in range(base, base + size) if not _take(port)]
+        if not taken:
             return base
+        for port in range(base, base + size):
+            if port not in taken:
+                _held.pop(port).close()
+
+
+def _take(port: int) -> bool:
+    if port in _held:
+        return False
+    lock = (_LOCKS / str(port)).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        lock.close()
+        return False
+    _held[port] = lock
+    return True
 
 
 def eventually(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, every_s: float = 0.02) -> Any:
