@@ -68,10 +68,11 @@ def find_expressions(text: str) -> tuple[list[str], str]:
     """
     if not any(character.isdigit() for character in text):
         return [], text
+    cued = _CUE.search(text) is not None
     if _WORDED_HINT.search(text):
         for pattern, replacement in _WORDED:
-            text = pattern.sub(replacement, text)
-    cued = _CUE.search(text) is not None
+            text, replaced = pattern.subn(replacement, text)
+            cued = cued or replaced > 0
     found: list[str] = []
 
     def take(match: re.Match[str]) -> str:

@@ -5,11 +5,13 @@ Scores follow Robertson and Spärck Jones' idf over the candidate sentences of t
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 _WORD = re.compile(r"[^\W_]+")
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+_BEGINS_BLOCK = re.compile(r"\s*(?:[#>*+|-]|\d+[.)]\s)")
+_WRAPPED_CHARS = 60  # shorter lines end where they end, longer ones were broken by an editor
 _MARKUP = re.compile(r"^(?:[#>*\-+|\s]+|\d+[.)]\s+)+")
 _EAST_ASIAN = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
@@ -64,9 +66,28 @@ def terms(text: str) -> frozenset[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences and lines of `text`, without Markdown signs at their start, each an exact part of the text."""
-    parts = (_MARKUP.sub("", part).strip() for part in _SENTENCE_END.split(text) if part)
-    return [part for part in parts if part]
+    """The sentences of `text`: its own words in their order, without Markdown signs at the start and with plain spaces."""
+    found: list[str] = []
+    for block in _blocks(text):
+        plain = _MARKUP.sub("", " ".join(block.split()))
+        found.extend(part.strip() for part in _SENTENCE_END.split(plain) if part.strip())
+    return found
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Paragraphs, list items, headings and lines; a line that goes on with a wrapped one belongs to it."""
+    block = ""
+    wrapped = False
+    for line in text.split("\n"):
+        if not wrapped or not line.strip() or _BEGINS_BLOCK.match(line):
+            if block:
+                yield block
+            block = line
+        else:
+            block = f"{block} {line}"
+        wrapped = len(line) >= _WRAPPED_CHARS and not line.startswith("#")
+    if block:
+        yield block
 
 
 def shorten(quote: str, limit_chars: int = MAX_QUOTE_CHARS) -> str:

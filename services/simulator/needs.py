@@ -50,6 +50,7 @@ _TIME = re.compile(
     r"|\bwhat day is (?:it|today)\b|\b(?:today'?s|the) date\b|\btime is it\b|\btime (?:is it )?(?:now|right now)\b",
     re.I,
 )
+_ZONE = re.compile(r"\b[A-Z][A-Za-z]+/[A-Z][A-Za-z_]+\b")
 _RECALL = re.compile(
     r"\b(?:earlier|before|previously|remember|recall|remind|last time|did (?:i|we)|have i"
     r"|i (?:said|told|mentioned|asked|gave|wrote|like|prefer)"
@@ -99,8 +100,12 @@ def find_needs(asked: str) -> list[Need]:
     for code in _FENCE.findall(text):
         needs.append(Need(Kind.CODE, code.strip("\n"), text))
     text = _FENCE.sub(" ", text)
+    beside_code = bool(needs)
     for clause in _clauses(text):
-        needs.extend(_needs_of(clause))
+        for need in _needs_of(clause):
+            # "Run this:" beside a block of code asks for nothing more.
+            if not beside_code or need.kind is not Kind.KNOWLEDGE or need.terms - _ONLY_ABOUT_ANOTHER_NEED:
+                needs.append(need)
     return list(dict.fromkeys(needs))
 
 
@@ -153,7 +158,7 @@ def _needs_of(clause: str) -> Iterator[Need]:
     told_time = _TIME.search(rest)
     if told_time:
         yield Need(Kind.TIME, "", clause)
-        rest = _TIME.sub(" ", rest)
+        rest = _ZONE.sub(" ", _TIME.sub(" ", rest))
     yield from _residual(clause, rest, found_before=bool(expressions or urls or told_time))
 
 

@@ -146,15 +146,17 @@ class SchemaFiller:
 
     def _number(self, schema: Mapping[str, Any], kind: str) -> int | float:
         low, high = _bound(schema, "minimum", "exclusiveMinimum", 1), _bound(schema, "maximum", "exclusiveMaximum", -1)
+        step = schema.get("multipleOf")
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or step <= 0:
+            step = None
         for position, number in enumerate(self._numbers):
-            if kind == "integer" and number != int(number):
+            if (kind == "integer" and number != int(number)) or (step and number % step):
                 continue
             if (low is None or number >= low) and (high is None or number <= high):
                 del self._numbers[position]
                 return int(number) if kind == "integer" else number
         value = low if low is not None else min(1, high) if high is not None else 1
-        step = schema.get("multipleOf")
-        if isinstance(step, (int, float)) and not isinstance(step, bool) and step > 0:
+        if step:
             value = -(-value // step) * step
         return int(-(-value // 1)) if kind == "integer" else value
 
