@@ -13,7 +13,7 @@ RUN python -m venv --without-pip /opt/venv \
  && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --compile --require-hashes -r requirements.txt
 COPY services services
 COPY protos/gen/python/bulkhead bulkhead
-COPY scripts/image_health.py /app/image_health.py
+COPY scripts/image_health.py scripts/create_key.py /app/
 RUN module="$(echo "${SERVICE}" | tr - _)" \
  && mkdir -p /app/services \
  && if [ "${SERVICE}" = devstores ]; then \

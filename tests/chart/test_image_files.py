@@ -1,9 +1,12 @@
 """Dockerfile, compose.yaml and skaffold.yaml: valid, and about the same services, images and settings as the charts."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
@@ -12,10 +15,13 @@ from threading import Thread
 import grpc
 import jsonschema
 import pytest
+import redis
 import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.common import embedded
+from services.common.accounts import Accounts
+from services.common.valkey import connect
 
 SERVICES = ("gateway", "orchestrator", "llm-gateway", "tool-executor", "memory", "simulator")
 IMAGES = (*SERVICES, "devstores")
@@ -82,12 +88,12 @@ def test_what_the_build_copies_is_in_its_context(render, dockerfile):
     ignored = (render.root / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     allowed = [line[1:] for line in ignored if line.startswith("!")]
-    copied = re.findall(r"(?m)^COPY (?!--from)(\S+) ", dockerfile)
+    copied = [source for sources in re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", dockerfile) for source in sources.split()]
     for source in copied:
         sample = source.replace("${SERVICE}", "gateway")
         assert (render.root / sample).exists(), sample
         assert any(sample == entry or sample.startswith(f"{entry}/") or entry == "requirements/*.txt" for entry in allowed), sample
-    assert len(copied) == 4
+    assert len(copied) == 5
 
 
 def test_compose_matches_the_specification(render, compose):
@@ -221,3 +227,58 @@ def test_the_images_health_check_asks_for_liveness_over_grpc(render):
         assert not healthy(render, f"grpc://127.0.0.1:{port}")
     finally:
         server.stop(None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def state(tmp_path):
+    """URL of a real Valkey."""
+    port = free_port()
+    process = subprocess.Popen(embedded.valkey_state_command(port, tmp_path))
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        client = redis.Redis.from_url(url, socket_connect_timeout=1)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline, "Valkey did not start"
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def create_key(render, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(render.root)} | variables
+    command = [sys.executable, str(render.root / "scripts/create_key.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_a_key_made_in_the_container_is_known_to_the_services(render, state):
+    made = create_key(render, "--tenant", "acme", "--user", "ana", "--tier", "enterprise", BULKHEAD_STATE_URL=state)
+    assert made.returncode == 0, made.stderr
+    client = connect(state)
+    principal = await Accounts(client).resolve(made.stdout.strip())
+    await client.aclose()
+    assert (principal.tenant, principal.user, principal.tier) == ("acme", "ana", "enterprise")
+    assert "runs:write" in principal.scopes
+    assert "admin" not in principal.scopes
+
+
+def test_without_a_store_no_key_is_printed(render):
+    asked = ("--tenant", "acme", "--user", "ana")
+    nowhere = create_key(render, *asked)
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
+    assert "BULKHEAD_STATE_URL" in nowhere.stderr
+    away = create_key(render, *asked, BULKHEAD_STATE_URL=f"redis://127.0.0.1:{free_port()}/0")
+    assert (away.returncode, away.stdout) == (1, "")
+    assert "Traceback" not in away.stderr
