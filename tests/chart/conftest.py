@@ -74,24 +74,20 @@ def of_kind() -> Callable[..., list[Manifest]]:
     return pick
 
 
-# Everything that can be rendered at once, for tests of what must hold in every shape.
-FULL: dict[str, Any] = {
-    "global": {"mesh": {"enabled": True}, "networkPolicy": {"enabled": True}, "otlpEndpoint": "http://collector.observability:4317"},
-    "llm-gateway": {"modelPort": {"enabled": True}},
-}
-for _chart in Renderer.applications:
-    FULL[_chart] = merged(
-        FULL.get(_chart, {}),
-        {"autoscaling": {"enabled": True}, "canary": {"enabled": True, "image": {"tag": "0.2.0"}, "weight": 10}},
-    )
+def everything_on() -> dict[str, Any]:
+    """Values that render all there is at once, for tests of what must hold in every shape."""
+    scaled_with_canary = {"autoscaling": {"enabled": True}, "canary": {"enabled": True, "image": {"tag": "0.2.0"}, "weight": 10}}
+    switches = {"mesh": {"enabled": True}, "networkPolicy": {"enabled": True}, "otlpEndpoint": "http://collector.observability:4317"}
+    values: dict[str, Any] = {"global": switches} | dict.fromkeys(Renderer.applications, scaled_with_canary)
+    return merged(values, {"llm-gateway": {"modelPort": {"enabled": True}}})
 
 
 @pytest.fixture(scope="session", params=[*Renderer.environments, "full"])
 def shape(request: pytest.FixtureRequest, render: Renderer) -> list[Manifest]:
     """The manifests of each environment, and of the defaults with everything on."""
-    return render(values=FULL) if request.param == "full" else render.environment(request.param)
+    return render(values=everything_on()) if request.param == "full" else render.environment(request.param)
 
 
 @pytest.fixture(scope="session")
 def full_values() -> dict[str, Any]:
-    return FULL
+    return everything_on()

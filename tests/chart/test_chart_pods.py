@@ -80,7 +80,8 @@ def test_probes_ask_for_the_right_health_service(shape, of_kind):
             assert readiness["httpGet"] == {"path": ready, "port": "http"}
             assert startup["httpGet"] == liveness["httpGet"] == {"path": "/health", "port": "http"}
         assert (liveness["initialDelaySeconds"], liveness["periodSeconds"]) == (30, 10)
-        assert liveness["timeoutSeconds"] >= 3 and liveness["failureThreshold"] >= 3
+        assert liveness["timeoutSeconds"] >= 3
+        assert liveness["failureThreshold"] >= 3
         assert (readiness["initialDelaySeconds"], readiness["periodSeconds"]) == (5, 5)
 
 

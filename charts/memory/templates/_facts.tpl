@@ -7,7 +7,7 @@ calls: [llm-gateway]
 calledBy: [gateway, orchestrator, tool-executor]
 identity: issuer
 requiredStores: [state, vectors]
-optionalStores: [cache]
+optionalStores: []
 configFiles: []
 prompts: false
 internet: false

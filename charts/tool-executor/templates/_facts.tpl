@@ -7,7 +7,7 @@ calls: [memory]
 calledBy: [gateway, orchestrator]
 identity: verifier
 requiredStores: [state]
-optionalStores: [cache]
+optionalStores: []
 configFiles: [tools.yaml, policies.yaml]
 prompts: false
 internet: true
