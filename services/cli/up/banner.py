@@ -1,0 +1,64 @@
+"""What `up` prints when everything is ready."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """The facts to tell. Empty strings are left out."""
+
+    took_s: float
+    url: str
+    llm_url: str
+    api_key: str
+    models: str
+    otlp_endpoint: str
+    data_dir: Path
+    partial: bool = False
+
+    def lines(self) -> list[str]:
+        """Plain text, one fact a line, and three commands that work when pasted as they are."""
+        out = ["", f"Bulkhead is ready after {self.took_s:.1f} s", ""]
+        if self.url:
+            out.append(f"  console and API   {self.url}")
+        if self.llm_url:
+            out.append(f"  models only       {self.llm_url}/v1")
+        if self.api_key:
+            out.append(f"  API key           {self.api_key}")
+        if self.models:
+            out.append(f"  models            {self.models}")
+        out += [*self._traces(), f"  logs              {self.data_dir / 'logs'}"]
+        if self.partial:
+            out.append("  only some services were started: they answer, but are not ready without the others")
+        if self.url and not self.partial:
+            out += ["", "Try:", *(f"  {command}" for command in self._commands())]
+        return [*out, "", "Ctrl-C ends everything; the data stays."]
+
+    def _traces(self) -> list[str]:
+        if self.otlp_endpoint:
+            return [f"  traces            sent to {self.otlp_endpoint}"]
+        timeline = f"timeline of a run at {self.url}/replay/THREAD; " if self.url else ""
+        return [
+            f"  traces            {timeline}trace_id stands in every log line",
+            "                    (BULKHEAD_OTLP_ENDPOINT=http://localhost:4317 make run sends them to a collector)",
+        ]
+
+    def _commands(self) -> list[str]:
+        # Another data folder than the default has its own dev.env, which the commands must find.
+        env = self.data_dir / "dev.env"
+        where = "" if self.data_dir == Path.cwd() / ".bulkhead" else f"BULKHEAD_DATA_DIR={shlex.quote(str(self.data_dir))} "
+        program = sys.argv[0] if Path(sys.argv[0]).name == "bulkhead" else "bulkhead"
+        if Path(program).is_relative_to(Path.cwd()):
+            program = str(Path(program).relative_to(Path.cwd()))
+        sdk = (
+            f"curl -s {self.url}/v1/chat/completions -H \"authorization: Bearer $(sed -n 's/^BULKHEAD_API_KEY=//p' {shlex.quote(str(env))})\" "
+            """-H 'content-type: application/json' -d '{"model":"assistant","messages":[{"role":"user","content":"What is 17 * 23?"}]}'"""
+        )
+        return [
+            f"{where}{program} ingest README.md docs",
+            f'{where}{program} chat --thread tour "According to the README, what are the five services? And what is 17 * 23?"',
+            sdk,
+        ]

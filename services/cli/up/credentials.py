@@ -1,0 +1,59 @@
+"""What `up` makes once and keeps: the keys of the internal tokens, and the developer's API key in `dev.env`."""
+
+from pathlib import Path
+
+from services.cli.failure import CommandFailure
+from services.cli.up.environment import ISSUERS
+from services.cli.up.workspace import write_private
+
+TENANT, USER, TIER, SCOPES = "local", "developer", "enterprise", ("*",)
+
+
+def ensure_identity_keys(folder: Path) -> None:
+    """Private keys of every issuer and the public key set; those that are there are kept. Raises OSError, ValueError."""
+    if all((folder / name).exists() for name in ("jwks.json", *(f"{issuer}.pem" for issuer in ISSUERS))):
+        return
+    # Imported here: after the first start nobody waits for it.
+    from services.common.identity import generate_keys
+
+    generate_keys(folder, list(ISSUERS))
+
+
+async def ensure_api_key(state_url: str, known: str) -> str:
+    """`known` when it is still valid, else a new key of the enterprise tier with every scope. Raises CommandFailure without the store."""
+    from services.common.accounts import Accounts
+    from services.common.errors import BulkheadError, Unauthenticated
+    from services.common.valkey import connect
+
+    client = connect(state_url)
+    try:
+        accounts = Accounts(client)
+        if known:
+            try:
+                await accounts.resolve(known)
+            except Unauthenticated:
+                known = ""
+        if known:
+            return known
+        issued = await accounts.create_key(tenant=TENANT, user=USER, tier=TIER, scopes=SCOPES, name="bulkhead up")
+        return issued.secret
+    except BulkheadError as error:
+        raise CommandFailure(f"no API key could be made: {error.message}") from None
+    finally:
+        await client.aclose()
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """NAME=value lines; empty when there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def write_dev_env(path: Path, *, url: str, llm_url: str, api_key: str) -> None:
+    """What scripts, the other commands and the openai SDK need; readable by this user only."""
+    lines = (f"BULKHEAD_URL={url}", f"BULKHEAD_LLM_URL={llm_url}", f"BULKHEAD_API_KEY={api_key}")
+    write_private(path, "\n".join(lines) + "\n")

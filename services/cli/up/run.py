@@ -1,0 +1,150 @@
+"""`bulkhead up` from the first check to the last process."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.cli.failure import CommandFailure
+from services.cli.up import preflight
+from services.cli.up.banner import Banner
+from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, read_env_file, write_dev_env
+from services.cli.up.display import LiveDisplay, PlainDisplay, make_display
+from services.cli.up.environment import Wiring, base_environment
+from services.cli.up.models import DEFAULT_CONFIG, Models, choose_models, follow
+from services.cli.up.plan import STORES, Plan, make_plan, parse_replicas
+from services.cli.up.ports import LOOPBACK
+from services.cli.up.process import Keeper
+from services.cli.up.supervisor import Supervisor
+from services.cli.up.workspace import Lock, Workspace
+
+READY_TIMEOUT_S = 60.0
+FOLLOW_EVERY_S = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of `up`."""
+
+    only: Sequence[str] = ()
+    replicas: Sequence[str] = ()
+    models: Path | None = None
+    port_base: int | None = None
+    data_dir: Path = Path(".bulkhead")
+
+
+def up(options: Options, environ: Mapping[str, str] | None = None, display: PlainDisplay | LiveDisplay | None = None) -> int:
+    """Runs until Ctrl-C or SIGTERM; answers the exit status. Raises CommandFailure when it cannot start."""
+    begun = time.monotonic()
+    base = base_environment(os.environ if environ is None else environ, Path.cwd())
+    workspace = Workspace(options.data_dir)
+    replicas = parse_replicas(options.replicas)
+    make_plan(only=options.only, replicas=replicas, port_base=options.port_base)
+    workspace.open()
+    lock = Lock(workspace.lock)
+    lock.acquire()
+    try:
+        workspace.sweep()
+        models = choose_models(workspace, base, options.models, Path(base.get("BULKHEAD_CONFIG_DIR") or DEFAULT_CONFIG))
+        plan = make_plan(only=options.only, replicas=replicas, port_base=options.port_base, simulator=models.simulator)
+        if problems := preflight.problems(plan):
+            raise CommandFailure("\n".join(problems))
+        wiring = Wiring(workspace, plan, models.config_dir, base, options.port_base)
+        return asyncio.run(_Session(wiring, models, lock, display or make_display(), begun).run())
+    finally:
+        lock.release()
+
+
+class _Session:
+    """One run of `up`, once nothing speaks against it."""
+
+    def __init__(self, wiring: Wiring, models: Models, lock: Lock, display: PlainDisplay | LiveDisplay, begun: float) -> None:
+        self._wiring = wiring
+        self._workspace = wiring.workspace
+        self._plan: Plan = wiring.plan
+        self._models = models
+        self._lock = lock
+        self._display = display
+        self._begun = begun
+        self._asked = 0
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Start, wait, drain. Whatever happens, nothing is left."""
+        loop = asyncio.get_running_loop()
+        keeper = Keeper(self._lock.descriptor)
+        supervisor = Supervisor(self._wiring, keeper, self._display)
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, supervisor)
+        background = asyncio.create_task(self._follow_models())
+        try:
+            self._display.begin([planned.label for planned in self._plan.processes])
+            starting = asyncio.create_task(self._start(supervisor))
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await stopped
+            else:
+                starting.cancel()
+                await asyncio.wait([starting])
+            return 0
+        finally:
+            background.cancel()
+            drained = time.monotonic()
+            self._display.say("draining; Ctrl-C again ends everything at once")
+            await supervisor.drain()
+            self._display.end()
+            await asyncio.to_thread(keeper.close)
+            self._display.say(f"stopped after {time.monotonic() - drained:.1f} s; the data stays in {self._workspace.root}")
+
+    def _on_signal(self, supervisor: Supervisor) -> None:
+        self._asked += 1
+        self._stop.set()
+        if self._asked > 1:
+            supervisor.kill()
+
+    async def _start(self, supervisor: Supervisor) -> None:
+        # The keys of the internal tokens take a moment at the first start; what needs none of them is on its way by then.
+        supervisor.start([*STORES, "simulator"])
+        await asyncio.to_thread(ensure_identity_keys, self._workspace.keys)
+        supervisor.start()
+        api_key, _ = await asyncio.gather(self._api_key(supervisor), supervisor.ready(READY_TIMEOUT_S))
+        banner = self._banner(api_key)
+        if api_key:
+            write_dev_env(self._workspace.dev_env, url=self._url("gateway"), llm_url=self._url("llm_gateway"), api_key=api_key)
+        self._display.end()
+        for line in banner.lines():
+            self._display.say(line)
+
+    async def _api_key(self, supervisor: Supervisor) -> str:
+        if "valkey_state" not in {planned.name for planned in self._plan.processes}:
+            return ""
+        await supervisor.until_ready("valkey_state")
+        known = read_env_file(self._workspace.dev_env).get("BULKHEAD_API_KEY", "")
+        return await ensure_api_key(self._wiring.state_url, known)
+
+    def _url(self, name: str) -> str:
+        return f"http://{LOOPBACK}:{self._wiring.port(name, 'http')}"
+
+    def _banner(self, api_key: str) -> Banner:
+        started = {planned.name for planned in self._plan.processes}
+        return Banner(
+            took_s=time.monotonic() - self._begun,
+            url=self._url("gateway").replace(LOOPBACK, "localhost") if "gateway" in started else "",
+            llm_url=self._url("llm_gateway").replace(LOOPBACK, "localhost") if "llm_gateway" in started else "",
+            api_key=api_key,
+            models=self._models.source if "llm_gateway" in started else "",
+            otlp_endpoint=self._wiring.base.get("BULKHEAD_OTLP_ENDPOINT", ""),
+            data_dir=self._workspace.root,
+            partial=self._plan.partial,
+        )
+
+    async def _follow_models(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_EVERY_S)
+            follow(self._models)
