@@ -1,0 +1,76 @@
+"""The call ledger in the state store: one Lua function each for claiming, renewing, ending and reading a call."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as redis
+
+from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.tool_executor.ports import Entry, Record, Verdict
+
+KEPT = timedelta(hours=24)
+_KEPT_MS = int(KEPT.total_seconds() * 1000)
+
+
+class ValkeyCallLedger:
+    """Implements ports.CallLedger."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._library = Library(client, Path(__file__).with_name("tool_calls.lua"))
+
+    async def load(self) -> None:
+        """Loads the functions, so that the first call need not. Raises redis errors."""
+        await self._library.load()
+
+    async def begin(self, entry: Entry) -> Record:
+        """As the port says."""
+        answer = await self._call(
+            "tool_call_begin_v1",
+            _name(entry.tenant, entry.key),
+            [
+                entry.fingerprint,
+                entry.tool,
+                entry.version,
+                int(entry.pinned),
+                entry.token,
+                int(entry.lease_s * 1000),
+                _KEPT_MS,
+                int(entry.repeatable),
+            ],
+        )
+        return _record(answer)
+
+    async def renew(self, entry: Entry) -> None:
+        """As the port says."""
+        await self._call("tool_call_renew_v1", _name(entry.tenant, entry.key), [entry.token, int(entry.lease_s * 1000)])
+
+    async def finish(self, entry: Entry, meta: bytes, output: bytes, *, free: bool) -> bool:
+        """As the port says."""
+        args = [entry.token, meta, output, int(free), _KEPT_MS]
+        return bool(await self._call("tool_call_finish_v1", _name(entry.tenant, entry.key), args))
+
+    async def read(self, tenant: str, key: str) -> Record | None:
+        """As the port says."""
+        answer = await self._call("tool_call_read_v1", _name(tenant, key), [])
+        return _record(answer) if answer else None
+
+    async def _call(self, function: str, name: str, args: Sequence[Any]) -> Any:
+        try:
+            return await self._library.batched(function, [name], args)
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+
+def _name(tenant: str, key: str) -> str:
+    # The tenant is the hash tag, as for every idempotency record: what belongs to one tenant is atomic together.
+    return f"tool_calls:{{{tenant}}}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _record(answer: Sequence[bytes]) -> Record:
+    verdict, tool, version, started_at, left, meta, output = answer
+    return Record(
+        Verdict(verdict.decode()), tool.decode(), version.decode(), int(started_at) / 1000, float(left) / 1000, bytes(meta), bytes(output)
+    )

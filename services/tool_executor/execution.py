@@ -1,0 +1,373 @@
+"""The order of operations of one call, on one page.
+
+resolve → scopes → rate limit → idempotency → validate → coerce, validate again → execute with a deadline, repeat where
+that is harmless → output schema and size → store → one log line. Source: design page "tools".
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import structlog
+from opentelemetry import trace
+from opentelemetry.metrics import get_meter
+
+from services.common.errors import BulkheadError, DeadlineExceeded, InvalidInput
+from services.common.idempotency import fingerprint
+from services.common.identity import Principal
+from services.tool_executor.attempts import Attempt, Ended, Slots, TimedOut
+from services.tool_executor.claims import LEASE_S, Claims
+from services.tool_executor.coercion import coerce
+from services.tool_executor.failures import ToolFailure, Violation
+from services.tool_executor.outcomes import CallResult, Event, Failure, Outcome, Warned
+from services.tool_executor.ports import Entry, RateLimit, Record, Verdict
+from services.tool_executor.registry import EXECUTE_SCOPE, Registry
+from services.tool_executor.tools import Tool, ToolCall
+
+MAX_KEY = 255
+# Kept back from the caller's deadline, so that the outcome is stored and heard of in time.
+MARGIN_S = 0.03
+# Beyond the deadline of a call that must not be repeated: it may still be storing its outcome.
+LEASE_MARGIN_S = 5.0
+log = structlog.get_logger("bulkhead.tools")
+_tracer = trace.get_tracer("bulkhead.tools")
+_meter = get_meter("bulkhead.tools")
+_calls = _meter.create_counter("bulkhead_tool_calls_total", description="Tool calls by tool and outcome.")
+_durations = _meter.create_histogram("bulkhead_tool_call_duration_seconds", unit="s", description="Time from a tool call to its outcome.")
+_retries = _meter.create_counter("bulkhead_tool_retries_total", description="Repeated attempts of tools.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call as it was asked for."""
+
+    name: str
+    arguments_json: bytes
+    version: str = ""
+    key: str = ""
+    run_id: str = ""
+    thread_id: str = ""
+
+
+@dataclass(slots=True)
+class _Work:
+    """A call between its claim and its end."""
+
+    tool: Tool
+    request: Request
+    entry: Entry | None
+    call: ToolCall
+    span: trace.Span
+    queue: asyncio.Queue
+    started: float
+    attempts: int = 0
+    attempt: Attempt | None = None
+    replayed: bool = False
+    free: bool = False
+    result: CallResult | None = None
+
+
+class Executor:
+    """Executes calls. `registry` answers the registry that holds at this moment."""
+
+    def __init__(self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit) -> None:
+        self._registry = registry
+        self._claims = claims
+        self._rate = rate
+        self._slots = Slots()
+
+    async def execute(self, request: Request, principal: Principal, remaining_s: float) -> AsyncIterator[Event | CallResult]:
+        """Events, and the result as the last one.
+
+        Raises NotFound, PermissionDenied, QuotaExceeded, InvalidInput, IdempotencyMismatch, DeadlineExceeded, and Overloaded while
+        the store is away. Closing the iterator, or cancelling the task that reads it, cancels the tool.
+        """
+        started = time.perf_counter()
+        deadline = asyncio.get_running_loop().time() + remaining_s - MARGIN_S
+        tool = self._registry().resolve(request.name, request.version)
+        try:
+            principal.require(EXECUTE_SCOPE, *tool.scopes)
+            _check_key(request, tool)
+            await self._rate.take(principal)
+            arguments = _parsed(request.arguments_json)
+            entry, record = await self._claimed(request, tool, principal, arguments, deadline)
+        except BulkheadError:
+            _calls.add(1, {"tool": tool.name, "outcome": "refused"})
+            raise
+        except ToolFailure as failure:
+            # Not even JSON: there is nothing to remember it by, and nothing ran.
+            yield self._told(_Work(tool, request, None, ToolCall(principal, _nobody), trace.INVALID_SPAN, _NO_QUEUE, started), failure)
+            return
+        queue: asyncio.Queue = asyncio.Queue()
+        call = ToolCall(
+            principal, queue.put_nowait, key=request.key, run_id=request.run_id, thread_id=request.thread_id, options=tool.options
+        )
+        work = _Work(tool, request, entry, call, self._span(request, tool), queue, started)
+        try:
+            if record is not None:
+                work.replayed = True
+                yield self._told(work, stored(record))
+                return
+            with self._claims.kept(entry):
+                async for event in self._worked(work, arguments, deadline):
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self._cancel(work)
+            raise
+        finally:
+            work.span.end()
+
+    async def known(self, tenant: str, key: str) -> tuple[Record, CallResult] | None:
+        """What is known of a call by its key, None when the key was never seen. Raises Overloaded without a store."""
+        record = await self._claims.read(tenant, key)
+        return None if record is None else (record, stored(record))
+
+    async def _claimed(
+        self, request: Request, tool: Tool, principal: Principal, arguments: Any, deadline: float
+    ) -> tuple[Entry | None, Record | None]:
+        """The claim, or the record of a call that has ended already. Without a key there is nothing to claim."""
+        time_left_s = deadline - asyncio.get_running_loop().time()
+        if time_left_s <= 0:
+            raise DeadlineExceeded("no time is left for this call")
+        if not request.key:
+            return None, None
+        entry = Entry(
+            tenant=principal.tenant,
+            key=request.key,
+            fingerprint=fingerprint(tool.name, _canonical(arguments)),
+            tool=tool.name,
+            version=tool.version,
+            pinned=bool(request.version),
+            repeatable=tool.repeatable,
+            token=secrets.token_hex(8),
+            lease_s=LEASE_S if tool.repeatable else min(tool.limits.timeout_s, time_left_s) + LEASE_MARGIN_S,
+        )
+        record = await self._claims.acquire(entry, deadline)
+        return entry, None if record.verdict is Verdict.CLAIMED else record
+
+    async def _worked(self, work: _Work, arguments: Any, deadline: float) -> AsyncIterator[Event | CallResult]:
+        """Validates, runs, checks what came back, stores, tells."""
+        tool = work.tool
+        result: CallResult | ToolFailure
+        try:
+            arguments, changed = _valid(tool, arguments)
+            if changed:
+                yield Warned("arguments_coerced", "Some arguments were converted to the type that the tool declares.", {"paths": changed})
+            while True:
+                try:
+                    async for event in self._attempted(work, arguments, deadline):
+                        yield event
+                    assert work.attempt is not None
+                    result = CallResult(Outcome.DONE, output=_output(tool, work.attempt.value()))
+                    break
+                except ToolFailure as failure:
+                    wait_s = _wait_before_retry(tool, failure, work.attempts, deadline)
+                    if wait_s is None:
+                        raise
+                    _retries.add(1, {"tool": tool.name})
+                    yield Warned("tool_retried", f"The tool {tool.name} is tried again.", {"code": failure.code, "attempt": work.attempts})
+                    await asyncio.sleep(wait_s)
+        except ToolFailure as failure:
+            result = failure
+            # Nothing has happened and the tool may be free soon: the same key may be used again.
+            work.free = failure.code == "limit.concurrency"
+        work.result = self._told(work, result)
+        await self._finish(work)
+        yield work.result
+
+    async def _attempted(self, work: _Work, arguments: Any, deadline: float) -> AsyncIterator[Event]:
+        timeout_s = min(work.tool.limits.timeout_s, deadline - asyncio.get_running_loop().time())
+        if timeout_s <= 0:
+            raise ToolFailure("transport.timeout", "No time was left to run the tool.", certain=True)
+        work.attempt = Attempt(work.tool, work.call, arguments, work.queue, timeout_s, self._slots, work.span)
+        work.attempts += 1
+        while True:
+            item = await work.queue.get()
+            if isinstance(item, Ended):
+                return
+            if isinstance(item, TimedOut):
+                if await work.attempt.settle():
+                    # Its end stands in the queue as well, and must not be taken for that of the next attempt.
+                    while not isinstance(item, Ended):
+                        item = await work.queue.get()
+                return
+            yield item
+
+    async def _finish(self, work: _Work) -> None:
+        if work.entry is not None:
+            assert work.result is not None
+            await self._claims.finish(work.entry, work.result, free=work.free)
+            work.entry = None
+
+    def _cancel(self, work: _Work) -> None:
+        """The caller is gone: stop the tool now, and find out and store in the background what became of it."""
+        if work.attempt is not None:
+            work.attempt.cancel()
+        if not work.replayed and (work.result is None or work.entry is not None):
+            self._claims.in_background(self._cancelled(work))
+
+    async def _cancelled(self, work: _Work) -> None:
+        if work.result is None:
+            outcome: CallResult | ToolFailure
+            ended = work.attempt is None or await work.attempt.settle()
+            try:
+                if work.attempt is None or not ended:
+                    raise ToolFailure("transport.cancelled", "The call was cancelled.", certain=work.attempt is None)
+                outcome = CallResult(Outcome.DONE, output=_output(work.tool, work.attempt.value()))
+            except ToolFailure as failure:
+                cancelled = failure.code in ("transport.cancelled", "transport.timeout")
+                outcome = ToolFailure("transport.cancelled", "The call was cancelled.", certain=failure.certain) if cancelled else failure
+                work.free = cancelled and (work.tool.repeatable or failure.certain or not work.call.effect_possible)
+            work.result = self._told(work, outcome)
+        await self._finish(work)
+
+    def _told(self, work: _Work, result: CallResult | ToolFailure) -> CallResult:
+        """The result with all that is known of the call; written to span, log and metrics."""
+        tool, request = work.tool, work.request
+        if isinstance(result, ToolFailure):
+            result = _failed(tool, work.call, result)
+        duration_s = time.perf_counter() - work.started
+        if not work.replayed:
+            result = replace(
+                result, version=tool.version, attempts=work.attempts, duration_s=duration_s, citations=tuple(work.call.citations)
+            )
+        code = result.error.code if result.error else ""
+        _calls.add(1, {"tool": tool.name, "outcome": "replayed" if work.replayed else str(result.outcome)})
+        _durations.record(duration_s, {"tool": tool.name})
+        if work.span.is_recording():
+            work.span.set_attribute("bulkhead.tool.outcome", str(result.outcome))
+            work.span.set_attribute("bulkhead.tool.attempts", result.attempts)
+            work.span.set_attribute("bulkhead.tool.replayed", work.replayed)
+            if code:
+                work.span.set_attribute("error.type", code)
+        log.info(
+            "tool_call",
+            tool=tool.name,
+            tool_version=result.version,
+            outcome=str(result.outcome),
+            code=code,
+            duration_ms=round(duration_s * 1000, 3),
+            attempts=result.attempts,
+            replayed=work.replayed,
+            call=request.key,
+            run=request.run_id,
+            thread=request.thread_id,
+        )
+        return result
+
+    def _span(self, request: Request, tool: Tool) -> trace.Span:
+        span = _tracer.start_span(f"execute_tool {tool.name}")
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    "gen_ai.operation.name": "execute_tool",
+                    "gen_ai.tool.name": tool.name,
+                    "gen_ai.tool.call.id": request.key,
+                    "bulkhead.tool.version": tool.version,
+                    "bulkhead.run_id": request.run_id,
+                    "bulkhead.thread_id": request.thread_id,
+                }
+            )
+        return span
+
+
+_NO_QUEUE: Any = None
+
+
+def _nobody(_: Event) -> None:
+    """Hears events that nobody waits for."""
+
+
+def stored(record: Record) -> CallResult:
+    """The result that a record stands for."""
+    if record.verdict is Verdict.DONE:
+        return CallResult.from_meta(record.meta, record.output)
+    if record.verdict is Verdict.RUNNING:
+        return CallResult(Outcome.RUNNING, version=record.version)
+    failure = ToolFailure(
+        "transport.lost",
+        f"It is not known whether the tool {record.tool} did its work: the process that ran it was lost. Check before you repeat it.",
+    )
+    return CallResult(Outcome.UNKNOWN, error=Failure.of(failure), version=record.version, replayed=True)
+
+
+def _check_key(request: Request, tool: Tool) -> None:
+    if len(request.key.encode()) > MAX_KEY:
+        raise InvalidInput.field("idempotency_key", f"is longer than {MAX_KEY} bytes")
+    if not request.key and not tool.repeatable:
+        raise InvalidInput.field("idempotency_key", f"is needed: the tool {tool.name} must not be run twice")
+
+
+def _parsed(arguments_json: bytes) -> Any:
+    try:
+        return orjson.loads(arguments_json or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise ToolFailure(
+            "input.invalid",
+            f"The arguments are not valid JSON (at character {error.pos}).",
+            violations=[Violation("", "json", "a JSON object")],
+        ) from error
+
+
+def _canonical(arguments: Any) -> bytes:
+    try:
+        return orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise ToolFailure("input.invalid", "The arguments are nested too deeply.", violations=[Violation("", "maxDepth", 254)]) from error
+
+
+def _valid(tool: Tool, arguments: Any) -> tuple[Any, list[str]]:
+    """The arguments as the tool declares them, and what was coerced. Raises ToolFailure."""
+    schema = tool.input_schema
+    try:
+        if schema.is_valid(arguments) and isinstance(arguments, dict):
+            return arguments, []
+        arguments, changed = coerce(schema, arguments)
+        violations = schema.violations(arguments)
+    except (ValueError, RecursionError) as error:
+        raise ToolFailure("input.invalid", "The arguments are nested too deeply.", violations=[Violation("", "maxDepth")]) from error
+    if not violations and not isinstance(arguments, dict):
+        violations = [Violation("", "type", ["object"])]
+    if violations:
+        places = ", ".join(dict.fromkeys(f"{v.path or '/'} ({v.keyword})" for v in violations))
+        raise ToolFailure("input.invalid", f"The arguments do not fit the schema of {tool.name}: {places}.", violations=violations)
+    return arguments, changed
+
+
+def _output(tool: Tool, value: Any) -> bytes:
+    """The value as JSON within the tool's size cap and output schema. Raises ToolFailure."""
+    try:
+        output = orjson.dumps(value)
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise ToolFailure("output.invalid", f"The tool {tool.name} answered something that is not JSON.") from error
+    if len(output) > tool.limits.max_output_bytes:
+        raise ToolFailure(
+            "output.too_large",
+            f"The output of {tool.name} is larger than {tool.limits.max_output_bytes} bytes. Ask for less.",
+            developer_message=f"{len(output)} bytes",
+        )
+    if tool.output_schema is not None and (violations := tool.output_schema.violations(value)):
+        raise ToolFailure("output.invalid", f"The output of {tool.name} does not fit its schema.", violations=violations)
+    return output
+
+
+def _failed(tool: Tool, call: ToolCall, failure: ToolFailure) -> CallResult:
+    """FAILED where it is certain or harmless that nothing was done, else UNKNOWN."""
+    error = Failure.of(failure)
+    if tool.repeatable or failure.certain or not call.effect_possible:
+        return CallResult(Outcome.FAILED, error=error)
+    message = f"{failure.agent_message} It is not known whether it took effect: check before you repeat it."
+    return CallResult(Outcome.UNKNOWN, error=replace(error, agent_message=message, retryable=False))
+
+
+def _wait_before_retry(tool: Tool, failure: ToolFailure, attempts: int, deadline: float) -> float | None:
+    """Seconds to wait before the next attempt, None when there is none."""
+    if not failure.retried or not tool.repeatable or attempts > tool.limits.retry.times:
+        return None
+    wait_s = failure.retry_after_s if failure.retry_after_s is not None else random.uniform(*tool.limits.retry.backoff_s)  # noqa: S311
+    return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None

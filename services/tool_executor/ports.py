@@ -1,0 +1,111 @@
+"""What the domain needs from outside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+from services.common.identity import Principal
+from services.tool_executor.outcomes import Citation
+
+
+class Verdict(StrEnum):
+    """What a ledger found under a key."""
+
+    CLAIMED = "claimed"  # the call is the caller's to make
+    RUNNING = "running"  # somebody is at it
+    DONE = "done"  # it has ended, with a stored result of any outcome
+    UNKNOWN = "unknown"  # whoever was at it is gone, and the tool must not be run twice
+    MISMATCH = "mismatch"  # the key was used for another call
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One call as the ledger knows it. Times are seconds of the store's clock since 1970."""
+
+    verdict: Verdict
+    tool: str = ""
+    version: str = ""
+    started_at: float = 0.0
+    left_s: float = 0.0
+    meta: bytes = b""
+    output: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A call to be claimed. `pinned`: the caller asked for this version and for no other."""
+
+    tenant: str
+    key: str
+    fingerprint: str
+    tool: str
+    version: str
+    pinned: bool
+    repeatable: bool
+    token: str
+    lease_s: float
+
+
+class CallLedger(Protocol):
+    """Durable records of calls by tenant and key, kept for at least 24 hours. Every method raises Overloaded without a store."""
+
+    async def begin(self, entry: Entry) -> Record:
+        """Claims the call, durably, or answers what is known of it."""
+
+    async def renew(self, entry: Entry) -> None:
+        """Moves the end of the lease to `lease_s` from now."""
+
+    async def finish(self, entry: Entry, meta: bytes, output: bytes, *, free: bool) -> bool:
+        """Stores the result; False when the claim was lost. `free`: the key may be claimed again, as nothing has happened."""
+
+    async def read(self, tenant: str, key: str) -> Record | None:
+        """What is known of a call, None when the key was never seen."""
+
+
+class RateLimit(Protocol):
+    """Tool calls per minute of a user."""
+
+    async def take(self, principal: Principal) -> None:
+        """Raises QuotaExceeded, or Overloaded without a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPassage:
+    """A passage of a document."""
+
+    text: str
+    citation: Citation
+
+
+class Documents(Protocol):
+    """Search in the documents of the caller's tenant."""
+
+    async def search(self, query: str, limit: int) -> Sequence[FoundPassage]:
+        """Passages by falling score. Raises ToolFailure."""
+
+
+class Sandbox(Protocol):
+    """Runs Python code without files and network."""
+
+    async def run(self, code: str, limits: Mapping[str, Any], printed: Callable[[str], None]) -> Any:
+        """The value of the last expression, JSON-ready. Calls `printed` in the event loop. Raises ToolFailure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A fetched page. `truncated`: the body was longer than was read."""
+
+    url: str
+    status: int
+    content_type: str
+    charset: str
+    body: bytes
+    truncated: bool
+
+
+class Web(Protocol):
+    """GET requests into the open web, one connection to one checked address at a time."""
+
+    async def get(self, url: str, allowed: "Callable[[str, str, int], bool | None]", max_bytes: int, max_redirects: int) -> Page:
+        """Fetches `url`. `allowed(scheme, host, port)` answers None for no, else whether private addresses are fine. Raises ToolFailure."""
