@@ -1,0 +1,113 @@
+"""Composition root: everything that the LLM gateway is made of is made and wired here."""
+
+import asyncio
+import os
+import random
+from contextlib import suppress
+from functools import partial
+
+import structlog
+from bulkhead.llm.v1 import llm_pb2_grpc
+
+from services.common import valkey
+from services.common.accounts import Accounts
+from services.common.config import ConfigFile
+from services.common.health import Health
+from services.common.http import UvicornListener
+from services.common.identity import Verifier
+from services.common.rpc.server import Service
+from services.common.settings import StartRefused
+from services.llm_gateway.adapters import wordllama
+from services.llm_gateway.adapters.openai import OpenAiUpstream, provider_session
+from services.llm_gateway.attempts import Policy
+from services.llm_gateway.completions import Completions
+from services.llm_gateway.model_port.app import ModelPort
+from services.llm_gateway.registry import Registry
+from services.llm_gateway.registry_file import registry_parser
+from services.llm_gateway.servicer import LlmServicer
+from services.llm_gateway.settings import MODELS_FILE, Settings
+
+log = structlog.get_logger("bulkhead.llm")
+
+
+async def build(settings: Settings) -> Service:
+    """The service. Raises StartRefused with every problem of the configuration."""
+    assert settings.identity_keys_file is not None
+    models = ConfigFile(settings.config_dir / MODELS_FILE, registry_parser(os.environ))
+    _refuse_missing_files(models.current)
+    _tell(models.current)
+    models.on_change(_tell)
+    state = valkey.connect(settings.state_url)
+    session = provider_session()
+    embedder = wordllama.WordLlamaUpstream()
+    upstreams = {"openai": OpenAiUpstream(session), "wordllama": embedder}
+    completions = Completions(lambda: models.current, upstreams, _policy(settings), random.Random())  # noqa: S311 - jitter
+    checks = {"state": partial(valkey.ping, state)}
+    health = Health(checks)
+    accounts = Accounts(state)
+    watch = _Background(models.watch)
+    listeners, start, close = [], [watch.start], [state.aclose, session.close, embedder.close, watch.stop]
+    if settings.http_port:
+        port = ModelPort(completions, accounts, health)
+        listeners.append(UvicornListener(port, settings.host, settings.http_port))
+        start.append(accounts.start)
+        close.append(accounts.stop)
+    return Service(
+        "llm_gateway",
+        add_servicers=[partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, LlmServicer(completions))],
+        checks=checks,
+        listeners=listeners,
+        start=start,
+        close=close,
+        verifier=Verifier.from_file(settings.identity_keys_file),
+        health=health,
+    )
+
+
+class _Background:
+    """A coroutine that runs from start to stop."""
+
+    def __init__(self, run) -> None:
+        self._run = run
+        self._task: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        connect_s=settings.model_connect_timeout_s,
+        first_token_s=settings.model_first_token_timeout_s,
+        reasoning_first_token_s=settings.model_reasoning_first_token_timeout_s,
+        between_tokens_s=settings.model_between_tokens_timeout_s,
+        total_s=settings.model_total_timeout_s,
+        num_retries=settings.model_num_retries,
+        max_attempts=settings.model_max_attempts,
+        retry_base_s=settings.model_retry_base_s,
+        retry_cap_s=settings.model_retry_cap_s,
+    )
+
+
+def _refuse_missing_files(registry: Registry) -> None:
+    if any(d.adapter == "wordllama" for group in registry.groups.values() for d in group.deployments):
+        try:
+            wordllama.model_files()
+        except FileNotFoundError as error:
+            raise StartRefused([f"{MODELS_FILE}: {error}"]) from error
+
+
+def _tell(registry: Registry) -> None:
+    """Says what of the configuration has no effect, and which models cost nothing because no price is known."""
+    if registry.unsupported:
+        log.warning("config_unsupported", file=MODELS_FILE, keys=list(registry.unsupported))
+    if registry.unpriced:
+        log.warning("price_unknown", models=list(registry.unpriced), cost="counted as 0")
+    if any(d.simulated for group in registry.groups.values() for d in group.deployments):
+        log.warning("simulated_models", models=[g.name for g in registry.groups.values() if any(d.simulated for d in g.deployments)])

@@ -1,0 +1,262 @@
+"""The one attempt loop. Unary and streaming, gRPC and HTTP, completions and embeddings: all of them walk a Course.
+
+pick a deployment -> attempt -> classify -> retry with full jitter, rotate within the group, fall back round the ring, or stop
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, NoReturn, Protocol, TypeVar
+
+from services.common.errors import BulkheadError, DeadlineExceeded
+from services.llm_gateway.balancer import Balancer
+from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
+from services.llm_gateway.ports import Limits
+from services.llm_gateway.registry import Deployment, Group, Registry
+from services.llm_gateway.verdicts import error_of
+
+# While another model is left, an answer that stays silent may use this share of what remains of the deadline.
+HOP_SHARE = 0.6
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers of the loop, from the settings. Times in seconds."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 10.0
+    reasoning_first_token_s: float = 60.0
+    between_tokens_s: float = 10.0
+    total_s: float = 120.0
+    num_retries: int = 3
+    max_attempts: int = 8
+    retry_base_s: float = 1.0
+    retry_cap_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A degradation that the caller should hear of. `code` is model_retry, model_fallback, model_defaulted or event_skipped."""
+
+    code: str
+    message: str
+    fallback: str = ""
+    attributes: tuple[tuple[str, str | int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[T]):
+    """A successful attempt."""
+
+    deployment: Deployment
+    result: T
+
+
+class Observer(Protocol):
+    """Hears of every turn of the loop, for logs, metrics and spans."""
+
+    def retrying(self, deployment: Deployment, failure: Failure, wait_s: float, retry: int) -> None:
+        """The model is asked again after `wait_s`."""
+
+    def switching(self, start: Group, target: Group, failure: Failure) -> None:
+        """Another model is asked."""
+
+    def exhausted(self, tried: list[tuple[Deployment, Failure]]) -> None:
+        """Nothing is left to ask."""
+
+
+class Course:
+    """The way of one call through the registry; it stays valid when a stream breaks off and has to be opened again."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        start: Group,
+        policy: Policy,
+        balancer: Balancer,
+        observer: Observer,
+        chance: random.Random,
+        deadline: float,
+    ) -> None:
+        """`deadline` is on `time.monotonic()`."""
+        self._registry = registry
+        self._policy = policy
+        self._balancer = balancer
+        self._observer = observer
+        self._chance = chance
+        self.deadline = deadline
+        self._most_retries = policy.num_retries if registry.num_retries is None else registry.num_retries
+        self._start = start
+        self._ring = deque(registry.ring(start))
+        self._visited = {start.name}
+        self._broken: tuple[Deployment, Failure] | None = None
+        self._primary: Failure | None = None
+        self.failures: list[tuple[Deployment, Failure]] = []
+        self.attempts = 0
+        self.retries = 0
+        self.fallbacks = 0
+        self._enter(start)
+
+    def _enter(self, group: Group) -> None:
+        self.group = group
+        self._asked: set[str] = set()
+        self._spent: set[str] = set()
+        self._retried = 0
+        left = max(self.deadline - time.monotonic(), 0.0)
+        self._hop_ends = time.monotonic() + left * HOP_SHARE if self._may_switch() else self.deadline
+
+    def _may_switch(self) -> bool:
+        most = self._registry.max_fallbacks
+        return bool(self._ring) and (most is None or self.fallbacks < most) and self.attempts + 1 < self._policy.max_attempts
+
+    def interrupted(self, deployment: Deployment, failure: Failure) -> BulkheadError:
+        """Says that the opened stream broke, and answers the error of a call that ends there. The next `open` goes on from it."""
+        self._broken = (deployment, failure)
+        self._primary = failure
+        if time.monotonic() >= self.deadline:
+            return _out_of_time(failure)
+        return self.error()
+
+    async def open(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> AsyncIterator[Notice | Opened[T]]:
+        """Yields each retry and each switch as it happens, and last the successful attempt.
+
+        Raises the domain error of the first failure when nothing is left to ask, DeadlineExceeded when the time is up.
+        """
+        if self._broken is not None:
+            broken, self._broken = self._broken, None
+            async for notice in self._after(*broken):
+                yield notice
+        while True:
+            deployment = self._pick()
+            self.attempts += 1
+            self._asked.add(deployment.id)
+            try:
+                result = await attempt(deployment, self._limits(deployment), self.attempts)
+            except UpstreamFault as fault:
+                failed = fault.failure
+            else:
+                yield Opened(deployment, result)
+                return
+            async for notice in self._after(deployment, failed):
+                yield notice
+
+    def _pick(self) -> Deployment:
+        left = [d for d in self.group.deployments if d.id not in self._spent]
+        fresh = [d for d in left if d.id not in self._asked]
+        return self._balancer.pick(fresh or left, self._registry.routing_strategy)
+
+    def _limits(self, deployment: Deployment) -> Limits:
+        policy, now = self._policy, time.monotonic()
+        if now >= self.deadline:
+            self._give_up()
+        first = deployment.timeouts.first_token_s or (policy.reasoning_first_token_s if deployment.reasoning else policy.first_token_s)
+        share = max(self._hop_ends - now, 0.0)
+        if share <= 0.0:
+            share = self.deadline - now
+        return Limits(
+            connect_s=min(policy.connect_s, share),
+            first_token_s=min(first, share),
+            silent_s=share,
+            between_tokens_s=policy.between_tokens_s,
+            ends_at=min(self.deadline, now + (deployment.timeouts.total_s or policy.total_s)),
+        )
+
+    async def _after(self, deployment: Deployment, failure: Failure) -> AsyncIterator[Notice]:
+        """Decides by the failure's class. Returns when another attempt may be made, raises when none may."""
+        self.failures.append((deployment, failure))
+        if time.monotonic() >= self.deadline:
+            self._give_up()
+        move = MOVES[failure.failure_class]
+        if move is Move.OTHER_MODEL:
+            typed = [g for g in self._registry.typed(self.group, failure.failure_class) if g.name not in self._visited]
+            self._ring.extendleft(reversed(typed))
+            move = Move.OTHER_MODEL if typed or self.fallbacks else Move.STOP
+        elif move is Move.STOP and self.fallbacks:
+            # What the fallback cannot accept was no fault against the model that was asked for: that target is skipped.
+            move = Move.OTHER_MODEL
+        if move is Move.STOP or self.attempts >= self._policy.max_attempts:
+            self._stop()
+        if move is not Move.RETRY:
+            self._spent.add(deployment.id)
+        if move is not Move.OTHER_MODEL:
+            wait_s = self._wait_s(failure)
+            if wait_s is not None:
+                self._retried += 1
+                self.retries += 1
+                self._observer.retrying(deployment, failure, wait_s, self._retried)
+                yield _retry_notice(self.group, failure, wait_s, self._retried)
+                if wait_s:
+                    await asyncio.sleep(wait_s)
+                return
+        yield self._switch(failure)
+
+    def _wait_s(self, failure: Failure) -> float | None:
+        """Seconds until the same model may be asked again, None when it may not."""
+        left = [d for d in self.group.deployments if d.id not in self._spent]
+        if not left or self._retried >= self._most_retries:
+            return None
+        if any(d.id not in self._asked for d in left):
+            return 0.0
+        policy = self._policy
+        if failure.retry_after_s is not None:
+            if failure.retry_after_s > policy.retry_cap_s:
+                return None
+            wait_s = failure.retry_after_s
+        else:
+            # Full jitter: AWS Architecture Blog, "Exponential Backoff And Jitter".
+            wait_s = self._chance.uniform(0, min(policy.retry_cap_s, policy.retry_base_s * 2**self._retried))
+        return wait_s if time.monotonic() + wait_s < (self._hop_ends if self._may_switch() else self.deadline) else None
+
+    def _switch(self, failure: Failure) -> Notice:
+        target = self._next()
+        if target is None:
+            self._stop()
+        start = self.group
+        self._observer.switching(start, target, failure)
+        self.fallbacks += 1
+        self._visited.add(target.name)
+        self._enter(target)
+        attributes = (
+            ("from_index", start.index),
+            ("to_index", target.index),
+            ("to_model", target.name),
+            ("class", failure.failure_class.value),
+        )
+        message = f"The model {start.name} does not answer; {target.name} is asked instead."
+        return Notice("model_fallback", message, fallback=target.name, attributes=attributes)
+
+    def _next(self) -> Group | None:
+        most = self._registry.max_fallbacks
+        if most is not None and self.fallbacks >= most:
+            return None
+        while self._ring:
+            target = self._ring.popleft()
+            if target.name not in self._visited:
+                return target
+        return None
+
+    def _stop(self) -> NoReturn:
+        self._observer.exhausted(self.failures)
+        raise self.error()
+
+    def error(self) -> BulkheadError:
+        """What the caller is told: how the stream broke, or the first failure, that of the model which was asked for."""
+        return error_of(self._primary or self.failures[0][1], self._start.name)
+
+    def _give_up(self) -> NoReturn:
+        self._observer.exhausted(self.failures)
+        raise _out_of_time(self.failures[-1][1] if self.failures else None)
+
+
+def _out_of_time(last: Failure | None) -> DeadlineExceeded:
+    found = last.failure_class if last else FailureClass.TIMEOUT_TOTAL
+    return DeadlineExceeded("the model did not answer in time", reason="MODEL_TIMEOUT", metadata={"failure_class": found.value})
+
+
+def _retry_notice(group: Group, failure: Failure, wait_s: float, retry: int) -> Notice:
+    attributes = (("class", failure.failure_class.value), ("wait_ms", round(wait_s * 1000)), ("retry", retry), ("model", group.name))
+    return Notice("model_retry", f"The model {group.name} failed and is asked again.", attributes=attributes)

@@ -1,0 +1,242 @@
+"""Completions as the domain sees them: the call, the chunks of a stream, the whole answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in
+from services.llm_gateway.sse import SseParser
+
+# What a delta may hold without being part of the answer.
+_SILENT_KEYS = frozenset({"role", "content", "refusal", "tool_calls", "function_call", "audio"})
+# One malformed event does not lose a stream; more of them are a provider that speaks another language.
+MALFORMED_ALLOWED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """One completion that a caller asked for. `body` is the OpenAI request without `model` and `stream`."""
+
+    model: str
+    body: Mapping[str, Any]
+    run_id: str = ""
+    thread_id: str = ""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One event of a streamed completion. `raw` is its JSON as it came; `text` is the content delta of the first choice."""
+
+    raw: bytes
+    data: dict[str, Any]
+    text: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str = ""
+    usage: Mapping[str, Any] | None = None
+    # Whether it carries part of the answer, and whether that part is of a kind that cannot be compared after a restart.
+    meaningful: bool = False
+    opaque: bool = False
+
+    def with_text(self, text: str) -> "Chunk":
+        """The same event with another content delta."""
+        choice = dict(self.data["choices"][0])
+        choice["delta"] = {**choice["delta"], "content": text}
+        data = {**self.data, "choices": [choice]}
+        return Chunk(orjson.dumps(data), data, text, self.tool_calls, self.finish_reason, self.usage, self.meaningful, self.opaque)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole completion. `raw` is the provider's body as it came."""
+
+    raw: bytes
+    data: dict[str, Any]
+
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """The provider's usage object."""
+        found = self.data.get("usage")
+        return found if isinstance(found, Mapping) else None
+
+
+def malformed(message: str) -> UpstreamFault:
+    """A provider that answers what nobody can read."""
+    return UpstreamFault(Failure(FailureClass.MALFORMED, message))
+
+
+def parse_answer(raw: bytes) -> Answer:
+    """A body of status 200. Raises UpstreamFault for an error inside it and for what is no whole completion."""
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise malformed("the body is not JSON") from None
+    error = error_in(data)
+    if error is not None:
+        raise UpstreamFault(classify(200, error))
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(choices, list) or not choices:
+        raise malformed("the body has no choices")
+    for choice in choices:
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise malformed("a choice has no message")
+        if not isinstance(choice.get("finish_reason"), str):
+            raise malformed("a choice has no finish_reason")
+        content, calls = choice["message"].get("content"), choice["message"].get("tool_calls")
+        if not isinstance(content, str | list | None) or not isinstance(calls, list | None) or not _calls_ok(calls or []):
+            raise malformed("a message is of the wrong shape")
+    return Answer(raw, data)
+
+
+def _calls_ok(calls: list[Any]) -> bool:
+    return all(isinstance(call, dict) and isinstance(call.get("function", {}), dict | None) for call in calls)
+
+
+class ChunkReader:
+    """Turns the bytes of a stream into chunks and knows whether the answer is whole. Pure: no input or output."""
+
+    def __init__(self) -> None:
+        self._parser = SseParser()
+        self._open: set[int] = set()
+        self._finished: set[int] = set()
+        self.done = False
+        self.malformed_events = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice that began has its finish_reason."""
+        return bool(self._finished) and self._open <= self._finished
+
+    def feed(self, read: bytes) -> list[Chunk]:
+        """The chunks that end within `read`. Raises UpstreamFault for an error event and for a stream that is none."""
+        return self._chunks(self._parser.feed(read))
+
+    def end(self) -> list[Chunk]:
+        """What the end of the stream completes."""
+        return self._chunks(self._parser.end())
+
+    def _chunks(self, events: list[bytes]) -> list[Chunk]:
+        found = []
+        for event in events:
+            if self.done:
+                break
+            if event.strip() == b"[DONE]":
+                self.done = True
+                break
+            chunk = self._chunk(event)
+            if chunk is not None:
+                found.append(chunk)
+        return found
+
+    def _chunk(self, event: bytes) -> Chunk | None:
+        try:
+            data = orjson.loads(event)
+        except orjson.JSONDecodeError:
+            return self._spoilt("an event is not JSON")
+        error = error_in(data)
+        if error is not None:
+            raise UpstreamFault(classify(200, error))
+        if not isinstance(data, dict):
+            return self._spoilt("an event is no object")
+        chunk = Chunk(event, data)
+        usage = data.get("usage")
+        if isinstance(usage, dict):
+            chunk.usage = usage
+        choices = data.get("choices")
+        if choices is None:
+            choices = []
+        if not isinstance(choices, list) or not all(self._choice(chunk, choice) for choice in choices):
+            return self._spoilt("an event is of the wrong shape")
+        return chunk
+
+    def _choice(self, chunk: Chunk, choice: Any) -> bool:
+        if not isinstance(choice, dict):
+            return False
+        index, delta, finish = choice.get("index", 0), choice.get("delta") or {}, choice.get("finish_reason")
+        if not isinstance(index, int) or not isinstance(delta, dict):
+            return False
+        text, calls = delta.get("content") or "", delta.get("tool_calls") or []
+        if not isinstance(text, str) or not isinstance(calls, list) or not _calls_ok(calls):
+            return False
+        self._open.add(index)
+        if index == 0:
+            chunk.text = text
+            chunk.tool_calls = calls
+        else:
+            chunk.opaque = True
+        if isinstance(finish, str) and finish:
+            self._finished.add(index)
+            if index == 0:
+                chunk.finish_reason = finish
+        other = any(value for key, value in delta.items() if key not in _SILENT_KEYS) or bool(
+            delta.get("refusal") or delta.get("function_call") or delta.get("audio")
+        )
+        chunk.opaque = chunk.opaque or other
+        chunk.meaningful = chunk.meaningful or bool(text or calls or finish or other)
+        return True
+
+    def _spoilt(self, message: str) -> None:
+        self.malformed_events += 1
+        if self.malformed_events > MALFORMED_ALLOWED:
+            raise malformed(message)
+
+
+class Assembly:
+    """Adds the chunks of a stream up to the whole message of its first choice."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._calls: dict[int, dict[str, str]] = {}
+        self.finish_reason = ""
+        self.response_id = ""
+        self.model = ""
+        self.usage: Mapping[str, Any] | None = None
+        self.output_bytes = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Adds one chunk."""
+        if chunk.text:
+            self._text.append(chunk.text)
+        for call in chunk.tool_calls:
+            function = call.get("function") or {}
+            kept = self._calls.setdefault(index_of(call), {"id": "", "name": "", "arguments": ""})
+            kept["id"] = kept["id"] or text_of(call.get("id"))
+            kept["name"] = kept["name"] or text_of(function.get("name"))
+            kept["arguments"] += text_of(function.get("arguments"))
+        if chunk.meaningful:
+            self.output_bytes += len(chunk.raw) if chunk.opaque else _bytes_of(chunk)
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.response_id = text_of(chunk.data.get("id")) or self.response_id
+        self.model = text_of(chunk.data.get("model")) or self.model
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+
+    @property
+    def text(self) -> str:
+        """The content so far."""
+        return "".join(self._text)
+
+    @property
+    def tool_calls(self) -> list[dict[str, str]]:
+        """Tool calls so far, in order, as {id, name, arguments}."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+
+def _bytes_of(chunk: Chunk) -> int:
+    size = len(chunk.text.encode())
+    for call in chunk.tool_calls:
+        function = call.get("function") or {}
+        size += len(text_of(function.get("name")).encode()) + len(text_of(function.get("arguments")).encode())
+    return size
+
+
+def index_of(call: Mapping[str, Any]) -> int:
+    """Position of a tool call delta; providers that send whole calls leave it out."""
+    index = call.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def text_of(value: Any) -> str:
+    """`value` where it is text, else the empty string."""
+    return value if isinstance(value, str) else ""

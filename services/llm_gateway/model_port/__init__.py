@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP port, for products that want only models."""

@@ -1,0 +1,83 @@
+"""Joins a stream that was started again to what had been delivered: what repeats word for word is dropped."""
+
+from services.llm_gateway.chat import Chunk
+from services.llm_gateway.failures import FailureClass
+
+
+class Diverged(Exception):
+    """The new answer differs from the text that the caller already has; joining them would invent an answer."""
+
+
+class Stitch:
+    """What a caller has got of one streamed answer, over all attempts.
+
+    Only plain text can be joined: tool calls have ids of their own in each answer, and other content cannot be compared.
+    """
+
+    def __init__(self) -> None:
+        self._delivered: list[str] = []
+        self._expected = ""
+        self._restarted = False
+        self._comparable = True
+        self.delivered_any = False
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether a new attempt could be joined to what was delivered."""
+        return self._comparable
+
+    def restart(self) -> None:
+        """A new attempt begins."""
+        self._expected = "".join(self._delivered)
+        self._restarted = self.delivered_any
+
+    def feed(self, batch: list[Chunk]) -> list[Chunk]:
+        """What of `batch` is new to the caller. Raises Diverged."""
+        found = []
+        for chunk in batch:
+            if self._restarted:
+                joined = self._join(chunk)
+                if joined is None:
+                    continue
+                chunk = joined
+            if chunk.text:
+                self._delivered.append(chunk.text)
+            if chunk.tool_calls or chunk.opaque:
+                self._comparable = False
+            self.delivered_any = True
+            found.append(chunk)
+        return found
+
+    def _join(self, chunk: Chunk) -> Chunk | None:
+        if self._expected:
+            if chunk.tool_calls or chunk.opaque:
+                raise Diverged
+            known, text = self._expected, chunk.text
+            if text.startswith(known):
+                self._expected = ""
+                text = text[len(known) :]
+            elif known.startswith(text):
+                self._expected = known[len(text) :]
+                text = ""
+            else:
+                raise Diverged
+            if chunk.finish_reason and self._expected:
+                raise Diverged
+            if not text:
+                # A finish or a usage that rides on repeated text is still news.
+                return chunk.with_text("") if chunk.finish_reason or chunk.usage else None
+            return chunk.with_text(text) if text != chunk.text else chunk
+        return chunk if chunk.meaningful or chunk.usage is not None else None
+
+
+# After these the delivered part is right as far as it goes, so a repeat can complete it.
+RECOVERABLE = frozenset(
+    {
+        FailureClass.CUT,
+        FailureClass.STALLED,
+        FailureClass.TRANSIENT,
+        FailureClass.RATE_LIMITED,
+        FailureClass.MALFORMED,
+        FailureClass.UNKNOWN,
+    }
+)

@@ -1,0 +1,123 @@
+"""The model registry: groups of deployments in the order of the configuration, and the rings that a call may walk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from services.common.errors import InvalidInput, NotFound
+from services.llm_gateway.failures import FailureClass
+from services.llm_gateway.money import UNPRICED, Prices
+
+Mode = Literal["chat", "embedding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Bounds of one attempt, in seconds; None stands for the process's setting."""
+
+    total_s: float | None = None
+    first_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One entry of model_list: one model at one provider with one key.
+
+    `provider` names the provider to people, `adapter` the code that talks to it. `defaults` are request fields that
+    the configuration sets where the caller does not. `weight` and `order` steer the choice within the group: the
+    lowest order first, by weight within it.
+    """
+
+    id: str
+    group: str
+    provider: str
+    adapter: str
+    model: str
+    mode: Mode
+    api_base: str = ""
+    api_key: str = field(default="", repr=False)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeouts: Timeouts = Timeouts()
+    weight: float = 1.0
+    order: int = 0
+    prices: Prices = UNPRICED
+    max_input_tokens: int = 0
+    dimension: int = 0
+    reasoning: bool = False
+    simulated: bool = False
+    forward_baggage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The deployments that share a model_name."""
+
+    name: str
+    index: int
+    deployments: tuple[Deployment, ...]
+
+    @property
+    def mode(self) -> Mode:
+        """What the group is for; the same for all of its deployments."""
+        return self.deployments[0].mode
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All groups by name, in order; immutable, so that a call keeps the one it began with."""
+
+    groups: Mapping[str, Group]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    default_fallbacks: tuple[str, ...] = ()
+    context_window_fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    content_policy_fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    num_retries: int | None = None
+    max_fallbacks: int | None = None
+    routing_strategy: str = "least-busy"
+    request_timeout_s: float | None = None
+    always_include_stream_usage: bool = False
+    unsupported: tuple[str, ...] = ()
+    unpriced: tuple[str, ...] = ()
+
+    def resolve(self, name: str, mode: Mode) -> tuple[Group, bool]:
+        """The group behind a name or alias; for an empty name the first of that mode, and True.
+
+        Raises NotFound (MODEL_NOT_FOUND), or InvalidInput for a model of the other mode.
+        """
+        if not name:
+            for group in self.groups.values():
+                if group.mode == mode:
+                    return group, True
+            raise NotFound(f"no {mode} model is configured", reason="MODEL_NOT_FOUND")
+        group = self.groups.get(self.aliases.get(name, name))
+        if group is None:
+            raise NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": name[:128]})
+        if group.mode != mode:
+            raise InvalidInput(
+                f"the model is for {group.mode}, not for {mode}", reason="MODEL_MODE_MISMATCH", metadata={"model": name[:128]}
+            )
+        return group, False
+
+    def ring(self, start: Group) -> Iterator[Group]:
+        """Where a call may go after `start`, each model once: its configured fallbacks, then round the registry.
+
+        Embeddings follow configured fallbacks only: vectors of two models cannot be compared with each other.
+        """
+        seen = {start.name}
+        ordered = list(self.groups.values())
+        names: list[str] = [*self.fallbacks.get(start.name, ()), *self.default_fallbacks]
+        if start.mode == "chat":
+            names += [group.name for group in (*ordered[start.index + 1 :], *ordered[: start.index])]
+        for name in names:
+            group = self.groups[self.aliases.get(name, name)]
+            if group.name not in seen and group.mode == start.mode:
+                seen.add(group.name)
+                yield group
+
+    def typed(self, start: Group, failure_class: FailureClass) -> Sequence[Group]:
+        """The models that the configuration names for this class of failure, in order."""
+        table = self.context_window_fallbacks if failure_class is FailureClass.CONTEXT_WINDOW else self.content_policy_fallbacks
+        found = [self.groups[self.aliases.get(name, name)] for name in table.get(start.name, ())]
+        return [group for group in found if group.mode == start.mode]
