@@ -53,12 +53,11 @@ class Banner:
         program = sys.argv[0] if Path(sys.argv[0]).name == "bulkhead" else "bulkhead"
         if Path(program).is_relative_to(Path.cwd()):
             program = str(Path(program).relative_to(Path.cwd()))
-        sdk = (
-            f"curl -s {self.url}/v1/chat/completions -H \"authorization: Bearer $(sed -n 's/^BULKHEAD_API_KEY=//p' {shlex.quote(str(env))})\" "
-            """-H 'content-type: application/json' -d '{"model":"assistant","messages":[{"role":"user","content":"What is 17 * 23?"}]}'"""
-        )
+        key = f"$(sed -n 's/^BULKHEAD_API_KEY=//p' {shlex.quote(str(env))})"
+        body = '{"model":"assistant","messages":[{"role":"user","content":"What is 17 * 23?"}]}'
+        headers = f"-H \"authorization: Bearer {key}\" -H 'content-type: application/json'"
         return [
             f"{where}{program} ingest README.md docs",
             f'{where}{program} chat --thread tour "According to the README, what are the five services? And what is 17 * 23?"',
-            sdk,
+            f"curl -s {self.url}/v1/chat/completions {headers} -d '{body}'",
         ]

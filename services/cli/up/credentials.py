@@ -43,16 +43,6 @@ async def ensure_api_key(state_url: str, known: str) -> str:
         await client.aclose()
 
 
-def read_env_file(path: Path) -> dict[str, str]:
-    """NAME=value lines; empty when there is no file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def write_dev_env(path: Path, *, url: str, llm_url: str, api_key: str) -> None:
     """What scripts, the other commands and the openai SDK need; readable by this user only."""
     lines = (f"BULKHEAD_URL={url}", f"BULKHEAD_LLM_URL={llm_url}", f"BULKHEAD_API_KEY={api_key}")

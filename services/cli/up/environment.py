@@ -93,6 +93,6 @@ def address_book(running: Sequence[tuple[str, Mapping[Kind, int]]]) -> dict[str,
     """Content of the address file: every replica of every gRPC service, as `host:port`."""
     book: dict[str, list[str]] = {}
     for name, ports in running:
-        if "grpc" in ports and ports["grpc"]:
+        if ports.get("grpc"):
             book.setdefault(name, []).append(f"{LOOPBACK}:{ports['grpc']}")
     return book

@@ -65,7 +65,8 @@ def is_free(port: int) -> bool:
 
 def free_ports(count: int, avoid: Iterable[int] = ()) -> list[int]:
     """`count` different ports that are free now and not in `avoid`."""
-    taken, found = set(avoid), []
+    taken = set(avoid)
+    found: list[int] = []
     while len(found) < count:
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))

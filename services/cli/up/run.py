@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.cli.connection import read_env_file
 from services.cli.failure import CommandFailure
 from services.cli.up import preflight
 from services.cli.up.banner import Banner
-from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, read_env_file, write_dev_env
+from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, write_dev_env
 from services.cli.up.display import LiveDisplay, PlainDisplay, make_display
 from services.cli.up.environment import Wiring, base_environment
 from services.cli.up.models import DEFAULT_CONFIG, Models, choose_models, follow

@@ -49,8 +49,15 @@ class Display(Protocol):
 class Commands(Protocol):
     """How each process is started. `environment.Wiring` is the real one; tests start stand-ins."""
 
-    workspace: Workspace
-    plan: Plan
+    @property
+    def workspace(self) -> Workspace:
+        """The data folder."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """What is started."""
+        ...
 
     def command(self, planned: Planned, ports: Mapping[Kind, int]) -> list[str]:
         """The command line."""
@@ -147,10 +154,11 @@ class Supervisor:
 
     def _write_addresses(self) -> None:
         book = address_book([(slot.planned.name, slot.ports) for slot in self._slots])
-        text = json.dumps(book, indent=2)
-        file = self._workspace.addresses
-        if not file.exists() or file.read_text() != text:
-            write_private(file, text)
+        processes = {slot.planned.label: slot.ports for slot in self._slots}
+        for file, content in ((self._workspace.addresses, book), (self._workspace.processes, processes)):
+            text = json.dumps(content, indent=2)
+            if not file.exists() or file.read_text() != text:
+                write_private(file, text)
 
     async def _keep(self, slot: _Slot) -> None:
         """Keeps one process running until the drain."""
@@ -165,10 +173,10 @@ class Supervisor:
                 return
             slot.ends += 1
             delay_s = slot.backoff.after(ended.uptime_s)
-            self._report(label, ended, delay_s)
             if not self._was_ready and (ended.refused or slot.ends >= ENDS_BEFORE_GIVING_UP):
                 self._give_up("\n".join([f"{label} cannot start:", *(f"  - {p}" for p in ended.problems or [_brief(ended)])]))
                 return
+            self._report(label, ended, delay_s)
             slot.missing = f"restarting ({ended.how()})"
             self._display.state(label, slot.missing)
             with suppress(TimeoutError):

@@ -23,6 +23,7 @@ class Workspace:
         self.keys = self.root / "keys"
         self.config = self.root / "config"
         self.addresses = self.run / "addresses.json"
+        self.processes = self.run / "processes.json"
         self.dev_env = self.root / "dev.env"
         self.lock = self.run / "up.lock"
 
@@ -89,9 +90,8 @@ class Lock:
                 if _alive(owner) or time.monotonic() > end:
                     who = f"process {owner}" if owner else "another process"
                     folder = self._path.parent.parent
-                    raise CommandFailure(
-                        f"bulkhead is already running on {folder} ({who}): end it with Ctrl-C there, or use another --data-dir and --port-base"
-                    ) from None
+                    way_out = "end it with Ctrl-C there, or use another --data-dir and --port-base"
+                    raise CommandFailure(f"bulkhead is already running on {folder} ({who}): {way_out}") from None
                 time.sleep(0.1)
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)

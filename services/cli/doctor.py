@@ -1,0 +1,122 @@
+"""`bulkhead doctor`: what works, what does not, and the way out, a row each."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.client import Api
+from services.cli.connection import Connection, find_connection
+from services.cli.failure import FAILED, CommandFailure
+from services.cli.up.plan import make_plan
+from services.cli.up.ports import is_free
+from services.cli.up.probes import READY, probe_for
+from services.cli.up.process import entries, last_error
+from services.cli.up.workspace import Workspace, running_owner
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One finding. `way_out` is empty when it is good."""
+
+    what: str
+    found: str
+    way_out: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self.way_out
+
+
+def examine(data_dir: Path) -> int:
+    """Looks at everything and prints the rows; answers 0 when all is well, else 1."""
+    rows = asyncio.run(_examine(Workspace(data_dir)))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for row in rows:
+        mark = Text("✓", style="green") if row.good else Text("✗", style="red")
+        table.add_row(mark, Text(row.what), Text(row.found + (f" → {row.way_out}" if row.way_out else "")))
+    console = Console(highlight=False)
+    console.print(table)
+    bad = sum(not row.good for row in rows)
+    console.print("all is well" if not bad else f"{bad} of {len(rows)} checks failed")
+    return FAILED if bad else 0
+
+
+async def _examine(workspace: Workspace) -> list[Row]:
+    owner = running_owner(workspace.lock)
+    rows = [await _gateway(workspace)]
+    if owner:
+        rows.append(Row("bulkhead up", f"running (process {owner}) on {workspace.root}"))
+        rows += await _processes(workspace)
+        rows += config_rows(workspace)
+    elif not rows[0].good:
+        rows.append(Row("bulkhead up", f"not running on {workspace.root}", "start it with `make run`"))
+        rows += _ports()
+    return rows
+
+
+async def _gateway(workspace: Workspace) -> Row:
+    try:
+        connection: Connection = find_connection(workspace.root)
+        async with Api(connection) as api:
+            ready = await api.get("/v1/agents")
+    except CommandFailure as failure:
+        message, _, hint = str(failure).partition(": ")
+        return Row("gateway", message, hint or "look at logs/gateway-0.jsonl")
+    agents = [agent.get("name", "?") for agent in ready.get("data", [])]
+    if not agents:
+        return Row("gateway", f"{connection.url} answers, but knows no agent", "write one into agents.yaml")
+    return Row("gateway", f"{connection.url} takes the key; agents: {', '.join(agents)}")
+
+
+async def _processes(workspace: Workspace) -> list[Row]:
+    try:
+        running: Mapping[str, Mapping] = json.loads(workspace.processes.read_text())
+    except (OSError, ValueError):
+        return [Row("processes", f"{workspace.processes} cannot be read", "restart `bulkhead up`")]
+
+    async def one(label: str, ports: Mapping) -> Row:
+        probe, close = probe_for(label.rpartition("-")[0], ports)
+        try:
+            missing = await probe()
+        finally:
+            await close()
+        where = ", ".join(f"{kind} {port}" for kind, port in ports.items())
+        if missing == READY:
+            return Row(label, f"ready ({where})")
+        log = workspace.log_file(label)
+        error = last_error(log)
+        return Row(label, f"{missing} ({where})", f"look at {log}" + (f"; last error: {error}" if error else ""))
+
+    return list(await asyncio.gather(*(one(label, ports) for label, ports in running.items())))
+
+
+def config_rows(workspace: Workspace) -> list[Row]:
+    """A row for each configuration file whose last change was refused, or one that says that none was."""
+    rows = []
+    for log in sorted(workspace.logs.glob("*.jsonl")):
+        last: dict[str, dict] = {}
+        for entry in entries(log):
+            if entry.get("event") in ("config_refused", "config_reloaded"):
+                last[str(entry.get("file"))] = entry
+            elif entry.get("event") == "started":
+                last.clear()
+        for file, entry in last.items():
+            if entry["event"] == "config_refused":
+                problems = "; ".join(map(str, entry.get("problems") or []))
+                way_out = f"correct {file}: {problems}"
+                rows.append(Row("configuration", f"{log.stem} keeps the last good {file}", way_out))
+    return rows or [Row("configuration", "every file in force is the newest")]
+
+
+def _ports() -> list[Row]:
+    taken = [f"{port} ({listener.process} {listener.kind})" for listener, port in make_plan().fixed_ports() if not is_free(port)]
+    if taken:
+        return [Row("ports", f"taken: {', '.join(taken)}", "end what uses them, or `bulkhead up --port-base N`")]
+    return [Row("ports", "all are free")]
