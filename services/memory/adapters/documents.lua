@@ -1,0 +1,52 @@
+#!lua name=bulkhead_memory_documents
+
+-- KEYS: records hash (id -> JSON), index zset (score: created ms), meta hash (`epoch`, and `v:<id>`: highest version), all of one tenant.
+
+-- ARGV: id. Answers a version that nobody had before.
+local function reserve(keys, args)
+  return redis.call('HINCRBY', keys[3], 'v:' .. args[1], 1)
+end
+
+local function live(keys, id)
+  local raw = redis.call('HGET', keys[1], id)
+  return raw and tonumber(cjson.decode(raw)['version']) or 0
+end
+
+-- ARGV: id, version, created ms, record JSON. Answers 0 when a later version is live.
+local function publish(keys, args)
+  if live(keys, args[1]) >= tonumber(args[2]) then return 0 end
+  redis.call('HSET', keys[1], args[1], args[4])
+  redis.call('ZADD', keys[2], args[3], args[1])
+  redis.call('HINCRBY', keys[3], 'epoch', 1)
+  return 1
+end
+
+-- ARGV: id, version, record JSON.
+local function retitle(keys, args)
+  if live(keys, args[1]) ~= tonumber(args[2]) then return 0 end
+  redis.call('HSET', keys[1], args[1], args[3])
+  return 1
+end
+
+-- ARGV: ids. Answers the epoch and a record or false for each id, from one moment.
+local function find(keys, args)
+  local found = {tonumber(redis.call('HGET', keys[3], 'epoch') or '0')}
+  for i, id in ipairs(args) do found[i + 1] = redis.call('HGET', keys[1], id) end
+  return found
+end
+
+-- ARGV: id. Answers {record JSON, highest version}, or false.
+local function remove(keys, args)
+  local raw = redis.call('HGET', keys[1], args[1])
+  if not raw then return false end
+  redis.call('HDEL', keys[1], args[1])
+  redis.call('ZREM', keys[2], args[1])
+  redis.call('HINCRBY', keys[3], 'epoch', 1)
+  return {raw, tonumber(redis.call('HGET', keys[3], 'v:' .. args[1]) or '0')}
+end
+
+redis.register_function('memory_documents_reserve_v1', reserve)
+redis.register_function('memory_documents_publish_v1', publish)
+redis.register_function('memory_documents_retitle_v1', retitle)
+redis.register_function{function_name='memory_documents_find_v1', callback=find, flags={'no-writes'}}
+redis.register_function('memory_documents_remove_v1', remove)

@@ -1,0 +1,54 @@
+#!lua name=bulkhead_memory_sessions
+
+-- KEYS: meta hash, turns zset (score: end of the turn in ms), seen hash (run ids and idempotency keys), all of one session.
+
+local function owned(key, user)
+  local owner = redis.call('HGET', key, 'user')
+  return not owner or owner == user
+end
+
+-- ARGV: user, window turns, ttl ms, idempotency field ('' for none), fingerprint, then per turn: run id, ended ms, turn JSON.
+-- Answers {verdict, turns in the window}.
+local function append(keys, args)
+  local meta, turns, seen = keys[1], keys[2], keys[3]
+  local user, window, ttl, idem, print = args[1], tonumber(args[2]), tonumber(args[3]), args[4], args[5]
+  if not owned(meta, user) then return {'foreign', 0} end
+  if idem ~= '' then
+    local before = redis.call('HGET', seen, idem)
+    if before then
+      if before ~= print then return {'mismatch', 0} end
+      return {'known', redis.call('ZCARD', turns)}
+    end
+    redis.call('HSET', seen, idem, print)
+  end
+  redis.call('HSET', meta, 'user', user, 'schema_version', 1)
+  for i = 6, #args, 3 do
+    if redis.call('HSETNX', seen, 'run:' .. args[i], '1') == 1 then
+      redis.call('ZADD', turns, args[i + 1], args[i + 2])
+    end
+  end
+  local extra = redis.call('ZCARD', turns) - window
+  if extra > 0 then redis.call('ZREMRANGEBYRANK', turns, 0, extra - 1) end
+  for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
+  return {'ok', redis.call('ZCARD', turns)}
+end
+
+-- ARGV: user. Answers the turns oldest first, or false when the session is not there or not the user's.
+local function window(keys, args)
+  local owner = redis.call('HGET', keys[1], 'user')
+  if owner ~= args[1] then return false end
+  return redis.call('ZRANGE', keys[2], 0, -1)
+end
+
+-- ARGV: user. Answers how many turns were forgotten, -1 as above. What was seen stays, so that a late append stays away.
+local function reset(keys, args)
+  local owner = redis.call('HGET', keys[1], 'user')
+  if owner ~= args[1] then return -1 end
+  local count = redis.call('ZCARD', keys[2])
+  redis.call('DEL', keys[2])
+  return count
+end
+
+redis.register_function('memory_session_append_v1', append)
+redis.register_function{function_name='memory_session_window_v1', callback=window, flags={'no-writes'}}
+redis.register_function('memory_session_reset_v1', reset)

@@ -1,0 +1,87 @@
+"""Records of memories in Valkey: the truth that the index follows."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+import redis.asyncio as redis
+
+from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.memory.adapters.keys import tag
+from services.memory.adapters.paging import newest_first
+from services.memory.ports import MemoryRecord
+
+
+class ValkeyMemories:
+    """One hash of records a user; an expired record counts as gone and is purged by upkeep."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._library = Library(client, Path(__file__).with_name("memories.lua"))
+
+    def _keys(self, tenant: str, user: str) -> list[str]:
+        own = tag("memories", tenant, user)
+        return [f"memory:memories:{own}", f"memory:memories:{own}:index", f"memory:memories:{own}:texts"]
+
+    async def add(self, tenant: str, user: str, record: MemoryRecord) -> MemoryRecord:
+        """See `Memories`."""
+        now_ms = int(time.time() * 1000)
+        args = [record.memory_id, record.created_ms, orjson.dumps({"v": 1, **asdict(record)}), _digest(record.text), now_ms]
+        try:
+            return _record(await self._library.batched("memory_memories_add_v1", self._keys(tenant, user), args))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def find(self, tenant: str, user: str, memory_ids: Sequence[str]) -> dict[str, MemoryRecord]:
+        """See `Memories`."""
+        if not memory_ids:
+            return {}
+        try:
+            found = await self._client.hmget(self._keys(tenant, user)[0], list(memory_ids))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        now_ms = int(time.time() * 1000)
+        records = [_record(raw) for raw in found if raw]
+        return {record.memory_id: record for record in records if record.expires_ms > now_ms}
+
+    async def page(self, tenant: str, user: str, size: int, after: tuple[int, str] | None) -> tuple[list[MemoryRecord], bool]:
+        """See `Memories`."""
+        records, index, _ = self._keys(tenant, user)
+        now_ms = int(time.time() * 1000)
+        try:
+            raw, more = await newest_first(
+                self._client, index, records, size, after, keep=lambda raw: orjson.loads(raw)["expires_ms"] > now_ms
+            )
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return [_record(entry) for entry in raw], more
+
+    async def count(self, tenant: str, user: str) -> int:
+        """See `Memories`."""
+        try:
+            return int(await self._client.hlen(self._keys(tenant, user)[0]))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
+        """See `Memories`."""
+        keys = self._keys(tenant, user)
+        try:
+            raw = await self._client.hget(keys[0], memory_id)
+            if raw is None:
+                return False
+            return bool(await self._library.call("memory_memories_remove_v1", keys, [memory_id, _digest(_record(raw).text)]))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(" ".join(text.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _record(raw: bytes) -> MemoryRecord:
+    data = orjson.loads(raw)
+    return MemoryRecord(**{name: data[name] for name in MemoryRecord.__dataclass_fields__})

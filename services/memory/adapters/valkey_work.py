@@ -1,0 +1,44 @@
+"""Work that must be done in the end, in one sorted set by due time: whoever claims a due item does it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis.asyncio as redis
+
+from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+
+KEY = "memory:work"
+
+
+class ValkeyWork:
+    """Items are JSON objects; the ticket is the item's canonical text."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._library = Library(client, Path(__file__).with_name("work.lua"))
+
+    async def intend(self, item: Mapping[str, Any], delay_s: float) -> str:
+        """See `Work`."""
+        ticket = orjson.dumps({"v": 1, **item}, option=orjson.OPT_SORT_KEYS).decode()
+        try:
+            await self._library.batched("memory_work_intend_v1", [KEY], [ticket, int(delay_s * 1000)])
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return ticket
+
+    async def settle(self, ticket: str) -> None:
+        """See `Work`."""
+        try:
+            await self._client.zrem(KEY, ticket)
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def claim(self, count: int, lease_s: float) -> list[tuple[str, dict[str, Any]]]:
+        """See `Work`."""
+        try:
+            due = await self._library.call("memory_work_claim_v1", [KEY], [count, int(lease_s * 1000)])
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return [(raw.decode(), orjson.loads(raw)) for raw in due]

@@ -1,0 +1,43 @@
+"""One writer at a time to a Milvus Lite collection, over all replicas: its server is not safe against two."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis.asyncio as redis
+
+from services.common.valkey import UNAVAILABLE, store_unavailable
+
+# Longer than any write may take, so that a holder that died blocks others no longer than this.
+LEASE_MS = 35_000
+RETRY_S = 0.01
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class WriteLock:
+    """A lease in the state store behind a lock in this process, so that only one task a process polls for it."""
+
+    def __init__(self, client: redis.Redis, name: str) -> None:
+        self._client = client
+        self._key = f"memory:write:{name}"
+        self._local = asyncio.Lock()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Waits for the lock. Raises Overloaded when the state store is away."""
+        token = secrets.token_hex(8)
+        async with self._local:
+            try:
+                while not await self._client.set(self._key, token, nx=True, px=LEASE_MS):  # noqa: ASYNC110 - the holder may be another process
+                    await asyncio.sleep(RETRY_S)
+            except UNAVAILABLE as error:
+                raise store_unavailable(error) from error
+            try:
+                yield
+            finally:
+                try:
+                    await self._client.eval(RELEASE, 1, self._key, token)
+                except UNAVAILABLE as error:
+                    # The lease ends by itself; the write behind it is done either way.
+                    raise store_unavailable(error) from error

@@ -1,0 +1,42 @@
+"""A mutating call under its idempotency key: the same key and body give the first answer again."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from services.common.idempotency import IdempotencyStore, fingerprint
+from services.common.identity import Principal
+
+AnswerT = TypeVar("AnswerT", bound=Message)
+
+
+class Once:
+    """Wraps calls with `IdempotencyStore`; keys of different users never meet."""
+
+    def __init__(self, store: IdempotencyStore) -> None:
+        self._store = store
+
+    async def __call__(
+        self,
+        principal: Principal,
+        method: str,
+        request: Message,
+        answer_type: type[AnswerT],
+        work: Callable[[], Awaitable[AnswerT]],
+        *,
+        lease_s: float = 30.0,
+    ) -> AnswerT:
+        """Runs `work` unless `request.idempotency_key` has an answer. Raises IdempotencyMismatch, Conflict or what `work` raises."""
+        scope = f"{method}:{fingerprint(principal.user)[:16]}"
+        print_ = fingerprint(request.SerializeToString(deterministic=True))
+        claim = await self._store.begin(principal.tenant, scope, request.idempotency_key, print_, lease_s=lease_s)
+        if claim.answer is not None:
+            return answer_type.FromString(claim.answer)
+        try:
+            answer = await work()
+        except BaseException:
+            await self._store.abandon(claim)
+            raise
+        await self._store.finish(claim, answer.SerializeToString())
+        return answer

@@ -1,0 +1,37 @@
+"""Sessions: what was said lately in a thread. They belong to the tenant and the user who spoke first."""
+
+from collections.abc import Sequence
+
+from services.common.errors import NotFound
+from services.common.idempotency import fingerprint
+from services.common.identity import Principal
+from services.memory.ports import Sessions, Turn
+from services.memory.window import fit
+
+
+class SessionWindows:
+    """The use cases of SessionService but Recall."""
+
+    def __init__(self, store: Sessions, window_tokens: int) -> None:
+        self._store = store
+        self._window_tokens = window_tokens
+
+    async def append(self, principal: Principal, session_id: str, turns: Sequence[Turn], key: str) -> int:
+        """Appends turns, each run once; answers the turns in the window. Raises NotFound for another user's session."""
+        parts = [p for t in turns for p in (t.run_id, t.user_text, t.assistant_text, t.tool_calls_json)]
+        print_ = fingerprint(session_id, *parts)
+        return await self._store.append(principal.tenant, principal.user, session_id, turns, key, print_)
+
+    async def get(self, principal: Principal, session_id: str) -> list[Turn]:
+        """The window within its token bound, oldest first. Raises NotFound."""
+        turns = await self._store.window(principal.tenant, principal.user, session_id)
+        if turns is None:
+            raise NotFound("no such session")
+        return fit(turns, self._window_tokens)
+
+    async def reset(self, principal: Principal, session_id: str) -> int:
+        """Forgets the window; answers how many turns. Raises NotFound."""
+        count = await self._store.reset(principal.tenant, principal.user, session_id)
+        if count is None:
+            raise NotFound("no such session")
+        return count
