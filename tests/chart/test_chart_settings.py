@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from services.common.identity import generate_keys
+from services.common.limits import parse_policies
 from services.common.settings import ServiceSettings, parse
+from services.llm_gateway.registry_file import registry_parser
+from services.orchestrator.agents import parse_agents
 
 MODULES = {
     "gateway": "gateway", "orchestrator": "orchestrator", "llm-gateway": "llm_gateway", "tool-executor": "tool_executor",
@@ -19,6 +22,7 @@ MODULES = {
 }  # fmt: skip
 ISSUERS = ["gateway", "orchestrator", "llm_gateway", "memory"]
 SHAPES = ("local", "dev", "staging", "prod", "full")
+PROVIDER_KEYS = {"OPENAI_API_KEY": "sk-test"}
 # What a Secret of the installation would hold.
 SECRET_VALUES = {
     "BULKHEAD_STATE_URL": "redis://state:6379/0",
@@ -190,18 +194,37 @@ def test_a_prompt_can_be_added_or_replaced(render):
     assert changed == shipped | {"prompts.extra.md": "Say less.\n"}
 
 
-def model_names(text: str) -> set[str]:
-    return {entry["model_name"] for entry in yaml.safe_load(text)["model_list"]}
+@pytest.mark.parametrize("environment", ["local", "dev", "staging", "prod"])
+def test_services_read_what_is_mounted_and_the_files_fit_together(render, environment, tmp_path):
+    """Each file by the parser of the service that it is mounted for; every model and tool that an agent names exists."""
+    manifests = render.environment(environment)
+    parsed: dict[str, Any] = {}
+    for app in FILES:
+        mounted(manifests, app, tmp_path / app)
+        parsed[app] = {name: yaml.safe_load((tmp_path / app / "config" / name).read_text()) for name in FILES[app]}
+    registry = registry_parser(environment_of(manifests, "llm-gateway") | PROVIDER_KEYS)(parsed["llm-gateway"]["models.yaml"])
+    agents = parse_agents(parsed["orchestrator"]["agents.yaml"], tmp_path / "orchestrator/config/prompts")
+    for app in ("gateway", "orchestrator", "tool-executor"):
+        assert parse_policies(parsed[app]["policies.yaml"])
+    offered = {tool["name"] for tool in parsed["tool-executor"]["tools.yaml"]["tools"]}
+    assert agents.by_digest
+    for agent in agents.by_digest.values():
+        assert agent.model in registry.groups, f"{agent.name} names a model that {environment} has not"
+        assert {tool.partition("@")[0] for tool in agent.tools} <= offered, agent.name
+    assert registry.groups["embedding-default"].deployments[0].mode == "embedding"
+    assert not registry.unpriced
+    assert not registry.unsupported
 
 
 @pytest.mark.parametrize("environment", ["staging", "prod"])
-def test_real_models_have_the_names_that_agents_use(render, environment):
-    """agents.yaml is the same everywhere, so every model group it can name must exist everywhere."""
-    local = (render.root / "k8s/environments/local/config/models.yaml").read_text()
+def test_real_models_are_no_simulated_ones(render, environment):
     rendered = config_map(render.environment(environment), "bulkhead-llm-gateway-config")["models.yaml"]
-    assert model_names(rendered) >= {"assistant-model", "assistant-model-backup", "embedding-default"}
-    assert model_names(local) >= {"assistant-model", "assistant-model-backup", "embedding-default"}
-    assert "simulator" not in rendered.lower()
+    assert "simulat" not in rendered.lower()
+
+
+def test_staging_tries_the_models_that_production_runs(render):
+    staging, prod = (config_map(render.environment(name), "bulkhead-llm-gateway-config") for name in ("staging", "prod"))
+    assert staging == prod
 
 
 @pytest.mark.parametrize("environment", ["staging", "prod"])
