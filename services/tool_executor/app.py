@@ -1,18 +1,32 @@
 """Composition root of the tool executor."""
 
+import asyncio
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from bulkhead.tools.v1 import tools_pb2_grpc
 
 from services.common.config import ConfigFile
 from services.common.identity import Verifier
 from services.common.limits import parse_policies
+from services.common.rpc.addresses import Addresses
+from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service
+from services.common.settings import StartRefused
 from services.common.valkey import connect, ping
 from services.tool_executor.adapters.call_ledger import ValkeyCallLedger
+from services.tool_executor.adapters.documents import MemoryDocuments
+from services.tool_executor.adapters.http_tools import HttpTools
 from services.tool_executor.adapters.rate_limit import ToolCallRate
+from services.tool_executor.adapters.sandbox import MontySandbox
+from services.tool_executor.adapters.web import OpenWeb
 from services.tool_executor.builtin.calculator import calculator
 from services.tool_executor.builtin.current_time import Clock
+from services.tool_executor.builtin.http_fetch import HttpFetch
+from services.tool_executor.builtin.python import Python
+from services.tool_executor.builtin.search_documents import SearchDocuments
 from services.tool_executor.claims import Claims
 from services.tool_executor.execution import Executor
 from services.tool_executor.registry import parse_tools
@@ -21,19 +35,59 @@ from services.tool_executor.settings import Settings
 from services.tool_executor.tools import built_ins
 
 
+class _Watching:
+    """The files that are looked at again and again while the service runs."""
+
+    def __init__(self, files: Sequence[ConfigFile[Any]]) -> None:
+        self._files = files
+        self._tasks: list[asyncio.Task] = []
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(file.watch(), name="config") for file in self._files]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 def build(settings: Settings) -> Service:
-    """Wires the service. Raises StartRefused with every problem of tools.yaml or policies.yaml."""
-    declared = built_ins([calculator, Clock()])
-    tools = ConfigFile(settings.config_dir / "tools.yaml", lambda content: parse_tools(content, declared, None))
-    policies = ConfigFile(settings.config_dir / "policies.yaml", parse_policies)
+    """Wires the service. Raises StartRefused with every problem of tools.yaml and policies.yaml."""
     state = connect(settings.state_url)
-    claims = Claims(ValkeyCallLedger(state))
+    dialer = Dialer("tool_executor", Addresses(settings.addresses(), settings.address_file))
+    sandbox = MontySandbox()
+    http_tools = HttpTools()
+    declared = built_ins(
+        [calculator, Clock(), HttpFetch(OpenWeb()), SearchDocuments(MemoryDocuments(dialer)), Python(sandbox)],
+    )
+    tools, policies = _files(
+        settings.config_dir,
+        {"tools.yaml": lambda content: parse_tools(content, declared, http_tools.run_of), "policies.yaml": parse_policies},
+    )
+    watching = _Watching([tools, policies])
+    ledger = ValkeyCallLedger(state)
+    claims = Claims(ledger)
     executor = Executor(lambda: tools.current, claims, ToolCallRate(state, policies, settings.policy_set))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,
         add_servicers=[partial(tools_pb2_grpc.add_ToolServiceServicer_to_server, servicer)],
+        # The memory service is no dependency: without it only search_documents fails, and says so.
         checks={"state": lambda: ping(state)},
-        close=[state.aclose, claims.close],
+        start=[watching.start],
+        # Run from the last to the first: outcomes are stored before the store is let go.
+        close=[state.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, watching.stop],
         verifier=Verifier.from_file(settings.identity_keys_file),
     )
+
+
+def _files(folder: Path, parsers: dict[str, Callable[[Any], Any]]) -> list[ConfigFile[Any]]:
+    """Opens every file before it complains, so that one start shows all that is wrong."""
+    files, problems = [], []
+    for name, parse in parsers.items():
+        try:
+            files.append(ConfigFile(folder / name, parse))
+        except StartRefused as refusal:
+            problems += refusal.problems
+    if problems:
+        raise StartRefused(problems)
+    return files

@@ -43,6 +43,7 @@ KINDS: Mapping[str, Kind] = {
     "sandbox.deadline": Kind(False),
     "sandbox.oom": Kind(False),
     "sandbox.killed": Kind(True),
+    "output.blocked": Kind(False),
     "output.invalid": Kind(False, certain=False),
     "output.too_large": Kind(False, certain=False),
     "internal": Kind(False, certain=False),

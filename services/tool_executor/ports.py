@@ -104,8 +104,15 @@ class Page:
     truncated: bool
 
 
+Allowed = Callable[[str, str, int], bool | None]
+"""Whether a scheme, host and port may be fetched: None for no, else whether private addresses are fine there."""
+
+
 class Web(Protocol):
     """GET requests into the open web, one connection to one checked address at a time."""
 
-    async def get(self, url: str, allowed: "Callable[[str, str, int], bool | None]", max_bytes: int, max_redirects: int) -> Page:
-        """Fetches `url`. `allowed(scheme, host, port)` answers None for no, else whether private addresses are fine. Raises ToolFailure."""
+    async def get(self, url: str, allowed: Allowed, max_bytes: int, progress: Callable[[int, int | None], None]) -> Page:
+        """Fetches `url`, following redirects that are allowed as well; at most `max_bytes` of the body. Raises ToolFailure.
+
+        `progress` hears how many bytes have come, and of how many where that is known.
+        """
