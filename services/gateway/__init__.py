@@ -1,0 +1,1 @@
+"""The HTTP entry for products: authentication, admission, and one projection of the event log for each API."""

@@ -1,0 +1,34 @@
+"""The other services as their stubs, dialled once."""
+
+from dataclasses import dataclass
+
+from bulkhead.memory.v1 import memory_pb2_grpc
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc
+from bulkhead.tools.v1 import tools_pb2_grpc
+
+from services.common.rpc.channel import Dialer
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Stubs of every service that the gateway calls. Calls raise domain errors."""
+
+    threads: orchestrator_pb2_grpc.ThreadServiceStub
+    runs: orchestrator_pb2_grpc.RunServiceStub
+    agents: orchestrator_pb2_grpc.AgentServiceStub
+    memories: memory_pb2_grpc.MemoryServiceStub
+    documents: memory_pb2_grpc.DocumentServiceStub
+    tools: tools_pb2_grpc.ToolServiceStub
+
+
+def backends(dialer: Dialer) -> Backends:
+    """Stubs over the dialer's channels; nothing connects before the first call."""
+    orchestrator, memory, tools = dialer.channel("orchestrator"), dialer.channel("memory"), dialer.channel("tool_executor")
+    return Backends(
+        threads=orchestrator_pb2_grpc.ThreadServiceStub(orchestrator),
+        runs=orchestrator_pb2_grpc.RunServiceStub(orchestrator),
+        agents=orchestrator_pb2_grpc.AgentServiceStub(orchestrator),
+        memories=memory_pb2_grpc.MemoryServiceStub(memory),
+        documents=memory_pb2_grpc.DocumentServiceStub(memory),
+        tools=tools_pb2_grpc.ToolServiceStub(tools),
+    )

@@ -1,0 +1,93 @@
+"""Composition root of the gateway."""
+
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from services.common.accounts import Accounts
+from services.common.config import ConfigFile
+from services.common.health import Health
+from services.common.http import UvicornListener
+from services.common.identity import Minter
+from services.common.limits import TokenBuckets, parse_policies
+from services.common.rpc.addresses import Addresses
+from services.common.rpc.channel import Dialer
+from services.common.rpc.server import Service
+from services.common.settings import StartRefused
+from services.common.valkey import connect, ping
+from services.gateway.adapters.backends import backends
+from services.gateway.adapters.event_log import OrchestratorEvents
+from services.gateway.background import Background
+from services.gateway.edge import failures
+from services.gateway.edge.admission import Admission
+from services.gateway.edge.asgi import Edge
+from services.gateway.edge.route import Doorkeeper
+from services.gateway.following import Follower
+from services.gateway.settings import Settings
+from services.gateway.streaming import OpenStreams, StreamRules
+from services.gateway.surfaces import console, native, openai, probes
+from services.gateway.surfaces.wiring import Wiring
+
+DESCRIPTION = """Threads and durable runs of agents, their event log, documents and memories; chat completions in OpenAI's shape.
+Authenticate with `Authorization: Bearer bh_…`. Errors are RFC 9457 problems; on `/v1/chat` and `/v1/models` they are OpenAI's."""
+# Taken off the drain's grace, so that streams that must be broken off can still say so.
+LAST_WORDS_S = 0.5
+
+
+def build(settings: Settings) -> Service:
+    """Wires the service. Raises StartRefused for configuration that cannot be used."""
+    state = connect(settings.state_url)
+    accounts = Accounts(state)
+    policies = ConfigFile(settings.config_dir / "policies.yaml", parse_policies)
+    try:
+        minter = Minter.from_file(settings.identity_signing_key_file, "gateway")
+    except (OSError, ValueError) as error:
+        raise StartRefused([f"BULKHEAD_IDENTITY_SIGNING_KEY_FILE: {error}"]) from error
+    dialer = Dialer("gateway", Addresses(settings.addresses(), settings.address_file))
+    stubs = backends(dialer)
+    follower = Follower(
+        OrchestratorEvents(stubs.runs, minter), reconnect_s=settings.stream_reconnect_s, silence_s=settings.stream_silence_s
+    )
+    rules = StreamRules(settings.sse_heartbeat_s, settings.stream_max_age_s, settings.slow_reader_s, settings.proof_wait_s)
+    streams = OpenStreams(rules)
+    health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")})
+    admission = Admission(accounts, minter, TokenBuckets(state), policies, settings.policy_set)
+    app = application(Wiring(stubs, follower, streams, settings), Doorkeeper(admission, settings), health)
+    watching = Background(policies.watch, "policies")
+    return Service(
+        "gateway",
+        listeners=[UvicornListener(Edge(app), settings.host, settings.http_port)],
+        start=[accounts.start, watching.start],
+        drain=[partial(streams.drain, max(0.1, settings.drain_grace_s - LAST_WORDS_S))],
+        close=[state.aclose, dialer.close, accounts.stop, watching.stop],
+        health=health,
+    )
+
+
+def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastAPI:
+    """The ASGI application, without the edge around it."""
+    app = FastAPI(
+        title="Bulkhead", version=wiring.settings.version, description=DESCRIPTION, docs_url=None, redoc_url=None,
+        strict_content_type=False, redirect_slashes=False,
+    )  # fmt: skip
+    app.state.doorkeeper = doorkeeper
+    failures.install(app)
+    for router in (*native.routers(wiring), *openai.routers(wiring), probes.router(health), console.router()):
+        app.include_router(router)
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict:
+    """FastAPI's document, made once, with the API key as its security scheme."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        parts = document.setdefault("components", {})
+        parts["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "bh_…"}}
+        for path, operations in document["paths"].items():
+            if path.startswith(("/v1/", "/replay/")):
+                for operation in operations.values():
+                    operation["security"] = [{"apiKey": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,102 @@
+"""Reading bodies: bounded in size, time and depth; strict UTF-8 and strict JSON."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from services.common.errors import InvalidInput
+from services.gateway.refusals import BodyTimeout, BodyTooLarge, ClientGone
+
+# A client that sends too much is listened to for this long, so that it can read the refusal; then it is cut off.
+DISCARD_BYTES = 16 * 1024 * 1024
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+async def read_body(receive: Receive, content_length: str | None, limit: int, timeout_s: float) -> bytes:
+    """The whole body.
+
+    Raises BodyTooLarge beyond `limit` bytes, BodyTimeout when it takes longer than `timeout_s`, ClientGone when the client leaves.
+    """
+    announced = int(content_length) if content_length and content_length.isdigit() else 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            if announced > limit:
+                if announced <= DISCARD_BYTES:
+                    await _discard(receive)
+                raise _too_large(limit)
+            chunks: list[bytes] = []
+            size = 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone("the client went away while it sent the body")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    if message.get("more_body", False):
+                        await _discard(receive, size)
+                    raise _too_large(limit)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not come within {timeout_s:g} s") from None
+
+
+async def _discard(receive: Receive, size: int = 0) -> None:
+    while size <= DISCARD_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit} bytes", metadata={"limit": str(limit)})
+
+
+def parse_json(raw: bytes, depth_limit: int) -> Any:
+    """The value of a JSON text. Raises InvalidInput for anything that is not strict JSON in UTF-8 or is nested too deeply."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if "ecursion" in error.msg:
+            raise _too_deep(depth_limit) from None
+        if not _is_utf8(raw):
+            raise InvalidInput("the body is not valid UTF-8", reason="INVALID_ENCODING") from None
+        raise InvalidInput(f"the body is not valid JSON (line {error.lineno}, column {error.colno})", reason="INVALID_JSON") from None
+    if raw.count(b"[") + raw.count(b"{") > depth_limit and _depth_exceeds(raw, depth_limit):
+        raise _too_deep(depth_limit)
+    return value
+
+
+def _too_deep(depth_limit: int) -> InvalidInput:
+    return InvalidInput(f"the body is nested deeper than {depth_limit} levels", reason="NESTED_TOO_DEEPLY")
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _depth_exceeds(valid_json: bytes, limit: int) -> bool:
+    """Whether a valid JSON text is nested deeper than `limit`; a few passes in C instead of a walk over every value."""
+    bare = _without_strings(valid_json).translate(_BRACKETS, _NOT_BRACKETS)
+    for _ in range(limit):
+        if not bare:
+            return False
+        bare = bare.replace(b"[]", b"")
+    return bool(bare)
+
+
+def _without_strings(valid_json: bytes) -> bytes:
+    # Outside of strings JSON has no quote and no backslash, so removing escapes first leaves quotes as delimiters only.
+    parts = valid_json.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+    return b"".join(parts[::2])

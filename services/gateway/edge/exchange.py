@@ -1,0 +1,51 @@
+"""One HTTP request and its answer, as the edge sees them."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry import trace
+
+SCOPE_KEY = "bulkhead.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Facts of one request that the access log, the span and the answer's headers are made from."""
+
+    request_id: str
+    trace_id: str
+    span: trace.Span
+    headers: dict[str, str]
+    canary: bool = False
+    tenant: str = ""
+    thread_id: str = ""
+    run_id: str = ""
+    error: str = ""
+    answer_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    _error_id: str = ""
+
+    @property
+    def error_id(self) -> str:
+        """The id that joins an opaque internal error to its log line."""
+        if not self._error_id:
+            self._error_id = uuid.uuid4().hex[:12]
+        return self._error_id
+
+    def about(self, *, thread_id: str = "", run_id: str = "") -> None:
+        """Notes which thread and run the request is about, so that its trace and log line can be found by them."""
+        if thread_id:
+            self.thread_id = thread_id
+            self.span.set_attribute("bulkhead.thread_id", thread_id)
+        if run_id:
+            self.run_id = run_id
+            self.span.set_attribute("bulkhead.run_id", run_id)
+
+    def answer(self, name: str, value: str) -> None:
+        """Adds a header to the answer, whatever the answer will be. Characters beyond latin-1 are replaced."""
+        self.answer_headers.append((name.encode("ascii"), value.encode("latin-1", "replace")))
+
+
+def exchange(scope: Any) -> Exchange:
+    """The exchange of a request or its ASGI scope."""
+    return getattr(scope, "scope", scope)[SCOPE_KEY]

@@ -1,0 +1,133 @@
+"""The route class of every API route: admission, deadline and body come before FastAPI looks at the request."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.common.errors import InvalidInput
+from services.common.rpc import context as call_context
+from services.gateway.edge.admission import Admission
+from services.gateway.edge.body import parse_json, read_body
+from services.gateway.edge.exchange import Exchange, exchange
+from services.gateway.refusals import UnsupportedMediaType
+from services.gateway.settings import Settings
+
+LONGEST_TIMEOUT_MS = 3_600_000
+TEXT_TYPES = ("text/markdown", "text/plain")
+_NEEDS = "bulkhead_needs"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a route asks of a request. `body_limit` in bytes, None for the setting; `open_query` lets unknown parameters pass."""
+
+    scopes: Sequence[str] = ()
+    body: Literal["json", "json_or_text", "none"] = "none"
+    body_limit: int | None = None
+    open_query: bool = False
+
+
+def needs(*scopes: str, **rest: Any) -> Callable[[Callable], Callable]:
+    """Declares the Needs of an endpoint."""
+
+    def mark(endpoint: Callable) -> Callable:
+        setattr(endpoint, _NEEDS, Needs(scopes, **rest))
+        return endpoint
+
+    return mark
+
+
+@dataclass(frozen=True, slots=True)
+class Doorkeeper:
+    """What the route class works with; the application keeps it as `state.doorkeeper`."""
+
+    admission: Admission
+    settings: Settings
+
+
+class PreparedRequest(Request):
+    """A request whose body was read and parsed before."""
+
+    content: bytes = b""
+    parsed: Any = None
+
+    async def body(self) -> bytes:
+        """The body as it came."""
+        return self.content
+
+    async def json(self) -> Any:
+        """The parsed body."""
+        return self.parsed
+
+
+class GuardedRoute(APIRoute):
+    """An API route. Its endpoint must state with `needs` what it asks for, so that no route is open by accident."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self.needs: Needs = getattr(endpoint, _NEEDS)
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As APIRoute, behind admission and the reading of the body."""
+        handler = super().get_route_handler()
+        known = frozenset(parameter.alias for parameter in self.dependant.query_params)
+        needs = self.needs
+
+        async def guarded(request: Request) -> Response:
+            about = exchange(request)
+            keeper: Doorkeeper = request.app.state.doorkeeper
+            await keeper.admission.admit(about, needs.scopes)
+            _bound_the_wait(about)
+            _check_idempotency_key(about)
+            if not needs.open_query:
+                _refuse_unknown(request, known)
+            prepared = PreparedRequest(request.scope, request.receive)
+            if needs.body != "none":
+                await _read(prepared, about, needs, keeper.settings)
+            return await handler(prepared)
+
+        return guarded
+
+
+async def _read(request: PreparedRequest, about: Exchange, needs: Needs, settings: Settings) -> None:
+    kind = about.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_text = kind in TEXT_TYPES and needs.body == "json_or_text"
+    if kind and not is_text and kind != "application/json" and not kind.endswith("+json"):
+        also = ", text/markdown or text/plain" if needs.body == "json_or_text" else ""
+        raise UnsupportedMediaType(f"the body must be application/json{also}")
+    limit = needs.body_limit or settings.body_limit_bytes
+    request.content = await read_body(request.receive, about.headers.get("content-length"), limit, settings.body_timeout_s)
+    if request.content and not is_text:
+        request.parsed = parse_json(request.content, settings.json_depth_limit)
+
+
+def _bound_the_wait(about: Exchange) -> None:
+    raw = about.headers.get("x-request-timeout-ms")
+    if raw is None:
+        return
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= 9 and 1 <= int(raw) <= LONGEST_TIMEOUT_MS):
+        raise InvalidInput.field("x-request-timeout-ms", f"must be a whole number from 1 to {LONGEST_TIMEOUT_MS}")
+    context = call_context.current()
+    assert context is not None
+    call_context.enter(context.with_timeout(int(raw) / 1000))
+
+
+def _check_idempotency_key(about: Exchange) -> None:
+    key = about.headers.get("idempotency-key", "")
+    if len(key) > 255 or not (key.isascii() and key.isprintable()):
+        raise InvalidInput.field("Idempotency-Key", "must be at most 255 printable ASCII characters")
+
+
+def _refuse_unknown(request: Request, known: frozenset[str]) -> None:
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidInput.field(name[:64], "is not a parameter of this route")
+
+
+def idempotency_key(request: Request) -> str:
+    """The Idempotency-Key of a request, empty without one."""
+    return exchange(request).headers.get("idempotency-key", "")

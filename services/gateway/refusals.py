@@ -1,0 +1,86 @@
+"""Errors that only an HTTP entry knows; the rest stand in services/common/errors.py."""
+
+from services.common.errors import BulkheadError, Cancelled, InvalidInput
+
+
+class InvalidBody(InvalidInput):
+    """The body is JSON but not what the route takes; violations name the fields."""
+
+    http_status = 422
+
+
+class BodyTooLarge(InvalidInput):
+    """The body is larger than the route takes."""
+
+    http_status = 413
+    default_reason = "BODY_TOO_LARGE"
+
+
+class UnsupportedMediaType(InvalidInput):
+    """The body is of a type that the route does not take."""
+
+    http_status = 415
+    default_reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class BodyTimeout(InvalidInput):
+    """The client did not send its body in time."""
+
+    http_status = 408
+    default_reason = "BODY_TIMEOUT"
+
+
+class MethodNotAllowed(InvalidInput):
+    """The path exists and takes other methods; metadata `allow` lists them."""
+
+    http_status = 405
+    default_reason = "METHOD_NOT_ALLOWED"
+
+
+class ClientGone(Cancelled):
+    """The client closed its connection before the answer; nobody reads what is answered now."""
+
+    default_reason = "CLIENT_GONE"
+
+
+class RunFailed(BulkheadError):
+    """A run ended without an answer; raised by surfaces that answer with the run's outcome.
+
+    `http_status` follows the run's own reason; metadata `run_id` and `thread_id` say which run.
+    """
+
+    default_reason = "RUN_FAILED"
+
+    def __init__(self, message: str, *, reason: str, status: int, retryable: bool, run_id: str, thread_id: str) -> None:
+        super().__init__(message, reason=reason, metadata={"run_id": run_id, "thread_id": thread_id})
+        self.http_status = status
+        self.retryable = retryable
+
+
+# How the reason of a failed run reads as an HTTP status; any other is 502 where a new run may work, else 500.
+_STATUS_OF_REASON = {
+    "INVALID_INPUT": 400,
+    "CONTEXT_LENGTH_EXCEEDED": 400,
+    "CONTENT_FILTERED": 400,
+    "CONTENT_FILTER": 400,
+    "PERMISSION_DENIED": 403,
+    "SCOPE_MISSING": 403,
+    "NOT_FOUND": 404,
+    "MODEL_NOT_FOUND": 404,
+    "RUN_CANCELLED": 409,
+    "QUOTA_EXCEEDED": 429,
+    "RATE_LIMITED": 429,
+    "BUDGET_EXCEEDED": 429,
+    "OVERLOADED": 503,
+    "UNREACHABLE": 503,
+    "STORE_UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+    "UPSTREAM_TIMEOUT": 504,
+}
+
+
+def run_failed(reason: str, message: str, retryable: bool, *, run_id: str, thread_id: str) -> RunFailed:
+    """The error for a run that failed with `reason` (UPPER_SNAKE)."""
+    reason = reason or "RUN_FAILED"
+    status = _STATUS_OF_REASON.get(reason, 502 if retryable else 500)
+    return RunFailed(message or "the run failed", reason=reason, status=status, retryable=retryable, run_id=run_id, thread_id=thread_id)

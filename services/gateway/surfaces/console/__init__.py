@@ -1,0 +1,36 @@
+"""The web console at `/` and the API pages: static files, no address but our own."""
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+STATIC = Path(__file__).with_name("static")
+POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+def router() -> APIRouter:
+    """Routes of the pages. The files are read once: they are small and never change while the process lives."""
+    routes = APIRouter(include_in_schema=False)
+    pages = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
+    for path in sorted(STATIC.iterdir()):
+        _serve(routes, f"/console/{path.name}", path)
+    for path, name in pages.items():
+        _serve(routes, path, STATIC / name)
+    return routes
+
+
+def _serve(routes: APIRouter, path: str, file: Path) -> None:
+    content = file.read_bytes()
+    headers = {
+        "content-security-policy": POLICY,
+        "cache-control": "no-cache",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+    }
+
+    async def serve() -> Response:
+        return Response(content, 200, headers, _TYPES[file.suffix])
+
+    routes.add_api_route(path, serve, methods=["GET"])

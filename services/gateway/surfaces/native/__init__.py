@@ -1,0 +1,18 @@
+"""The native API: threads, runs and their events, documents, memories, agents and tools."""
+
+from fastapi import APIRouter
+
+from services.gateway.surfaces.native.agents import Agents
+from services.gateway.surfaces.native.chat import Chat
+from services.gateway.surfaces.native.documents import Documents
+from services.gateway.surfaces.native.events import Events
+from services.gateway.surfaces.native.memories import Memories
+from services.gateway.surfaces.native.runs import Runs
+from services.gateway.surfaces.native.threads import Threads
+from services.gateway.surfaces.wiring import Wiring
+
+
+def routers(wiring: Wiring) -> list[APIRouter]:
+    """Routers of the native API."""
+    surfaces = (Threads, Runs, Events, Documents, Memories, Agents, Chat)
+    return [surface(wiring).router() for surface in surfaces]

@@ -1,0 +1,158 @@
+"""Bodies and parameters that the native API takes. Unknown fields and wrong types are refused, nothing is converted."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
+DOCUMENT_ID_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_LABELS = 16
+MAX_LABEL_BYTES = 512
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+MAX_TEXT_BYTES = 2 * 1024 * 1024
+
+
+def _not_only_dots(value: str) -> str:
+    if set(value) == {"."}:
+        # Clients and proxies resolve such path segments away, so a thing of that name could never be fetched.
+        raise ValueError("must not consist of dots only")
+    return value
+
+
+def _labels(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_LABELS:
+        raise ValueError(f"must have at most {MAX_LABELS} entries")
+    for key, text in value.items():
+        if not key or len(key.encode()) > MAX_LABEL_BYTES or len(text.encode()) > MAX_LABEL_BYTES:
+            raise ValueError(f"keys and values must have 1 to {MAX_LABEL_BYTES} and up to {MAX_LABEL_BYTES} bytes")
+    return value
+
+
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN), AfterValidator(_not_only_dots)]
+DocumentId = Annotated[str, StringConstraints(pattern=DOCUMENT_ID_PATTERN), AfterValidator(_not_only_dots)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Labels = Annotated[dict[str, str], AfterValidator(_labels)]
+IdPath = Annotated[str, Path(pattern=ID_PATTERN)]
+DocumentIdPath = Annotated[str, Path(pattern=DOCUMENT_ID_PATTERN)]
+NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
+After = Annotated[str, Query(max_length=1024, description="`next_after` of the page before.")]
+Query1k = Annotated[str, StringConstraints(min_length=1, max_length=8000)]
+
+
+class Body(BaseModel):
+    """A JSON body of the native API."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ThreadCreate(Body):
+    """A new thread. An id that is already there answers that thread."""
+
+    thread_id: Id | None = None
+    metadata: Labels = Field(default_factory=dict)
+
+
+class InputMessage(Body):
+    """One message of the input."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(max_length=MAX_TEXT_BYTES)]
+
+
+class RunLimits(Body):
+    """Bounds of one run; what is absent is the agent's, and the tier's bounds hold in any case."""
+
+    deadline_ms: Annotated[int, Field(ge=1, le=86_400_000, description="Active time; waiting in the queue does not count.")] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=INT32_MAX, description="Model calls.")] | None = None
+    max_tool_calls: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_cost_microusd: Annotated[int, Field(ge=1, le=INT64_MAX, description="Millionths of a US dollar.")] | None = None
+
+
+def _messages(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise ValueError("must be a text or a list of messages")
+    return value
+
+
+def _ends_with_user(value: list[InputMessage]) -> list[InputMessage]:
+    if value[-1].role != "user":
+        raise ValueError("the last message must be of role user")
+    if not value[-1].content.strip():
+        raise ValueError("the last message must not be empty")
+    return value
+
+
+Input = Annotated[
+    list[InputMessage],
+    Field(min_length=1, max_length=1000),
+    BeforeValidator(_messages, json_schema_input_type=str | list[InputMessage]),
+    AfterValidator(_ends_with_user),
+]
+
+
+class RunCreate(Body):
+    """A new run."""
+
+    input: Input
+    agent: Name | None = Field(None, description="Absent: the first agent of the configuration.")
+    limits: RunLimits | None = None
+    run_id: Id | None = Field(None, description="Chosen by the caller, so that it can be cancelled before the answer.")
+    metadata: Labels = Field(default_factory=dict)
+    stream: bool = Field(False, description="Answer with the run's events as server-sent events.")
+    on_disconnect: Literal["continue", "cancel"] = Field("continue", description="What becomes of the run when a streaming client leaves.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
+
+
+class RunCancel(Body):
+    """Why a run is to end."""
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
+class DocumentCreate(Body):
+    """A document to ingest."""
+
+    title: Annotated[str, Field(min_length=1, max_length=512)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_BYTES)]
+    content_type: Literal["text/markdown", "text/plain"] = "text/markdown"
+    document_id: DocumentId | None = Field(None, description="Absent: made from the title. The same id replaces the version before.")
+
+
+class DocumentSearch(Body):
+    """A search in documents."""
+
+    query: Query1k
+    limit: Annotated[int, Field(ge=1, le=50)] = 5
+    document_ids: Annotated[list[DocumentId], Field(max_length=100)] = Field(default_factory=list)
+
+
+class MemoryCreate(Body):
+    """A memory to keep."""
+
+    text: Annotated[str, Field(min_length=1, max_length=8000)]
+    importance: Annotated[float, Field(gt=0, le=1)] = 0.5
+    kind: Literal["fact", "episode"] = "fact"
+    session_id: Id | None = None
+    expires_at: Annotated[datetime, Field(strict=False, description="RFC 3339, with a time zone.")] | None = None
+
+
+class MemorySearch(Body):
+    """A search in memories."""
+
+    query: Query1k
+    limit: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class AgentChat(Body):
+    """One message to an agent."""
+
+    user_input: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_BYTES)]
+    session_id: Id | None = Field(None, description="Absent: a new session.")

@@ -1,0 +1,33 @@
+"""How native routes are declared: the guarded route class, the problems that any route may answer, and the answers in OpenAPI."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from services.gateway.edge.route import GuardedRoute
+from services.gateway.surfaces.native.outputs import Problem
+
+_PROBLEM = {"model": Problem, "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+_STATUSES = {
+    400: "The request is not valid.", 401: "No valid API key.", 403: "A scope is missing.", 404: "Not there, or not yours.",
+    409: "Somebody else is at it.", 413: "The body is too large.", 415: "Unsupported media type.", 422: "The body is not valid.",
+    429: "A limit is used up.", 500: "Internal error.", 502: "An upstream failed.", 503: "Not available now.", 504: "Not done in time.",
+}  # fmt: skip
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"description": text, **_PROBLEM} for status, text in _STATUSES.items()}
+EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "Server-sent events; id is seq, event is the type."}}}
+
+
+def native_router(tag: str) -> APIRouter:
+    """A router of guarded routes."""
+    return APIRouter(route_class=GuardedRoute, tags=[tag], responses=PROBLEMS)
+
+
+def answers(model: type[BaseModel] | None, status: int = 200, text: str = "Done.", **content: Any) -> dict[int | str, dict[str, Any]]:
+    """The success answer of a route; `content` adds media types."""
+    described: dict[str, Any] = {"description": text}
+    if model is not None:
+        described["model"] = model
+    if content:
+        described["content"] = content["content"]
+    return {status: described}

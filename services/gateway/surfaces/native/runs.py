@@ -1,0 +1,152 @@
+"""Runs: start, look, wait, cancel."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.common.errors import DeadlineExceeded
+from services.gateway.edge.exchange import exchange
+from services.gateway.edge.route import idempotency_key, needs
+from services.gateway.ports import Subject
+from services.gateway.running import cancel_on_leaving, wait_for_end
+from services.gateway.streaming import while_connected
+from services.gateway.surfaces.native import shapes
+from services.gateway.surfaces.native.events import event_stream
+from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate
+from services.gateway.surfaces.native.outputs import CancelOut, RunOut, RunPage
+from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
+from services.gateway.surfaces.wiring import Wiring
+
+_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+LONGEST_PREFERRED_WAIT_S = 300
+
+
+class Runs:
+    """/v1/runs and /v1/threads/{thread_id}/runs"""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._runs = wiring.backends.runs
+
+    def router(self) -> APIRouter:
+        """Routes."""
+        router = native_router("runs")
+        started = {
+            **answers(RunOut, 202, "Accepted; Location leads to the run."),
+            200: {
+                "description": "Ended within `Prefer: wait=n`, or the events of the run.",
+                "model": RunOut,
+                "content": EVENTS,
+            },
+        }
+        router.add_api_route("/v1/threads/{thread_id}/runs", self.create, methods=["POST"], status_code=202, responses=started)
+        router.add_api_route("/v1/threads/{thread_id}/runs", self.list_of_thread, methods=["GET"], responses=answers(RunPage))
+        router.add_api_route("/v1/runs", self.list, methods=["GET"], responses=answers(RunPage))
+        router.add_api_route("/v1/runs/{run_id}", self.get, methods=["GET"], responses=answers(RunOut))
+        cancelled = {**answers(CancelOut, 202, "Recorded."), **answers(CancelOut, 200, "Ended, with wait=true.")}
+        router.add_api_route("/v1/runs/{run_id}/cancel", self.cancel, methods=["POST"], status_code=202, responses=cancelled)
+        return router
+
+    @needs("runs:write", body="json")
+    async def create(self, request: Request, thread_id: IdPath, body: RunCreate) -> Response:
+        """Starts a run on a thread, which is made when it is not there.
+
+        Answers 202 once the run is durable; with `Prefer: wait=n` (seconds) 200 when it ends in time; with `stream: true` or
+        `Accept: text/event-stream` the run's events.
+        """
+        about = exchange(request)
+        about.about(thread_id=thread_id)
+        answer = await self._runs.CreateRun(_create_request(thread_id, body, idempotency_key(request)))
+        run = answer.run
+        about.about(run_id=run.run_id)
+        headers = {"location": f"/v1/runs/{run.run_id}", "x-bulkhead-run-id": run.run_id, "x-bulkhead-thread-id": run.thread_id}
+        if not answer.created:
+            headers["idempotent-replayed"] = "true"
+        leaving = cancel_on_leaving(self._runs, run.run_id) if body.on_disconnect == "cancel" else None
+        if body.stream or "text/event-stream" in about.headers.get("accept", ""):
+            return event_stream(self._wiring, Subject(run_id=run.run_id), max(0, run.first_seq - 1), headers=headers, on_gone=leaving)
+        wait_s = _preferred_wait_s(about.headers.get("prefer", ""))
+        if wait_s:
+            run = await self._waited(request, run, wait_s, leaving)
+            headers["preference-applied"] = f"wait={wait_s}"
+        shape = shapes.run(run)
+        return shapes.reply(shape, 200 if wait_s and shape["status"] in shapes.ENDED else 202, headers)
+
+    async def _waited(self, request: Request, run: pb.Run, wait_s: int, leaving: Callable[[], Awaitable[None]] | None) -> pb.Run:
+        try:
+            work = wait_for_end(self._runs, run.run_id, wait_s)
+            return await while_connected(request.receive, work, leaving)
+        except DeadlineExceeded:
+            return (await self._runs.GetRun(pb.GetRunRequest(run_id=run.run_id))).run
+
+    @needs("runs:read")
+    async def list_of_thread(self, request: Request, thread_id: IdPath, limit: Limit = 100, after: After = "") -> Response:
+        """Runs of a thread, newest first."""
+        exchange(request).about(thread_id=thread_id)
+        answer = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=limit, page_token=after))
+        return shapes.page(request, map(shapes.run, answer.runs), answer.next_page_token)
+
+    @needs("runs:read")
+    async def list(self, request: Request, limit: Limit = 100, after: After = "") -> Response:
+        """The caller's runs, newest first."""
+        answer = await self._runs.ListRuns(pb.ListRunsRequest(page_size=limit, page_token=after))
+        return shapes.page(request, map(shapes.run, answer.runs), answer.next_page_token)
+
+    @needs("runs:read")
+    async def get(self, request: Request, run_id: IdPath) -> Response:
+        """One run."""
+        run = (await self._runs.GetRun(pb.GetRunRequest(run_id=run_id))).run
+        exchange(request).about(thread_id=run.thread_id, run_id=run_id)
+        return shapes.reply(shapes.run(run))
+
+    @needs("runs:write", body="json")
+    async def cancel(
+        self,
+        request: Request,
+        run_id: IdPath,
+        body: RunCancel | None = None,
+        wait: bool = Query(False, description="Answer when the run has ended."),
+    ) -> Response:
+        """Asks for the end of a run. The wish is kept, also for a run that has not started; asking again changes nothing."""
+        about = exchange(request)
+        about.about(run_id=run_id)
+        asked = pb.CancelRunRequest(run_id=run_id, idempotency_key=idempotency_key(request), reason=body.reason if body else "")
+        answer = await self._runs.CancelRun(asked)
+        run = answer.run if answer.HasField("run") else None
+        if run is not None and wait and shapes.RUN_STATUS.get(run.status) not in shapes.ENDED:
+            run = await self._waited(request, run, LONGEST_PREFERRED_WAIT_S, None)
+        shape = shapes.run(run) if run is not None else None
+        ended = wait and shape is not None and shape["status"] in shapes.ENDED
+        return shapes.reply(
+            {"run_id": run_id, "cancel_requested": True, "run": shape}, 200 if ended else 202, {"location": f"/v1/runs/{run_id}"}
+        )
+
+
+def _preferred_wait_s(prefer: str) -> int:
+    found = _WAIT.search(prefer)
+    return min(int(found.group(1)), LONGEST_PREFERRED_WAIT_S) if found else 0
+
+
+def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRequest:
+    asked = pb.CreateRunRequest(
+        thread_id=thread_id,
+        agent=body.agent or "",
+        input=[pb.InputMessage(role=m.role, text=m.content) for m in body.input],
+        run_id=body.run_id or "",
+        idempotency_key=key,
+        metadata=body.metadata,
+        temperature=body.temperature,
+        max_tokens=body.max_tokens,
+        on_disconnect=pb.ON_DISCONNECT_CANCEL if body.on_disconnect == "cancel" else pb.ON_DISCONNECT_CONTINUE,
+    )
+    if (limits := body.limits) is not None:
+        if limits.deadline_ms:
+            asked.limits.deadline.FromMilliseconds(limits.deadline_ms)
+        asked.limits.max_steps = limits.max_steps or 0
+        asked.limits.max_tool_calls = limits.max_tool_calls or 0
+        asked.limits.max_cost_microusd = limits.max_cost_microusd or 0
+    return asked

@@ -1,0 +1,207 @@
+"""Protos as the native API's JSON objects."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+from bulkhead.common.v1 import common_pb2
+from bulkhead.memory.v1 import memory_pb2
+from bulkhead.orchestrator.v1 import orchestrator_pb2
+from bulkhead.tools.v1 import tools_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from starlette.requests import Request
+from starlette.responses import Response
+
+RUN_STATUS = {
+    orchestrator_pb2.RUN_STATUS_QUEUED: "queued",
+    orchestrator_pb2.RUN_STATUS_RUNNING: "running",
+    orchestrator_pb2.RUN_STATUS_SUCCEEDED: "succeeded",
+    orchestrator_pb2.RUN_STATUS_FAILED: "failed",
+    orchestrator_pb2.RUN_STATUS_CANCELLED: "cancelled",
+}
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(content), status, dict(headers or {}), "application/json")
+
+
+def page(request: Request, items: Iterable[Any], token: str) -> Response:
+    """One page of a list; `next_after` and the Link header lead to the next."""
+    headers = {}
+    if token:
+        kept = [(k, v) for k, v in request.query_params.multi_items() if k != "after"]
+        headers["link"] = f'<{request.url.path}?{urlencode([*kept, ("after", token)])}>; rel="next"'
+    return reply({"data": list(items), "next_after": token or None}, headers=headers)
+
+
+def rfc3339(moment: Timestamp) -> str:
+    """A timestamp in UTC with microseconds, for example 2026-01-31T12:00:00.000001Z."""
+    whole = datetime.fromtimestamp(moment.seconds, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{moment.nanos // 1000:06d}Z"
+
+
+def _moment(message: Any, name: str) -> str | None:
+    return rfc3339(getattr(message, name)) if message.HasField(name) else None
+
+
+def thread(message: orchestrator_pb2.Thread) -> dict[str, Any]:
+    """A thread."""
+    return {
+        "thread_id": message.thread_id,
+        "created_at": _moment(message, "created_at"),
+        "last_seq": message.last_seq,
+        "metadata": dict(message.metadata),
+    }
+
+
+def usage(message: common_pb2.Usage) -> dict[str, Any]:
+    """What a run consumed."""
+    return {
+        "input_tokens": message.input_tokens,
+        "output_tokens": message.output_tokens,
+        "cached_input_tokens": message.cached_input_tokens,
+        "reasoning_tokens": message.reasoning_tokens,
+        "cost_microusd": message.cost_microusd,
+        "estimated": message.estimated,
+        "model_calls": message.model_calls,
+        "tool_calls": message.tool_calls,
+    }
+
+
+def citation(message: common_pb2.Citation) -> dict[str, Any]:
+    """A source."""
+    return {
+        "citation_id": message.citation_id,
+        "document_id": message.document_id,
+        "document_version": message.document_version,
+        "title": message.title,
+        "heading": message.heading,
+        "char_start": message.char_start,
+        "char_end": message.char_end,
+        "content_hash": message.content_hash,
+    }
+
+
+def warning(message: common_pb2.Warning) -> dict[str, Any]:
+    """A degradation."""
+    return {
+        "code": message.code,
+        "capability_lost": message.capability_lost,
+        "fallback": message.fallback,
+        "user_message": message.user_message,
+    }
+
+
+def run(message: orchestrator_pb2.Run) -> dict[str, Any]:
+    """A run."""
+    error = message.error
+    return {
+        "run_id": message.run_id,
+        "thread_id": message.thread_id,
+        "agent": message.agent,
+        "agent_version": message.agent_version,
+        "status": RUN_STATUS.get(message.status, "queued"),
+        "cancel_requested": message.cancel_requested,
+        "created_at": _moment(message, "created_at"),
+        "started_at": _moment(message, "started_at"),
+        "ended_at": _moment(message, "ended_at"),
+        "output_text": message.output_text,
+        "finish_reason": message.finish_reason or None,
+        "error": {"reason": error.reason, "message": error.message, "retryable": error.retryable} if message.HasField("error") else None,
+        "usage": usage(message.usage),
+        "citations": [citation(c) for c in message.citations],
+        "attempt": message.attempt,
+        "first_seq": message.first_seq,
+        "terminal_seq": message.terminal_seq,
+    }
+
+
+def agent(message: orchestrator_pb2.Agent) -> dict[str, Any]:
+    """An agent."""
+    return {
+        "name": message.name,
+        "version": message.version,
+        "description": message.description,
+        "model": message.model,
+        "tools": list(message.tools),
+    }
+
+
+def tool(message: tools_pb2.Tool) -> dict[str, Any]:
+    """A tool, with its schemas."""
+    hints = message.annotations
+    return {
+        "name": message.name,
+        "version": message.version,
+        "description": message.description,
+        "input_schema": orjson.loads(message.input_schema_json or b"{}"),
+        "output_schema": orjson.loads(message.output_schema_json) if message.output_schema_json else None,
+        "annotations": {
+            "read_only": hints.read_only, "destructive": hints.destructive, "idempotent": hints.idempotent, "open_world": hints.open_world,
+        },
+        "required_scopes": list(message.required_scopes),
+        "timeout_ms": message.timeout.ToMilliseconds(),
+    }  # fmt: skip
+
+
+def document(message: memory_pb2.Document) -> dict[str, Any]:
+    """A document."""
+    return {
+        "document_id": message.document_id,
+        "version": message.version,
+        "title": message.title,
+        "content_type": message.content_type,
+        "chunk_count": message.chunk_count,
+        "size_bytes": message.size_bytes,
+        "content_hash": message.content_hash,
+        "created_at": _moment(message, "created_at"),
+    }
+
+
+def passage(message: memory_pb2.Passage) -> dict[str, Any]:
+    """A passage of a document."""
+    return {
+        "text": message.text,
+        "citation": citation(message.citation),
+        "score": message.score,
+        "dense_rank": message.dense_rank or None,
+        "keyword_rank": message.keyword_rank or None,
+    }
+
+
+def memory(message: memory_pb2.Memory) -> dict[str, Any]:
+    """A long-term memory."""
+    return {
+        "memory_id": message.memory_id,
+        "text": message.text,
+        "importance": message.importance,
+        "kind": message.kind,
+        "session_id": message.session_id or None,
+        "created_at": _moment(message, "created_at"),
+        "expires_at": _moment(message, "expires_at"),
+        "score": message.score,
+    }
+
+
+def envelope(event: orchestrator_pb2.Event) -> bytes:
+    """An event as one line of JSON. Its data is passed on as the log holds it, so nothing is parsed for each watcher."""
+    data = event.data_json or b"{}"
+    if b"\n" in data or b"\r" in data:  # between tokens only: inside of JSON strings they are escaped
+        data = data.replace(b"\r", b" ").replace(b"\n", b" ")
+    return (
+        b'{"seq":%d,"ts":"%s","thread_id":%s,"run_id":%s,"attempt":%d,"type":%s,"data":%s,"provisional":%s,"trace_id":%s,"schema_version":%d}'
+        % (
+            event.seq, rfc3339(event.occurred_at).encode("ascii"), orjson.dumps(event.thread_id),
+            orjson.dumps(event.run_id) if event.run_id else b"null", event.attempt, orjson.dumps(event.type), data,
+            b"true" if event.provisional else b"false", orjson.dumps(event.trace_id) if event.trace_id else b"null", event.schema_version,
+        )
+    )  # fmt: skip
+
+
+def frame(event: orchestrator_pb2.Event) -> bytes:
+    """An event as a server-sent event whose id is its number in the thread."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.type.encode("utf-8"), envelope(event))

@@ -1,0 +1,91 @@
+"""POST /v1/chat/completions: an agent's name as `model`."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.common.errors import DeadlineExceeded, NotFound
+from services.common.rpc import context as call_context
+from services.gateway.edge.exchange import exchange
+from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
+from services.gateway.ports import Subject
+from services.gateway.running import cancel_on_leaving, collect
+from services.gateway.streaming import EventStream, while_connected
+from services.gateway.surfaces.openai import schema
+from services.gateway.surfaces.openai.chunks import chunk_frames, completion, error_frame
+from services.gateway.surfaces.openai.request import ChatRequest
+from services.gateway.surfaces.wiring import Wiring
+
+# What a run needs of its agent's name; anything else cannot be the name of one.
+MAX_MODEL = 128
+
+
+class ChatCompletions:
+    """/v1/chat/completions"""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._runs = wiring.backends.runs
+        self._follower = wiring.follower
+        self._streams = wiring.streams
+        self._wait_limit_s = wiring.settings.wait_limit_s
+
+    def router(self) -> APIRouter:
+        """Routes."""
+        router = APIRouter(route_class=GuardedRoute, tags=["openai"], responses=schema.ERRORS)
+        router.add_api_route(
+            "/v1/chat/completions", self.create, methods=["POST"], responses=schema.COMPLETION, openapi_extra=schema.CHAT_BODY
+        )
+        return router
+
+    @needs("runs:write", body="json", open_query=True)
+    async def create(self, request: Request) -> Response:
+        """A chat completion by an agent; its tools run on the server.
+
+        Without a thread the messages are taken as they are. With `metadata.thread_id` or `x-bulkhead-thread-id` only the last
+        user message is appended to that thread.
+        """
+        assert isinstance(request, PreparedRequest)
+        about = exchange(request)
+        asked = ChatRequest(request.parsed, about.headers)
+        if len(asked.model) > MAX_MODEL:
+            raise _no_model()
+        answer = await self._create(asked, idempotency_key(request))
+        run = answer.run
+        about.about(thread_id=run.thread_id, run_id=run.run_id)
+        about.answer("x-bulkhead-run-id", run.run_id)
+        about.answer("x-bulkhead-thread-id", run.thread_id)
+        leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
+        if asked.stream:
+            events = self._follower.follow(Subject(run_id=run.run_id), max(0, run.first_seq - 1))
+            frames = chunk_frames(events, run, asked.model, include_usage=asked.include_usage, ignored=asked.ignored)
+            return EventStream(frames, self._streams, resumable=False, proven=True, failure=error_frame, on_gone=leaving)
+        left = (call_context.current() or call_context.CallContext()).remaining_s()
+        wait_s = self._wait_limit_s if left is None else min(left, self._wait_limit_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                done = await while_connected(request.receive, collect(self._follower, run), leaving)
+        except (TimeoutError, DeadlineExceeded):
+            known = {"run_id": run.run_id, "thread_id": run.thread_id}
+            raise DeadlineExceeded("the answer took longer than the time that was given; the run goes on", metadata=known) from None
+        return _json(completion(run, asked.model, done, asked.ignored))
+
+    async def _create(self, asked: ChatRequest, key: str) -> pb.CreateRunResponse:
+        try:
+            return await self._runs.CreateRun(asked.create_run(key))
+        except NotFound as error:
+            if error.reason in ("AGENT_NOT_FOUND", "NOT_FOUND"):
+                raise _no_model() from error
+            raise
+
+
+def _no_model() -> NotFound:
+    return NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND")
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), 200, {"cache-control": "no-store"}, "application/json")

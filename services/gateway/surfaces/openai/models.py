@@ -1,0 +1,53 @@
+"""GET /v1/models: the agents, in the shape of models."""
+
+from typing import Any
+
+import orjson
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.common.errors import InvalidInput, NotFound
+from services.gateway.edge.route import GuardedRoute, needs
+from services.gateway.surfaces.openai import schema
+from services.gateway.surfaces.wiring import Wiring
+
+LARGEST_PAGE = 1000
+
+
+class Models:
+    """/v1/models"""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._agents = wiring.backends.agents
+
+    def router(self) -> APIRouter:
+        """Routes."""
+        router = APIRouter(route_class=GuardedRoute, tags=["openai"], responses=schema.ERRORS)
+        router.add_api_route("/v1/models", self.list, methods=["GET"], responses=schema.MODELS)
+        router.add_api_route("/v1/models/{model}", self.get, methods=["GET"], responses=schema.MODEL)
+        return router
+
+    @needs(open_query=True)
+    async def list(self, request: Request) -> Response:
+        """The agents as models."""
+        answer = await self._agents.ListAgents(pb.ListAgentsRequest(page_size=LARGEST_PAGE))
+        return _json({"object": "list", "data": [_model(agent) for agent in answer.agents]})
+
+    @needs(open_query=True)
+    async def get(self, request: Request, model: str = Path(max_length=128)) -> Response:
+        """One agent as a model."""
+        try:
+            answer = await self._agents.GetAgent(pb.GetAgentRequest(name=model))
+        except (NotFound, InvalidInput):
+            raise NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND") from None
+        return _json(_model(answer.agent))
+
+
+def _model(agent: pb.Agent) -> dict[str, Any]:
+    return {"id": agent.name, "object": "model", "created": 0, "owned_by": "bulkhead", "description": agent.description}
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), 200, None, "application/json")

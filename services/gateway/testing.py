@@ -1,0 +1,422 @@
+"""The services behind the gateway, small and in memory, for its tests: real gRPC servers over the real protos.
+
+`FakeLog` is the durable side and may be shared by several `FakeOrchestrator` servers, as replicas share a store. What an
+agent does is a script: an async generator of (type, data, provisional).
+"""
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+
+from services.common import testing
+from services.common.accounts import Accounts
+from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded
+from services.common.identity import Principal
+from services.common.rpc import context as call_context
+from services.common.rpc.context import principal
+from services.common.rpc.server import Service
+from services.common.settings import ServiceSettings
+from services.common.valkey import connect
+from services.gateway import testing_stores
+from services.gateway.settings import Settings
+
+Step = tuple[str, dict[str, Any], bool]
+Script = Callable[["FakeRun"], AsyncGenerator[Step, None]]
+TERMINAL = {
+    "run_finished": pb.RUN_STATUS_SUCCEEDED,
+    "run_failed": pb.RUN_STATUS_FAILED,
+    "run_cancelled": pb.RUN_STATUS_CANCELLED,
+}
+USAGE = {"input_tokens": 7, "output_tokens": 5, "cost_microusd": 12, "model_calls": 1, "tool_calls": 0}
+
+
+@dataclass
+class FakeRun:
+    """A run at work."""
+
+    request: pb.CreateRunRequest
+    run: pb.Run
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def said(self) -> str:
+        """The last message of the user."""
+        return self.request.input[-1].text
+
+
+async def echo(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Says back what the user said, word by word."""
+    text = f"You said: {run.said}"
+    for word in text.split(" "):
+        yield "message_delta", {"text": word if word == "You" else f" {word}", "message_id": "m1"}, True
+    yield "message_completed", {"text": text, "message_id": "m1"}, False
+    yield "run_finished", {"output_text": text, "finish_reason": "stop", "usage": USAGE, "citations": []}, False
+
+
+async def tools(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Calls a tool, warns, cites."""
+    yield "tool_call_started", {"call_id": "t1", "tool": "calculator", "version": "1.0.0", "arguments": {"expression": "6*7"}}, False
+    yield "tool_call_completed", {"call_id": "t1", "tool": "calculator", "output": {"value": 42}, "duration_ms": 3}, False
+    yield "warning", {"code": "memory_unavailable", "capability_lost": "long_term_memory", "user_message": "I cannot remember."}, False
+    yield "message_delta", {"text": "It is 42 [c1].", "message_id": "m1"}, True
+    cited = {"citation_id": "c1", "document_id": "d", "title": "README.md", "heading": "Sums", "char_start": 0, "char_end": 9}
+    yield "citation", cited, False
+    yield "run_finished", {"output_text": "It is 42 [c1].", "finish_reason": "stop", "usage": USAGE, "citations": [cited]}, False
+
+
+async def fail(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Fails before any text, for the reason that the user names."""
+    yield "run_failed", {"error": {"reason": run.said, "message": "It failed.", "retryable": run.said == "OVERLOADED"}, "usage": {}}, False
+
+
+async def fail_late(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Fails after some text."""
+    yield "message_delta", {"text": "Well, ", "message_id": "m1"}, True
+    yield "run_failed", {"error": {"reason": "UPSTREAM_FAILED", "message": "It broke.", "retryable": True}, "usage": {}}, False
+
+
+async def hang(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Says a word and works until it is cancelled."""
+    yield "message_delta", {"text": "Working", "message_id": "m1"}, True
+    await run.cancelled.wait()
+    yield "run_cancelled", {"output_text": "Working", "usage": USAGE}, False
+
+
+async def silent(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Works without a word until it is cancelled."""
+    await run.cancelled.wait()
+    yield "run_cancelled", {"output_text": "", "usage": {}}, False
+
+
+async def takeover(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """The first owner dies in the middle of its text; the second writes it again."""
+    yield "message_delta", {"text": "The answer ", "message_id": "m1"}, True
+    yield "message_delta", {"text": "is fo", "message_id": "m1"}, True
+    yield "attempt_superseded", {"from_seq": run.run.first_seq + 1}, False
+    yield "message_delta", {"text": "The answer is forty", "message_id": "m2"}, True
+    yield "message_delta", {"text": "-two.", "message_id": "m2"}, True
+    yield "run_finished", {"output_text": "The answer is forty-two.", "finish_reason": "stop", "usage": USAGE, "citations": []}, False
+
+
+async def slow(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """Forty words, with a breath after each, so that a test can break in."""
+    words = [f"w{number} " for number in range(40)]
+    for word in words:
+        yield "message_delta", {"text": word, "message_id": "m1"}, True
+        await asyncio.sleep(0.02)
+    yield "run_finished", {"output_text": "".join(words), "finish_reason": "stop", "usage": USAGE, "citations": []}, False
+
+
+SCRIPTS: dict[str, Script] = {
+    "assistant": echo, "tools": tools, "fail": fail, "fail_late": fail_late, "hang": hang, "silent": silent, "takeover": takeover,
+    "slow": slow,
+}  # fmt: skip
+
+
+class FakeLog:
+    """Threads, runs and events of every tenant."""
+
+    def __init__(self) -> None:
+        self.threads: dict[tuple[str, str], pb.Thread] = {}
+        self.events: dict[tuple[str, str], list[pb.Event]] = defaultdict(list)
+        self.runs: dict[tuple[str, str], FakeRun] = {}
+        self.by_key: dict[tuple[str, str], pb.CreateRunRequest] = {}
+        self.tombstones: set[tuple[str, str]] = set()
+        self.seen: list[tuple[str, call_context.CallContext]] = []
+        self.grown = asyncio.Event()
+        self.tasks: set[asyncio.Task] = set()
+
+    def thread(self, thread_id: str) -> pb.Thread:
+        """Raises NotFound for a thread that is not the caller's."""
+        found = self.threads.get((principal().tenant, thread_id))
+        if found is None:
+            raise NotFound("no such thread")
+        return found
+
+    def run(self, run_id: str) -> FakeRun:
+        """Raises NotFound for a run that is not the caller's."""
+        found = self.runs.get((principal().tenant, run_id))
+        if found is None:
+            raise NotFound("no such run")
+        return found
+
+    def make_thread(self, tenant: str, thread_id: str, metadata: Any = None) -> pb.Thread:
+        """The thread, made when it is not there."""
+        key = (tenant, thread_id)
+        if key not in self.threads:
+            self.threads[key] = pb.Thread(thread_id=thread_id, metadata=metadata or {})
+            self.threads[key].created_at.GetCurrentTime()
+        return self.threads[key]
+
+    def append(self, tenant: str, thread_id: str, run_id: str, kind: str, data: dict[str, Any], provisional: bool = False) -> pb.Event:
+        """Appends one event to a thread's log."""
+        thread = self.threads[(tenant, thread_id)]
+        thread.last_seq += 1
+        event = pb.Event(
+            seq=thread.last_seq, thread_id=thread_id, run_id=run_id, attempt=1, type=kind, data_json=orjson.dumps(data),
+            provisional=provisional, schema_version=1,
+        )  # fmt: skip
+        event.occurred_at.GetCurrentTime()
+        self.events[(tenant, thread_id)].append(event)
+        self.grown.set()
+        self.grown = asyncio.Event()
+        return event
+
+    def start(self, tenant: str, run: FakeRun, script: Script) -> None:
+        """Works on a run in the background, as an owner would."""
+
+        async def work() -> None:
+            ids = (tenant, run.run.thread_id, run.run.run_id)
+            run.run.status = pb.RUN_STATUS_RUNNING
+            first = self.append(*ids, "run_started", {})
+            run.run.first_seq = first.seq
+            async for kind, data, provisional in script(run):
+                event = self.append(*ids, kind, data, provisional)
+                if kind in TERMINAL:
+                    run.run.status, run.run.terminal_seq = TERMINAL[kind], event.seq
+                    run.run.output_text = data.get("output_text", "")
+                    run.run.ended_at.GetCurrentTime()
+                    self.grown.set()
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(work())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.AgentServiceServicer):
+    """One replica. `cut_after` breaks each stream after that many events, as a replica that dies would."""
+
+    def __init__(self, log: FakeLog, *, cut_after: int = 0) -> None:
+        self.log = log
+        self.cut_after = cut_after
+        self.streams = 0
+
+    def _saw(self, method: str) -> Principal:
+        context = call_context.current()
+        assert context is not None
+        self.log.seen.append((method, context))
+        return principal()
+
+    async def CreateThread(self, request, context):
+        """As the real one."""
+        who = self._saw("CreateThread")
+        thread = self.log.make_thread(who.tenant, request.thread_id or f"thread_{uuid.uuid4().hex}", request.metadata)
+        return pb.CreateThreadResponse(thread=thread)
+
+    async def GetThread(self, request, context):
+        """As the real one."""
+        self._saw("GetThread")
+        return pb.GetThreadResponse(thread=self.log.thread(request.thread_id))
+
+    async def ListThreads(self, request, context):
+        """As the real one; a page token is the number of entries to leave out."""
+        who = self._saw("ListThreads")
+        mine = [thread for (tenant, _), thread in self.log.threads.items() if tenant == who.tenant]
+        some, token = _page(list(reversed(mine)), request)
+        return pb.ListThreadsResponse(threads=some, next_page_token=token)
+
+    async def CreateRun(self, request, context):
+        """As the real one."""
+        who = self._saw("CreateRun")
+        if request.agent and request.agent not in SCRIPTS:
+            raise NotFound("no such agent", reason="AGENT_NOT_FOUND")
+        key = (who.tenant, request.idempotency_key)
+        if request.idempotency_key and key in self.log.by_key:
+            earlier = self.log.by_key[key]
+            if earlier.input != request.input:
+                raise Conflict("the key was used with another body")
+            return pb.CreateRunResponse(run=self.log.run(earlier.run_id).run, created=False)
+        thread = self.log.make_thread(who.tenant, request.thread_id or f"thread_{uuid.uuid4().hex}")
+        run = pb.Run(
+            run_id=request.run_id or f"run_{uuid.uuid4().hex}", thread_id=thread.thread_id, agent=request.agent or "assistant",
+            agent_version="1", status=pb.RUN_STATUS_QUEUED, attempt=1, first_seq=thread.last_seq + 1,
+        )  # fmt: skip
+        run.created_at.GetCurrentTime()
+        kept = pb.CreateRunRequest()
+        kept.CopyFrom(request)
+        kept.run_id = run.run_id
+        fake = FakeRun(kept, run)
+        self.log.runs[(who.tenant, run.run_id)] = fake
+        if request.idempotency_key:
+            self.log.by_key[key] = kept
+        if (who.tenant, run.run_id) in self.log.tombstones:
+            fake.cancelled.set()
+        self.log.start(who.tenant, fake, SCRIPTS[run.agent])
+        return pb.CreateRunResponse(run=run, created=True)
+
+    async def GetRun(self, request, context):
+        """As the real one."""
+        self._saw("GetRun")
+        return pb.GetRunResponse(run=self.log.run(request.run_id).run)
+
+    async def ListRuns(self, request, context):
+        """As the real one; a page token is the number of entries to leave out."""
+        who = self._saw("ListRuns")
+        if request.thread_id:
+            self.log.thread(request.thread_id)
+        mine = [r.run for (tenant, _), r in self.log.runs.items() if tenant == who.tenant]
+        some, token = _page([r for r in reversed(mine) if request.thread_id in ("", r.thread_id)], request)
+        return pb.ListRunsResponse(runs=some, next_page_token=token)
+
+    async def WaitRun(self, request, context):
+        """As the real one."""
+        self._saw("WaitRun")
+        run = self.log.run(request.run_id).run
+        end = time.monotonic() + (context.time_remaining() or 0) - 0.05
+        while run.status not in TERMINAL.values() and time.monotonic() < end:
+            try:
+                await asyncio.wait_for(self.log.grown.wait(), 0.05)
+            except TimeoutError:
+                continue
+        return pb.WaitRunResponse(run=run)
+
+    async def CancelRun(self, request, context):
+        """As the real one."""
+        who = self._saw("CancelRun")
+        found = self.log.runs.get((who.tenant, request.run_id))
+        if found is None:
+            self.log.tombstones.add((who.tenant, request.run_id))
+            return pb.CancelRunResponse()
+        found.run.cancel_requested = True
+        found.cancelled.set()
+        return pb.CancelRunResponse(run=found.run)
+
+    async def StreamEvents(self, request, context):
+        """As the real one."""
+        who = self._saw("StreamEvents")
+        self.streams += 1
+        thread_id = request.thread_id or self.log.run(request.run_id).run.thread_id
+        self.log.thread(thread_id)
+        events = self.log.events[(who.tenant, thread_id)]
+        sent, position = 0, request.after_seq
+        while True:
+            grown = self.log.grown
+            while position < len(events):
+                event = events[position]
+                position += 1
+                if request.run_id not in ("", event.run_id) or (request.types and event.type not in request.types):
+                    continue
+                yield pb.StreamEventsResponse(event=event)
+                sent += 1
+                if request.run_id and event.type in TERMINAL:
+                    return
+                if self.cut_after and sent >= self.cut_after:
+                    raise Overloaded("this replica is going away", reason="DRAINING")
+            if request.replay_only:
+                return
+            try:
+                await asyncio.wait_for(grown.wait(), 1.0)
+            except TimeoutError:
+                yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(last_seq=len(events)))
+
+    async def ListAgents(self, request, context):
+        """As the real one."""
+        self._saw("ListAgents")
+        agents = [pb.Agent(name=name, version="1", description=script.__doc__ or "") for name, script in SCRIPTS.items()]
+        some, token = _page(agents, request)
+        return pb.ListAgentsResponse(agents=some, next_page_token=token)
+
+    async def GetAgent(self, request, context):
+        """As the real one."""
+        self._saw("GetAgent")
+        if request.name not in SCRIPTS:
+            raise NotFound("no such agent", reason="AGENT_NOT_FOUND")
+        return pb.GetAgentResponse(agent=pb.Agent(name=request.name, version="1"))
+
+
+def _page(items: list, request: Any) -> tuple[list, str]:
+    if request.page_token and not request.page_token.isdigit():
+        raise InvalidInput.field("page_token", "is not a token of this list")
+    start, size = int(request.page_token or 0), request.page_size or 100
+    return items[start : start + size], str(start + size) if start + size < len(items) else ""
+
+
+@dataclass
+class Gateway:
+    """A gateway that serves on loopback, and what stands behind it."""
+
+    url: str
+    key: str
+    accounts: Accounts
+    log: FakeLog
+    replicas: list[FakeOrchestrator]
+    stops: list[asyncio.Event]
+    settings: Settings
+
+    def headers(self, **more: str) -> dict[str, str]:
+        """Headers of a caller with every scope; underscores in names become dashes."""
+        return {"authorization": f"Bearer {self.key}", **{name.replace("_", "-"): value for name, value in more.items()}}
+
+    async def issue(self, tenant: str = "acme", *, user: str = "ana", tier: str = "enterprise", scopes: tuple[str, ...] = ("*",)) -> str:
+        """A new API key."""
+        return (await self.accounts.create_key(tenant=tenant, user=user, tier=tier, scopes=scopes)).secret
+
+    def calls(self, method: str) -> list[call_context.CallContext]:
+        """Contexts of the calls of one method that the orchestrator saw."""
+        return [context for name, context in self.log.seen if name == method]
+
+
+@asynccontextmanager
+async def gateway(
+    identities: testing.Identities, state_url: str, *, replicas: int = 1, cut_after: int = 0, config_dir: Path | None = None, **settings: Any
+) -> AsyncIterator[Gateway]:
+    """A gateway over fakes, each a real gRPC server on a port of its own."""
+    log = FakeLog()
+    orchestrators = [FakeOrchestrator(log, cut_after=cut_after) for _ in range(replicas)]
+    stops: list[asyncio.Event] = []
+    async with AsyncExitStack() as stack:
+        addresses = []
+        for orchestrator in orchestrators:
+            adders = [
+                partial(add, orchestrator)
+                for add in (
+                    rpc.add_ThreadServiceServicer_to_server, rpc.add_RunServiceServicer_to_server, rpc.add_AgentServiceServicer_to_server,
+                )
+            ]  # fmt: skip
+            address, stop = await _serve(stack, "orchestrator", adders, identities)
+            addresses.append(address)
+            stops.append(stop)
+        memory, _ = await _serve(stack, "memory", testing_stores.memory_adders(), identities)
+        executor, _ = await _serve(stack, "tool_executor", testing_stores.tool_adders(), identities)
+        address_file = identities.folder / f"addresses-{next(_numbers)}.json"
+        address_file.write_bytes(orjson.dumps({"orchestrator": addresses, "memory": [memory], "tool_executor": [executor]}))
+        made = Settings(
+            env="test", http_port=testing.free_port(), metrics_port=0, state_url=state_url, address_file=address_file,
+            drain_grace_s=3, **({"config_dir": config_dir} if config_dir else {}), **identities.settings("gateway"), **settings,
+        )  # fmt: skip
+        from services.gateway.app import build
+
+        stops.append(await stack.enter_async_context(testing.running(made, build)))
+        state = connect(state_url)
+        stack.push_async_callback(state.aclose)
+        accounts = Accounts(state)
+        served = Gateway(f"http://127.0.0.1:{made.http_port}", "", accounts, log, orchestrators, stops, made)
+        served.key = await served.issue()
+        stack.callback(lambda: [run.cancelled.set() for run in log.runs.values()])
+        yield served
+
+
+async def _serve(stack: AsyncExitStack, name: str, adders: list, identities: testing.Identities) -> tuple[str, asyncio.Event]:
+    port = testing.free_port()
+
+    def build(_: Any) -> Service:
+        return Service(name, adders, verifier=identities.verifier)
+
+    stop = await stack.enter_async_context(testing.running(ServiceSettings(grpc_port=port, drain_grace_s=0.2), build))
+    return f"127.0.0.1:{port}", stop
+
+
+_numbers = itertools.count()
