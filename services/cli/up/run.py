@@ -136,8 +136,8 @@ class _Session:
         started = {planned.name for planned in self._plan.processes}
         return Banner(
             took_s=time.monotonic() - self._begun,
-            url=self._url("gateway").replace(LOOPBACK, "localhost") if "gateway" in started else "",
-            llm_url=self._url("llm_gateway").replace(LOOPBACK, "localhost") if "llm_gateway" in started else "",
+            url=self._url("gateway") if "gateway" in started else "",
+            llm_url=self._url("llm_gateway") if "llm_gateway" in started else "",
             api_key=api_key,
             models=self._models.source if "llm_gateway" in started else "",
             otlp_endpoint=self._wiring.base.get("BULKHEAD_OTLP_ENDPOINT", ""),

@@ -1,0 +1,53 @@
+# `make` alone lists the targets. PYTHON=python3.12 chooses an interpreter, 3.11 to 3.14.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+# Two workers on the two cores that CI has; a file stays on one worker, as its tests share servers.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: install-run ## Install what is needed and start everything on this machine; Ctrl-C ends it
+	@exec $(BIN)/bulkhead up $(ARGS)
+
+.PHONY: test
+test: install-test lint ## Every test that needs nothing but Python packages
+	$(PYTEST) -m "not system"
+
+.PHONY: test-system
+test-system: install-test ## The tests that need Debian packages, which it installs, or take long
+	$(BIN)/python scripts/install_debian.py
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -q -m system
+
+.PHONY: lint
+lint: install-test ## Style, import rules, protos, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+	$(BIN)/python scripts/gen_protos.py --check
+
+.PHONY: format
+format: install-test ## Bring the code into the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: protos
+protos: install-test ## Generate the Python code of protos/
+	$(BIN)/python scripts/gen_protos.py
+
+.PHONY: install-run
+install-run: check-python
+	@$(PYTHON) scripts/install.py run
+
+.PHONY: install-test
+install-test: check-python
+	@$(PYTHON) scripts/install.py test
+
+.PHONY: check-python
+check-python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) missing: Python 3.11 to 3.14 is needed (apt-get install python3 python3-venv)" >&2; exit 1; }
