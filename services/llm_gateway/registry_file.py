@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -188,7 +189,7 @@ def _prices(entry: ModelEntry, adapter: str) -> Prices:
     if adapter == "wordllama" and paid_in is None:
         return Prices(known=True)
     known = paid_in is not None and (paid_out is not None or info.mode == "embedding")
-    price_in, price_out = picousd(paid_in or 0), picousd(paid_out or 0)  # type: ignore[arg-type]
+    price_in, price_out = picousd(paid_in or Decimal(0)), picousd(paid_out or Decimal(0))
     cached, reasoning = info.cache_read_input_token_cost, info.output_cost_per_reasoning_token
     return Prices(
         input=price_in,
