@@ -36,7 +36,9 @@ class UvicornListener(HttpListener):
 
     async def start(self) -> None:
         """Binds and begins to accept. Raises StartRefused when the port is taken."""
-        sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        # The protocol is named because asyncio's own loop turns Nagle's algorithm off only then: 40 ms an answer without.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((self._host, self._port))
