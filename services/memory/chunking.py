@@ -128,7 +128,7 @@ def _section(text: str, blocks: list[_Block], heading: str, size: int, overlap: 
         if whole or block.end - block.start <= size:
             pieces.append((block.start, block.end, block.kind))
         else:
-            pieces += ((start, end, block.kind) for start, end in _cut(text, block, size))
+            pieces += ((start, end, block.kind) for start, end in _cut(text, block, size - overlap))
     found: list[Passage] = []
     start = end = -1
     last = "heading"

@@ -25,8 +25,10 @@ RECENT = 200
 # From this share of common terms two texts may say the same.
 SAME_TERMS = 0.85
 NEGATIONS = frozenset(
-    ("not", "no", "never", "nor", "none", "cannot", "without", "don", "doesn", "didn", "isn", "aren", "wasn", "weren", "won")
-    + ("nicht", "kein", "keine", "nie", "pas", "jamais")
+    (
+        *("not", "no", "never", "nor", "none", "cannot", "without", "don", "doesn", "didn", "isn", "aren", "wasn", "weren", "won"),
+        *("nicht", "kein", "keine", "nie", "pas", "jamais"),
+    )
 )
 log = structlog.get_logger("bulkhead.memory.memories")
 
@@ -73,8 +75,10 @@ class LongTermMemories:
         """
         memories = [_with_id(principal, memory, key, ordinal) for ordinal, memory in enumerate(memories)]
         vectors = await self._vectors([memory.text for memory in memories])
+        # In a thread, as the first Han text loads a dictionary.
+        terms = await asyncio.to_thread(lambda: [index_terms(memory.text) for memory in memories])
         stored: list[MemoryRecord] = []
-        new: list[tuple[str, MemoryRecord, Sequence[float] | None]] = []
+        new: list[tuple[str, MemoryRecord, Row | None]] = []
         for position, memory in enumerate(memories):
             vector = vectors[position] if vectors else None
             known = await self._duplicate(principal, memory, vector)
@@ -91,7 +95,7 @@ class LongTermMemories:
             if memory.expires_ms < NEVER_MS:
                 ending = {**_item(principal, memory.memory_id), "at": memory.expires_ms}
                 await self._work.intend(ending, max(0.0, memory.expires_ms / 1000 - time.time()))
-            new.append((ticket, standing, vector))
+            new.append((ticket, standing, _row(principal, standing, terms[position], vector) if vector is not None else None))
         await self._put(principal, new)
         return stored
 
@@ -115,8 +119,8 @@ class LongTermMemories:
         living = await self._records.find(principal.tenant, principal.user, close)
         return next((record for record in living.values() if near_duplicate(record.text, memory.text)), None)
 
-    async def _put(self, principal: Principal, new: list[tuple[str, MemoryRecord, Sequence[float] | None]]) -> None:
-        rows = [_row(principal, record, vector) for _, record, vector in new if vector is not None]
+    async def _put(self, principal: Principal, new: list[tuple[str, MemoryRecord, Row | None]]) -> None:
+        rows = [row for _, _, row in new if row is not None]
         if not new:
             return
         try:
@@ -134,7 +138,8 @@ class LongTermMemories:
         living = (await self._records.find(principal.tenant, principal.user, [memory_id])).get(memory_id)
         if living is not None:
             vector = (await self._embedder.passages([living.text]))[0]
-            await self._index.upsert(await self._index.collection(len(vector)), [_row(principal, living, vector)])
+            terms = await asyncio.to_thread(index_terms, living.text)
+            await self._index.upsert(await self._index.collection(len(vector)), [_row(principal, living, terms, vector)])
             living = (await self._records.find(principal.tenant, principal.user, [memory_id])).get(memory_id)
         if living is None:
             await self._records.remove(principal.tenant, principal.user, memory_id)
@@ -157,7 +162,7 @@ class LongTermMemories:
 
     async def _recent(self, principal: Principal, text: str, limit: int) -> list[Scored]:
         """Without the index: recent memories that share terms with the query, by how many."""
-        wanted = set(query_terms(text).split())
+        wanted = set((await asyncio.to_thread(query_terms, text)).split())
         records, _ = await self._records.page(principal.tenant, principal.user, RECENT, None)
         shared = [(len(wanted & set(index_terms(record.text).split())), record) for record in records]
         best = sorted(((n, record) for n, record in shared if n), key=lambda entry: -entry[0])[:limit]
@@ -203,14 +208,14 @@ def _item(principal: Principal, memory_id: str) -> dict[str, Any]:
     return {"kind": "memory", "principal": principal.as_dict(), "memory_id": memory_id}
 
 
-def _row(principal: Principal, record: MemoryRecord, vector: Sequence[float]) -> Row:
+def _row(principal: Principal, record: MemoryRecord, terms: str, vector: Sequence[float]) -> Row:
     return Row(
         pk=record.memory_id,
         tenant=principal.tenant,
         subject=principal.user,
         kind="memory",
         text=record.text,
-        terms=index_terms(record.text),
+        terms=terms,
         dense=vector,
         expires_ms=record.expires_ms,
     )

@@ -77,7 +77,8 @@ class HybridSearch:
     async def prepare(self, text: str) -> Query:
         """The terms and the embedding of a query; a failed embedding is a degradation and no error."""
         text = text.strip()[:QUERY_CHARS]
-        terms = query_terms(text)
+        # In a thread where it may be Han, as the first such text loads a dictionary.
+        terms = query_terms(text) if text.isascii() else await asyncio.to_thread(query_terms, text)
         try:
             return Query(terms, await self._embedder.query(text))
         except Cancelled:

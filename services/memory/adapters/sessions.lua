@@ -24,7 +24,9 @@ local function append(keys, args)
   redis.call('HSET', meta, 'user', user, 'schema_version', 1)
   for i = 6, #args, 3 do
     if redis.call('HSETNX', seen, 'run:' .. args[i], '1') == 1 then
-      redis.call('ZADD', turns, args[i + 1], args[i + 2])
+      -- Turns that ended in the same millisecond stay in the order in which they came.
+      local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
+      redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])
     end
   end
   local extra = redis.call('ZCARD', turns) - window
