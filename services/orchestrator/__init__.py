@@ -1,0 +1,1 @@
+"""Turns durable: threads, runs, their event log and the agent loop."""

@@ -1,0 +1,249 @@
+"""Accepting and cancelling runs, and opening threads: what callers may change."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+from opentelemetry import trace
+
+from services.common.config import ConfigFile
+from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound, Overloaded, QuotaExceeded
+from services.common.idempotency import fingerprint
+from services.common.identity import Principal
+from services.common.limits import Policies, TierPolicy
+from services.common.rpc import context as call_context
+from services.common.rpc.wire import inject_trace
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.hub import Hub
+from services.orchestrator.records import ID_PATTERN, Event, Limits, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+from services.orchestrator.settings import Settings
+from services.orchestrator.turn.finish import cancelled_data
+from services.orchestrator.turn.state import COUNTED
+from services.orchestrator.worker import Worker
+
+ROLES = frozenset({"system", "user", "assistant"})
+MOST_INPUT_BYTES = 512 * 1024
+MOST_MESSAGES = 512
+MOST_LABELS = 16
+MOST_LABEL_BYTES = 512
+MOST_KEY = 255
+MOST_RETRIES = 3
+LOCATED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a caller asks for; empty values mean the defaults."""
+
+    thread_id: str = ""
+    agent: str = ""
+    input: tuple[Mapping[str, str], ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    run_id: str = ""
+    idempotency_key: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    append_only: bool = False
+    temperature: float | None = None
+    max_tokens: int | None = None
+    on_disconnect: str = ""
+
+    def violations(self) -> list[FieldViolation]:
+        """All that is wrong with it."""
+        found = [*_id("thread_id", self.thread_id), *_id("run_id", self.run_id), *_labels(self.metadata), *_key(self.idempotency_key)]
+        if not self.input:
+            found.append(FieldViolation("input", "must hold at least one message"))
+        elif self.input[-1]["role"] != "user":
+            found.append(FieldViolation("input", "the last message must be of role user"))
+        elif not self.input[-1]["text"].strip():
+            found.append(FieldViolation("input", "the last message is empty"))
+        if len(self.input) > MOST_MESSAGES:
+            found.append(FieldViolation("input", f"must hold at most {MOST_MESSAGES} messages"))
+        if sum(len(m["text"].encode()) for m in self.input) > MOST_INPUT_BYTES:
+            found.append(FieldViolation("input", f"must hold at most {MOST_INPUT_BYTES} bytes of text"))
+        found += [
+            FieldViolation(f"input[{i}].role", "must be system, user or assistant")
+            for i, m in enumerate(self.input)
+            if m["role"] not in ROLES
+        ]
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            found.append(FieldViolation("temperature", "must be from 0 to 2"))
+        if self.max_tokens is not None and self.max_tokens < 1:
+            found.append(FieldViolation("max_tokens", "must be at least 1"))
+        for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd"):
+            if getattr(self.limits, name) < 0:
+                found.append(FieldViolation(f"limits.{name.removesuffix('_s')}", "must be positive"))
+        return found
+
+    def fingerprint(self) -> str:
+        """Digest of all but the idempotency key."""
+        body: list[Any] = [
+            self.thread_id, self.agent, list(self.input), self.run_id, dict(self.metadata), self.append_only, self.temperature,
+            self.max_tokens, self.on_disconnect, self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls,
+            self.limits.max_cost_microusd,
+        ]  # fmt: skip
+        return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
+
+
+def _id(name: str, value: str) -> list[FieldViolation]:
+    if value and not ID_PATTERN.fullmatch(value):
+        return [FieldViolation(name, "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")]
+    return []
+
+
+def _key(value: str) -> list[FieldViolation]:
+    return [FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters")] if len(value) > MOST_KEY else []
+
+
+def _labels(labels: Mapping[str, str]) -> list[FieldViolation]:
+    if len(labels) > MOST_LABELS or any(len(k.encode()) + len(v.encode()) > MOST_LABEL_BYTES for k, v in labels.items()):
+        return [FieldViolation("metadata", f"must hold at most {MOST_LABELS} entries of {MOST_LABEL_BYTES} bytes")]
+    return []
+
+
+def checked_id(name: str, value: str) -> str:
+    """`value`, which names something. Raises InvalidInput."""
+    if not value or not ID_PATTERN.fullmatch(value):
+        raise InvalidInput.field(name, "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")
+    return value
+
+
+def bounded(asked: Limits, agent: AgentDefinition, tier: TierPolicy) -> Limits:
+    """The run's own limits, else the agent's, never beyond the tier's."""
+
+    def least(own: float, default: float | None, most: float | None) -> float:
+        value = own or default or 0
+        return min(value, most) if value and most else value or most or 0
+
+    return Limits(
+        least(asked.deadline_s, agent.limits.deadline_s, tier.task_seconds),
+        int(least(asked.max_steps, agent.limits.max_steps, tier.max_steps)),
+        int(least(asked.max_tool_calls, agent.limits.max_tool_calls, tier.max_tool_calls)),
+        int(least(asked.max_cost_microusd, agent.limits.max_cost_microusd, None)),
+    )
+
+
+class Accepting:
+    """The use cases that change something on behalf of a caller."""
+
+    def __init__(
+        self, settings: Settings, store: Store, hub: Hub, worker: Worker, agents: AgentCatalog, policies: ConfigFile[Policies]
+    ) -> None:
+        self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
+        self._agents, self._policies = agents, policies
+        self._saved: set[str] = set()
+
+    async def open_thread(self, principal: Principal, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord:
+        """Makes a thread or answers the one that is there. Raises InvalidInput, NotFound (another's), Overloaded."""
+        if violations := [*_id("thread_id", thread_id), *_labels(metadata)]:
+            raise InvalidInput("the request is not valid", violations=violations)
+        thread = await self._store.open_thread(principal.tenant, principal.user, thread_id or f"th_{uuid.uuid4().hex}", metadata)
+        if thread is None:
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        return thread
+
+    async def create_run(self, principal: Principal, request: RunRequest) -> tuple[RunRecord, bool]:
+        """Accepts a run durably; answers its record and whether it is new.
+
+        Raises InvalidInput, NotFound (agent, or a thread of another user), Conflict (the run id is taken), IdempotencyMismatch,
+        QuotaExceeded (concurrent runs), Overloaded.
+        """
+        if violations := request.violations():
+            raise InvalidInput("the request is not valid", violations=violations)
+        agent = self._agents.agents.get(request.agent)
+        tier = self._policies.current.tier(self._settings.policy_set, principal.tier)
+        await self._keep(agent)
+        ref = RunRef(principal.tenant, request.thread_id or f"th_{uuid.uuid4().hex}", request.run_id or f"run_{uuid.uuid4().hex}")
+        slots = tier.concurrent_runs or 0
+        reservation = await self._store.reserve(ref, principal.user, slots, request.idempotency_key, request.fingerprint())
+        if reservation.verdict == "mismatch":
+            raise IdempotencyMismatch("the idempotency key was used before with another body")
+        if reservation.verdict == "quota":
+            raise QuotaExceeded(
+                f"{slots} runs are at work, which is the limit of the tier", retry_after_s=1.0,
+                metadata={"policy": "concurrent_runs", "limit": str(slots)},
+            )  # fmt: skip
+        if reservation.verdict == "taken":
+            raise Conflict("a run of this id is there already", reason="RUN_EXISTS")
+        ref = RunRef(ref.tenant, reservation.thread_id, reservation.run_id)
+        spec = self._spec(principal, request, ref, agent, tier)
+        queued = orjson.dumps({"agent": agent.name, "agent_version": agent.version, "input": list(request.input)})
+        cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))
+        trace_id = _trace_id()
+        verdict, record, written = await self._store.accept(
+            ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled)
+        )
+        if verdict == "foreign":
+            # The slot goes back; the reservation itself is forgotten with its idempotency key's time.
+            await self._store.settle(ref)
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        if verdict == "late":
+            raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
+        if verdict == "new":
+            await self._accepted(ref, record, written, queued, trace_id)
+        return record, verdict == "new"
+
+    async def _keep(self, agent: AgentDefinition) -> None:
+        digest = self._agents.agents.digests[agent.name, agent.version]
+        if digest not in self._saved:
+            await self._store.save_definition(digest, agent.encode())
+            self._saved.add(digest)
+
+    def _spec(self, principal: Principal, request: RunRequest, ref: RunRef, agent: AgentDefinition, tier: TierPolicy) -> RunSpec:
+        context = call_context.current()
+        pairs = dict(inject_trace())
+        return RunSpec(
+            thread_id=ref.thread_id, agent=agent.name, agent_version=agent.version,
+            agent_digest=self._agents.agents.digests[agent.name, agent.version], input=request.input,
+            limits=bounded(request.limits, agent, tier), principal=replace(principal, run_id=ref.run_id).as_dict(),
+            request_id=context.request_id if context else "", canary=bool(context and context.canary),
+            traceparent=pairs.get("traceparent", ""), append_only=request.append_only, temperature=request.temperature,
+            max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
+        )  # fmt: skip
+
+    async def _accepted(self, ref: RunRef, record: RunRecord, written: Written, queued: bytes, trace_id: str) -> None:
+        if self._hub.watched(ref):
+            if record.ended:
+                self._hub.noticed(ref, written.last_seq)
+            else:
+                event = Event(written.first_seq, written.at_ms, ref.thread_id, ref.run_id, 0, "run_queued", queued, False, trace_id)
+                self._hub.publish(ref, [event])
+        if record.ended:
+            await self._store.settle(ref)
+        elif not self._worker.take(ref):
+            try:
+                await self._store.wake(ref, record.track, record.created_ms)
+            except Overloaded:
+                # The run is durable and the sweeper knows of it, so the answer stands.
+                return
+
+    async def cancel_run(self, principal: Principal, run_id: str, reason: str) -> RunRecord | None:
+        """Asks for the end of a run; None where only a tombstone was left. Raises NotFound for another user's run, Overloaded."""
+        checked_id("run_id", run_id)
+        thread_id = await self._store.request_cancel(principal.tenant, principal.user, run_id)
+        if thread_id is None:
+            raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
+        if not thread_id:
+            return None
+        ref = RunRef(principal.tenant, thread_id, run_id)
+        data = cancelled_data("", dict.fromkeys(COUNTED, 0))
+        status, written = await self._store.cancel(ref, _trace_id(), data, reason[:256])
+        if status == "none":
+            return None
+        self._worker.cancel(ref)
+        if written.first_seq:
+            self._hub.noticed(ref, written.last_seq)
+            await self._store.settle(ref)
+            await self._worker.wake_next(ref, written.next_run)
+        elif status == "queued":
+            # Handed back and not taken yet: whoever takes it will find the cancel.
+            await self._store.wake(ref, self._settings.track, time.time() * 1000)
+        return await self._store.run(ref)
+
+
+def _trace_id() -> str:
+    span = trace.get_current_span().get_span_context()
+    return f"{span.trace_id:032x}" if span.is_valid else ""

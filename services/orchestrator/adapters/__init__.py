@@ -1,0 +1,1 @@
+"""What lies outside: the state store and the services that a turn calls."""

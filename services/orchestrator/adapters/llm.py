@@ -1,0 +1,78 @@
+"""Model calls over gRPC."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from bulkhead.common.v1 import common_pb2
+from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
+
+from services.common.errors import UpstreamFailed
+from services.common.rpc.channel import Dialer
+from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolRequest, Warned
+
+
+def warned(warning: common_pb2.Warning) -> dict[str, Any]:
+    """A warning as the data of its event."""
+    data: dict[str, Any] = {
+        "code": warning.code, "capability_lost": warning.capability_lost, "fallback": warning.fallback,
+        "user_message": warning.user_message,
+    }  # fmt: skip
+    if warning.attributes_json:
+        data["attributes"] = orjson.loads(warning.attributes_json)
+    return data
+
+
+class LlmGateway:
+    """The LLM gateway."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._stub = llm_pb2_grpc.LlmServiceStub(dialer.channel("llm_gateway"))
+
+    async def stream(self, call: ModelCall) -> AsyncIterator[TextDelta | Warned | ModelFinished]:
+        """As ports.Models.stream."""
+        source = llm_pb2.CompletionInput(
+            model=call.model, messages=[_message(m) for m in call.messages], run_id=call.run_id, thread_id=call.thread_id,
+            tools=[
+                llm_pb2.ToolDefinition(name=t.name, description=t.description, parameters_json=t.parameters) for t in call.tools
+            ],
+        )  # fmt: skip
+        if call.temperature is not None:
+            source.temperature = call.temperature
+        if call.max_tokens is not None:
+            source.max_tokens = call.max_tokens
+        stream = self._stub.StreamComplete(llm_pb2.StreamCompleteRequest(input=source, idempotency_key=call.key))
+        try:
+            async for response in stream:
+                kind = response.WhichOneof("event")
+                if kind == "text_delta":
+                    yield TextDelta(response.text_delta.text)
+                elif kind == "finished":
+                    yield _finished(response.finished)
+                    return
+                elif kind == "warning":
+                    yield Warned(warned(response.warning))
+        finally:
+            await stream.aclose()
+        raise UpstreamFailed("the model's answer ended midway", reason="INCOMPLETE_ANSWER")
+
+
+def _message(message: Message) -> llm_pb2.Message:
+    return llm_pb2.Message(
+        role=message.role, text=message.text, tool_call_id=message.tool_call_id,
+        tool_calls=[llm_pb2.ToolCall(tool_call_id=c.call_id, name=c.name, arguments_json=c.arguments) for c in message.tool_calls],
+    )  # fmt: skip
+
+
+def _finished(finished: llm_pb2.CompletionFinished) -> ModelFinished:
+    usage, message = finished.outcome.usage, finished.message
+    calls = tuple(ToolRequest(c.tool_call_id, c.name, c.arguments_json) for c in message.tool_calls)
+    return ModelFinished(
+        Message("assistant", message.text, calls),
+        finished.outcome.finish_reason,
+        {
+            "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
+            "cached_input_tokens": usage.cached_input_tokens, "reasoning_tokens": usage.reasoning_tokens,
+            "cost_microusd": usage.cost_microusd,
+        },
+    )  # fmt: skip

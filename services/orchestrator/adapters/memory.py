@@ -1,0 +1,60 @@
+"""Memory over gRPC."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
+
+from services.common.rpc.channel import Dialer
+from services.orchestrator.adapters.llm import warned
+from services.orchestrator.adapters.tools import citation
+from services.orchestrator.ports import Recalled, RecalledPart
+
+_KINDS = {
+    memory_pb2.RECALL_KIND_RECENT_TURN: "turn",
+    memory_pb2.RECALL_KIND_MEMORY: "memory",
+    memory_pb2.RECALL_KIND_DOCUMENT: "document",
+}
+
+
+class MemoryService:
+    """The memory service."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        channel = dialer.channel("memory")
+        self._sessions = memory_pb2_grpc.SessionServiceStub(channel)
+        self._memories = memory_pb2_grpc.MemoryServiceStub(channel)
+
+    async def recall(self, session_id: str, query: str, token_budget: int, documents: bool, memories: bool, run_id: str) -> Recalled:
+        """As ports.Memory.recall."""
+        answer = await self._sessions.Recall(
+            memory_pb2.RecallRequest(
+                session_id=session_id,
+                query=query,
+                token_budget=token_budget,
+                include_documents=documents,
+                include_memories=memories,
+                run_id=run_id,
+            )
+        )
+        parts = [
+            RecalledPart(_KINDS[p.kind], p.text, p.assistant_text, p.source_id, citation(p.citation) if p.HasField("citation") else {})
+            for p in answer.parts
+            if p.kind in _KINDS
+        ]
+        return Recalled(parts, [warned(w) for w in answer.warnings])
+
+    async def append_turn(self, session_id: str, turn: Mapping[str, Any], key: str) -> None:
+        """As ports.Memory.append_turn."""
+        message = memory_pb2.Turn(
+            run_id=turn["run_id"], user_text=turn["user_text"], assistant_text=turn["assistant_text"],
+            tool_calls_json=orjson.dumps(turn["tool_calls"]),
+        )  # fmt: skip
+        message.ended_at.FromMilliseconds(turn["ended_ms"])
+        await self._sessions.AppendTurns(memory_pb2.AppendTurnsRequest(session_id=session_id, turns=[message], idempotency_key=key))
+
+    async def add_memory(self, session_id: str, text: str, importance: float, key: str) -> None:
+        """As ports.Memory.add_memory."""
+        memory = memory_pb2.NewMemory(text=text, importance=importance, kind="fact", session_id=session_id)
+        await self._memories.AddMemories(memory_pb2.AddMemoriesRequest(memories=[memory], idempotency_key=key))

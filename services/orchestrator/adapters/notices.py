@@ -1,0 +1,114 @@
+"""What processes tell each other through the store: appends to a watched thread, cancels of an owned run.
+
+Valkey's publish/subscribe forgets what it cannot deliver, so nothing depends on it but speed: watchers are compared with
+the log every two seconds and after each reconnect, owners look for cancels at each heartbeat.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import redis.asyncio as redis
+import structlog
+
+from services.common.valkey import UNAVAILABLE
+from services.orchestrator.adapters.store import OWNER_CHANNEL, channel_of
+from services.orchestrator.records import RunRef
+
+# A connection that is silent this long is asked for a sign of life, and given up when there is none.
+PING_AFTER_S = 1.0
+GIVE_UP_AFTER_S = 4.0
+RECONNECT_AFTER_S = 0.2
+CONFIRM_WITHIN_S = 0.5
+log = structlog.get_logger("bulkhead.notices")
+
+
+class Notices:
+    """One subscribing connection a process."""
+
+    def __init__(self, client: redis.Redis, instance: str) -> None:
+        self._client = client
+        self._instance = instance
+        self._own = f"{OWNER_CHANNEL}{instance}"
+        self._threads: dict[str, RunRef] = {}
+        self._confirmed: dict[str, asyncio.Future] = {}
+        self._pubsub: redis.client.PubSub | None = None
+        self._task: asyncio.Task | None = None
+        self.on_append: Callable[[RunRef, int], None] = lambda ref, seq: None
+        self.on_cancel: Callable[[RunRef], None] = lambda ref: None
+        self.on_reset: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Begins to listen."""
+        self._task = asyncio.create_task(self._run(), name="notices")
+
+    async def close(self) -> None:
+        """Ends."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def follow(self, ref: RunRef) -> None:
+        """Has appends to the thread told; from its return on, where the store can be reached."""
+        channel = channel_of(ref)
+        confirmed = self._confirmed.get(channel)
+        if confirmed is None:
+            self._threads[channel] = ref
+            confirmed = self._confirmed[channel] = asyncio.get_running_loop().create_future()
+            await self._send("subscribe", channel)
+        await asyncio.wait([confirmed], timeout=CONFIRM_WITHIN_S)
+
+    async def unfollow(self, ref: RunRef) -> None:
+        """The inverse of `follow`."""
+        channel = channel_of(ref)
+        self._threads.pop(channel, None)
+        self._confirmed.pop(channel, None)
+        await self._send("unsubscribe", channel)
+
+    async def _send(self, command: str, channel: str) -> None:
+        if self._pubsub is not None:
+            # A broken connection is found by whoever listens on it, and everything is subscribed to anew.
+            with suppress(*UNAVAILABLE):
+                await getattr(self._pubsub, command)(channel)
+
+    async def _run(self) -> None:
+        while True:
+            pubsub = self._client.pubsub()
+            try:
+                await pubsub.subscribe(self._own, *self._threads)
+                self._pubsub = pubsub
+                self.on_reset()
+                await self._listen(pubsub)
+            except UNAVAILABLE as error:
+                log.warning("notices_lost", error=type(error).__name__)
+            finally:
+                self._pubsub = None
+                with suppress(*UNAVAILABLE):
+                    await pubsub.aclose()
+            await asyncio.sleep(RECONNECT_AFTER_S)
+
+    async def _listen(self, pubsub: "redis.client.PubSub") -> None:
+        heard = time.monotonic()
+        while True:
+            message = await pubsub.get_message(timeout=PING_AFTER_S)
+            if message is None:
+                silent = time.monotonic() - heard
+                if silent > GIVE_UP_AFTER_S:
+                    return
+                await pubsub.ping()
+                continue
+            heard = time.monotonic()
+            if message["type"] == "subscribe":
+                confirmed = self._confirmed.get(message["channel"].decode())
+                if confirmed is not None and not confirmed.done():
+                    confirmed.set_result(None)
+            if message["type"] != "message":
+                continue
+            channel, data = message["channel"].decode(), message["data"].decode()
+            word, _, rest = data.partition(" ")
+            if channel == self._own:
+                self.on_cancel(RunRef.decode(rest))
+            elif rest != self._instance and channel in self._threads:
+                self.on_append(self._threads[channel], int(word))

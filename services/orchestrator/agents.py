@@ -1,0 +1,194 @@
+"""agents.yaml: agents, their versions, and the prompts that they name."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.common.config import ConfigFile, ConfigProblem
+from services.common.errors import NotFound
+
+LOOK_EVERY_S = 1.0
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Tool = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(@[A-Za-z0-9.+_-]{1,32})?$")]
+log = structlog.get_logger("bulkhead.agents")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recall(_Strict):
+    """What memory is asked for before a turn. Recent turns always come."""
+
+    documents: bool = True
+    memories: bool = True
+    token_budget: Annotated[int, Field(ge=1, le=200_000)] = 2_000
+
+
+class AgentLimits(_Strict):
+    """Bounds of a run; what is absent is bounded by the tier alone."""
+
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    max_cost_microusd: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Version(_Strict):
+    description: str = ""
+    prompt: str
+    model: str
+    tools: Sequence[Tool] = ()
+    recall: Recall | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.2
+    max_tokens: Annotated[int, Field(ge=1)] | None = 2_000
+    continues_prefix: bool = False
+    limits: AgentLimits = AgentLimits()
+
+
+class _Agent(_Strict):
+    current: str
+    versions: Annotated[Mapping[Name, _Version], Field(min_length=1)]
+
+
+class _File(_Strict):
+    agents: Annotated[Mapping[Name, _Agent], Field(min_length=1)]
+
+
+class AgentDefinition(_Strict):
+    """One version of an agent with its prompt's text: what a run is pinned to.
+
+    `recall` None: no context from memory, and turns are not remembered. `continues_prefix`: the model goes on from the
+    text of a last assistant message.
+    """
+
+    name: str
+    version: str
+    description: str
+    prompt: str
+    model: str
+    tools: tuple[str, ...] = ()
+    recall: Recall | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    continues_prefix: bool = False
+    limits: AgentLimits = AgentLimits()
+
+    def encode(self) -> bytes:
+        """Canonical JSON."""
+        return orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "AgentDefinition":
+        """The inverse of `encode`."""
+        return cls.model_validate(orjson.loads(raw))
+
+
+class Agents:
+    """All agents of one valid configuration, in its order."""
+
+    def __init__(self, current: Mapping[str, AgentDefinition], every: Sequence[AgentDefinition]) -> None:
+        self.current = dict(current)
+        self.digests = {(a.name, a.version): hashlib.sha256(a.encode()).hexdigest() for a in every}
+        self.by_digest = {self.digests[a.name, a.version]: a for a in every}
+
+    def get(self, name: str) -> AgentDefinition:
+        """The newest version of an agent; an empty name means the first. Raises NotFound."""
+        if not name:
+            return next(iter(self.current.values()))
+        if name not in self.current:
+            raise NotFound(f"there is no agent {name[:64]!r}", reason="AGENT_NOT_FOUND", metadata={"agent": name[:64]})
+        return self.current[name]
+
+
+def parse_agents(data: Any, prompts: Path) -> Agents:
+    """Validates the content of agents.yaml against the folder of prompts. Raises ConfigProblem with all that is wrong."""
+    try:
+        content = _File.model_validate(data)
+    except ValidationError as error:
+        raise ConfigProblem([f"agents.yaml: {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]) from error
+    problems: list[str] = []
+    current: dict[str, AgentDefinition] = {}
+    every: list[AgentDefinition] = []
+    for name, agent in content.agents.items():
+        if agent.current not in agent.versions:
+            problems.append(f"agents.yaml: agents.{name}.current: there is no version {agent.current!r}")
+        for version, found in agent.versions.items():
+            where = f"agents.yaml: agents.{name}.versions.{version}"
+            names = [tool.partition("@")[0] for tool in found.tools]
+            problems += [f"{where}.tools: {tool!r} stands twice" for tool in sorted({t for t in names if names.count(t) > 1})]
+            try:
+                prompt = _prompt(prompts, found.prompt)
+            except ValueError as error:
+                problems.append(f"{where}.prompt: {error}")
+                continue
+            definition = AgentDefinition(
+                name=name, version=version, **{**found.model_dump(), "prompt": prompt, "tools": tuple(found.tools)}
+            )
+            every.append(definition)
+            if version == agent.current:
+                current[name] = definition
+    if problems:
+        raise ConfigProblem(problems)
+    return Agents(current, every)
+
+
+def _prompt(folder: Path, name: str) -> str:
+    if "/" in name or name.startswith("."):
+        raise ValueError(f"{name!r} must name a file of the folder prompts")
+    try:
+        text = (folder / name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"prompts/{name} cannot be read") from None
+    if not text:
+        raise ValueError(f"prompts/{name} is empty")
+    return text
+
+
+class AgentCatalog:
+    """The watched agents.yaml and its prompts: a change of either takes effect, an invalid one is refused whole."""
+
+    def __init__(self, config_dir: Path) -> None:
+        """Raises StartRefused with every problem."""
+        self._prompts = config_dir / "prompts"
+        self._file = ConfigFile(config_dir / "agents.yaml", lambda data: parse_agents(data, self._prompts))
+        self._path = config_dir / "agents.yaml"
+        self._seen = self._stamp()
+
+    @property
+    def agents(self) -> Agents:
+        """The last good configuration."""
+        return self._file.current
+
+    def _stamp(self) -> list[tuple[str, int, int]]:
+        stats = [(p.name, p.stat()) for p in sorted(self._prompts.glob("*.md"))]
+        return [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+
+    def reload(self) -> None:
+        """Looks once."""
+        seen = self._stamp()
+        if seen == self._seen:
+            self._file.reload()
+            return
+        self._seen = seen
+        try:
+            # Made anew, since the file itself may be as it was while a prompt is not.
+            self._file = ConfigFile(self._path, lambda data: parse_agents(data, self._prompts))
+        except Exception as error:
+            if not hasattr(error, "problems"):
+                raise
+            log.error("config_refused", file="prompts", problems=error.problems)
+            return
+        log.info("config_reloaded", file="prompts")
+
+    async def watch(self) -> None:
+        """Reloads on change, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self.reload()

@@ -1,0 +1,167 @@
+"""Composition root: every dependency of the orchestrator is made and wired here."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import structlog
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+
+from services.common.config import ConfigFile
+from services.common.errors import Overloaded
+from services.common.identity import Minter, Verifier
+from services.common.limits import parse_policies
+from services.common.rpc.addresses import Addresses
+from services.common.rpc.channel import Dialer
+from services.common.rpc.server import Service
+from services.common.settings import StartRefused
+from services.common.valkey import connect
+from services.orchestrator.accepting import Accepting
+from services.orchestrator.adapters.llm import LlmGateway
+from services.orchestrator.adapters.memory import MemoryService
+from services.orchestrator.adapters.notices import Notices
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.adapters.tools import ToolExecutor
+from services.orchestrator.agents import AgentCatalog
+from services.orchestrator.hub import Hub
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
+from services.orchestrator.settings import Settings
+from services.orchestrator.sweeper import Sweeper
+from services.orchestrator.turn.state import Services
+from services.orchestrator.watching import Watching
+from services.orchestrator.worker import Worker
+
+# Watched threads are compared with the store this often: a lost notice delays a watcher by no more.
+RESYNC_S = 2.0
+log = structlog.get_logger("bulkhead.orchestrator")
+
+
+def build(settings: Settings) -> Service:
+    """Wires the orchestrator. Raises StartRefused with every problem.
+
+    Ready means: the state store answers and the LLM gateway can be reached. Without tools or memory a turn still runs,
+    with a warning, so those two do not take the orchestrator out of service.
+    """
+    agents, policies, minter, verifier = _configuration(settings)
+    client = connect(settings.state_url)
+    store = Store(client, settings.instance, settings.state_replicas)
+    dialer = Dialer("orchestrator", Addresses(settings.addresses(), settings.address_file))
+    services = Services(LlmGateway(dialer), ToolExecutor(dialer), MemoryService(dialer))
+    # A connection of its own: subscribing must not wait behind calls.
+    listening = connect(settings.state_url, max_connections=2)
+    notices = Notices(listening, settings.instance)
+    hub = Hub(store, notices.follow, notices.unfollow)
+    outbox = Outbox(store, services.memory, minter)
+    worker = Worker(settings, store, hub, agents, services, outbox, minter)
+    sweeper = Sweeper(settings, store, worker, outbox)
+    accepting = Accepting(settings, store, hub, worker, agents, policies)
+    watching = Watching(settings, store, hub, worker)
+    loops = _Loops()
+
+    async def resync() -> None:
+        while True:
+            await asyncio.sleep(RESYNC_S)
+            with suppress(Overloaded):
+                await hub.resync()
+
+    def resync_once() -> None:
+        loops.start("resync-once", _quietly(hub.resync))
+
+    notices.on_append = hub.noticed
+    notices.on_cancel = worker.cancel
+    notices.on_reset = resync_once
+
+    async def start() -> None:
+        with suppress(Overloaded):
+            # A store that is away at the start fails readiness, not the start.
+            await store.load()
+        await notices.start()
+        for name, loop in (
+            ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
+            ("agents", agents.watch), ("policies", policies.watch),
+        ):  # fmt: skip
+            loops.start(name, loop)
+
+    async def drain() -> None:
+        hub.shut()
+        await worker.drain()
+
+    async def close() -> None:
+        await worker.close()
+        await loops.close()
+        await notices.close()
+        await dialer.close()
+        await listening.aclose()
+        await client.aclose()
+
+    return Service(
+        "orchestrator",
+        [
+            partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store)),
+            partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store)),
+            partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
+        ],
+        {"state": store.ping, "llm_gateway": lambda: dialer.reachable("llm_gateway")},
+        start=[start],
+        drain=[drain],
+        close=[close],
+        verifier=verifier,
+    )
+
+
+def _configuration(settings: Settings) -> tuple:
+    """Everything that is read from files; all problems of all files are reported at once."""
+    problems: list[str] = []
+
+    def read(what: Callable):
+        try:
+            return what()
+        except StartRefused as error:
+            problems.extend(error.problems)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+        return None
+
+    found = (
+        read(lambda: AgentCatalog(settings.config_dir)),
+        read(lambda: ConfigFile(settings.config_dir / "policies.yaml", parse_policies)),
+        read(lambda: Minter.from_file(settings.identity_signing_key_file, "orchestrator")),
+        read(lambda: Verifier.from_file(settings.identity_keys_file)),
+    )
+    if problems:
+        raise StartRefused(problems)
+    return found
+
+
+def _quietly(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        with suppress(Overloaded):
+            await work()
+
+    return run
+
+
+class _Loops:
+    """The endless tasks of the process; one that fails is a defect, is logged and ends alone."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task] = set()
+
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.ensure_future(work())
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("loop_failed", loop=task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

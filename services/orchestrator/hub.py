@@ -1,0 +1,191 @@
+"""Fan-out of a thread's events to the watchers in this process.
+
+Every append is published here by its writer, or told by another process through the store and then read. Watchers take
+what they get as a hint: each keeps its own cursor, drops what it has and reads what it misses, so the order in which
+batches arrive does not matter and what it hands on is the log, without gap or repetition.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+from opentelemetry.metrics import get_meter
+
+from services.common.errors import Overloaded
+from services.orchestrator.records import Event, RunRef
+
+# A watcher that falls this many events behind is sent away with its cursor.
+MOST_BUFFERED = 4096
+PAGE = 512
+log = structlog.get_logger("bulkhead.hub")
+_meter = get_meter("bulkhead.orchestrator")
+_watchers = _meter.create_up_down_counter("bulkhead_watchers", description="Watchers of threads and runs in this process.")
+
+
+class Reader(Protocol):
+    """Where events are read."""
+
+    async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
+        """As Store.read."""
+        ...
+
+    async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
+        """As Store.last_seqs."""
+        ...
+
+
+class Watch:
+    """The buffer of one watcher."""
+
+    __slots__ = ("_arrived", "closed", "events", "overflown")
+
+    def __init__(self) -> None:
+        self.events: deque[Event] = deque()
+        self.overflown = False
+        self.closed = False
+        self._arrived: asyncio.Future | None = None
+
+    def push(self, events: Sequence[Event]) -> None:
+        """Adds events and wakes the watcher."""
+        if len(self.events) + len(events) > MOST_BUFFERED:
+            self.overflown = True
+            self.events.clear()
+        else:
+            self.events.extend(events)
+        self._wake()
+
+    def close(self) -> None:
+        """Ends the watch from this side."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True when something arrived. Raises Overloaded where the watcher was too slow or the process is on its way out."""
+        if not self.events and not self.overflown and not self.closed:
+            loop = asyncio.get_running_loop()
+            self._arrived = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)
+            try:
+                await self._arrived
+            finally:
+                timer.cancel()
+                self._arrived = None
+        if self.overflown:
+            raise Overloaded("the watcher is too slow; resume after the last event it has", reason="WATCHER_TOO_SLOW", retry_after_s=0.1)
+        if self.closed:
+            raise Overloaded("this replica is going away; resume elsewhere", reason="DRAINING", retry_after_s=0.1)
+        return bool(self.events)
+
+
+class _Feed:
+    __slots__ = ("catching_up", "last_seq", "ref", "watches")
+
+    def __init__(self, ref: RunRef) -> None:
+        self.ref = ref
+        self.last_seq = 0
+        self.watches: set[Watch] = set()
+        self.catching_up: asyncio.Task | None = None
+
+
+class Hub:
+    """The feeds of all threads that are watched here."""
+
+    def __init__(self, reader: Reader, follow: Callable[[RunRef], Awaitable[None]], unfollow: Callable[[RunRef], Awaitable[None]]) -> None:
+        """`follow` and `unfollow` begin and end the notices of other processes' appends to a thread."""
+        self._reader = reader
+        self._follow = follow
+        self._unfollow = unfollow
+        self._feeds: dict[tuple[str, str], _Feed] = {}
+        self._following: set[asyncio.Future] = set()
+        self._closed = False
+
+    async def open(self, ref: RunRef, here: bool) -> Watch:
+        """A watch of the thread of `ref`: from its return on it gets every append. `here`: its writer is this process."""
+        watch = Watch()
+        if self._closed:
+            watch.close()
+            return watch
+        feed = self._feeds.get(ref[:2])
+        if feed is None:
+            feed = self._feeds[ref[:2]] = _Feed(ref)
+        feed.watches.add(watch)
+        _watchers.add(1)
+        follow = asyncio.ensure_future(self._follow(ref))
+        if not here:
+            await follow
+        else:
+            self._following.add(follow)
+            follow.add_done_callback(self._following.discard)
+        return watch
+
+    async def close(self, ref: RunRef, watch: Watch) -> None:
+        """Ends a watch."""
+        feed = self._feeds.get(ref[:2])
+        if feed is None or watch not in feed.watches:
+            return
+        feed.watches.discard(watch)
+        _watchers.add(-1)
+        if not feed.watches:
+            del self._feeds[ref[:2]]
+            if feed.catching_up is not None:
+                feed.catching_up.cancel()
+            await self._unfollow(ref)
+
+    def watched(self, ref: RunRef) -> bool:
+        """Whether anybody here watches the thread."""
+        return ref[:2] in self._feeds
+
+    def publish(self, ref: RunRef, events: Sequence[Event]) -> None:
+        """Hands on events that this process has just written or read."""
+        feed = self._feeds.get(ref[:2])
+        if feed is None or not events:
+            return
+        feed.last_seq = max(feed.last_seq, events[-1].seq)
+        for watch in list(feed.watches):
+            watch.push(events)
+
+    def noticed(self, ref: RunRef, last_seq: int) -> None:
+        """Another process has appended up to `last_seq`."""
+        feed = self._feeds.get(ref[:2])
+        if feed is None or feed.last_seq >= last_seq or feed.catching_up is not None:
+            return
+        feed.catching_up = asyncio.create_task(self._catch_up(feed, last_seq), name="hub-catch-up")
+
+    def at_least(self, ref: RunRef, seq: int) -> None:
+        """A watcher has replayed up to `seq` itself."""
+        feed = self._feeds.get(ref[:2])
+        if feed is not None:
+            feed.last_seq = max(feed.last_seq, seq)
+
+    async def _catch_up(self, feed: _Feed, until: int) -> None:
+        try:
+            while True:
+                last, _, _, events = await self._reader.read(feed.ref, feed.last_seq, PAGE, False)
+                self.publish(feed.ref, events)
+                if not events or feed.last_seq >= last:
+                    return
+        except Overloaded:
+            # The store is away: the round of `resync` finds out again what is missing.
+            log.debug("catch_up_postponed", thread_id=feed.ref.thread_id, until=until)
+        finally:
+            feed.catching_up = None
+
+    async def resync(self) -> None:
+        """Compares every watched thread with the store: a notice may have been lost. Raises Overloaded."""
+        feeds = list(self._feeds.values())
+        if feeds:
+            for feed, last in zip(feeds, await self._reader.last_seqs([f.ref for f in feeds]), strict=True):
+                self.noticed(feed.ref, last)
+
+    def shut(self) -> None:
+        """Sends every watcher away, now and from now on."""
+        self._closed = True
+        for feed in self._feeds.values():
+            for watch in feed.watches:
+                watch.close()

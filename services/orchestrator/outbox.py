@@ -1,0 +1,130 @@
+"""What leaves a run after its end: the finished turn and explicit memories, to the memory service.
+
+The entry is written in the same step as the run's end, so that it is neither lost nor made twice; it is sent until it
+arrives, by whichever process holds its lease, under keys that make a second arrival harmless.
+"""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from opentelemetry import trace
+from opentelemetry.metrics import get_meter
+
+from services.common.errors import BulkheadError, Overloaded
+from services.common.identity import Minter, Principal
+from services.common.rpc import context as call_context
+from services.common.rpc.wire import extract_trace
+from services.orchestrator.ports import Memory
+from services.orchestrator.records import RunRef
+from services.orchestrator.turn.finish import IMPORTANCE
+
+LEASE_S = 30.0
+CALL_S = 25.0
+WAIT_FIRST_S = 0.5
+WAIT_MOST_S = 60.0
+# How long a turn waits until the turn before it is stored.
+BEHIND_WAIT_S = 2.0
+POLL_S = 0.05
+log = structlog.get_logger("bulkhead.outbox")
+_tracer = trace.get_tracer("bulkhead.orchestrator")
+_sent = get_meter("bulkhead.orchestrator").create_counter(
+    "bulkhead_outbox_deliveries_total", description="Tries to deliver an outbox entry, by outcome."
+)
+
+
+class Entries(Protocol):
+    """Where outbox entries are kept."""
+
+    async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
+        """As Store.outbox_claim."""
+        ...
+
+    async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
+        """As Store.outbox_done."""
+        ...
+
+    async def outbox_waiting(self, ref: RunRef) -> list[str]:
+        """As Store.outbox_waiting."""
+        ...
+
+    async def outbox_attempts(self, ref: RunRef) -> int:
+        """As Store.outbox_attempts."""
+        ...
+
+    async def note(self, ref: RunRef, look_in_s: float) -> None:
+        """As Store.note."""
+        ...
+
+    async def settle(self, ref: RunRef) -> None:
+        """As Store.settle."""
+        ...
+
+
+class Outbox:
+    """Sends outbox entries."""
+
+    def __init__(self, entries: Entries, memory: Memory, minter: Minter) -> None:
+        self._entries, self._memory, self._minter = entries, memory, minter
+
+    async def deliver(self, ref: RunRef) -> bool:
+        """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
+        claimed = await self._entries.outbox_claim(ref, LEASE_S)
+        if claimed is None:
+            return False
+        raw, attempts = claimed
+        entry = orjson.loads(raw)
+        try:
+            await self._send(ref, entry)
+        except BulkheadError as error:
+            if error.retryable or error.counts_against_slo:
+                wait_s = min(WAIT_FIRST_S * 2 ** min(attempts, 10), WAIT_MOST_S) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                log.warning("outbox_postponed", run_id=ref.run_id, reason=error.reason, attempts=attempts)
+                _sent.add(1, {"outcome": "postponed"})
+                await self._entries.outbox_done(ref, False)
+                await self._entries.note(ref, wait_s)
+                return False
+            # Refused for good: sending it again can only be refused again.
+            log.error("outbox_refused", run_id=ref.run_id, reason=error.reason, message=error.message)
+            _sent.add(1, {"outcome": "refused"})
+        else:
+            _sent.add(1, {"outcome": "delivered"})
+        await self._entries.outbox_done(ref, True)
+        await self._entries.settle(ref)
+        return True
+
+    async def _send(self, ref: RunRef, entry: Mapping[str, Any]) -> None:
+        principal = Principal.from_dict(entry["principal"])
+        token = self._minter.mint(principal, run_id=ref.run_id)
+        context = call_context.CallContext(entry["request_id"], entry["canary"], principal=principal, token=token)
+        parent = extract_trace({"traceparent": entry["traceparent"]} if entry["traceparent"] else {})
+        attributes = {"bulkhead.run_id": ref.run_id, "bulkhead.thread_id": ref.thread_id, "bulkhead.tenant": ref.tenant}
+        with (
+            call_context.bind(context.with_timeout(CALL_S)),
+            _tracer.start_as_current_span("outbox", context=parent, attributes=attributes),
+        ):
+            turn = {
+                "run_id": ref.run_id, "user_text": entry["user_text"], "assistant_text": entry["assistant_text"],
+                "tool_calls": entry["tool_calls"], "ended_ms": entry["ended_ms"],
+            }  # fmt: skip
+            await self._memory.append_turn(ref.thread_id, turn, f"{ref.run_id}/turn")
+            if entry["remember"]:
+                await self._memory.add_memory(ref.thread_id, entry["remember"], IMPORTANCE, f"{ref.run_id}/remember")
+
+    async def caught_up(self, ref: RunRef) -> bool:
+        """Waits until the earlier turns of the thread are delivered; False when that takes too long or has failed before."""
+        try:
+            async with asyncio.timeout(BEHIND_WAIT_S):
+                while True:
+                    waiting = await self._entries.outbox_waiting(ref)
+                    if not waiting:
+                        return True
+                    for run_id in waiting:
+                        if await self._entries.outbox_attempts(ref._replace(run_id=run_id)) > 1:
+                            return False
+                    await asyncio.sleep(POLL_S)
+        except (TimeoutError, Overloaded):
+            return False

@@ -1,0 +1,172 @@
+"""What a turn needs from outside: a model, tools and memory."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRequest:
+    """One tool call as the model asked for it; `arguments` may be anything but JSON."""
+
+    call_id: str
+    name: str
+    arguments: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the conversation with a model."""
+
+    role: str
+    text: str
+    tool_calls: Sequence[ToolRequest] = ()
+    tool_call_id: str = ""
+
+    def encode(self) -> bytes:
+        """As it is checkpointed."""
+        data: dict[str, Any] = {"role": self.role, "text": self.text}
+        if self.tool_calls:
+            data["tool_calls"] = [[c.call_id, c.name, c.arguments.decode("utf-8", "replace")] for c in self.tool_calls]
+        if self.tool_call_id:
+            data["tool_call_id"] = self.tool_call_id
+        return orjson.dumps(data)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Message":
+        """The inverse of `encode`."""
+        data = orjson.loads(raw)
+        calls = tuple(ToolRequest(call_id, name, arguments.encode()) for call_id, name, arguments in data.get("tool_calls", ()))
+        return cls(data["role"], data["text"], calls, data.get("tool_call_id", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A tool on offer. `parameters` is a JSON Schema."""
+
+    name: str
+    version: str
+    description: str
+    parameters: bytes
+    repeatable: bool = False
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A degradation, as the data of a `warning` event."""
+
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that a model appended."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFinished:
+    """The whole answer of a model call. `usage` has the keys of `turn.state.Usage`."""
+
+    message: Message
+    finish_reason: str
+    usage: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What to ask a model."""
+
+    model: str
+    messages: Sequence[Message]
+    tools: Sequence[ToolDefinition]
+    temperature: float | None
+    max_tokens: int | None
+    run_id: str
+    thread_id: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolProgress:
+    """A sign of life of a tool, as the data of a `tool_call_progress` event."""
+
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutcome:
+    """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done."""
+
+    outcome: str
+    output: bytes = b""
+    version: str = ""
+    code: str = ""
+    message: str = ""
+    duration_ms: int = 0
+    citations: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledPart:
+    """One part of the recalled context; kind is turn, memory or document."""
+
+    kind: str
+    text: str
+    assistant_text: str = ""
+    source_id: str = ""
+    citation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What memory gave for a turn."""
+
+    parts: Sequence[RecalledPart]
+    warnings: Sequence[Mapping[str, Any]]
+
+
+class Models(Protocol):
+    """Model calls."""
+
+    def stream(self, call: ModelCall) -> AsyncIterator[TextDelta | Warned | ModelFinished]:
+        """Streams a completion; ModelFinished is last. Raises BulkheadError."""
+        ...
+
+
+class Tools(Protocol):
+    """The tool registry and its calls."""
+
+    async def definitions(self, names: Sequence[str]) -> list[ToolDefinition]:
+        """Those of `names` (name or name@version) that the caller may use. Raises BulkheadError."""
+        ...
+
+    def execute(
+        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
+    ) -> AsyncIterator[ToolProgress | Warned | ToolOutcome]:
+        """Runs a tool; ToolOutcome is last. Raises BulkheadError."""
+        ...
+
+    async def call_of(self, key: str) -> ToolOutcome | None:
+        """What is known of a call, None when it was never seen. Raises BulkheadError."""
+        ...
+
+
+class Memory(Protocol):
+    """The memory service."""
+
+    async def recall(self, session_id: str, query: str, token_budget: int, documents: bool, memories: bool, run_id: str) -> Recalled:
+        """Context of one turn. Raises BulkheadError."""
+        ...
+
+    async def append_turn(self, session_id: str, turn: Mapping[str, Any], key: str) -> None:
+        """Appends a finished turn (run_id, user_text, assistant_text, ended_ms, tool_calls). Raises BulkheadError."""
+        ...
+
+    async def add_memory(self, session_id: str, text: str, importance: float, key: str) -> None:
+        """Stores a long-term memory. Raises BulkheadError."""
+        ...

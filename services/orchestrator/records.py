@@ -1,0 +1,171 @@
+"""What the orchestrator keeps: references, specifications, run records and events, free of any store or transport."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Bumped when what a run record or an event holds changes its meaning; this version reads it and the one before.
+SCHEMA_VERSION = 1
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+TERMINAL_EVENTS = frozenset({"run_finished", "run_failed", "run_cancelled"})
+
+
+class Fenced(Exception):
+    """The run has another owner by now; whoever gets this must stop its work and write nothing more."""
+
+
+class RunRef(NamedTuple):
+    """Where a run is."""
+
+    tenant: str
+    thread_id: str
+    run_id: str
+
+    def encode(self) -> str:
+        """As it stands in queues; tenants may hold any character."""
+        return f"{quote(self.tenant, safe='')}/{self.thread_id}/{self.run_id}"
+
+    @classmethod
+    def decode(cls, text: str) -> "RunRef":
+        """The inverse of `encode`. Raises ValueError."""
+        tenant, thread_id, run_id = text.split("/")
+        return cls(unquote(tenant), thread_id, run_id)
+
+
+@dataclass(slots=True)
+class Event:
+    """One event of a thread's log. `data` is a JSON object; `wire` may hold its ready-made protobuf form."""
+
+    seq: int
+    at_ms: int
+    thread_id: str
+    run_id: str
+    attempt: int
+    type: str
+    data: bytes
+    provisional: bool
+    trace_id: str
+    schema_version: int = SCHEMA_VERSION
+    wire: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one run; 0 stands for none. `deadline_s` is active time."""
+
+    deadline_s: float = 0.0
+    max_steps: int = 0
+    max_tool_calls: int = 0
+    max_cost_microusd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that is fixed when a run is accepted."""
+
+    thread_id: str
+    agent: str
+    agent_version: str
+    agent_digest: str
+    input: Sequence[Mapping[str, str]]
+    limits: Limits
+    principal: Mapping[str, Any]
+    request_id: str = ""
+    canary: bool = False
+    traceparent: str = ""
+    append_only: bool = False
+    temperature: float | None = None
+    max_tokens: int | None = None
+    on_disconnect: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        found = {name: getattr(self, name) for name in self.__slots__ if name != "limits"}
+        found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]
+        return found
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "RunSpec":
+        """The inverse of `as_dict`; unknown keys are ignored, so that N reads what N+1 wrote."""
+        known = {name: data[name] for name in cls.__slots__ if name in data and name != "limits"}
+        return cls(**known, limits=Limits(*data["limits"]))
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """A run as it is stored. `result` and `state` are JSON objects, empty before the end and before the first checkpoint."""
+
+    run_id: str
+    spec: RunSpec
+    status: str
+    epoch: int
+    attempt: int
+    cancel_requested: bool
+    created_ms: int
+    started_ms: int
+    ended_ms: int
+    first_seq: int
+    terminal_seq: int
+    track: str
+    result: Mapping[str, Any]
+    state: Mapping[str, Any]
+    provisional_from: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecord:
+    """A thread as it is stored."""
+
+    thread_id: str
+    created_ms: int
+    last_seq: int
+    metadata: Mapping[str, str]
+
+
+class Draft(NamedTuple):
+    """An event that is not written yet."""
+
+    type: str
+    data: bytes
+    provisional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """How a run ends. `result` is stored with the run; `event` and `data` are its last event; `outbox` leaves afterwards."""
+
+    status: str
+    result: bytes
+    event: str
+    data: bytes
+    outbox: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the store answered to an append: numbers of the first and last event, its clock, the thread's next run."""
+
+    first_seq: int
+    last_seq: int
+    at_ms: int
+    next_run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What came of trying to own a run; `messages` are those checkpointed, `undelivered` the runs whose outbox waits."""
+
+    verdict: str
+    record: RunRecord | None = None
+    messages: Sequence[bytes] = ()
+    undelivered: Sequence[str] = ()
+    written: Written | None = None

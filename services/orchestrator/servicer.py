@@ -1,0 +1,244 @@
+"""Proto to domain and back, nothing else."""
+
+import base64
+from typing import Any
+
+from bulkhead.common.v1 import common_pb2
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+
+from services.common.errors import InvalidInput, NotFound
+from services.common.rpc.context import principal
+from services.orchestrator.accepting import Accepting, RunRequest, checked_id
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.records import Event, Limits, RunRecord, RunRef, ThreadRecord
+from services.orchestrator.watching import Watching
+
+PAGE_SIZE = 100
+MOST_PAGE_SIZE = 1000
+_STATUS = {
+    "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
+    "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED,
+}  # fmt: skip
+_ON_DISCONNECT = {pb.ON_DISCONNECT_CANCEL: "cancel", pb.ON_DISCONNECT_CONTINUE: "continue"}
+_USAGE = tuple(field.name for field in common_pb2.Usage.DESCRIPTOR.fields)
+_CITATION = tuple(field.name for field in common_pb2.Citation.DESCRIPTOR.fields)
+
+
+def page(size: int, token: str) -> tuple[int, int]:
+    """(size, position below which to begin; 0: from the newest) of a list request. Raises InvalidInput."""
+    if not 0 <= size <= MOST_PAGE_SIZE:
+        raise InvalidInput.field("page_size", f"must be from 1 to {MOST_PAGE_SIZE}")
+    if not token:
+        return size or PAGE_SIZE, 0
+    try:
+        before = int(base64.urlsafe_b64decode(token.encode("ascii")).decode("ascii").removeprefix("before:"))
+    except (ValueError, UnicodeError):
+        before = 0
+    if before <= 0:
+        raise InvalidInput.field("page_token", "is not a token of an earlier answer")
+    return size or PAGE_SIZE, before
+
+
+def page_token(before: int) -> str:
+    """The opaque form of a position."""
+    return base64.urlsafe_b64encode(f"before:{before}".encode()).decode()
+
+
+def usage_message(usage: dict[str, Any]) -> common_pb2.Usage:
+    """Usage as it travels."""
+    return common_pb2.Usage(**{name: usage[name] for name in _USAGE if name in usage})
+
+
+def run_message(record: RunRecord) -> pb.Run:
+    """A run as it travels."""
+    result = record.result
+    message = pb.Run(
+        run_id=record.run_id, thread_id=record.spec.thread_id, agent=record.spec.agent, agent_version=record.spec.agent_version,
+        status=_STATUS[record.status], cancel_requested=record.cancel_requested, attempt=record.attempt, first_seq=record.first_seq,
+        terminal_seq=record.terminal_seq, output_text=result.get("output_text", ""), finish_reason=result.get("finish_reason", ""),
+        usage=usage_message((result or record.state).get("usage", {})),
+        citations=[common_pb2.Citation(**{k: c[k] for k in _CITATION if k in c}) for c in result.get("citations", ())],
+    )  # fmt: skip
+    if "error" in result:
+        message.error.CopyFrom(pb.RunError(**result["error"]))
+    for name in ("created", "started", "ended"):
+        if at_ms := getattr(record, f"{name}_ms"):
+            getattr(message, f"{name}_at").FromMilliseconds(at_ms)
+    return message
+
+
+def thread_message(record: ThreadRecord) -> pb.Thread:
+    """A thread as it travels."""
+    message = pb.Thread(thread_id=record.thread_id, last_seq=record.last_seq, metadata=record.metadata)
+    message.created_at.FromMilliseconds(record.created_ms)
+    return message
+
+
+def event_message(event: Event) -> pb.StreamEventsResponse:
+    """An event as it travels; made once for all watchers."""
+    if event.wire is None:
+        message = pb.Event(
+            seq=event.seq, thread_id=event.thread_id, run_id=event.run_id, attempt=event.attempt, type=event.type,
+            data_json=event.data, provisional=event.provisional, trace_id=event.trace_id, schema_version=event.schema_version,
+        )  # fmt: skip
+        message.occurred_at.FromMilliseconds(event.at_ms)
+        event.wire = pb.StreamEventsResponse(event=message)
+    return event.wire
+
+
+def agent_message(agent: AgentDefinition) -> pb.Agent:
+    """An agent as it travels."""
+    return pb.Agent(name=agent.name, version=agent.version, description=agent.description, model=agent.model, tools=agent.tools)
+
+
+class ThreadServicer(rpc.ThreadServiceServicer):
+    """Threads."""
+
+    def __init__(self, accepting: Accepting, store: Store) -> None:
+        self._accepting, self._store = accepting, store
+
+    async def CreateThread(self, request, context):
+        """Makes a thread, or answers the one that is there."""
+        caller = principal()
+        caller.require("threads:write")
+        thread = await self._accepting.open_thread(caller, request.thread_id, dict(request.metadata))
+        return pb.CreateThreadResponse(thread=thread_message(thread))
+
+    async def GetThread(self, request, context):
+        """One thread."""
+        caller = principal()
+        caller.require("threads:read")
+        thread = await self._store.thread(caller.tenant, caller.user, checked_id("thread_id", request.thread_id))
+        if thread is None:
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        return pb.GetThreadResponse(thread=thread_message(thread))
+
+    async def ListThreads(self, request, context):
+        """Threads of the caller, newest first."""
+        caller = principal()
+        caller.require("threads:read")
+        size, before = page(request.page_size, request.page_token)
+        members = await self._store.list_members("threads", caller.tenant, caller.user, before, size + 1)
+        threads = await self._store.threads(caller.tenant, caller.user, [member for member, _ in members[:size]])
+        token = page_token(members[size - 1][1]) if len(members) > size else ""
+        return pb.ListThreadsResponse(threads=[thread_message(t) for t in threads], next_page_token=token)
+
+
+class RunServicer(rpc.RunServiceServicer):
+    """Runs and their events."""
+
+    def __init__(self, accepting: Accepting, watching: Watching, store: Store) -> None:
+        self._accepting, self._watching, self._store = accepting, watching, store
+
+    async def CreateRun(self, request, context):
+        """Accepts a run durably."""
+        caller = principal()
+        caller.require("runs:write")
+        limits = request.limits
+        deadline_s = limits.deadline.ToTimedelta().total_seconds() if limits.HasField("deadline") else 0.0
+        if limits.HasField("deadline") and deadline_s == 0:
+            raise InvalidInput.field("limits.deadline", "must be positive")
+        record, created = await self._accepting.create_run(
+            caller,
+            RunRequest(
+                thread_id=request.thread_id,
+                agent=request.agent,
+                input=tuple({"role": m.role, "text": m.text} for m in request.input),
+                limits=Limits(deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd),
+                run_id=request.run_id,
+                idempotency_key=request.idempotency_key,
+                metadata=dict(request.metadata),
+                append_only=request.append_only_output,
+                temperature=request.temperature if request.HasField("temperature") else None,
+                max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+                on_disconnect=_ON_DISCONNECT.get(request.on_disconnect, ""),
+            ),
+        )
+        return pb.CreateRunResponse(run=run_message(record), created=created)
+
+    async def GetRun(self, request, context):
+        """One run."""
+        caller = principal()
+        caller.require("runs:read")
+        ref = await self._watching.locate(caller, checked_id("run_id", request.run_id))
+        return pb.GetRunResponse(run=run_message(await self._watching.record(ref)))
+
+    async def ListRuns(self, request, context):
+        """Runs of a thread, or of the caller, newest first."""
+        caller = principal()
+        caller.require("runs:read")
+        size, before = page(request.page_size, request.page_token)
+        if request.thread_id:
+            thread_id = checked_id("thread_id", request.thread_id)
+            if await self._store.thread(caller.tenant, caller.user, thread_id) is None:
+                raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+            members = await self._store.list_members("thread", caller.tenant, caller.user, before, size + 1, thread_id)
+            refs = [RunRef(caller.tenant, thread_id, run_id) for run_id, _ in members[:size]]
+        else:
+            members = await self._store.list_members("runs", caller.tenant, caller.user, before, size + 1)
+            refs = [RunRef(caller.tenant, *member.split("/")) for member, _ in members[:size]]
+        token = page_token(members[size - 1][1]) if len(members) > size else ""
+        return pb.ListRunsResponse(runs=[run_message(r) for r in await self._store.runs(refs)], next_page_token=token)
+
+    async def WaitRun(self, request, context):
+        """Waits for the end of a run."""
+        caller = principal()
+        caller.require("runs:read")
+        return pb.WaitRunResponse(run=run_message(await self._watching.wait(caller, checked_id("run_id", request.run_id))))
+
+    async def CancelRun(self, request, context):
+        """Asks for the end of a run."""
+        caller = principal()
+        caller.require("runs:write")
+        record = await self._accepting.cancel_run(caller, request.run_id, request.reason)
+        return pb.CancelRunResponse(run=run_message(record) if record is not None else None)
+
+    async def StreamEvents(self, request, context):
+        """Follows a thread or a run."""
+        caller = principal()
+        caller.require("runs:read")
+        if request.after_seq < 0:
+            raise InvalidInput.field("after_seq", "must not be negative")
+        of_run = request.WhichOneof("subject") == "run_id"
+        if of_run:
+            ref = await self._watching.locate(caller, checked_id("run_id", request.run_id))
+        else:
+            ref = RunRef(caller.tenant, checked_id("thread_id", request.thread_id), "-")
+            if await self._store.thread(caller.tenant, caller.user, ref.thread_id) is None:
+                raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        events = self._watching.events(
+            ref, of_run=of_run, after_seq=request.after_seq, types=frozenset(request.types), replay_only=request.replay_only
+        )
+        try:
+            async for event in events:
+                if isinstance(event, int):
+                    yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(last_seq=event))
+                else:
+                    yield event_message(event)
+        finally:
+            await events.aclose()
+
+
+class AgentServicer(rpc.AgentServiceServicer):
+    """Agents as they are configured."""
+
+    def __init__(self, agents: AgentCatalog) -> None:
+        self._agents = agents
+
+    async def ListAgents(self, request, context):
+        """The current version of each agent, in the order of the configuration."""
+        principal()
+        size, position = page(request.page_size, request.page_token)
+        agents = list(self._agents.agents.current.values())
+        shown = agents[position : position + size]
+        token = page_token(position + size) if len(agents) > position + size else ""
+        return pb.ListAgentsResponse(agents=[agent_message(a) for a in shown], next_page_token=token)
+
+    async def GetAgent(self, request, context):
+        """One agent."""
+        principal()
+        if not request.name:
+            raise InvalidInput.field("name", "is required")
+        return pb.GetAgentResponse(agent=agent_message(self._agents.agents.get(request.name)))

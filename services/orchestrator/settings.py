@@ -1,0 +1,47 @@
+"""Settings of the orchestrator."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from services.common.settings import Port, PositiveSeconds, ServiceSettings
+
+DEFAULT_CONFIG = Path("k8s/environments/local/config")
+
+
+class Settings(ServiceSettings):
+    """Each field is the variable of the same name in capitals after `BULKHEAD_`."""
+
+    service_name: ClassVar[str] = "orchestrator"
+    grpc_port: Port = Field(50051, description="Port of the gRPC listener.")
+    metrics_port: Port = Field(9462, description="Port of the Prometheus metrics; 0 turns them off.")
+    state_url: str = Field("", description="URL of the state store (Valkey or Redis 7.2 or newer).")
+    state_replicas: int = Field(
+        0, ge=0, le=5, description="Replicas that must have an accept, a claim and a checkpoint on disk before it counts (WAITAOF)."
+    )
+    config_dir: Path = Field(DEFAULT_CONFIG, description="Folder of agents.yaml, policies.yaml and prompts/.")
+    lease_s: PositiveSeconds = Field(3.0, description="How long a run stays with its owner without a heartbeat, in seconds.")
+    heartbeat_s: PositiveSeconds = Field(1.0, description="Time between heartbeats, in seconds; well below the lease.")
+    sweep_s: PositiveSeconds = Field(0.5, description="Time between looks for runs without an owner, in seconds.")
+    crash_budget: Annotated[int, Field(ge=1)] = Field(3, description="Times a run's worker may be lost before the run is given up.")
+    max_active_runs: Annotated[int, Field(ge=1)] = Field(256, description="Runs that one process works on at the same time.")
+    other_track_after_s: PositiveSeconds = Field(
+        10.0, description="Time after which a run without an owner is offered to the other release track, in seconds."
+    )
+    delta_batch_s: PositiveSeconds = Field(0.03, le=1.0, description="Longest time that model text waits to be written, in seconds.")
+    store_patience_s: PositiveSeconds = Field(
+        30.0, description="How long a run waits for an absent state store before its process gives it up, in seconds."
+    )
+    watch_heartbeat_s: PositiveSeconds = Field(10.0, description="Time between signs of life to an idle watcher, in seconds.")
+    watch_max_age_s: PositiveSeconds = Field(3600.0, description="Age at which a watcher is asked to come back, in seconds.")
+
+    def problems(self) -> list[str]:
+        """Required settings, readable files, and a lease that outlives its heartbeats."""
+        found = self.missing("state_url")
+        if self.address_file is None:
+            found += self.missing("llm_gateway_address", "tool_executor_address", "memory_address")
+        found += self.unreadable("identity_keys_file", "identity_signing_key_file", "config_dir")
+        if self.heartbeat_s * 2 > self.lease_s:
+            found.append("BULKHEAD_HEARTBEAT_S must be at most half of BULKHEAD_LEASE_S")
+        return found

@@ -1,0 +1,67 @@
+"""Repairs what a lost process left half-done: runs without an owner, accepts without a wake-up, ends without an epilogue."""
+
+import asyncio
+import random
+
+import structlog
+from opentelemetry.metrics import get_meter
+
+from services.common.errors import Overloaded
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.records import SCHEMA_VERSION, RunRef
+from services.orchestrator.settings import Settings
+from services.orchestrator.worker import Worker
+
+MOST_AT_ONCE = 200
+LOOK_AGAIN_S = 1.0
+# Past the end of a lease, so that one look finds it expired.
+LEASE_MARGIN_S = 0.02
+log = structlog.get_logger("bulkhead.sweeper")
+_repairs = get_meter("bulkhead.orchestrator").create_counter(
+    "bulkhead_sweeper_repairs_total", description="What the sweeper put right, by state it found."
+)
+
+
+class Sweeper:
+    """One of any number; each entry is looked at by one of them at a time."""
+
+    def __init__(self, settings: Settings, store: Store, worker: Worker, outbox: Outbox) -> None:
+        self._settings, self._store, self._worker, self._outbox = settings, store, worker, outbox
+
+    async def run(self) -> None:
+        """Sweeps until cancelled; a store that is away is tried again."""
+        while True:
+            try:
+                while len(refs := await self._store.due(MOST_AT_ONCE, LOOK_AGAIN_S)) > 0:
+                    await asyncio.gather(*(self._look(ref) for ref in refs))
+                    if len(refs) < MOST_AT_ONCE:
+                        break
+            except Overloaded:
+                log.debug("sweep_postponed")
+            # Jitter keeps the sweepers of many replicas apart.
+            await asyncio.sleep(self._settings.sweep_s * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _look(self, ref: RunRef) -> None:
+        state, lease_left_ms, track, alone_ms, schema, created_ms, _ = await self._store.inspect(ref)
+        if state == "owned":
+            await self._store.note(ref, lease_left_ms / 1000 + LEASE_MARGIN_S)
+        elif state == "free":
+            await self._offer(ref, track, alone_ms, schema, created_ms)
+        elif state == "ended":
+            await self._store.settle(ref)
+        elif state == "outbox":
+            await self._outbox.deliver(ref)
+        elif state == "none" and await self._store.forget(ref):
+            _repairs.add(1, {"state": "forgotten"})
+            log.info("reservation_forgotten", run_id=ref.run_id)
+
+    async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int, created_ms: int) -> None:
+        own = self._settings.track
+        if self._worker.owns(ref) or schema > SCHEMA_VERSION:
+            # Ours although its lease ran out: the store was away, and the next heartbeat says how it stands.
+            return
+        if track != own and alone_ms > self._settings.other_track_after_s * 1000:
+            track = own
+        _repairs.add(1, {"state": "offered"})
+        await self._store.wake(ref, track, created_ms)

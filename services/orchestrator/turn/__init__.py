@@ -1,0 +1,1 @@
+"""One turn of an agent, by stage: prepare, model step, tools, finish."""

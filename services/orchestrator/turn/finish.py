@@ -1,0 +1,94 @@
+"""How a turn ends: its answer or its error, and what leaves afterwards."""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from services.orchestrator.ports import ModelFinished
+from services.orchestrator.records import Event, Terminal
+from services.orchestrator.turn.citations import resolve
+from services.orchestrator.turn.prepare import question
+from services.orchestrator.turn.state import RunStopped, Turn
+
+# "Remember that …": what the user explicitly wants kept, far above the importance from which memories last.
+_REMEMBER = re.compile(r"\b(?:please\s+)?remember(?:\s+that)?[\s:,]+(?P<what>[^\n]+)|(?:请)?记住[，,：:\s]*(?P<zh>[^\n]+)", re.I)
+_QUESTION = re.compile(r"\b(?:do|did|can|could|will|would|don't|doesn't|didn't)\s+(?:you|i|we)\b[^.!]*$", re.I)
+IMPORTANCE = 0.9
+_FINISH_REASONS = {"": "stop", "tool_calls": "stop"}
+
+
+def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
+    """The end of a turn with an answer; its events go into the same write."""
+    text = answer.message.text
+    step = turn.state.step
+    writer = turn.writer
+    if text:
+        writer.emit("message_completed", {"text": text, "message_id": f"{turn.ref.run_id}/{step}"})
+    cited, unknown = resolve(text, turn.state.citations)
+    for citation in cited:
+        writer.emit("citation", citation)
+    for mark in unknown:
+        writer.emit(
+            "warning",
+            {
+                "code": "citation_unresolved",
+                "capability_lost": "",
+                "fallback": "",
+                "attributes": {"citation_id": mark},
+                "user_message": f"The answer cites [{mark}], which is no source that it was given.",
+            },
+        )
+    writer.emit("step_completed", {"step": step, "usage": turn.state.usage})
+    finish_reason = _FINISH_REASONS.get(answer.finish_reason, answer.finish_reason)
+    data = orjson.dumps({"output_text": text, "finish_reason": finish_reason, "usage": turn.state.usage, "citations": cited})
+    return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text))
+
+
+def fail(turn: Turn, stop: RunStopped) -> Terminal:
+    """The end of a turn with an error. What was shown so far is kept with the run."""
+    error = {"reason": stop.reason, "message": stop.message, "retryable": stop.retryable}
+    data = orjson.dumps({"error": error, "usage": turn.state.usage})
+    result = orjson.dumps({"error": error, "usage": turn.state.usage, "output_text": turn.delivered})
+    return Terminal("failed", result, "run_failed", data)
+
+
+def cancel(turn: Turn) -> Terminal:
+    """The end of a turn that somebody asked to end: the text so far is kept."""
+    data = cancelled_data(turn.delivered, turn.state.usage)
+    return Terminal("cancelled", data, "run_cancelled", data)
+
+
+def cancelled_data(text: str, usage: Mapping[str, int]) -> bytes:
+    """Data of run_cancelled."""
+    return orjson.dumps({"output_text": text, "usage": usage})
+
+
+def to_remember(text: str) -> str:
+    """What the user explicitly asks to remember; empty when nothing is."""
+    found = _REMEMBER.search(text)
+    if found is None:
+        return ""
+    what = (found["what"] or found["zh"] or "").strip()
+    # "Do you remember …?" asks and does not tell.
+    if what.endswith(("?", "？")) or _QUESTION.search(text[: found.start()]):
+        return ""
+    return what
+
+
+def _outbox(turn: Turn, text: str) -> bytes:
+    if turn.agent.recall is None:
+        return b""
+    entry: dict[str, Any] = {
+        "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
+        "traceparent": turn.spec.traceparent, "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
+        "remember": to_remember(question(turn)), "ended_ms": int(time.time() * 1000),
+    }  # fmt: skip
+    return orjson.dumps(entry)
+
+
+def text_of(event: Event) -> str:
+    """Text of a message_delta."""
+    return orjson.loads(event.data)["text"]

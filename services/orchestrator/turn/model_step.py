@@ -1,0 +1,113 @@
+"""One model call: its text goes to the log as it comes, its whole answer is the step's result."""
+
+import asyncio
+import random
+import time
+
+import structlog
+
+from services.common.errors import BulkheadError
+from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
+from services.orchestrator.turn.prepare import start_step
+from services.orchestrator.turn.state import RunStopped, Turn
+
+# A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
+LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER"})
+PATIENCE_S = 20.0
+WAIT_FIRST_S = 0.1
+WAIT_MOST_S = 2.0
+log = structlog.get_logger("bulkhead.turn")
+
+
+async def model_step(turn: Turn) -> ModelFinished:
+    """Makes the call and answers its result, whose text is the text that was shown. Raises RunStopped."""
+    state, limits = turn.state, turn.spec.limits
+    if limits.max_steps and state.step >= limits.max_steps:
+        raise RunStopped("STEP_LIMIT", f"The run reached its limit of {limits.max_steps} steps.")
+    if limits.max_cost_microusd and state.usage["cost_microusd"] >= limits.max_cost_microusd:
+        raise RunStopped("COST_LIMIT", f"The run reached its limit of {limits.max_cost_microusd} millionths of a dollar.")
+    start_step(turn)
+    if turn.tools is None:
+        turn.tools = await _definitions(turn)
+    give_up, wait_s = time.monotonic() + PATIENCE_S, WAIT_FIRST_S
+    while True:
+        turn.check_time()
+        turn.enter_call()
+        try:
+            return await _stream(turn)
+        except BulkheadError as error:
+            turn.check_time()
+            if error.reason not in LOST or time.monotonic() > give_up:
+                raise RunStopped(error.reason, error.message, error.retryable) from error
+            log.warning("model_call_lost", run_id=turn.ref.run_id, reason=error.reason)
+        if turn.delivered and not turn.spec.append_only:
+            await turn.writer.supersede()
+            turn.delivered = ""
+        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        wait_s = min(wait_s * 2, WAIT_MOST_S)
+
+
+async def _definitions(turn: Turn) -> list[ToolDefinition]:
+    if not turn.agent.tools:
+        return []
+    turn.enter_call()
+    try:
+        return await turn.services.tools.definitions(turn.agent.tools)
+    except BulkheadError as error:
+        turn.check_time()
+        turn.writer.emit(
+            "warning",
+            {
+                "code": "tools_unavailable",
+                "capability_lost": "tools",
+                "fallback": "",
+                "user_message": "Tools are not available, so this answer is made without them.",
+                "attributes": {"reason": error.reason},
+            },
+        )
+        return []
+
+
+async def _stream(turn: Turn) -> ModelFinished:
+    step = turn.state.step + 1
+    message_id = f"{turn.ref.run_id}/{step}"
+    # Text that was shown and cannot be taken back: the model goes on from it, or must say it again word for word.
+    shown = turn.delivered
+    messages = list(turn.messages)
+    continues = bool(shown) and turn.agent.continues_prefix
+    if continues:
+        messages.append(Message("assistant", shown))
+    call = ModelCall(
+        model=turn.agent.model, messages=messages, tools=turn.tools or [],
+        temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
+        max_tokens=turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens,
+        run_id=turn.ref.run_id, thread_id=turn.ref.thread_id, key=f"{turn.ref.run_id}/{step}",
+    )  # fmt: skip
+    said = shown if continues else ""
+    async for item in turn.services.models.stream(call):
+        if isinstance(item, TextDelta):
+            said += item.text
+            if len(said) > len(turn.delivered):
+                if not said.startswith(turn.delivered):
+                    raise _diverged()
+                turn.writer.delta(message_id, said[len(turn.delivered) :])
+                turn.delivered = said
+        elif isinstance(item, ModelFinished):
+            text = item.message.text
+            whole = shown + text if continues and not text.startswith(shown) else text
+            if turn.spec.append_only and not whole.startswith(turn.delivered):
+                raise _diverged()
+            if len(whole) > len(turn.delivered):
+                turn.writer.delta(message_id, whole[len(turn.delivered) :])
+                turn.delivered = whole
+            return ModelFinished(Message("assistant", whole, item.message.tool_calls), item.finish_reason, item.usage)
+        else:
+            turn.writer.emit("warning", item.data)
+            turn.writer.flush_soon()
+    raise AssertionError("a model stream ends with its result or an error")
+
+
+def _diverged() -> RunStopped:
+    return RunStopped(
+        "OUTPUT_DIVERGED", "The answer was interrupted and could not be continued from the text already sent.", retryable=True
+    )

@@ -1,0 +1,84 @@
+"""Before the first model call: the prompt, what memory recalls, earlier turns, the input."""
+
+from services.common.errors import BulkheadError
+from services.orchestrator.ports import Message, Recalled
+from services.orchestrator.turn.context import context_message, earlier_turns
+from services.orchestrator.turn.state import Turn
+
+
+def question(turn: Turn) -> str:
+    """What the user just said."""
+    return turn.spec.input[-1]["text"]
+
+
+async def prepare(turn: Turn) -> None:
+    """Fills the messages. Memory that is down costs the turn its context and nothing else."""
+    prompt = Message("system", turn.agent.prompt)
+    said = [Message(m["role"], m["text"]) for m in turn.spec.input]
+    # The client's own system messages belong to the instructions, before anything recalled.
+    leading = 0
+    while leading < len(said) and said[leading].role == "system":
+        leading += 1
+    instructions, said = [prompt, *said[:leading]], said[leading:]
+    if turn.agent.recall is None:
+        turn.messages[:] = [*instructions, *said]
+        turn.state.phase = "model"
+        return
+    recalled = await _recall(turn)
+    for part in recalled.parts:
+        if part.kind == "document":
+            turn.state.citations[part.citation["citation_id"]] = dict(part.citation)
+    context = context_message(recalled.parts)
+    turn.messages[:] = [*instructions, *([context] if context else []), *earlier_turns(recalled.parts), *said]
+    kinds: dict[str, int] = {}
+    for part in recalled.parts:
+        kinds[part.kind] = kinds.get(part.kind, 0) + 1
+    turn.writer.emit("memory_recalled", {"parts": len(recalled.parts), "kinds": kinds})
+    for warning in recalled.warnings:
+        turn.writer.emit("warning", warning)
+    turn.state.phase = "model"
+    start_step(turn)
+    # The same context for whoever takes over: recalled twice, it might differ.
+    await turn.writer.checkpoint(turn.snapshot(), [m.encode() for m in turn.messages])
+
+
+def start_step(turn: Turn) -> None:
+    """Announces the next step, once."""
+    step = turn.state.step + 1
+    if turn.state.started_step < step:
+        turn.state.started_step = step
+        turn.writer.emit("step_started", {"step": step})
+
+
+async def _recall(turn: Turn) -> Recalled:
+    if not await turn.wait_for_memory():
+        turn.writer.emit(
+            "warning",
+            {
+                "code": "memory_behind",
+                "capability_lost": "recent_turns",
+                "fallback": "",
+                "user_message": "The last turn of this conversation is not stored yet and may be missing from the context.",
+            },
+        )
+    turn.enter_call()
+    recall = turn.agent.recall
+    assert recall is not None
+    try:
+        return await turn.services.memory.recall(
+            turn.ref.thread_id, question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
+        )
+    except BulkheadError as error:
+        turn.check_time()
+        return Recalled(
+            [],
+            [
+                {
+                    "code": "memory_unavailable",
+                    "capability_lost": "memory",
+                    "fallback": "",
+                    "user_message": "Memory is not available, so earlier turns and documents are missing from this answer.",
+                    "attributes": {"reason": error.reason},
+                }
+            ],
+        )

@@ -1,0 +1,226 @@
+"""The tool calls of one step: started durably, run side by side, their results checkpointed one by one.
+
+A call is known by its key `<run>/<step>/<call>`. Whoever cannot tell how a call ended asks the executor by that key; what
+stays unknown is told to the model as unknown and is never repeated.
+"""
+
+import asyncio
+import time
+
+import orjson
+
+from services.common.errors import BulkheadError
+from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolProgress, ToolRequest, Warned
+from services.orchestrator.turn.citations import issue
+from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
+
+# What a model is given of one result; the log and the executor keep the whole.
+MOST_OUTPUT_CHARS = 65_536
+POLL_S = 0.1
+# A call that runs elsewhere is waited for this much longer than its own time limit.
+OVERTIME_S = 5.0
+UNREACHABLE_TRIES = 8
+UNREACHABLE_WAIT_S = 0.25
+UNKNOWN = "tool_outcome_unknown"
+_UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
+
+
+def plan(turn: Turn, answer: ModelFinished) -> list[PendingCall]:
+    """The calls of an answer, counted against the limit. Raises RunStopped."""
+    state, limit = turn.state, turn.spec.limits.max_tool_calls
+    if limit and state.usage["tool_calls"] + len(answer.message.tool_calls) > limit:
+        raise RunStopped("TOOL_LIMIT", f"The run reached its limit of {limit} tool calls.")
+    known = {tool.name: tool for tool in turn.tools or []}
+    calls = []
+    for number, request in enumerate(answer.message.tool_calls):
+        tool = known.get(request.name)
+        calls.append(
+            PendingCall(
+                number,
+                request.call_id,
+                request.name,
+                tool.version if tool else "",
+                request.arguments.decode("utf-8", "replace"),
+                tool.repeatable if tool else False,
+                tool.timeout_s if tool else 0.0,
+            )
+        )
+    return calls
+
+
+def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
+    """The answer with ids for its tool calls that are unique within the run; providers may leave them empty or repeat them."""
+    if not answer.message.tool_calls:
+        return answer
+    step = turn.state.step + 1
+    used = {call.call_id for message in turn.messages for call in message.tool_calls}
+    calls = []
+    for number, call in enumerate(answer.message.tool_calls):
+        call_id = call.call_id if call.call_id and call.call_id not in used else f"call_{step}_{number}"
+        used.add(call_id)
+        calls.append(ToolRequest(call_id, call.name, call.arguments))
+    message = Message(answer.message.role, answer.message.text, tuple(calls))
+    return ModelFinished(message, answer.finish_reason, answer.usage)
+
+
+def started(turn: Turn, call: PendingCall) -> None:
+    """Announces a call; it is sent only after this is written."""
+    try:
+        arguments = orjson.loads(call.arguments)
+    except orjson.JSONDecodeError:
+        arguments = call.arguments
+    turn.writer.emit("tool_call_started", {"call_id": call.call_id, "tool": call.name, "version": call.version, "arguments": arguments})
+
+
+async def tool_step(turn: Turn, *, resumed: bool) -> None:
+    """Brings every pending call to its end. `resumed`: another owner may have sent them already."""
+    turn.enter_call()
+    pending = list(turn.state.pending)
+    turn.in_flight = {call.number: call for call in pending}
+    if len(pending) == 1:
+        await _one(turn, pending[0], resumed)
+    else:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in pending:
+                    group.create_task(_one(turn, call, resumed))
+        except BaseExceptionGroup as group_error:
+            # One cause is enough: a limit that was reached, or an epoch that is old.
+            raise group_error.exceptions[0] from None
+    turn.check_time()
+
+
+async def _one(turn: Turn, call: PendingCall, resumed: bool) -> None:
+    refusal = _refusal(turn, call)
+    if refusal is not None:
+        outcome = refusal
+    else:
+        key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
+        outcome = await _resolve(turn, call, key) if resumed else await _execute(turn, call, key)
+    await _record(turn, call, outcome)
+
+
+def _refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
+    """What can be told without asking the executor."""
+    if not call.version:
+        names = ", ".join(tool.name for tool in turn.tools or []) or "none"
+        return ToolOutcome("failed", code="input.unknown_tool", message=f"There is no tool {call.name[:64]!r}. Available: {names}.")
+    try:
+        arguments = orjson.loads(call.arguments or "{}")
+    except orjson.JSONDecodeError:
+        return ToolOutcome("failed", code="input.malformed_json", message="The arguments are not valid JSON. Send one JSON object.")
+    if not isinstance(arguments, dict):
+        return ToolOutcome("failed", code="input.malformed_json", message="The arguments must be one JSON object.")
+    return None
+
+
+async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
+    arguments = (call.arguments or "{}").encode()
+    try:
+        async for item in turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id):
+            if isinstance(item, ToolProgress):
+                turn.writer.emit("tool_call_progress", {"call_id": call.call_id, **item.data})
+                turn.writer.flush_soon()
+            elif isinstance(item, Warned):
+                turn.writer.emit("warning", item.data)
+                turn.writer.flush_soon()
+            elif item.outcome == "running":
+                return await _resolve(turn, call, key)
+            else:
+                return item
+    except BulkheadError as error:
+        turn.check_time()
+        if error.reason == "UNREACHABLE":
+            return await _resolve(turn, call, key)
+        if error.code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED"):
+            return _lost(call, error.reason)
+        return ToolOutcome("failed", code=f"refused.{error.reason.lower()}", message=error.message)
+    raise AssertionError("a tool call ends with its outcome or an error")
+
+
+async def _resolve(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
+    """Finds out how a call ended that may have been sent: by its key, and by sending it (again) only where that is safe."""
+    patience = time.monotonic() + call.timeout_s + OVERTIME_S
+    unreachable = 0
+    while True:
+        turn.check_time()
+        try:
+            known = await turn.services.tools.call_of(key)
+        except BulkheadError as error:
+            unreachable += 1
+            if unreachable >= UNREACHABLE_TRIES or error.reason != "UNREACHABLE":
+                return _lost(call, error.reason)
+            await asyncio.sleep(UNREACHABLE_WAIT_S)
+            continue
+        if known is None or (known.outcome == "unknown" and call.repeatable):
+            # Never seen, or harmless to do twice; the key keeps even a call that is still on its way from being done twice.
+            return await _again(turn, call, key)
+        if known.outcome != "running":
+            return known
+        if time.monotonic() > patience:
+            return _lost(call, "still at work")
+        await asyncio.sleep(POLL_S)
+
+
+async def _again(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
+    arguments = (call.arguments or "{}").encode()
+    try:
+        async for item in turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id):
+            if isinstance(item, ToolOutcome):
+                return item if item.outcome != "running" else _lost(call, "still at work")
+    except BulkheadError as error:
+        turn.check_time()
+        return _lost(call, error.reason)
+    raise AssertionError("a tool call ends with its outcome or an error")
+
+
+def _lost(call: PendingCall, reason: str) -> ToolOutcome:
+    if call.repeatable:
+        return ToolOutcome("failed", code="tool_unavailable", message=f"The tool is not available now ({reason.lower()}).")
+    return ToolOutcome("unknown")
+
+
+async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
+    """Checkpoints the result together with its event."""
+    state = turn.state
+    if outcome.outcome == "done":
+        output = issue(state.citations, outcome.citations, outcome.output or b"null")
+        content = output.decode("utf-8", "replace")
+        shown = orjson.Fragment(output)
+        turn.writer.emit(
+            "tool_call_completed", {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms}
+        )
+        state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content[:2_000]})
+    else:
+        code, message = outcome.code or "failed", outcome.message
+        if outcome.outcome == "unknown":
+            code, message = UNKNOWN, _UNKNOWN_TEXT
+        error = {"code": code, "message": message}
+        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
+        content = orjson.dumps({"error": error}).decode()
+        state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})
+    if len(content) > MOST_OUTPUT_CHARS:
+        content = content[:MOST_OUTPUT_CHARS] + " …[cut: the result is longer]"
+    message = Message("tool", content, tool_call_id=call.call_id)
+    turn.messages.append(message)
+    state.pending = [p for p in state.pending if p.number != call.number]
+    turn.in_flight.pop(call.number, None)
+    if not state.pending:
+        end_step(turn)
+    await turn.writer.checkpoint(turn.snapshot(), [message.encode()])
+
+
+def end_step(turn: Turn) -> None:
+    """Announces the end of this step and, with it, the next one."""
+    state = turn.state
+    turn.writer.emit("step_completed", {"step": state.step, "usage": state.usage})
+    state.phase = "model"
+    state.started_step = state.step + 1
+    turn.writer.emit("step_started", {"step": state.step + 1})
+
+
+def report_cancelled(turn: Turn) -> None:
+    """Tells of the calls in flight at a cancel: nobody waits for them any more."""
+    for call in turn.in_flight.values():
+        error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": "The run was cancelled while this call was at work."}
+        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})

@@ -1,0 +1,136 @@
+"""Watching: the event log of a thread or a run from a cursor on, then live; and waiting for a run's end."""
+
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import aclosing
+
+from services.common.errors import InvalidInput, NotFound, Overloaded
+from services.common.identity import Principal
+from services.common.rpc import context as call_context
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.hub import PAGE, Hub, Watch
+from services.orchestrator.records import TERMINAL_EVENTS, Event, RunRecord, RunRef
+from services.orchestrator.settings import Settings
+from services.orchestrator.worker import Worker
+
+# A waiting caller is answered this much before its deadline, so that it hears of the run and not of a timeout.
+ANSWER_BEFORE_S = 0.25
+
+
+class Watching:
+    """Reads for watchers."""
+
+    def __init__(self, settings: Settings, store: Store, hub: Hub, worker: Worker) -> None:
+        self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
+
+    async def locate(self, principal: Principal, run_id: str) -> RunRef:
+        """Where a run of the caller is. Raises NotFound."""
+        ref = await self._store.locate(principal.tenant, principal.user, run_id)
+        if ref is None:
+            raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
+        return ref
+
+    async def record(self, ref: RunRef) -> RunRecord:
+        """A run record. Raises NotFound."""
+        record = await self._store.run(ref)
+        if record is None:
+            raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
+        return record
+
+    async def wait(self, principal: Principal, run_id: str) -> RunRecord:
+        """The run when it has ended, or as it is shortly before the call's deadline or when this replica goes away."""
+        ref = await self.locate(principal, run_id)
+        record = await self.record(ref)
+        if record.ended:
+            return record
+        context = call_context.current()
+        left = context.remaining_s() if context is not None else None
+        until = time.monotonic() + (self._settings.watch_max_age_s if left is None else left - ANSWER_BEFORE_S)
+        watch = await self._hub.open(ref, self._worker.owns(ref))
+        try:
+            # It may have ended before the watch began.
+            _, _, terminal, _ = await self._store.read(ref, 0, 1, True)
+            cursor = 0
+            while not terminal and (rest := until - time.monotonic()) > 0:
+                await watch.wait(min(rest, self._settings.watch_heartbeat_s))
+                if watch.events:
+                    while watch.events:
+                        event = watch.events.popleft()
+                        terminal = terminal or (event.run_id == ref.run_id and event.type in TERMINAL_EVENTS)
+                else:
+                    _, _, terminal, _ = await self._store.read(ref, cursor, 1, True)
+        except Overloaded as error:
+            if error.reason not in ("DRAINING", "WATCHER_TOO_SLOW"):
+                raise
+        finally:
+            await self._hub.close(ref, watch)
+        return await self.record(ref)
+
+    async def events(
+        self, ref: RunRef, *, of_run: bool, after_seq: int, types: Collection[str], replay_only: bool
+    ) -> AsyncIterator[Event | int]:
+        """Events after `after_seq`; an integer is the thread's last number, as a sign of life. Ends after a run's terminal event.
+
+        Raises InvalidInput for a cursor from the future, Overloaded (resumable) when this replica goes away.
+        """
+        watch = await self._hub.open(ref, self._worker.owns(ref)) if not replay_only else Watch()
+        try:
+            async with aclosing(self._follow(ref, watch, of_run, after_seq, replay_only)) as events:
+                async for event in events:
+                    if isinstance(event, int):
+                        yield event
+                        continue
+                    if of_run and event.run_id != ref.run_id:
+                        continue
+                    if not types or event.type in types:
+                        yield event
+                    if of_run and event.type in TERMINAL_EVENTS:
+                        return
+        finally:
+            await self._hub.close(ref, watch)
+
+    async def _follow(self, ref: RunRef, watch: Watch, of_run: bool, cursor: int, replay_only: bool) -> AsyncIterator[Event | int]:
+        """The log after `cursor` without gap or repetition."""
+        began = time.monotonic()
+        last, first, terminal, events = await self._store.read(ref, cursor, PAGE, of_run)
+        if cursor > last:
+            raise InvalidInput("after_seq lies beyond the last event", reason="CURSOR_FROM_THE_FUTURE", metadata={"last_seq": str(last)})
+        if of_run:
+            if terminal and cursor >= terminal:
+                return
+            cursor = max(cursor, first - 1)
+        end = last
+        while True:
+            for event in events:
+                if replay_only and event.seq > end:
+                    return
+                cursor = event.seq
+                yield event
+            if replay_only and cursor >= end:
+                return
+            if len(events) < PAGE:
+                break
+            _, _, _, events = await self._store.read(ref, cursor, PAGE, False)
+        self._hub.at_least(ref, cursor)
+        heard = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now - began > self._settings.watch_max_age_s:
+                raise Overloaded("the watch has reached its age; resume after the last event", reason="WATCH_EXPIRED", retry_after_s=0.0)
+            if not await watch.wait(max(0.01, heard + self._settings.watch_heartbeat_s - now)):
+                heard = time.monotonic()
+                yield cursor
+                continue
+            heard = time.monotonic()
+            while watch.events:
+                event = watch.events.popleft()
+                while event.seq > cursor + 1:
+                    missed = (await self._store.read(ref, cursor, min(PAGE, event.seq - 1 - cursor), False))[3]
+                    if not missed:
+                        break
+                    for earlier in missed:
+                        cursor = earlier.seq
+                        yield earlier
+                if event.seq > cursor:
+                    cursor = event.seq
+                    yield event

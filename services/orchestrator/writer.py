@@ -1,0 +1,192 @@
+"""The one way in which a run's owner writes: buffered, fenced, one write at a time, each exactly once.
+
+Text is flushed at once when it is the first, then every few hundredths of a second; everything else waits for the next
+commit. A store that is away is waited for; an epoch that is old ends the run here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import orjson
+import structlog
+
+from services.common.errors import Overloaded
+from services.orchestrator.hub import Hub
+from services.orchestrator.records import Draft, Event, Fenced, RunRef, Terminal, Written
+
+RETRY_FIRST_S = 0.05
+RETRY_MOST_S = 0.5
+log = structlog.get_logger("bulkhead.writer")
+
+
+class Log(Protocol):
+    """Where events are written."""
+
+    async def write(
+        self, ref: RunRef, epoch: int, number: int, trace_id: str, events: Sequence[Draft], *, mode: str = "e", state: bytes = b"",
+        messages: Sequence[bytes] = (), terminal: Terminal | None = None,
+    ) -> Written:  # fmt: skip
+        """As Store.write."""
+        ...
+
+
+class RunWriter:
+    """Writes as the owner of `ref` in `epoch`. After Fenced nothing is written any more."""
+
+    def __init__(
+        self, store: Log, hub: Hub, ref: RunRef, epoch: int, attempt: int, *, trace_id: str, batch_s: float, patience_s: float,
+        on_lost: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`on_lost` is called once, when a write finds that the run is no longer ours or the store was away for `patience_s`."""
+        self._store, self._hub, self._ref = store, hub, ref
+        self._epoch, self._attempt, self._trace_id = epoch, attempt, trace_id
+        self._batch_s, self._patience_s = batch_s, patience_s
+        self._on_lost = on_lost
+        self._number = 0
+        self._drafts: list[Draft] = []
+        self._text: list[str] = []
+        self._text_of = ""
+        self._lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._flushed_text = False
+        self.provisional_from = 0
+        self.lost = False
+        self.ended: Written | None = None
+
+    def emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Puts an event into the next write."""
+        self._seal()
+        self._drafts.append(Draft(kind, orjson.dumps(data)))
+
+    def delta(self, message_id: str, text: str) -> None:
+        """Text of an answer in the making."""
+        if self._text_of != message_id:
+            self._seal()
+            self._text_of, self._flushed_text = message_id, False
+        self._text.append(text)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            # The first text a user sees is not held back; what comes within the same tick goes with it.
+            self._timer = loop.call_later(self._batch_s, self._flush_now) if self._flushed_text else loop.call_soon(self._flush_now)
+
+    def flush_soon(self) -> None:
+        """Writes what is buffered within the batch time."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._batch_s, self._flush_now)
+
+    def _seal(self) -> None:
+        """The text so far becomes one event."""
+        if self._text:
+            data = {"text": "".join(self._text), "message_id": self._text_of}
+            self._drafts.append(Draft("message_delta", orjson.dumps(data), provisional=True))
+            self._text.clear()
+
+    def _flush_now(self) -> None:
+        self._timer = None
+        self._flushed_text = True
+        if (self._drafts or self._text) and not self.lost and self.ended is None:
+            self._start("e")
+
+    def _start(self, mode: str, **parts: Any) -> asyncio.Task:
+        task = asyncio.get_running_loop().create_task(self._write(mode, **parts))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, (Fenced, Overloaded)):
+            log.error("write_failed", run_id=self._ref.run_id, exc_info=error)
+            self._lose()
+
+    async def flush(self) -> None:
+        """Writes what is buffered. Raises Fenced."""
+        await asyncio.shield(self._start("e"))
+
+    async def checkpoint(self, state: bytes, messages: Sequence[bytes] = ()) -> None:
+        """Writes what is buffered, the state and further messages in one step; what was provisional is no more. Raises Fenced."""
+        await asyncio.shield(self._start("c", state=state, messages=messages))
+
+    async def supersede(self) -> None:
+        """Takes back the text since the last checkpoint. Raises Fenced."""
+        async with self._lock:
+            self._text.clear()
+            self._drafts = [d for d in self._drafts if not d.provisional]
+        if self.provisional_from:
+            self.emit("attempt_superseded", {"from_seq": self.provisional_from})
+            await asyncio.shield(self._start("s"))
+
+    async def release(self, state: bytes) -> None:
+        """Hands the run back, unfinished. Raises Fenced."""
+        await asyncio.shield(self._start("r", state=state))
+
+    async def finish(self, terminal: Terminal) -> Written:
+        """The end of the run, with what is buffered before it. Raises Fenced."""
+        return await asyncio.shield(self._start("f", terminal=terminal))
+
+    async def settled(self) -> None:
+        """Waits for the writes under way, without raising what they raise."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _write(self, mode: str, *, state: bytes = b"", messages: Sequence[bytes] = (), terminal: Terminal | None = None) -> Written:
+        async with self._lock:
+            if self.ended is not None:
+                return self.ended
+            if self.lost:
+                raise Fenced("the run is no longer ours")
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._seal()
+            drafts, self._drafts = self._drafts, []
+            if mode == "e" and not drafts:
+                return Written(0, 0, 0, "")
+            self._number += 1
+            written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal)
+            self._account(mode, drafts, written)
+            if terminal is not None:
+                drafts = [*drafts, Draft(terminal.event, terminal.data)]
+                self.ended = written
+            if drafts and self._hub.watched(self._ref):
+                self._hub.publish(self._ref, self._events(drafts, written))
+            return written
+
+    async def _send(self, number: int, drafts: Sequence[Draft], **parts: Any) -> Written:
+        give_up, wait_s = time.monotonic() + self._patience_s, RETRY_FIRST_S
+        while True:
+            try:
+                return await self._store.write(self._ref, self._epoch, number, self._trace_id, drafts, **parts)
+            except Fenced:
+                self._lose()
+                raise
+            except Overloaded:
+                # Whether it was written is not known; the same number makes the same write again harmless.
+                if time.monotonic() > give_up:
+                    self._lose()
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_MOST_S)
+
+    def _lose(self) -> None:
+        if not self.lost:
+            self.lost = True
+            self._on_lost()
+
+    def _account(self, mode: str, drafts: Sequence[Draft], written: Written) -> None:
+        if mode in ("c", "s", "f"):
+            self.provisional_from = 0
+        elif not self.provisional_from:
+            index = next((i for i, d in enumerate(drafts) if d.provisional), None)
+            if index is not None:
+                self.provisional_from = written.first_seq + index
+
+    def _events(self, drafts: Sequence[Draft], written: Written) -> list[Event]:
+        first, at, ref = written.first_seq, written.at_ms, self._ref
+        return [
+            Event(first + i, at, ref.thread_id, ref.run_id, self._attempt, d.type, d.data, d.provisional, self._trace_id)
+            for i, d in enumerate(drafts)
+        ]
