@@ -3,12 +3,12 @@
 import aiohttp
 import pytest
 
-from services.gateway import testing as gateway_testing
+from services.gateway import fakes
 
 
 @pytest.fixture
 async def served(identities, state_url):
-    async with gateway_testing.gateway(identities, state_url) as gateway:
+    async with fakes.gateway(identities, state_url) as gateway:
         yield gateway
 
 

@@ -95,9 +95,6 @@ def refusal(request: Any, error: BulkheadError) -> Response:
     if is_openai(scope["path"]):
         # The SDK repeats by status unless told; a run that was accepted must not be started twice by it.
         headers["x-should-retry"] = "true" if error.retryable and "run_id" not in error.metadata else "false"
-        for name in ("run_id", "thread_id"):
-            if name in error.metadata:
-                headers[f"x-bulkhead-{name.replace('_', '-')}"] = error.metadata[name]
         content = orjson.dumps({"error": openai_error(error)})
         return Response(content, error.http_status, headers, "application/json")
     content = orjson.dumps(problem(error, about, scope["path"]))

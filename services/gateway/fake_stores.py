@@ -59,7 +59,11 @@ class FakeMemory(rpc.MemoryServiceServicer, rpc.DocumentServiceServicer):
         answer = pb.AddMemoriesResponse()
         for new in request.memories:
             memory = pb.Memory(
-                memory_id=f"mem_{len(self.memories) + 1}", text=new.text, importance=new.importance, kind=new.kind, session_id=new.session_id
+                memory_id=f"mem_{len(self.memories) + 1}",
+                text=new.text,
+                importance=new.importance,
+                kind=new.kind,
+                session_id=new.session_id,
             )
             memory.created_at.GetCurrentTime()
             self.memories[(principal().tenant, memory.memory_id)] = memory

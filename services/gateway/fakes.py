@@ -1,7 +1,7 @@
 """The services behind the gateway, small and in memory, for its tests: real gRPC servers over the real protos.
 
 `FakeLog` is the durable side and may be shared by several `FakeOrchestrator` servers, as replicas share a store. What an
-agent does is a script: an async generator of (type, data, provisional).
+agent does is a script of fake_scripts.py.
 """
 
 import asyncio
@@ -9,9 +9,9 @@ import itertools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,100 +29,16 @@ from services.common.rpc.context import principal
 from services.common.rpc.server import Service
 from services.common.settings import ServiceSettings
 from services.common.valkey import connect
-from services.gateway import testing_stores
+from services.gateway import fake_stores
+from services.gateway.app import build
+from services.gateway.fake_scripts import SCRIPTS, FakeRun, Script
 from services.gateway.settings import Settings
 
-Step = tuple[str, dict[str, Any], bool]
-Script = Callable[["FakeRun"], AsyncGenerator[Step, None]]
 TERMINAL = {
     "run_finished": pb.RUN_STATUS_SUCCEEDED,
     "run_failed": pb.RUN_STATUS_FAILED,
     "run_cancelled": pb.RUN_STATUS_CANCELLED,
 }
-USAGE = {"input_tokens": 7, "output_tokens": 5, "cost_microusd": 12, "model_calls": 1, "tool_calls": 0}
-
-
-@dataclass
-class FakeRun:
-    """A run at work."""
-
-    request: pb.CreateRunRequest
-    run: pb.Run
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def said(self) -> str:
-        """The last message of the user."""
-        return self.request.input[-1].text
-
-
-async def echo(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Says back what the user said, word by word."""
-    text = f"You said: {run.said}"
-    for word in text.split(" "):
-        yield "message_delta", {"text": word if word == "You" else f" {word}", "message_id": "m1"}, True
-    yield "message_completed", {"text": text, "message_id": "m1"}, False
-    yield "run_finished", {"output_text": text, "finish_reason": "stop", "usage": USAGE, "citations": []}, False
-
-
-async def tools(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Calls a tool, warns, cites."""
-    yield "tool_call_started", {"call_id": "t1", "tool": "calculator", "version": "1.0.0", "arguments": {"expression": "6*7"}}, False
-    yield "tool_call_completed", {"call_id": "t1", "tool": "calculator", "output": {"value": 42}, "duration_ms": 3}, False
-    yield "warning", {"code": "memory_unavailable", "capability_lost": "long_term_memory", "user_message": "I cannot remember."}, False
-    yield "message_delta", {"text": "It is 42 [c1].", "message_id": "m1"}, True
-    cited = {"citation_id": "c1", "document_id": "d", "title": "README.md", "heading": "Sums", "char_start": 0, "char_end": 9}
-    yield "citation", cited, False
-    yield "run_finished", {"output_text": "It is 42 [c1].", "finish_reason": "stop", "usage": USAGE, "citations": [cited]}, False
-
-
-async def fail(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Fails before any text, for the reason that the user names."""
-    yield "run_failed", {"error": {"reason": run.said, "message": "It failed.", "retryable": run.said == "OVERLOADED"}, "usage": {}}, False
-
-
-async def fail_late(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Fails after some text."""
-    yield "message_delta", {"text": "Well, ", "message_id": "m1"}, True
-    yield "run_failed", {"error": {"reason": "UPSTREAM_FAILED", "message": "It broke.", "retryable": True}, "usage": {}}, False
-
-
-async def hang(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Says a word and works until it is cancelled."""
-    yield "message_delta", {"text": "Working", "message_id": "m1"}, True
-    await run.cancelled.wait()
-    yield "run_cancelled", {"output_text": "Working", "usage": USAGE}, False
-
-
-async def silent(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Works without a word until it is cancelled."""
-    await run.cancelled.wait()
-    yield "run_cancelled", {"output_text": "", "usage": {}}, False
-
-
-async def takeover(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """The first owner dies in the middle of its text; the second writes it again."""
-    yield "message_delta", {"text": "The answer ", "message_id": "m1"}, True
-    yield "message_delta", {"text": "is fo", "message_id": "m1"}, True
-    yield "attempt_superseded", {"from_seq": run.run.first_seq + 1}, False
-    yield "message_delta", {"text": "The answer is forty", "message_id": "m2"}, True
-    yield "message_delta", {"text": "-two.", "message_id": "m2"}, True
-    yield "run_finished", {"output_text": "The answer is forty-two.", "finish_reason": "stop", "usage": USAGE, "citations": []}, False
-
-
-async def slow(run: FakeRun) -> AsyncGenerator[Step, None]:
-    """Forty words, with a breath after each, so that a test can break in."""
-    words = [f"w{number} " for number in range(40)]
-    for word in words:
-        yield "message_delta", {"text": word, "message_id": "m1"}, True
-        await asyncio.sleep(0.02)
-    yield "run_finished", {"output_text": "".join(words), "finish_reason": "stop", "usage": USAGE, "citations": []}, False
-
-
-SCRIPTS: dict[str, Script] = {
-    "assistant": echo, "tools": tools, "fail": fail, "fail_late": fail_late, "hang": hang, "silent": silent, "takeover": takeover,
-    "slow": slow,
-}  # fmt: skip
 
 
 class FakeLog:
@@ -151,6 +67,10 @@ class FakeLog:
         if found is None:
             raise NotFound("no such run")
         return found
+
+    def newest(self) -> FakeRun:
+        """The run that was started last."""
+        return next(reversed(self.runs.values()))
 
     def make_thread(self, tenant: str, thread_id: str, metadata: Any = None) -> pb.Thread:
         """The thread, made when it is not there."""
@@ -202,7 +122,7 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
     def __init__(self, log: FakeLog, *, cut_after: int = 0) -> None:
         self.log = log
         self.cut_after = cut_after
-        self.streams = 0
+        self.open_streams = 0
 
     def _saw(self, method: str) -> Principal:
         context = call_context.current()
@@ -297,10 +217,17 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
     async def StreamEvents(self, request, context):
         """As the real one."""
         who = self._saw("StreamEvents")
-        self.streams += 1
+        self.open_streams += 1
+        try:
+            async for response in self._stream(who.tenant, request):
+                yield response
+        finally:
+            self.open_streams -= 1
+
+    async def _stream(self, tenant: str, request: pb.StreamEventsRequest) -> AsyncGenerator[pb.StreamEventsResponse, None]:
         thread_id = request.thread_id or self.log.run(request.run_id).run.thread_id
         self.log.thread(thread_id)
-        events = self.log.events[(who.tenant, thread_id)]
+        events = self.log.events[(tenant, thread_id)]
         sent, position = 0, request.after_seq
         while True:
             grown = self.log.grown
@@ -371,7 +298,13 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    identities: testing.Identities, state_url: str, *, replicas: int = 1, cut_after: int = 0, config_dir: Path | None = None, **settings: Any
+    identities: testing.Identities,
+    state_url: str,
+    *,
+    replicas: int = 1,
+    cut_after: int = 0,
+    config_dir: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway over fakes, each a real gRPC server on a port of its own."""
     log = FakeLog()
@@ -389,16 +322,14 @@ async def gateway(
             address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)
             stops.append(stop)
-        memory, _ = await _serve(stack, "memory", testing_stores.memory_adders(), identities)
-        executor, _ = await _serve(stack, "tool_executor", testing_stores.tool_adders(), identities)
+        memory, _ = await _serve(stack, "memory", fake_stores.memory_adders(), identities)
+        executor, _ = await _serve(stack, "tool_executor", fake_stores.tool_adders(), identities)
         address_file = identities.folder / f"addresses-{next(_numbers)}.json"
         address_file.write_bytes(orjson.dumps({"orchestrator": addresses, "memory": [memory], "tool_executor": [executor]}))
         made = Settings(
             env="test", http_port=testing.free_port(), metrics_port=0, state_url=state_url, address_file=address_file,
             drain_grace_s=3, **({"config_dir": config_dir} if config_dir else {}), **identities.settings("gateway"), **settings,
         )  # fmt: skip
-        from services.gateway.app import build
-
         stops.append(await stack.enter_async_context(testing.running(made, build)))
         state = connect(state_url)
         stack.push_async_callback(state.aclose)
