@@ -13,6 +13,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 CHECK_EVERY_S = 1.0
+# While something is missing, so that a start or a recovery is not held up by the rhythm of the checks.
+CHECK_AGAIN_S = 0.2
 CHECK_TIMEOUT_S = 2.0
 Check = Callable[[], Awaitable[bool | None]]
 log = structlog.get_logger("bulkhead.health")
@@ -43,7 +45,7 @@ class Health:
         return dict(self._failing)
 
     def start(self) -> None:
-        """Starts the checks, each second."""
+        """Starts the checks: each second, more often while one fails."""
         self._task = asyncio.create_task(self._run(), name="health")
 
     async def stop(self) -> None:
@@ -69,7 +71,7 @@ class Health:
     async def _run(self) -> None:
         while True:
             await asyncio.gather(*(self._one(name, check) for name, check in self._checks.items()))
-            await asyncio.sleep(CHECK_EVERY_S)
+            await asyncio.sleep(CHECK_AGAIN_S if self._failing else CHECK_EVERY_S)
 
     async def _one(self, name: str, check: Check) -> None:
         try:
