@@ -22,6 +22,7 @@ from services.llm_gateway.adapters.openai import OpenAiUpstream, provider_sessio
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.model_port.app import ModelPort
+from services.llm_gateway.ports import Upstream
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
@@ -40,7 +41,7 @@ async def build(settings: Settings) -> Service:
     state = valkey.connect(settings.state_url)
     session = provider_session()
     embedder = wordllama.WordLlamaUpstream()
-    upstreams = {"openai": OpenAiUpstream(session), "wordllama": embedder}
+    upstreams: dict[str, Upstream] = {"openai": OpenAiUpstream(session), "wordllama": embedder}
     completions = Completions(lambda: models.current, upstreams, _policy(settings), random.Random())  # noqa: S311 - jitter
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)

@@ -7,7 +7,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NoReturn, Protocol, TypeVar
 
@@ -121,7 +121,7 @@ class Course:
             return _out_of_time(failure)
         return self.error()
 
-    async def open(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> AsyncIterator[Notice | Opened[T]]:
+    async def open(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> AsyncGenerator[Notice | Opened[T], None]:
         """Yields each retry and each switch as it happens, and last the successful attempt.
 
         Raises the domain error of the first failure when nothing is left to ask, DeadlineExceeded when the time is up.
@@ -165,7 +165,7 @@ class Course:
             ends_at=min(self.deadline, now + (deployment.timeouts.total_s or policy.total_s)),
         )
 
-    async def _after(self, deployment: Deployment, failure: Failure) -> AsyncIterator[Notice]:
+    async def _after(self, deployment: Deployment, failure: Failure) -> AsyncGenerator[Notice, None]:
         """Decides by the failure's class. Returns when another attempt may be made, raises when none may."""
         self.failures.append((deployment, failure))
         if time.monotonic() >= self.deadline:

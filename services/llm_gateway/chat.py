@@ -38,6 +38,8 @@ class Chunk:
     # Whether it carries part of the answer, and whether that part is of a kind that cannot be compared after a restart.
     meaningful: bool = False
     opaque: bool = False
+    # Whether an event that could not be read came before it.
+    after_gap: bool = False
 
     def with_text(self, text: str) -> "Chunk":
         """The same event with another content delta."""
@@ -102,6 +104,7 @@ class ChunkReader:
         self._finished: set[int] = set()
         self.done = False
         self.malformed_events = 0
+        self._gap = False
 
     @property
     def finished(self) -> bool:
@@ -126,6 +129,7 @@ class ChunkReader:
                 break
             chunk = self._chunk(event)
             if chunk is not None:
+                chunk.after_gap, self._gap = self._gap, False
                 found.append(chunk)
         return found
 
@@ -133,12 +137,14 @@ class ChunkReader:
         try:
             data = orjson.loads(event)
         except orjson.JSONDecodeError:
-            return self._spoilt("an event is not JSON")
+            self._spoilt("an event is not JSON")
+            return None
         error = error_in(data)
         if error is not None:
             raise UpstreamFault(classify(200, error))
         if not isinstance(data, dict):
-            return self._spoilt("an event is no object")
+            self._spoilt("an event is no object")
+            return None
         chunk = Chunk(event, data)
         usage = data.get("usage")
         if isinstance(usage, dict):
@@ -147,7 +153,8 @@ class ChunkReader:
         if choices is None:
             choices = []
         if not isinstance(choices, list) or not all(self._choice(chunk, choice) for choice in choices):
-            return self._spoilt("an event is of the wrong shape")
+            self._spoilt("an event is of the wrong shape")
+            return None
         return chunk
 
     def _choice(self, chunk: Chunk, choice: Any) -> bool:
@@ -178,6 +185,7 @@ class ChunkReader:
 
     def _spoilt(self, message: str) -> None:
         self.malformed_events += 1
+        self._gap = True
         if self.malformed_events > MALFORMED_ALLOWED:
             raise malformed(message)
 

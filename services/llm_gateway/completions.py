@@ -2,13 +2,15 @@
 
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
 
+from services.common.errors import BulkheadError
 from services.common.rpc import context as call_context
 from services.llm_gateway.attempts import Course, Notice, Opened, Policy
 from services.llm_gateway.balancer import Balancer
@@ -91,7 +93,7 @@ class Completions:
 
             async def attempt(deployment: Deployment, limits: Limits, number: int) -> Answer:
                 record.attempts = number
-                made = Attempt(deployment, _body(deployment, call.body), limits, number, record.parent)
+                made = Attempt(deployment, _body(deployment, call.body), limits, number, record.parent, call.run_id)
                 with self._counted(record, deployment):
                     return await self._upstreams[deployment.adapter].complete(made)
 
@@ -103,7 +105,7 @@ class Completions:
             record.succeeded(deployment, usage, outcome.finish_reason, outcome.response_id, outcome.provider_model)
             return Completed(answer, outcome, notices)
 
-    async def stream(self, call: ChatCall) -> AsyncIterator[Notice | list[Chunk] | Finished]:
+    async def stream(self, call: ChatCall) -> AsyncGenerator[Notice | list[Chunk] | Finished, None]:
         """One streamed completion: notices, lists of chunks, and one Finished at the end of a whole answer.
 
         Nothing but notices is yielded before the first token. A stream that breaks later is opened again and joined to
@@ -121,7 +123,7 @@ class Completions:
 
             async def attempt(deployment: Deployment, limits: Limits, number: int) -> _OpenStream:
                 record.attempts = number
-                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent)
+                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent, call.run_id)
                 chunks = self._counted_stream(record, deployment, self._upstreams[deployment.adapter].stream(made))
                 return await anext(chunks), chunks
 
@@ -144,6 +146,12 @@ class Completions:
                         while batch is not None:
                             for chunk in batch:
                                 sent.add(chunk)
+                                if chunk.after_gap:
+                                    yield Notice(
+                                        "event_skipped",
+                                        "A part of the model's answer could not be read.",
+                                        attributes=(("model", opened.deployment.group),),
+                                    )
                             new = stitch.feed(batch)
                             for chunk in new:
                                 assembly.add(chunk)
@@ -157,13 +165,13 @@ class Completions:
                     record.recovering("restarted" if recoverable else "refused")
                     if not recoverable:
                         raise broken from fault
-                    wasted += usage_of(opened.deployment, sent.usage, lambda sent=sent: (input_bound(body), sent.output_bytes))
+                    wasted += usage_of(opened.deployment, sent.usage, partial(_stream_bounds, body, sent))
                     record.usage = wasted
                 except Diverged:
                     record.recovering("diverged")
                     raise course.error() from None
             deployment = opened.deployment
-            usage = wasted + usage_of(deployment, assembly.usage, lambda: (input_bound(body), sent.output_bytes))
+            usage = wasted + usage_of(deployment, sent.usage, partial(_stream_bounds, body, sent))
             ids = {"id": assembly.response_id, "model": assembly.model}
             outcome = _outcome(course, deployment, usage, assembly.finish_reason, ids)
             record.succeeded(deployment, usage, outcome.finish_reason, outcome.response_id, outcome.provider_model)
@@ -173,11 +181,12 @@ class Completions:
         """Embeds `body["input"]`, a text or a list of texts. Raises domain errors."""
         registry = self.registry
         group, _ = registry.resolve(model, "embedding")
-        with self._recorded("embeddings", registry, group, ChatCall(model, body, run_id)) as (record, course):
+        call = ChatCall(model, body, run_id)
+        with self._recorded("embeddings", registry, group, call) as (record, course):
 
             async def attempt(deployment: Deployment, limits: Limits, number: int) -> Vectors:
                 record.attempts = number
-                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent)
+                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent, call.run_id)
                 with self._counted(record, deployment):
                     return await self._upstreams[deployment.adapter].embed(made)
 
@@ -211,8 +220,8 @@ class Completions:
             except UpstreamFault as fault:
                 record.attempted(deployment, fault.failure.failure_class.value)
                 raise
-            except BaseException:
-                record.attempted(deployment, "cancelled")
+            except BaseException as error:
+                record.attempted(deployment, "refused" if isinstance(error, BulkheadError) else "cancelled")
                 raise
             record.attempted(deployment)
 
@@ -266,6 +275,10 @@ def input_bound(body: Mapping[str, Any]) -> int:
     """Most tokens that a request can be counted as: a token is at least one byte, and JSON only adds bytes."""
     raw = orjson.dumps(body)
     return len(raw) + IMAGE_TOKENS * raw.count(b'"image_url"')
+
+
+def _stream_bounds(body: Mapping[str, Any], sent: Assembly) -> tuple[int, int]:
+    return input_bound(body), sent.output_bytes
 
 
 def _outcome(course: Course, deployment: Deployment, usage: Usage, finish_reason: str, answer: Mapping[str, Any]) -> Outcome:

@@ -80,8 +80,8 @@ class ModelInfo(_Section):
     output_vector_size: Annotated[int, Field(ge=1)] | None = None
     supports_reasoning: bool = False
     simulated: bool = False
-    # Only for providers of one's own: baggage may name users.
-    forward_baggage: bool = False
+    # A provider of one's own, which also gets the baggage (it may name users) and the run id.
+    trusted: bool = False
     base_model: Any = None
     description: Any = None
     litellm_provider: Any = None

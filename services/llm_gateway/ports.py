@@ -34,6 +34,7 @@ class Attempt:
     limits: Limits
     number: int
     parent: Context
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Deployment:
     dimension: int = 0
     reasoning: bool = False
     simulated: bool = False
-    forward_baggage: bool = False
+    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class Registry:
         Raises NotFound (MODEL_NOT_FOUND), or InvalidInput for a model of the other mode.
         """
         if not name:
-            for group in self.groups.values():
-                if group.mode == mode:
-                    return group, True
+            for first in self.groups.values():
+                if first.mode == mode:
+                    return first, True
             raise NotFound(f"no {mode} model is configured", reason="MODEL_NOT_FOUND")
         group = self.groups.get(self.aliases.get(name, name))
         if group is None:

@@ -162,7 +162,7 @@ class _Builder:
             dimension=dimension,
             reasoning=info.supports_reasoning,
             simulated=info.simulated,
-            forward_baggage=info.forward_baggage,
+            trusted=info.trusted,
         )
 
     def _resolved(self, value: str, where: str) -> str:

@@ -90,7 +90,7 @@ class CallRecord:
         """Observer: another model is asked."""
         self.fallbacks += 1
         _fallbacks.add(1, {"from_model": start.name, "to_model": target.name, "class": failure.failure_class.value})
-        fields = {"from_index": start.index, "to_index": target.index, "to_model": target.name}
+        fields: dict[str, str | int] = {"from_index": start.index, "to_index": target.index, "to_model": target.name}
         self.span.add_event("switching_to_next_model", fields)
         log.warning(
             "switching_to_next_model", **fields, failure_class=failure.failure_class.value, status=failure.status, error=failure.message

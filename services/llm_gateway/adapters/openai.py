@@ -8,11 +8,11 @@ from array import array
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 from opentelemetry import baggage, trace
-from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.common.errors import InvalidInput
@@ -21,7 +21,6 @@ from services.common.rpc.wire import CANARY, REQUEST_ID
 from services.llm_gateway.chat import Answer, Chunk, ChunkReader, malformed, parse_answer, text_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
 from services.llm_gateway.ports import Attempt, Vectors
-from services.llm_gateway.registry import Deployment
 from services.llm_gateway.retry_after import retry_after_s
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
@@ -29,6 +28,8 @@ MAX_ERROR_BYTES = 64 * 1024
 # After the finish of an answer only its usage and [DONE] are missing; nobody should wait long for those.
 CLOSING_S = 2.0
 KEEP_ALIVE_S = 15.0
+DRAIN_S = 0.1
+RUN_ID = "x-bulkhead-run-id"
 _tracer = trace.get_tracer("bulkhead.llm")
 
 
@@ -83,8 +84,9 @@ class OpenAiUpstream:
                 async with aclosing(_batches(response, attempt, started)) as batches:
                     async for batch in batches:
                         yield batch
+                await _drained(response)
             finally:
-                # Closed, not released: what the provider still writes for nobody costs tokens.
+                # Ends the connection unless the body was read to its end: what is still written for nobody costs tokens.
                 response.close()
         except BaseException as error:
             _end(span, error)
@@ -120,7 +122,7 @@ class OpenAiUpstream:
                 response = await self._session.post(
                     deployment.api_base + path,
                     data=body,
-                    headers=_headers(deployment, attempt.parent, span),
+                    headers=_headers(attempt, span),
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None, connect=limits.connect_s),
                 )
@@ -169,17 +171,15 @@ class OpenAiUpstream:
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamFault(Failure(FailureClass.CUT, f"the body broke off ({type(error).__name__})")) from error
         finally:
-            if not response.content.is_eof():
-                response.close()
-            else:
-                response.release()
+            response.close()
 
 
 async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: float) -> AsyncGenerator[list[Chunk], None]:
     """Chunks a network read; what comes before the first token is held back, so that an early error can still go elsewhere."""
     limits = attempt.limits
     reader = ChunkReader()
-    begun, held = False, []
+    begun = False
+    held: list[Chunk] = []
     token_by = started + limits.first_token_s
     kind = response.content_type
     while not reader.done:
@@ -214,11 +214,22 @@ async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: 
         raise UpstreamFault(Failure(FailureClass.CUT, "the stream ended without a finish_reason"))
 
 
-def _headers(deployment: Deployment, parent: Context, span: Span) -> dict[str, str]:
+async def _drained(response: aiohttp.ClientResponse) -> None:
+    """Reads the end of the body behind [DONE], so that the connection can be used again; it is mostly there already."""
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while await response.content.readany():
+                pass
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        return  # the answer is whole; only the connection is not used again
+
+
+def _headers(attempt: Attempt, span: Span) -> dict[str, str]:
     """Headers of a provider call: the trace of this attempt, the request id and the canary mark go on every hop.
 
-    Baggage may name users, so it goes only to deployments that are marked as one's own (model_info.forward_baggage).
+    Baggage may name users, so it goes, like the run id, only to deployments that are one's own (model_info.trusted).
     """
+    deployment = attempt.deployment
     headers = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "bulkhead", **deployment.headers}
     if deployment.api_key:
         headers["authorization"] = f"Bearer {deployment.api_key}"
@@ -227,8 +238,11 @@ def _headers(deployment: Deployment, parent: Context, span: Span) -> dict[str, s
         headers["traceparent"] = f"00-{identity.trace_id:032x}-{identity.span_id:016x}-{identity.trace_flags:02x}"
         if identity.trace_state:
             headers["tracestate"] = identity.trace_state.to_header()
-    if deployment.forward_baggage and (carried := baggage.get_all(parent)):
-        headers["baggage"] = ",".join(f"{key}={value}" for key, value in carried.items())
+    if deployment.trusted:
+        if carried := baggage.get_all(attempt.parent):
+            headers["baggage"] = ",".join(f"{quote(key)}={quote(str(value))}" for key, value in carried.items())
+        if attempt.run_id:
+            headers[RUN_ID] = attempt.run_id
     context = call_context.current()
     if context is not None:
         headers[REQUEST_ID] = context.request_id

@@ -8,6 +8,7 @@ pieces. A test holds the vectors equal to the wheel's own.
 import asyncio
 import importlib.util
 import struct
+import time
 from array import array
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import orjson
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.chat import Answer, Chunk
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.ports import Attempt, Vectors
 
 NAME = "l2_supercat_256"
@@ -109,7 +111,11 @@ class WordLlamaUpstream:
         if dimension not in DIMENSIONS:
             raise InvalidInput.field("dimensions", "this model offers 64, 128 and 256")
         loop = asyncio.get_running_loop()
-        vectors, tokens = await loop.run_in_executor(self._threads, self._work, texts, dimension)
+        try:
+            async with asyncio.timeout(attempt.limits.ends_at - time.monotonic()):
+                vectors, tokens = await loop.run_in_executor(self._threads, self._work, texts, dimension)
+        except TimeoutError:
+            raise UpstreamFault(Failure(FailureClass.TIMEOUT_TOTAL, "no embeddings in time")) from None
         return Vectors(vectors, tokens, attempt.deployment.model)
 
     def _work(self, texts: Sequence[str], dimension: int) -> tuple[list[array], int]:

@@ -1,0 +1,67 @@
+"""POST /v1/chat/completions: the body goes to the provider as it came, the provider's events come back as they are."""
+
+from contextlib import aclosing
+from typing import Any
+
+from services.common.errors import BulkheadError, InvalidInput
+from services.llm_gateway.attempts import Notice
+from services.llm_gateway.chat import ChatCall, Chunk
+from services.llm_gateway.completions import Completions, Finished
+from services.llm_gateway.model_port.answers import answer_headers, request_model, warning_headers
+from services.llm_gateway.model_port.errors import error_body
+from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.request_rules import check_request
+
+
+async def chat_completions(completions: Completions, exchange: Exchange, body: dict[str, Any], started: float) -> None:
+    """Answers one request, whole or as a stream. Raises domain errors while no byte has gone out."""
+    model = request_model(body)
+    check_request(body)
+    streamed = body.get("stream")
+    if not isinstance(streamed, bool | None):
+        raise InvalidInput.field("stream", "must be a boolean")
+    call = ChatCall(model, body)
+    if streamed:
+        options = body.get("stream_options") or {}
+        await _stream(completions, exchange, call, bool(options.get("include_usage")), started)
+        return
+    completed = await completions.complete(call)
+    headers = answer_headers(completed.outcome, started) + warning_headers(completed.notices)
+    await exchange.answer(200, completed.answer.raw, headers)
+
+
+async def _stream(completions: Completions, exchange: Exchange, call: ChatCall, usage_wanted: bool, started: float) -> None:
+    notices: list[Notice] = []
+    try:
+        async with aclosing(completions.stream(call)) as events:
+            async for event in events:
+                if isinstance(event, list):
+                    if not exchange.started:
+                        await exchange.begin_stream(warning_headers(notices))
+                    if relayed := _relayed(event, usage_wanted):
+                        await exchange.write(relayed)
+                elif isinstance(event, Notice):
+                    notices.append(event)
+                    if exchange.started:
+                        await exchange.write(f": {event.code}\n\n".encode())
+                else:
+                    await exchange.end_stream(_closing(event))
+    except BulkheadError as error:
+        if not exchange.started:
+            raise
+        # Headers have gone out with 200: the error is the last event, and [DONE] does not follow.
+        await exchange.end_stream(b"data: " + error_body(error) + b"\n\n")
+
+
+def _relayed(chunks: list[Chunk], usage_wanted: bool) -> bytes:
+    """The events as they came. The usage event that the gateway asked for itself is kept from a client that did not."""
+    return b"".join(
+        b"data: " + chunk.raw.replace(b"\n", b"\ndata: ") + b"\n\n"
+        for chunk in chunks
+        if usage_wanted or chunk.usage is None or chunk.data.get("choices")
+    )
+
+
+def _closing(finished: Finished) -> bytes:
+    # The cost of a stream is known when its headers are gone, so it stands in a comment, which SDKs skip.
+    return f": cost_microusd={finished.outcome.usage.cost_microusd}\n\ndata: [DONE]\n\n".encode()

@@ -1,0 +1,59 @@
+"""POST /v1/embeddings."""
+
+import base64
+import time
+from typing import Any
+
+import orjson
+
+from services.common.errors import InvalidInput
+from services.llm_gateway.completions import Completions, Embedded
+from services.llm_gateway.model_port.answers import answer_headers, request_model
+from services.llm_gateway.model_port.exchange import Exchange
+
+MAX_INPUTS = 2_048
+
+
+async def embeddings(completions: Completions, exchange: Exchange, body: dict[str, Any], started: float) -> None:
+    """Answers one request. Raises domain errors."""
+    model = request_model(body)
+    _check(body)
+    embedded = await completions.embed(model, body)
+    raw = embedded.vectors.raw
+    if raw is None:
+        raw = _rendered(embedded, base64_wanted=body.get("encoding_format") == "base64")
+    await exchange.answer(200, raw, answer_headers(embedded.outcome, started))
+
+
+def _check(body: dict[str, Any]) -> None:
+    given = body.get("input")
+    if not isinstance(given, str | list) or not given:
+        raise InvalidInput.field("input", "must be a text, or a list of texts or tokens, and not empty")
+    if isinstance(given, list):
+        texts = all(isinstance(entry, str) and entry for entry in given)
+        tokens = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in given)
+        token_lists = all(isinstance(entry, list) and entry and all(isinstance(t, int) for t in entry) for entry in given)
+        if not texts and not tokens and not token_lists:
+            raise InvalidInput.field("input", "must hold texts that are not empty, or tokens")
+        if not tokens and len(given) > MAX_INPUTS:
+            raise InvalidInput.field("input", f"must hold at most {MAX_INPUTS} entries")
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidInput.field("encoding_format", "must be float or base64")
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1):
+        raise InvalidInput.field("dimensions", "must be an integer of at least 1")
+
+
+def _rendered(embedded: Embedded, *, base64_wanted: bool) -> bytes:
+    entries = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(vector.tobytes()).decode() if base64_wanted else vector.tolist(),
+        }
+        for index, vector in enumerate(embedded.vectors.vectors)
+    ]
+    tokens = embedded.outcome.usage.input
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    model = embedded.outcome.provider_model
+    return orjson.dumps({"object": "list", "data": entries, "model": model, "usage": usage, "created": int(time.time())})

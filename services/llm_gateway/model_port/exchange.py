@@ -1,0 +1,102 @@
+"""One HTTP request and its answer, over bare ASGI: this port is on the hot path of every model call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from services.llm_gateway.model_port.errors import Refused
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+# A body that is too large is read on for a while before the 413, or the client sees a reset in place of it.
+MAX_DRAINED_BYTES = 64 * 1024 * 1024
+JSON = b"application/json"
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
+Message = MutableMapping[str, Any]
+Header = tuple[bytes, bytes]
+
+
+class Exchange:
+    """Reads one request, writes one answer, and ends the work when the client goes away."""
+
+    def __init__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+        self._receive = receive
+        self._send = send
+        self._watcher: asyncio.Task[None] | None = None
+        self._complete = False
+        self.gone = False
+        self.started = False
+        self.status = 0
+        self.common_headers: list[Header] = []
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+    async def body(self) -> bytes:
+        """The whole body. Raises Refused (413) beyond 10 MiB. From here on a client that leaves cancels this task."""
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more and size <= MAX_DRAINED_BYTES:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise asyncio.CancelledError
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size <= MAX_BODY_BYTES:
+                pieces.append(piece)
+            more = message.get("more_body", False)
+        if size > MAX_BODY_BYTES:
+            raise Refused(413, f"the request body is larger than {MAX_BODY_BYTES} bytes", code="request_too_large")
+        task = asyncio.current_task()
+        assert task is not None
+        self._watcher = asyncio.create_task(self._watch(task))
+        return b"".join(pieces)
+
+    async def _watch(self, task: asyncio.Task) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        # After a complete answer the server says "disconnect" as well.
+        if not self._complete:
+            self.gone = True
+            task.cancel()
+
+    async def close(self) -> None:
+        """Ends the watch."""
+        self._complete = True
+        if self._watcher is not None and not self._watcher.done():
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+
+    async def answer(self, status: int, body: bytes, headers: Sequence[Header] = (), content_type: bytes = JSON) -> None:
+        """A whole answer."""
+        self._complete = self.started = True
+        self.status = status
+        head = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *self.common_headers, *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin_stream(self, headers: Sequence[Header]) -> None:
+        """Status 200 and the headers of an event stream."""
+        self.started = True
+        self.status = 200
+        # Proxies that buffer would hold tokens back.
+        head = [
+            (b"content-type", EVENT_STREAM),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *self.common_headers,
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+
+    async def write(self, body: bytes) -> None:
+        """Part of a stream."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end_stream(self, body: bytes = b"") -> None:
+        """The last part of a stream."""
+        self._complete = True
+        await self._send({"type": "http.response.body", "body": body})
