@@ -8,6 +8,9 @@ from google.protobuf.message import Message
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
 
+# A caller whose call died with its process waits this long before it may try again under the same key. The methods here are
+# safe to run twice at once with the same body (ids are made of the key, content is compared), so it may be short.
+LEASE_S = 5.0
 AnswerT = TypeVar("AnswerT", bound=Message)
 
 
@@ -24,13 +27,11 @@ class Once:
         request: Message,
         answer_type: type[AnswerT],
         work: Callable[[], Awaitable[AnswerT]],
-        *,
-        lease_s: float = 30.0,
     ) -> AnswerT:
         """Runs `work` unless `request.idempotency_key` has an answer. Raises IdempotencyMismatch, Conflict or what `work` raises."""
         scope = f"{method}:{fingerprint(principal.user)[:16]}"
         print_ = fingerprint(request.SerializeToString(deterministic=True))
-        claim = await self._store.begin(principal.tenant, scope, request.idempotency_key, print_, lease_s=lease_s)
+        claim = await self._store.begin(principal.tenant, scope, request.idempotency_key, print_, lease_s=LEASE_S)
         if claim.answer is not None:
             return answer_type.FromString(claim.answer)
         try:

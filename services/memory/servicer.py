@@ -22,7 +22,6 @@ from services.memory.sessions import SessionWindows
 
 MAX_TOKEN_BUDGET = 1_000_000
 DEFAULT_IMPORTANCE = 0.5
-INGEST_LEASE_S = 160.0
 LONGEST_SLUG = 100
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -271,7 +270,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             record, changed = await self._documents.ingest(who, document)
             return memory_pb2.IngestDocumentResponse(document=_document(record), changed=changed)
 
-        return await self._once(who, "IngestDocument", request, memory_pb2.IngestDocumentResponse, work, lease_s=INGEST_LEASE_S)
+        return await self._once(who, "IngestDocument", request, memory_pb2.IngestDocumentResponse, work)
 
     async def ListDocuments(self, request, context):
         """See memory.proto."""

@@ -17,11 +17,13 @@ from services.memory.ports import DOCUMENT, IndexUnavailable, Work
 EVERY_S = 1.0
 CLAIM = 16
 LEASE_S = 30.0
+# Something that an item needs is away: it is tried again after this long.
+AGAIN_S = 2.0
 log = structlog.get_logger("bulkhead.memory.upkeep")
 
 
 class Upkeep:
-    """A loop that claims due work. An item that fails comes again when its lease has run out."""
+    """A loop that claims due work. An item of a process that died, or that raises a defect, comes again after its lease."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Upkeep:
                 await self._do(item)
             except (BulkheadError, IndexUnavailable) as error:
                 log.warning("work_failed", kind=item.get("kind"), reason=str(error))
+                await self._work.intend(item, AGAIN_S)
                 continue
             except Exception as error:  # one poisoned item must not keep the others from being done
                 log.error("work_failed", kind=item.get("kind"), exc_info=error)

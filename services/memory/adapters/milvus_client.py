@@ -23,6 +23,16 @@ CONNECT_TIMEOUT_S = 2.0
 DDL_TIMEOUT_S = 30.0
 # After a failed connection, calls fail at once for this long instead of each waiting for its own bound.
 PAUSE_S = 1.0
+# pymilvus pings each 10 s even without a call, which a gRPC server with default settings, such as Milvus Lite's, answers by
+# closing the connection; and a channel that waits for two minutes to connect again would outlive an outage by as much.
+GRPC_OPTIONS = {
+    "grpc.keepalive_time_ms": 300_000,
+    "grpc.keepalive_permit_without_calls": 0,
+    "grpc.enable_retries": 0,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+}
 _TRANSPORT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 log = structlog.get_logger("bulkhead.memory.milvus")
 
@@ -66,7 +76,7 @@ class MilvusConnection:
         def run() -> Any:
             from pymilvus import MilvusClient
 
-            client = MilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S)
+            client = MilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S, dedicated=True, grpc_options=GRPC_OPTIONS)
             try:
                 return work(client)
             finally:
@@ -99,7 +109,9 @@ class MilvusConnection:
 
         # It logs each failed call with two tracebacks; ours is one line with the code.
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-        return AsyncMilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S)
+        # Not from pymilvus' pool, which outlives us and would hand a channel of one event loop to another.
+        options = {"dedicated": True, "grpc_options": GRPC_OPTIONS}
+        return AsyncMilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S, **options)
 
     async def _bounded(
         self, name: str, function: Callable[..., Any], timeout_s: float, args: tuple, options: dict, *, passes_timeout: bool = True

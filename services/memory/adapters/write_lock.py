@@ -3,15 +3,17 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio as redis
 
 from services.common.valkey import UNAVAILABLE, store_unavailable
 
-# Longer than any write may take, so that a holder that died blocks others no longer than this.
-LEASE_MS = 35_000
+# Renewed while it is held; a holder that died blocks others no longer than this.
+LEASE_MS = 3_000
+RENEW_S = 1.0
 RETRY_S = 0.01
+RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -33,11 +35,17 @@ class WriteLock:
                     await asyncio.sleep(RETRY_S)
             except UNAVAILABLE as error:
                 raise store_unavailable(error) from error
+            renewing = asyncio.create_task(self._renew(token))
             try:
                 yield
             finally:
-                try:
+                renewing.cancel()
+                # When the store is away the lease ends by itself; the write behind it is done either way.
+                with suppress(*UNAVAILABLE):
                     await self._client.eval(RELEASE, 1, self._key, token)
-                except UNAVAILABLE as error:
-                    # The lease ends by itself; the write behind it is done either way.
-                    raise store_unavailable(error) from error
+
+    async def _renew(self, token: str) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with suppress(*UNAVAILABLE):
+                await self._client.eval(RENEW, 1, self._key, token, LEASE_MS)
