@@ -54,4 +54,5 @@ class Watchdog:
                 reported = self._beat
                 frame = sys._current_frames().get(self._thread_id)
                 stack = [line.strip() for line in traceback.format_stack(frame)[-8:]] if frame else []
-                log.warning("event_loop_blocked", late_s=round(late, 3), stack=stack)
+                # Not `stack`: structlog renders that name itself and wants one string.
+                log.warning("event_loop_blocked", late_s=round(late, 3), frames=stack)
