@@ -5,7 +5,7 @@ A worker that exceeds its time beyond a grace, or whose caller goes away, is kil
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from services.tool_executor.failures import ToolFailure
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_PROCESSES = 4
 KILL_AFTER_S = 0.5
+BEGIN_WITHIN_S = 5.0
 MAX_TRACEBACK = 2000
 PRINT_EVERY_S = 0.05
 _TIME_LIMIT = "feed time limit exceeded"
@@ -38,19 +39,25 @@ class MontySandbox:
             # Comes in a thread of Monty's.
             loop.call_soon_threadsafe(printed, text)
 
+        session = pool.checkout(
+            limits={
+                "max_feed_duration_secs": limits["max_seconds"],
+                "max_memory": limits["max_memory_bytes"],
+                "max_recursion_depth": limits["max_recursion_depth"],
+                "max_suspensions": 1000,
+            },
+            # Code that waits would only hold a worker.
+            os_policy={"sleep": "zero"},
+            print_flush_interval=PRINT_EVERY_S,
+        )
         try:
-            async with pool.checkout(
-                limits={
-                    "max_feed_duration_secs": limits["max_seconds"],
-                    "max_memory": limits["max_memory_bytes"],
-                    "max_recursion_depth": limits["max_recursion_depth"],
-                    "max_suspensions": 1000,
-                },
-                # Code that waits would only hold a worker.
-                os_policy={"sleep": "zero"},
-                print_flush_interval=PRINT_EVERY_S,
-            ) as session:
-                value = await session.feed_run(code, print_callback=heard)
+            async with AsyncExitStack() as stack:
+                # The pool itself does not notice a worker that hangs before it has begun; leaving it here kills it.
+                async with asyncio.timeout(BEGIN_WITHIN_S):
+                    await stack.enter_async_context(session)
+                return await session.feed_run(code, print_callback=heard)
+        except TimeoutError as error:
+            raise ToolFailure("sandbox.killed", "No sandbox was ready in time.", developer_message="no worker in time") from error
         except MontyCrashedError as error:
             if error.timed_out:
                 raise _out_of_time(limits) from error
@@ -64,10 +71,6 @@ class MontySandbox:
             raise ToolFailure("input.invalid", f"The code raised an error:\n{error.display()[-MAX_TRACEBACK:]}") from error
         except MontyError as error:
             raise ToolFailure("input.invalid", f"The code cannot be run: {str(error)[:MAX_TRACEBACK]}") from error
-        except ValueError as error:
-            # Python refuses to carry integers of thousands of digits between the two.
-            raise ToolFailure("output.invalid", "The value of the code cannot be shown.", developer_message=type(error).__name__) from error
-        return value
 
     async def close(self) -> None:
         """Ends the workers."""

@@ -16,6 +16,7 @@ from services.tool_executor.tools import ToolCall, tool
 MAX_CODE = 20_000
 MAX_NODES = 50_000
 MAX_DEPTH = 100
+MAX_INT_BITS = 14_000  # Python refuses to print more than 4,300 digits
 LARGEST_JSON_INT = 2**63 - 1
 
 
@@ -100,6 +101,8 @@ class _Plain:
             case None | bool() | str():
                 return value
             case int():
+                if value.bit_length() > MAX_INT_BITS:
+                    raise ToolFailure("output.too_large", "The value of the code has thousands of digits. Return less.")
                 return value if abs(value) <= LARGEST_JSON_INT else str(value)
             case float():
                 return value if math.isfinite(value) else str(value)
