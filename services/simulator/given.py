@@ -10,8 +10,9 @@ from services.simulator.chat_request import ChatRequest, Message
 from services.simulator.matching import Sentence
 from services.simulator.tool_results import Passage, ToolResult, results_of_turn
 
-_CONTEXT = re.compile(r"<context>(.*?)</context>", re.DOTALL)
-_ITEM = re.compile(r"<(turn|memory|document)\b([^>]*)>(.*?)</\1>", re.DOTALL)
+# The texts inside are escaped, so that an item ends at its next "<". An expression that looks for the closing tag past it
+# would take the square of the time for many opening tags.
+_ITEM = re.compile(r"<(turn|memory|document)\b([^<>]*)>([^<]*)</\1>")
 _ATTRIBUTE = re.compile(r'([a-z_]+)="([^"]*)"')
 _QUESTION = re.compile(
     r"^(?:what|who|where|when|which|why|how|is|are|do|does|did|can|could|will|would|please|tell|calculate|compute)\b", re.I
@@ -79,8 +80,18 @@ def _passage_sentences(passage: Passage) -> Iterator[Sentence]:
     return iter(matching.sentence_list("document", passage.text, label=passage.citation, title=passage.title, heading=passage.heading))
 
 
+def _context_blocks(text: str) -> Iterator[str]:
+    start = text.find("<context>")
+    while start >= 0:
+        end = text.find("</context>", start)
+        if end < 0:
+            return
+        yield text[start:end]
+        start = text.find("<context>", end)
+
+
 def _read_context(text: str, given: Given) -> None:
-    for block in _CONTEXT.findall(text):
+    for block in _context_blocks(text):
         for kind, attributes_text, inner in _ITEM.findall(block):
             attributes = {name: unescape(value) for name, value in _ATTRIBUTE.findall(attributes_text)}
             content = unescape(inner).strip()

@@ -85,12 +85,13 @@ _CITED_DOCUMENT = re.compile(r"\b(?:documents?|documentation|docs?|readme|handbo
 _LONE_DOCUMENT_WORDS = frozenset(matching.stem(word) for word in matching.DOCUMENT_WORDS)
 
 _MAX_CLAUSES = 24
-_MAX_ASKED_CHARS = 20_000
+MAX_ASKED_CHARS = 20_000
+"""How much of the end of a message is read for what it asks."""
 
 
 def find_needs(asked: str) -> list[Need]:
     """The needs of a message in the order they are asked; a huge paste counts by its last 20,000 characters."""
-    text = asked[-_MAX_ASKED_CHARS:].strip()
+    text = asked[-MAX_ASKED_CHARS:].strip()
     if not text:
         return []
     echo = _ECHO.search(text)

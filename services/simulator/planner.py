@@ -11,7 +11,7 @@ from services.simulator.answers import Bound
 from services.simulator.chat_request import ChatRequest
 from services.simulator.evidence import Evidence
 from services.simulator.given import Given
-from services.simulator.needs import Kind, Need, find_needs, mentions_documents, recalls_the_conversation
+from services.simulator.needs import MAX_ASKED_CHARS, Kind, Need, find_needs, mentions_documents, recalls_the_conversation
 from services.simulator.replies import Reply
 from services.simulator.tool_fit import PlannedCall, Toolbox
 
@@ -52,13 +52,14 @@ def finish_text(request: ChatRequest, text: str) -> Reply:
 
 
 def _decide(request: ChatRequest, known: Given) -> tuple[list[PlannedCall], str]:
-    toolbox = Toolbox(request.tools if request.tool_choice != "none" else (), request.asked)
+    asked = request.asked[-MAX_ASKED_CHARS:]
+    toolbox = Toolbox(request.tools if request.tool_choice != "none" else (), asked)
     done = {_key(result.name, result.arguments) for result in known.results}
     found = Evidence(known)
-    if request.tools and request.tool_choice in ("auto", "required") and (repeated := _REPEATED.search(request.asked)):
+    if request.tools and request.tool_choice in ("auto", "required") and (repeated := _REPEATED.search(asked)):
         call = _repetition(repeated, toolbox, len(known.results), done)
         return ([call], "") if call else ([], answers.compose(request, (), known, found))
-    bound = list(_bind(find_needs(request.asked), toolbox, known, found))
+    bound = list(_bind(find_needs(asked), toolbox, known, found))
     pending = _pending(bound, done)
     if request.tool_choice == "required" and not pending:
         pending = [toolbox.forced(None, len(done))]

@@ -13,8 +13,9 @@ from services.simulator.refusals import Refused
 
 _MAX_DEPTH = 24
 _MAX_VALUES = 5_000
+_MAX_TEXT_CHARS = 20_000
 _NUMBER = re.compile(r"(?<![\w.])-?\d{1,15}(?:\.\d{1,15})?(?!\.?\w)")
-_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|`([^`]+)`|(?<!\w)'([^']+)'(?!\w)")
+_QUOTED = re.compile(r"\"([^\"]+)\"|“([^“”]+)”|`([^`]+)`|(?<!\w)'([^']+)'(?!\w)")
 _AFTER_PREPOSITION = re.compile(r"\b(?:in|for|at|of|to|from|named|called|about|near)\s+((?:[A-Z][\w-]*)(?:\s+[A-Z][\w-]*)*)")
 _PROPER_NOUN = re.compile(r"(?<![.?!]\s)(?<!^)\b([A-Z][\w-]+(?:\s+[A-Z][\w-]+)*)")
 _WHOLE_TEXT_NAMES_TEXT = "query q question text input prompt message content answer body summary description note notes fact memory"
@@ -45,6 +46,7 @@ class SchemaFiller:
     """Fills schemas from one text. Each number and each quoted phrase of the text is used once, in order."""
 
     def __init__(self, text: str, root: Mapping[str, Any], *, whole_text: str | None = None):
+        text = text[-_MAX_TEXT_CHARS:]
         self._text = text
         self._root = root
         self._whole_text = text if whole_text is None else whole_text

@@ -16,7 +16,6 @@ _PASSAGE_TEXTS = ("text", "content", "passage", "snippet", "body")
 _CITATION_KEYS = ("citation", "citation_id", "cite", "id")
 _MAX_DEPTH = 6
 _TAG = re.compile(r"<[^<>]{1,1000}>")
-_SCRIPT = re.compile(r"<(script|style)\b.*?</\1>", re.I | re.DOTALL)
 _ERROR_MARKS = ("error:", "error ", "tool failed", "failed:", "exception:", "traceback (most recent call last)")
 
 
@@ -100,7 +99,26 @@ def _error_in(parsed: Any, depth: int) -> str:
 
 
 def _without_tags(text: str) -> str:
-    return _TAG.sub(" ", _SCRIPT.sub(" ", text)).strip() if "</" in text[:100_000] else text
+    if "</" not in text:
+        return text
+    for tag in ("script", "style"):
+        text = _without_element(text, tag)
+    return _TAG.sub(" ", text).strip()
+
+
+def _without_element(text: str, tag: str) -> str:
+    """The text without the elements of that name and what is in them, in one pass."""
+    kept, position = [], 0
+    start = text.find(f"<{tag}")
+    while start >= 0:
+        end = text.find(f"</{tag}", start)
+        if end < 0:
+            break
+        kept.append(text[position:start])
+        position = end
+        start = text.find(f"<{tag}", end)
+    kept.append(text[position:])
+    return " ".join(kept)
 
 
 def _value_in(parsed: Any, depth: int) -> str:

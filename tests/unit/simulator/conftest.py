@@ -1,6 +1,9 @@
 """A simulator in the test's own loop, over real HTTP on a free port."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +60,48 @@ class RunningSimulator:
         return (await testing.eventually_async(enough, f"{count} lines in the log"))[-1]
 
 
-@pytest_asyncio.fixture
-async def sim(tmp_path) -> AsyncIterator[RunningSimulator]:
-    log_file = tmp_path / "served.jsonl"
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """One simulator for all tests, in a loop of its own: starting and draining one takes longer than most tests."""
+    log_file = tmp_path_factory.mktemp("simulator") / "served.jsonl"
     settings = Settings(http_port=0, metrics_port=0, simulator_log=log_file, drain_grace_s=2.0, env="test")
     service = build(settings)
     listener = service.listeners[0]
-    async with testing.running(settings, lambda _: service), aiohttp.ClientSession() as http:
-        await testing.eventually_async(lambda: listener.bound_port, "the simulator listens")
-        yield RunningSimulator(f"http://127.0.0.1:{listener.bound_port}", http, log_file)
+    loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        async with testing.running(settings, lambda _: service):
+            await ended.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    testing.eventually(lambda: listener.bound_port and _accepts(listener.bound_port), "the simulator listens")
+    yield f"http://127.0.0.1:{listener.bound_port}", log_file
+    loop.call_soon_threadsafe(ended.set)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest_asyncio.fixture
+async def sim(_server) -> AsyncIterator[RunningSimulator]:
+    """A simulator with an empty log and no faults or scenarios of other tests."""
+    url, log_file = _server
+    async with aiohttp.ClientSession() as http:
+        running = RunningSimulator(url, http, log_file)
+
+        async def idle() -> bool:
+            return not (await running.call("GET", "/sim/in-flight"))[1]["requests"]
+
+        await testing.eventually_async(idle, "the requests of the test before have ended")
+        await running.call("DELETE", "/sim/log")
+        await running.call("DELETE", "/sim/faults")
+        yield running
 
 
 def tool(name: str, properties: dict[str, Any], required: list[str] | None = None, description: str = "") -> dict[str, Any]:

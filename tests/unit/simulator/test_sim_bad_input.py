@@ -35,7 +35,7 @@ async def post(sim, body: bytes, path: str = "/v1/chat/completions", **headers: 
         b"[" * 100_000,
         b'{"a":' * 100_000,
         b"\x00\x01\x02",
-        "{\"model\": \"sim-1\"}".encode("utf-16"),
+        '{"model": "sim-1"}'.encode("utf-16"),
     ],
 )
 async def test_what_is_no_json_object(sim, body):
@@ -138,15 +138,21 @@ async def test_a_body_that_never_ends_does_not_hold_up_others(sim):
     del reader
 
 
+def refused_with(refused: Refused, status: int) -> None:
+    assert refused.status == status
+    assert refused.message
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=6), children, max_size=3),
     max_leaves=8,
 )
-_FIELDS = (
+_FIELDS_TEXT = (
     "model messages tools tool_choice stream stream_options max_tokens max_completion_tokens temperature top_p n stop seed response_format "
     "parallel_tool_calls user metadata"
-).split()
+)
+_FIELDS = _FIELDS_TEXT.split()
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -157,7 +163,7 @@ def test_any_json_is_answered_or_refused(body, valid):
     try:
         planner.reply_to(parse_chat(body), lambda wanted: ["x"] * wanted)
     except Refused as refused:
-        assert refused.status == 400
+        refused_with(refused, 400)
 
 
 _SCHEMA = st.recursive(
@@ -178,7 +184,8 @@ _SCHEMA = st.recursive(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     schema=_SCHEMA,
-    text=st.sampled_from(["What is 2*3?", "What time is it?", "fetch https://a.b/c", "how do leases work", "```\nx\n```"]) | st.text(max_size=80),
+    text=st.sampled_from(["What is 2*3?", "What time is it?", "fetch https://a.b/c", "how do leases work", "```\nx\n```"])
+    | st.text(max_size=80),
     choice=st.sampled_from(["auto", "required"]),
     name=st.sampled_from(["search_documents", "clock_time", "calculator", "get_weather"]),
 )
@@ -190,7 +197,7 @@ def test_any_tool_schema_is_answered_or_refused(schema, text, choice, name):
             lambda wanted: ["x"] * wanted,
         )
     except Refused as refused:
-        assert refused.status == 400
+        refused_with(refused, 400)
     else:
         for call in reply.tool_calls():
             assert isinstance(orjson.loads(call["function"]["arguments"]), dict)
@@ -214,7 +221,7 @@ def test_any_embeddings_request_is_answered_or_refused(body):
     try:
         parse_embeddings(body)
     except Refused as refused:
-        assert refused.status == 400
+        refused_with(refused, 400)
 
 
 @settings(max_examples=200, deadline=None)
@@ -223,12 +230,38 @@ def test_any_bytes_are_refused_or_an_object(body):
     try:
         assert isinstance(parse_object(body), dict)
     except Refused as refused:
-        assert refused.status == 400
+        refused_with(refused, 400)
 
 
-@pytest.mark.parametrize("text", ["what is " * 50_000, "a" * 500_000, "http://" * 50_000, "`" * 100_000, ", and what" * 20_000, "\n" * 500_000, "<context>" * 50_000])
+HOSTILE = (
+    "what is " * 50_000,
+    "a" * 500_000,
+    "http://" * 50_000,
+    "`" * 100_000,
+    "“" * 100_000,
+    ", and what" * 20_000,
+    "\n" * 500_000,
+    " " * 500_000,
+    "use " * 100_000,
+    "<context>" * 50_000,
+    "<context>" + "<turn " * 50_000 + "</context>",
+    "<context>" + "<turn>" * 50_000 + "</context>",
+    "<script" * 50_000 + "</style>",
+    "</a" + "<" * 200_000,
+    "- " * 100_000,
+    "multiply it by " * 20_000,
+)
+
+
+# A careless expression takes minutes for one of these; the limit is far above what a loaded machine needs.
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:12])
 def test_hostile_texts_are_read_in_time(text):
-    for role in ("user", "system"):
-        messages = [{"role": role, "content": text}, *USER]
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "do_it", "parameters": schema}}
+    told = [{"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c", "content": text}]
+    for messages in ([{"role": "user", "content": text}, *USER], [{"role": "system", "content": text}, *USER], [*USER, *told]):
         planner.reply_to(parse_chat({"model": "m", "messages": messages}), lambda wanted: ["x"] * wanted)
-    planner.reply_to(parse_chat({"model": "m", "messages": [{"role": "user", "content": text}]}), lambda wanted: ["x"] * wanted)
+    asked = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    planner.reply_to(parse_chat({**asked, "tools": [tool], "tool_choice": "required"}), lambda wanted: ["x"] * wanted)
+    planner.reply_to(parse_chat({**asked, "response_format": {"type": "json_object"}}), lambda wanted: ["x"] * wanted)

@@ -8,6 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
+from services.common import testing
 from services.simulator.faults import KINDS
 
 WORDS = "Write 30 words."
@@ -79,7 +80,7 @@ async def test_a_cut_stream_ends_in_the_middle_and_is_billed_as_far(sim):
     _, _, body, error = await raw(sim, "sim-1+cut_after=5", stream=True)
     assert isinstance(error, aiohttp.ClientPayloadError)
     assert body.count(b'"content":') == 1 + 5
-    assert b"finish_reason\":\"stop" not in body
+    assert b'finish_reason":"stop' not in body
     line = await sim.last_line()
     assert line["completion_tokens"] == 5
     assert line["finish_reason"] is None
@@ -142,7 +143,10 @@ async def test_malformed_tool_arguments(sim, tools, stream):
     if stream:
         chunks = [orjson.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]
         arguments = "".join(
-            call["function"]["arguments"] for chunk in chunks for choice in chunk["choices"] for call in choice["delta"].get("tool_calls", [])
+            call["function"]["arguments"]
+            for chunk in chunks
+            for choice in chunk["choices"]
+            for call in choice["delta"].get("tool_calls", [])
         )
     else:
         arguments = orjson.loads(body)["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
@@ -220,8 +224,6 @@ async def test_an_abandoned_stalled_stream_is_noticed(sim, fault, billed):
     async def waiting():
         _, found = await sim.call("GET", "/sim/in-flight")
         return [line for line in found["requests"] if line["completion_tokens"] == billed]
-
-    from services.common import testing
 
     await testing.eventually_async(waiting, "the request stalls")
     if not asking.done():

@@ -14,11 +14,12 @@ CONTEXT = {
     "content": """You are the assistant.
 <context>
 <memory id="m1">The user&apos;s favourite colour is teal.</memory>
-<document citation="c1" title="README.md" heading="Leases &gt; Times">Deliveries are &quot;at least once&quot;. The lease of a run lasts 3 s &amp; is renewed each second.</document>
+<document citation="c1" title="README.md" heading="Leases &gt; Times">Deliveries are &quot;at least once&quot;.
+The lease of a run lasts 3 s &amp; is renewed each second.</document>
 <document citation="c2" title="style.md" heading="House rules">Comments say why, never what.</document>
 </context>
 Cite documents as [c1].""",
-}  # fmt: skip
+}
 
 
 def user(text: str) -> dict[str, Any]:
@@ -158,7 +159,11 @@ def test_recalled_turns_inside_the_context_count_as_said():
 
 def test_what_was_said_last_wins():
     text = ask(
-        user("My code name is Heron."), assistant("Noted."), user("My code name is Osprey."), assistant("Noted."), user("What is my code name?")
+        user("My code name is Heron."),
+        assistant("Noted."),
+        user("My code name is Osprey."),
+        assistant("Noted."),
+        user("What is my code name?"),
     ).text()
     assert "Osprey" in text
     assert "Heron" not in text
@@ -171,7 +176,9 @@ def test_an_earlier_question_is_no_answer():
 
 
 def test_documents_found_by_a_search_are_cited(tools):
-    passages = {"passages": [{"citation": "d7", "title": "guide.md", "heading": "Ports", "text": "Ports are fixed. The gateway listens on 8080."}]}
+    passages = {
+        "passages": [{"citation": "d7", "title": "guide.md", "heading": "Ports", "text": "Ports are fixed. The gateway listens on 8080."}]
+    }
     text, steps = converse(
         user("According to the guide, on which port does the gateway listen?"), tools=tools.every, results={"search_documents": passages}
     )
@@ -180,7 +187,9 @@ def test_documents_found_by_a_search_are_cited(tools):
 
 
 def test_a_search_without_a_hit_is_told_and_not_repeated(tools):
-    text, steps = converse(user("What do the documents say about whales?"), tools=tools.every, results={"search_documents": {"passages": []}})
+    text, steps = converse(
+        user("What do the documents say about whales?"), tools=tools.every, results={"search_documents": {"passages": []}}
+    )
     assert len(steps) == 1
     assert "found nothing" in text
 
@@ -226,7 +235,9 @@ def test_a_greeting_says_that_this_is_a_simulator():
 
 
 def test_a_tool_is_used_as_often_as_asked_never_twice_with_the_same_arguments(tools):
-    text, steps = converse(user("Use the calculator tool 5 times."), tools=tools.every, results={"calculator": lambda given: given["expression"]})
+    text, steps = converse(
+        user("Use the calculator tool 5 times."), tools=tools.every, results={"calculator": lambda given: given["expression"]}
+    )
     assert len(steps) == 5
     assert len({orjson.dumps(step) for step in steps}) == 5
     assert text.count("=") == 5
@@ -246,7 +257,10 @@ def test_a_named_tool_is_called_and_no_other(tools):
 
 
 def test_allowed_tools_are_the_only_ones(tools):
-    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "http_fetch"}}]}}
+    choice = {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "http_fetch"}}]},
+    }
     assert calls_of(ask(user("What is 2*3?"), tools=tools.every, tool_choice=choice)) == []
 
 
@@ -290,5 +304,8 @@ def test_a_json_object_is_json():
 
 
 def test_text_in_another_script_is_matched():
-    context = {"role": "system", "content": '<context><document citation="c1" title="说明">系统有五个服务。每个服务都有端口。</document></context>'}
+    context = {
+        "role": "system",
+        "content": '<context><document citation="c1" title="说明">系统有五个服务。每个服务都有端口。</document></context>',
+    }
     assert ask(context, user("系统有几个服务？")).text() == '说明 says: "系统有五个服务。" [c1]'

@@ -14,7 +14,12 @@ def start(tmp_path):
     started = []
 
     def begin(**env: str) -> testing.Process:
-        defaults = {"BULKHEAD_ENV": "test", "BULKHEAD_METRICS_PORT": "0", "BULKHEAD_HTTP_PORT": str(testing.free_port()), "BULKHEAD_DRAIN_GRACE_S": "5"}
+        defaults = {
+            "BULKHEAD_ENV": "test",
+            "BULKHEAD_METRICS_PORT": "0",
+            "BULKHEAD_HTTP_PORT": str(testing.free_port()),
+            "BULKHEAD_DRAIN_GRACE_S": "5",
+        }
         process = testing.Process(testing.python("-m", "services.simulator"), env={**defaults, **env}, log=tmp_path / f"out-{len(started)}")
         started.append(process)
         return process

@@ -38,7 +38,10 @@ def test_the_value(content, value):
 
 @pytest.mark.parametrize(
     "content",
-    [{"passages": [{"citation": "d1", "title": "a.md", "heading": "H", "text": "Body."}]}, {"output": {"results": [{"id": "d1", "content": "Body."}]}}],
+    [
+        {"passages": [{"citation": "d1", "title": "a.md", "heading": "H", "text": "Body."}]},
+        {"output": {"results": [{"id": "d1", "content": "Body."}]}},
+    ],
 )
 def test_passages(content):
     (passage,) = read(content).passages
