@@ -16,10 +16,10 @@ from services.common.identity import Principal
 from services.common.limits import Policies, TierPolicy
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
-from services.orchestrator.adapters.store import Store
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import ID_PATTERN, Event, Limits, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.finish import cancelled_data
 from services.orchestrator.turn.state import COUNTED
@@ -130,7 +130,7 @@ class Accepting:
     """The use cases that change something on behalf of a caller."""
 
     def __init__(
-        self, settings: Settings, store: Store, hub: Hub, worker: Worker, agents: AgentCatalog, policies: ConfigFile[Policies]
+        self, settings: Settings, store: RunStore, hub: Hub, worker: Worker, agents: AgentCatalog, policies: ConfigFile[Policies]
     ) -> None:
         self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
         self._agents, self._policies = agents, policies

@@ -8,13 +8,13 @@ batches arrive does not matter and what it hands on is the log, without gap or r
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
 from services.orchestrator.records import Event, RunRef
+from services.orchestrator.run_store import RunStore
 
 # A watcher that falls this many events behind is sent away with its cursor.
 MOST_BUFFERED = 4096
@@ -22,18 +22,6 @@ PAGE = 512
 log = structlog.get_logger("bulkhead.hub")
 _meter = get_meter("bulkhead.orchestrator")
 _watchers = _meter.create_up_down_counter("bulkhead_watchers", description="Watchers of threads and runs in this process.")
-
-
-class Reader(Protocol):
-    """Where events are read."""
-
-    async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
-        """As Store.read."""
-        ...
-
-    async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
-        """As Store.last_seqs."""
-        ...
 
 
 class Watch:
@@ -96,7 +84,9 @@ class _Feed:
 class Hub:
     """The feeds of all threads that are watched here."""
 
-    def __init__(self, reader: Reader, follow: Callable[[RunRef], Awaitable[None]], unfollow: Callable[[RunRef], Awaitable[None]]) -> None:
+    def __init__(
+        self, reader: RunStore, follow: Callable[[RunRef], Awaitable[None]], unfollow: Callable[[RunRef], Awaitable[None]]
+    ) -> None:
         """`follow` and `unfollow` begin and end the notices of other processes' appends to a thread."""
         self._reader = reader
         self._follow = follow
@@ -117,11 +107,15 @@ class Hub:
         feed.watches.add(watch)
         _watchers.add(1)
         follow = asyncio.ensure_future(self._follow(ref))
-        if not here:
-            await follow
-        else:
+        if here:
             self._following.add(follow)
             follow.add_done_callback(self._following.discard)
+            return watch
+        try:
+            await follow
+        except BaseException:
+            await self.close(ref, watch)
+            raise
         return watch
 
     async def close(self, ref: RunRef, watch: Watch) -> None:

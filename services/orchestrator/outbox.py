@@ -7,7 +7,7 @@ arrives, by whichever process holds its lease, under keys that make a second arr
 import asyncio
 import random
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import structlog
@@ -20,6 +20,7 @@ from services.common.rpc import context as call_context
 from services.common.rpc.wire import extract_trace
 from services.orchestrator.ports import Memory
 from services.orchestrator.records import RunRef
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.turn.finish import IMPORTANCE
 
 LEASE_S = 30.0
@@ -36,43 +37,15 @@ _sent = get_meter("bulkhead.orchestrator").create_counter(
 )
 
 
-class Entries(Protocol):
-    """Where outbox entries are kept."""
-
-    async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
-        """As Store.outbox_claim."""
-        ...
-
-    async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
-        """As Store.outbox_done."""
-        ...
-
-    async def outbox_waiting(self, ref: RunRef) -> list[str]:
-        """As Store.outbox_waiting."""
-        ...
-
-    async def outbox_attempts(self, ref: RunRef) -> int:
-        """As Store.outbox_attempts."""
-        ...
-
-    async def note(self, ref: RunRef, look_in_s: float) -> None:
-        """As Store.note."""
-        ...
-
-    async def settle(self, ref: RunRef) -> None:
-        """As Store.settle."""
-        ...
-
-
 class Outbox:
     """Sends outbox entries."""
 
-    def __init__(self, entries: Entries, memory: Memory, minter: Minter) -> None:
-        self._entries, self._memory, self._minter = entries, memory, minter
+    def __init__(self, store: RunStore, memory: Memory, minter: Minter) -> None:
+        self._store, self._memory, self._minter = store, memory, minter
 
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
-        claimed = await self._entries.outbox_claim(ref, LEASE_S)
+        claimed = await self._store.outbox_claim(ref, LEASE_S)
         if claimed is None:
             return False
         raw, attempts = claimed
@@ -84,16 +57,16 @@ class Outbox:
                 wait_s = min(WAIT_FIRST_S * 2 ** min(attempts, 10), WAIT_MOST_S) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
                 log.warning("outbox_postponed", run_id=ref.run_id, reason=error.reason, attempts=attempts)
                 _sent.add(1, {"outcome": "postponed"})
-                await self._entries.outbox_done(ref, False)
-                await self._entries.note(ref, wait_s)
+                await self._store.outbox_done(ref, False)
+                await self._store.note(ref, wait_s)
                 return False
             # Refused for good: sending it again can only be refused again.
             log.error("outbox_refused", run_id=ref.run_id, reason=error.reason, message=error.message)
             _sent.add(1, {"outcome": "refused"})
         else:
             _sent.add(1, {"outcome": "delivered"})
-        await self._entries.outbox_done(ref, True)
-        await self._entries.settle(ref)
+        await self._store.outbox_done(ref, True)
+        await self._store.settle(ref)
         return True
 
     async def _send(self, ref: RunRef, entry: Mapping[str, Any]) -> None:
@@ -119,11 +92,11 @@ class Outbox:
         try:
             async with asyncio.timeout(BEHIND_WAIT_S):
                 while True:
-                    waiting = await self._entries.outbox_waiting(ref)
+                    waiting = await self._store.outbox_waiting(ref)
                     if not waiting:
                         return True
                     for run_id in waiting:
-                        if await self._entries.outbox_attempts(ref._replace(run_id=run_id)) > 1:
+                        if await self._store.outbox_attempts(ref._replace(run_id=run_id)) > 1:
                             return False
                     await asyncio.sleep(POLL_S)
         except (TimeoutError, Overloaded):

@@ -131,6 +131,16 @@ class ThreadRecord:
     metadata: Mapping[str, str]
 
 
+class Reservation(NamedTuple):
+    """What came of reserving: new, existing, mismatch, taken or quota; ids; the time (ms) until which the run may be written."""
+
+    verdict: str
+    run_id: str
+    thread_id: str
+    cancelled: bool
+    not_after_ms: int
+
+
 class Draft(NamedTuple):
     """An event that is not written yet."""
 

@@ -10,9 +10,9 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from services.common.errors import InvalidInput, NotFound
 from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, RunRequest, checked_id
-from services.orchestrator.adapters.store import Store
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.records import Event, Limits, RunRecord, RunRef, ThreadRecord
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.watching import Watching
 
 PAGE_SIZE = 100
@@ -96,7 +96,7 @@ def agent_message(agent: AgentDefinition) -> pb.Agent:
 class ThreadServicer(rpc.ThreadServiceServicer):
     """Threads."""
 
-    def __init__(self, accepting: Accepting, store: Store) -> None:
+    def __init__(self, accepting: Accepting, store: RunStore) -> None:
         self._accepting, self._store = accepting, store
 
     async def CreateThread(self, request, context):
@@ -129,7 +129,7 @@ class ThreadServicer(rpc.ThreadServiceServicer):
 class RunServicer(rpc.RunServiceServicer):
     """Runs and their events."""
 
-    def __init__(self, accepting: Accepting, watching: Watching, store: Store) -> None:
+    def __init__(self, accepting: Accepting, watching: Watching, store: RunStore) -> None:
         self._accepting, self._watching, self._store = accepting, watching, store
 
     async def CreateRun(self, request, context):

@@ -7,9 +7,9 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
-from services.orchestrator.adapters.store import Store
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.records import SCHEMA_VERSION, RunRef
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.worker import Worker
 
@@ -26,7 +26,7 @@ _repairs = get_meter("bulkhead.orchestrator").create_counter(
 class Sweeper:
     """One of any number; each entry is looked at by one of them at a time."""
 
-    def __init__(self, settings: Settings, store: Store, worker: Worker, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, store: RunStore, worker: Worker, outbox: Outbox) -> None:
         self._settings, self._store, self._worker, self._outbox = settings, store, worker, outbox
 
     async def run(self) -> None:

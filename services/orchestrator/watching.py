@@ -7,9 +7,9 @@ from contextlib import aclosing
 from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
-from services.orchestrator.adapters.store import Store
 from services.orchestrator.hub import PAGE, Hub, Watch
 from services.orchestrator.records import TERMINAL_EVENTS, Event, RunRecord, RunRef
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.worker import Worker
 
@@ -20,7 +20,7 @@ ANSWER_BEFORE_S = 0.25
 class Watching:
     """Reads for watchers."""
 
-    def __init__(self, settings: Settings, store: Store, hub: Hub, worker: Worker) -> None:
+    def __init__(self, settings: Settings, store: RunStore, hub: Hub, worker: Worker) -> None:
         self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
 
     async def locate(self, principal: Principal, run_id: str) -> RunRef:

@@ -15,12 +15,12 @@ from services.common.errors import Overloaded
 from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import extract_trace
-from services.orchestrator.adapters.store import Store
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.ports import Message
 from services.orchestrator.records import Claim, Event, Fenced, RunRecord, RunRef, Terminal
+from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn import finish
 from services.orchestrator.turn.loop import run_turn
@@ -66,7 +66,7 @@ class Worker:
     """Works on the runs of one track."""
 
     settings: Settings
-    store: Store
+    store: RunStore
     hub: Hub
     agents: AgentCatalog
     services: Services

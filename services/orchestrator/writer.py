@@ -7,7 +7,7 @@ commit. A store that is away is waited for; an epoch that is old ends the run he
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import structlog
@@ -15,28 +15,18 @@ import structlog
 from services.common.errors import Overloaded
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import Draft, Event, Fenced, RunRef, Terminal, Written
+from services.orchestrator.run_store import RunStore
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 0.5
 log = structlog.get_logger("bulkhead.writer")
 
 
-class Log(Protocol):
-    """Where events are written."""
-
-    async def write(
-        self, ref: RunRef, epoch: int, number: int, trace_id: str, events: Sequence[Draft], *, mode: str = "e", state: bytes = b"",
-        messages: Sequence[bytes] = (), terminal: Terminal | None = None,
-    ) -> Written:  # fmt: skip
-        """As Store.write."""
-        ...
-
-
 class RunWriter:
     """Writes as the owner of `ref` in `epoch`. After Fenced nothing is written any more."""
 
     def __init__(
-        self, store: Log, hub: Hub, ref: RunRef, epoch: int, attempt: int, *, trace_id: str, batch_s: float, patience_s: float,
+        self, store: RunStore, hub: Hub, ref: RunRef, epoch: int, attempt: int, *, trace_id: str, batch_s: float, patience_s: float,
         on_lost: Callable[[], None],
     ) -> None:  # fmt: skip
         """`on_lost` is called once, when a write finds that the run is no longer ours or the store was away for `patience_s`."""

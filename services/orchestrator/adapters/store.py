@@ -16,7 +16,19 @@ from redis.exceptions import ResponseError
 from services.common.errors import Overloaded
 from services.common.valkey import UNAVAILABLE, Library, ping, store_unavailable
 from services.orchestrator.adapters.decode import run_record, text, thread_record
-from services.orchestrator.records import Claim, Draft, Event, Fenced, RunRecord, RunRef, RunSpec, Terminal, ThreadRecord, Written
+from services.orchestrator.records import (
+    Claim,
+    Draft,
+    Event,
+    Fenced,
+    Reservation,
+    RunRecord,
+    RunRef,
+    RunSpec,
+    Terminal,
+    ThreadRecord,
+    Written,
+)  # fmt: skip
 
 HERE = Path(__file__).parent
 IDEMPOTENCY_KEPT = timedelta(hours=48)
@@ -31,19 +43,8 @@ _REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "LOADING", "CLUSTERDOWN
 SHARD = "{w0}"
 
 
-class Reservation:
-    """What `reserve` answers: verdict (new, existing, mismatch, taken, quota), ids, and until when the run may be written."""
-
-    __slots__ = ("cancelled", "not_after_ms", "run_id", "thread_id", "verdict")
-
-    def __init__(self, answer: list) -> None:
-        self.verdict, self.run_id, self.thread_id = text(answer[0]), text(answer[1]), text(answer[2])
-        self.cancelled = text(answer[3]) == "1"
-        self.not_after_ms = int(answer[4]) + ACCEPT_WITHIN_MS
-
-
 class Store:
-    """The state store. Raises Overloaded (STORE_UNAVAILABLE) while it is away, and Fenced to a former owner."""
+    """RunStore on Valkey."""
 
     def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
         """`instance` names this process; `replicas` must have a durable write on disk before it counts."""
@@ -54,11 +55,11 @@ class Store:
         self._library = Library(client, HERE / "orchestrator.lua")
 
     async def load(self) -> None:
-        """Loads the Lua functions, so that the first run does not pay for it."""
+        """As RunStore.load."""
         await self._library.load()
 
     async def ping(self) -> bool:
-        """Readiness check."""
+        """As RunStore.ping."""
         return await ping(self._client)
 
     async def _ask(self, call: Awaitable[Any]) -> Any:
@@ -99,16 +100,17 @@ class Store:
     # --- accepting ---
 
     async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
-        """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none)."""
+        """As RunStore.reserve."""
         keys = _tenant_keys(ref.tenant, ref.run_id, user, key)
         args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", int(IDEMPOTENCY_KEPT.total_seconds() * 1000)]
         # The sweeper knows of the run before anything else does: whatever is left half-done is found.
         note = self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [LOOK_AFTER_MS, ref.encode()]))
         _, answer = await asyncio.gather(note, self._ask(self._library.batched("tenant_reserve_v1", keys, args)))
-        return Reservation(answer)
+        verdict, run_id, thread_id, cancelled, now = answer
+        return Reservation(text(verdict), text(run_id), text(thread_id), text(cancelled) == "1", int(now) + ACCEPT_WITHIN_MS)
 
     async def accept(self, ref: RunRef, user: str, spec: RunSpec, track: str, reservation: Reservation, trace_id: str, events: tuple):
-        """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. Answers (verdict, record, Written)."""
+        """As RunStore.accept."""
         keys = _thread_keys(ref)
         args = [
             ref.tenant, user, ref.thread_id, ref.run_id, orjson.dumps(spec.as_dict()), track, "1" if spec.append_only else "0",
@@ -121,17 +123,17 @@ class Store:
         return text(verdict), run_record(fields), Written(int(first), int(last), int(now), "")
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
-        """Keeps an agent's definition, so that a pinned run outlives a change of the configuration."""
+        """As RunStore.save_definition."""
         await self._ask(self._client.set(f"agent:{{{digest}}}", definition, nx=True))
 
     async def definition(self, digest: str) -> bytes | None:
-        """A kept definition."""
+        """As RunStore.definition."""
         return await self._ask(self._client.get(f"agent:{{{digest}}}"))
 
     # --- owning ---
 
     async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
-        """Tries to own a run. Its new epoch is in the record."""
+        """As RunStore.claim."""
         args = [ref.run_id, self._instance, int(lease_s * 1000), crash_budget, channel_of(ref), self._instance]
         verdict, *rest = await self._durable("run_claim_v1", _thread_keys(ref), args)
         verdict = text(verdict)
@@ -154,7 +156,7 @@ class Store:
         messages: Sequence[bytes] = (),
         terminal: Terminal | None = None,
     ) -> Written:
-        """One write of a run's owner; `mode` as in orchestrator.lua. The same `number` again is the same write."""
+        """As RunStore.write."""
         args: list[Any] = [epoch, number, ref.run_id, trace_id, channel_of(ref), self._instance, mode, state, len(messages), *messages]
         if terminal is not None:
             args += [terminal.status, terminal.result, terminal.outbox, terminal.event, terminal.data]
@@ -169,7 +171,7 @@ class Store:
         return Written(int(first), int(last), int(now), text(following))
 
     async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
-        """Extends the lease; answers whether a cancel was asked for. Raises Fenced."""
+        """As RunStore.beat."""
         answer = await self._ask(self._library.batched("run_beat_v1", [_thread_keys(ref)[2]], [epoch, int(lease_s * 1000)]))
         if int(answer) < 0:
             raise Fenced("the run has another owner")
@@ -178,33 +180,33 @@ class Store:
     # --- queue ---
 
     async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
-        """Offers a run to claimers of `track`; a lower priority number goes first."""
+        """As RunStore.wake."""
         keys = [f"work:{SHARD}:live", f"work:{SHARD}:ready:{track}"]
         await self._ask(self._library.batched("work_wake_v1", keys, [int(look_in_s * 1000), ref.encode(), priority]))
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
-        """The next run that is offered, or None after `wait_s`."""
+        """As RunStore.next_ready."""
         answer = await self._ask(self._client.bzpopmin([f"work:{SHARD}:ready:{track}"], timeout=wait_s))
         return RunRef.decode(text(answer[1])) if answer else None
 
     async def note(self, ref: RunRef, look_in_s: float) -> None:
-        """Has the sweeper look at a run again in `look_in_s`."""
+        """As RunStore.note."""
         await self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [int(look_in_s * 1000), ref.encode()]))
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
-        """Runs that somebody should look at now; they are due again in `again_in_s`."""
+        """As RunStore.due."""
         found = await self._ask(self._library.call("work_due_v1", [f"work:{SHARD}:live"], [most, int(again_in_s * 1000)]))
         return [RunRef.decode(text(reference)) for reference in found]
 
     async def settle(self, ref: RunRef) -> None:
-        """Nothing is left to do for a run: its slot is free and the sweeper forgets it, in this order."""
+        """As RunStore.settle."""
         slots = f"tn:{{{_quoted(ref.tenant)}}}:slots"
         free = self._ask(self._library.batched("tenant_release_v1", [slots], [ref.run_id]))
         forget = self._ask(self._library.batched("work_settle_v1", [f"work:{SHARD}:live"], [ref.encode()]))
         await asyncio.gather(free, forget)
 
     async def forget(self, ref: RunRef) -> bool:
-        """Gives up a reservation that never became a run, once it is old enough."""
+        """As RunStore.forget."""
         keys = [_lookup_key(ref.tenant, ref.run_id), f"tn:{{{_quoted(ref.tenant)}}}:slots"]
         if not int(await self._ask(self._library.call("tenant_forget_v1", keys, [ref.run_id, FORGET_AFTER_MS]))):
             return False
@@ -212,35 +214,35 @@ class Store:
         return True
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
-        """(state, ms of lease left, track, ms queued, schema version, created ms, head of the thread) for the sweeper."""
+        """As RunStore.inspect."""
         keys = _thread_keys(ref)
         answer = await self._ask(self._library.batched("run_inspect_v1", [keys[2], keys[3], keys[4]], [ref.run_id]))
         state, left, track, queued, schema, created, head = answer
         return text(state), int(left), text(track), int(queued), int(schema), int(created), text(head)
 
     async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
-        """The outbox entry of an ended run and how often it was tried, this time included; None when there is nothing to do."""
+        """As RunStore.outbox_claim."""
         keys = _thread_keys(ref)
         answer = await self._ask(self._library.batched("run_outbox_claim_v1", [keys[2], keys[4]], [ref.run_id, int(lease_s * 1000)]))
         return (answer[0], int(answer[1])) if answer else None
 
     async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
-        """Ends a try to deliver."""
+        """As RunStore.outbox_done."""
         keys = _thread_keys(ref)
         await self._ask(self._library.batched("run_outbox_done_v1", [keys[2], keys[4]], [ref.run_id, "1" if delivered else "0"]))
 
     async def outbox_waiting(self, ref: RunRef) -> list[str]:
-        """Runs of the thread whose outbox is not delivered."""
+        """As RunStore.outbox_waiting."""
         return [text(run_id) for run_id in await self._ask(self._client.hkeys(_thread_keys(ref)[4]))]
 
     async def outbox_attempts(self, ref: RunRef) -> int:
-        """How often the delivery of a run's outbox was tried."""
+        """As RunStore.outbox_attempts."""
         return int(await self._ask(self._client.hget(_thread_keys(ref)[2], "outbox_attempts")) or 0)
 
     # --- reading and asking ---
 
     async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
-        """Makes a thread or answers the one that is there; None where it is another user's."""
+        """As RunStore.open_thread."""
         prefix = f"tn:{{{_quoted(tenant)}}}"
         await self._ask(self._library.batched("tenant_list_thread_v1", [f"{prefix}:threads:{_quoted(user)}", f"{prefix}:n"], [thread_id]))
         key = _thread_keys(RunRef(tenant, thread_id, "-"))[0]
@@ -249,24 +251,24 @@ class Store:
         return thread_record(answer[1], user) if answer else None
 
     async def thread(self, tenant: str, user: str, thread_id: str) -> ThreadRecord | None:
-        """A thread of this user."""
+        """As RunStore.thread."""
         fields = await self._ask(self._client.hgetall(_thread_keys(RunRef(tenant, thread_id, "-"))[0]))
         return thread_record(fields, user)
 
     async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
-        """Where a run of this user is."""
+        """As RunStore.locate."""
         thread_id, owner = await self._ask(self._client.hmget(_lookup_key(tenant, run_id), ["thread", "user"]))
         if thread_id is None or text(owner) != user:
             return None
         return RunRef(tenant, text(thread_id), run_id)
 
     async def run(self, ref: RunRef) -> RunRecord | None:
-        """A run record."""
+        """As RunStore.run."""
         fields = await self._ask(self._client.hgetall(_thread_keys(ref)[2]))
         return run_record(fields)
 
     async def runs(self, refs: Sequence[RunRef]) -> list[RunRecord]:
-        """The records of those that are there."""
+        """As RunStore.runs."""
         pipeline = self._client.pipeline(transaction=False)
         for ref in refs:
             pipeline.hgetall(_thread_keys(ref)[2])
@@ -274,7 +276,7 @@ class Store:
         return [record for record in found if record is not None]
 
     async def threads(self, tenant: str, user: str, thread_ids: Sequence[str]) -> list[ThreadRecord]:
-        """The records of those that are there and this user's."""
+        """As RunStore.threads."""
         pipeline = self._client.pipeline(transaction=False)
         for thread_id in thread_ids:
             pipeline.hgetall(_thread_keys(RunRef(tenant, thread_id, "-"))[0])
@@ -282,10 +284,7 @@ class Store:
         return [record for record in found if record is not None]
 
     async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
-        """(member, position) of a list, newest first, below position `before` (0: from the newest).
-
-        Kinds: `threads` of the user, `runs` of the user (member "<thread>/<run>"), `thread` (runs of `thread_id`).
-        """
+        """As RunStore.list_members."""
         user_list = f"tn:{{{_quoted(tenant)}}}:{kind}:{_quoted(user)}"
         key = _thread_keys(RunRef(tenant, thread_id, "-"))[6] if kind == "thread" else user_list
         top = f"({before}" if before else "+inf"
@@ -293,14 +292,14 @@ class Store:
         return [(text(member), int(score)) for member, score in found]
 
     async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
-        """Records the wish for a run's end. Answers its thread, '' where a tombstone was left, None where it is another user's."""
+        """As RunStore.request_cancel."""
         answer = await self._ask(
             self._library.call("tenant_cancel_v1", [_lookup_key(tenant, run_id)], [user, int(TOMBSTONE_KEPT.total_seconds() * 1000)])
         )
         return None if answer is None else text(answer)
 
     async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
-        """Records the cancel on the run and tells its owner; a run that nobody had yet ends here. Answers its status or `none`."""
+        """As RunStore.cancel."""
         kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
         args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, reason, ref.encode()]
         answer = await self._durable("run_cancel_v1", _thread_keys(ref), args)
@@ -308,15 +307,14 @@ class Store:
         return text(status), Written(int(last) if int(wrote) else 0, int(last), int(now), text(following))
 
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
-        """(last seq of the thread, first and terminal seq of the run, events after `after_seq`); no further back than the run's
-        first event when `from_run`."""
+        """As RunStore.read."""
         keys = _thread_keys(ref)
         args = [after_seq, most, "1" if from_run else "0"]
         last, first, terminal, entries = await self._ask(self._library.batched("thread_read_v1", keys[:3], args))
         return int(last), int(first), int(terminal), [_event(ref.thread_id, entry) for entry in entries]
 
     async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
-        """Number of the last event of each thread."""
+        """As RunStore.last_seqs."""
         pipeline = self._client.pipeline(transaction=False)
         for ref in refs:
             pipeline.hget(_thread_keys(ref)[0], "seq")

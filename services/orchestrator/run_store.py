@@ -1,0 +1,149 @@
+"""The port to the state store: threads, runs, their log, the queue, the outbox."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from services.orchestrator.records import Claim, Draft, Event, Reservation, RunRecord, RunRef, RunSpec, Terminal, ThreadRecord, Written
+
+
+class RunStore(Protocol):
+    """Raises Overloaded (STORE_UNAVAILABLE) while the store is away, and Fenced to a former owner of a run."""
+
+    async def load(self) -> None:
+        """Loads the Lua functions, so that the first run does not pay for it."""
+        ...
+
+    async def ping(self) -> bool:
+        """Readiness check."""
+        ...
+
+    async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
+        """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none)."""
+        ...
+
+    async def accept(self, ref: RunRef, user: str, spec: RunSpec, track: str, reservation: Reservation, trace_id: str, events: tuple):
+        """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. Answers (verdict, record, Written)."""
+        ...
+
+    async def save_definition(self, digest: str, definition: bytes) -> None:
+        """Keeps an agent's definition, so that a pinned run outlives a change of the configuration."""
+        ...
+
+    async def definition(self, digest: str) -> bytes | None:
+        """A kept definition."""
+        ...
+
+    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
+        """Tries to own a run. Its new epoch is in the record."""
+        ...
+
+    async def write(
+        self,
+        ref: RunRef,
+        epoch: int,
+        number: int,
+        trace_id: str,
+        events: Sequence[Draft],
+        *,
+        mode: str = "e",
+        state: bytes = b"",
+        messages: Sequence[bytes] = (),
+        terminal: Terminal | None = None,
+    ) -> Written:
+        """One write of a run's owner; `mode` as in orchestrator.lua. The same `number` again is the same write."""
+        ...
+
+    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
+        """Extends the lease; answers whether a cancel was asked for. Raises Fenced."""
+        ...
+
+    async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
+        """Offers a run to claimers of `track`; a lower priority number goes first."""
+        ...
+
+    async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
+        """The next run that is offered, or None after `wait_s`."""
+        ...
+
+    async def note(self, ref: RunRef, look_in_s: float) -> None:
+        """Has the sweeper look at a run again in `look_in_s`."""
+        ...
+
+    async def due(self, most: int, again_in_s: float) -> list[RunRef]:
+        """Runs that somebody should look at now; they are due again in `again_in_s`."""
+        ...
+
+    async def settle(self, ref: RunRef) -> None:
+        """Nothing is left to do for a run: its slot is free and the sweeper forgets it, in this order."""
+        ...
+
+    async def forget(self, ref: RunRef) -> bool:
+        """Gives up a reservation that never became a run, once it is old enough."""
+        ...
+
+    async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
+        """(state, ms of lease left, track, ms queued, schema version, created ms, head of the thread) for the sweeper."""
+        ...
+
+    async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
+        """The outbox entry of an ended run and how often it was tried, this time included; None when there is nothing to do."""
+        ...
+
+    async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
+        """Ends a try to deliver."""
+        ...
+
+    async def outbox_waiting(self, ref: RunRef) -> list[str]:
+        """Runs of the thread whose outbox is not delivered."""
+        ...
+
+    async def outbox_attempts(self, ref: RunRef) -> int:
+        """How often the delivery of a run's outbox was tried."""
+        ...
+
+    async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
+        """Makes a thread or answers the one that is there; None where it is another user's."""
+        ...
+
+    async def thread(self, tenant: str, user: str, thread_id: str) -> ThreadRecord | None:
+        """A thread of this user."""
+        ...
+
+    async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
+        """Where a run of this user is."""
+        ...
+
+    async def run(self, ref: RunRef) -> RunRecord | None:
+        """A run record."""
+        ...
+
+    async def runs(self, refs: Sequence[RunRef]) -> list[RunRecord]:
+        """The records of those that are there."""
+        ...
+
+    async def threads(self, tenant: str, user: str, thread_ids: Sequence[str]) -> list[ThreadRecord]:
+        """The records of those that are there and this user's."""
+        ...
+
+    async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
+        """(member, position) of a list, newest first, below position `before` (0: from the newest).
+
+        Kinds: `threads` of the user, `runs` of the user (member "<thread>/<run>"), `thread` (runs of `thread_id`)."""
+        ...
+
+    async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
+        """Records the wish for a run's end. Answers its thread, '' where a tombstone was left, None where it is another user's."""
+        ...
+
+    async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
+        """Records the cancel on the run and tells its owner; a run that nobody had yet ends here. Answers its status or `none`."""
+        ...
+
+    async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
+        """(last seq of the thread, first and terminal seq of the run, events after `after_seq`); no further back than the run's
+        first event when `from_run`."""
+        ...
+
+    async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
+        """Number of the last event of each thread."""
+        ...

@@ -1,0 +1,169 @@
+"""An orchestrator among fakes, in the test's loop or as a process, and a caller that acts as the gateway does."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+
+from services.common import testing
+from services.common.errors import BulkheadError
+from services.common.rpc.channel import Dialer
+from services.orchestrator.app import build
+from services.orchestrator.settings import Settings
+from services.orchestrator.testing.fakes import Fakes
+
+CONFIG = testing.ROOT / "k8s/environments/local/config"
+AGENTS = """
+agents:
+  helper:
+    current: "2"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator]}
+      "2":
+        prompt: helper.md
+        model: m
+        tools: [calculator, send_mail]
+        recall: {documents: true, memories: true, token_budget: 500}
+        limits: {max_steps: 10, max_tool_calls: 10}
+  quick:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail]}
+  goes-on:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, continues_prefix: true}
+"""
+
+
+class Client:
+    """A caller of one replica, as the gateway is one."""
+
+    def __init__(self, dialer: Dialer, identities: testing.Identities, principal: Any = None) -> None:
+        self.identities, self.principal = identities, principal
+        channel = dialer.channel("orchestrator")
+        self.threads, self.runs, self.agents = rpc.ThreadServiceStub(channel), rpc.RunServiceStub(channel), rpc.AgentServiceStub(channel)
+
+    def calling(self, **options: Any):
+        """The context of a call."""
+        return testing.calling(self.identities, self.principal, **options)
+
+    async def start(self, text: str, *, agent: str = "quick", canary: bool = False, **fields: Any) -> pb.Run:
+        """Creates a run with one user message."""
+        with self.calling(canary=canary):
+            request = pb.CreateRunRequest(agent=agent, input=[pb.InputMessage(role="user", text=text)], **fields)
+            return (await self.runs.CreateRun(request)).run
+
+    async def get(self, run_id: str) -> pb.Run:
+        """A run."""
+        with self.calling():
+            return (await self.runs.GetRun(pb.GetRunRequest(run_id=run_id))).run
+
+    async def wait(self, run_id: str) -> pb.Run:
+        """A run when it has ended; bounded by patience and no expectation."""
+        with self.calling(timeout_s=testing.PATIENCE_S):
+            run = (await self.runs.WaitRun(pb.WaitRunRequest(run_id=run_id))).run
+        assert run.status in ENDED, f"the run is {run}"
+        return run
+
+    async def cancel(self, run_id: str) -> pb.CancelRunResponse:
+        """Asks for a run's end."""
+        with self.calling():
+            return await self.runs.CancelRun(pb.CancelRunRequest(run_id=run_id))
+
+    async def log(self, run_id: str = "", **fields: Any) -> list[pb.Event]:
+        """The events that are there now."""
+        with self.calling():
+            if run_id:
+                fields["run_id"] = run_id
+            stream = self.runs.StreamEvents(pb.StreamEventsRequest(replay_only=True, **fields))
+            return [item.event async for item in stream]
+
+    async def follow(self, run_id: str, into: list[pb.Event], after_seq: int = 0) -> list[pb.Event]:
+        """Follows a run to its end, through drains and lost replicas, and keeps what it saw in `into`."""
+        while True:
+            after_seq = into[-1].seq if into else after_seq
+            try:
+                with self.calling(timeout_s=testing.PATIENCE_S):
+                    async for item in self.runs.StreamEvents(pb.StreamEventsRequest(run_id=run_id, after_seq=after_seq)):
+                        if item.HasField("event"):
+                            into.append(item.event)
+                return into
+            except BulkheadError as error:
+                if error.code.name != "UNAVAILABLE":
+                    raise
+                await asyncio.sleep(0.05)
+
+
+ENDED = (pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED)
+
+
+def data_of(event: pb.Event) -> Any:
+    """The data of an event."""
+    return json.loads(event.data_json)
+
+
+def types(events: list[pb.Event]) -> list[str]:
+    """The types of events, in order."""
+    return [event.type for event in events]
+
+
+def shown_text(events: list[pb.Event]) -> str:
+    """The text that a client shows which takes back what is superseded."""
+    shown: dict[int, str] = {}
+    for event in events:
+        if event.type == "message_delta":
+            shown[event.seq] = data_of(event)["text"]
+        elif event.type == "attempt_superseded":
+            shown = {seq: text for seq, text in shown.items() if seq < data_of(event)["from_seq"]}
+    return "".join(shown.values())
+
+
+def write_config(folder: Path, agents: str = AGENTS) -> Path:
+    """A configuration folder with `agents` and one prompt."""
+    (folder / "prompts").mkdir(parents=True, exist_ok=True)
+    (folder / "prompts/helper.md").write_text("You are a helper.")
+    (folder / "agents.yaml").write_text(agents)
+    (folder / "policies.yaml").write_text((CONFIG / "policies.yaml").read_text())
+    return folder
+
+
+def settings_for(identities: testing.Identities, made: Fakes, state_url: str, config_dir: Path, **fields: Any) -> Settings:
+    """Settings of an orchestrator among fakes; heartbeats and leases are short, so that a takeover is."""
+    values: dict[str, Any] = {
+        "env": "test", "grpc_port": testing.free_port(), "metrics_port": 0, "state_url": state_url, "config_dir": config_dir,
+        "lease_s": 1.0, "heartbeat_s": 0.25, "sweep_s": 0.1, "drain_grace_s": 5.0, "drain_flush_s": 0.5,
+        **identities.settings("orchestrator"), **{f"{name}_address": address for name, address in made.addresses.items()}, **fields,
+    }  # fmt: skip
+    return Settings(**values)
+
+
+@asynccontextmanager
+async def served(settings: Settings, identities: testing.Identities, principal: Any = None) -> AsyncIterator[Client]:
+    """An orchestrator in this loop, and a caller of it."""
+    async with testing.running(settings, build), dialed(settings, identities, principal) as client:
+        yield client
+
+
+@asynccontextmanager
+async def dialed(settings: Settings, identities: testing.Identities, principal: Any = None) -> AsyncIterator[Client]:
+    """A caller of the orchestrator with these settings."""
+    async with testing.dialer("gateway", {"orchestrator": f"127.0.0.1:{settings.grpc_port}"}) as dialer:
+        yield Client(dialer, identities, principal)
+
+
+@contextmanager
+def process(settings: Settings, folder: Path) -> Iterator[testing.Process]:
+    """An orchestrator as a process of its own."""
+    values = settings.model_dump(mode="json", exclude_unset=True)
+    env = {f"BULKHEAD_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+    made = testing.Process(testing.python("-m", "services.orchestrator"), env=env, log=folder / f"{settings.instance}.log")
+    try:
+        yield made
+    finally:
+        made.stop()
