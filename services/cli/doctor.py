@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from services.cli.client import Api
 from services.cli.connection import Connection, find_connection
 from services.cli.failure import FAILED, CommandFailure
+from services.cli.rendering import wide_console
 from services.cli.up.plan import make_plan
 from services.cli.up.ports import is_free
 from services.cli.up.probes import READY, probe_for
@@ -41,7 +41,7 @@ def examine(data_dir: Path) -> int:
     for row in rows:
         mark = Text("✓", style="green") if row.good else Text("✗", style="red")
         table.add_row(mark, Text(row.what), Text(row.found + (f" → {row.way_out}" if row.way_out else "")))
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(table)
     bad = sum(not row.good for row in rows)
     console.print("all is well" if not bad else f"{bad} of {len(rows)} checks failed")

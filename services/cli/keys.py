@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.failure import CommandFailure, Unreachable
+from services.cli.rendering import wide_console
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
 from services.common.accounts import Accounts
@@ -42,7 +43,7 @@ def show(data_dir: Path, tenant: str) -> None:
     for record in _with_accounts(data_dir, lambda accounts: accounts.list_keys(tenant)):
         expires = _day(record.expires_at) if record.expires_at else "never"
         table.add_row(record.key_id, record.name, record.user, record.tier, " ".join(record.scopes), _day(record.created_at), expires)
-    Console(highlight=False).print(table)
+    wide_console().print(table)
 
 
 def revoke(data_dir: Path, tenant: str, key_id: str) -> None:

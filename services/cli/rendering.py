@@ -46,8 +46,8 @@ class Renderer:
                 self._note(f"← {data.get('tool')} failed: {error.get('message') or error.get('code')}", "red")
             case "warning":
                 self._note(f"! {data.get('user_message') or data.get('code')}", "yellow")
-            case "run_queued":
-                self._note("queued", "dim")
+            case "run_queued" if data.get("position"):
+                self._note(f"waiting in the queue, position {data['position']}", "dim")
             case "run_finished":
                 self._finished(data)
             case "run_failed":
@@ -94,3 +94,9 @@ def brief(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
     text = " ".join(text.split())
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
+
+
+def wide_console() -> Console:
+    """stdout; where it is no terminal nothing is cut to 80 columns, as other programs read it."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=1000)

@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import CommandFailure
-from services.cli.rendering import Renderer, brief
+from services.cli.rendering import Renderer, brief, wide_console
 
 STYLES = {"run_failed": "red", "tool_call_failed": "red", "warning": "yellow", "run_finished": "green", "attempt_superseded": "yellow"}
 # Their text stands whole in the event that completes them.
@@ -44,7 +43,7 @@ async def _at_once(connection: Connection, thread_id: str, as_json: bool) -> Non
         for event in events:
             print(json.dumps(event, ensure_ascii=False))
         return
-    console = Console(highlight=False)
+    console = wide_console()
     begun = _moment(events[0])
     for event in events:
         if event["type"] not in LEFT_OUT:

@@ -4,13 +4,12 @@ import asyncio
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from services.cli.client import Api, segment
 from services.cli.connection import Connection
-from services.cli.rendering import brief
+from services.cli.rendering import brief, wide_console
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
 
@@ -24,27 +23,22 @@ def list_runs(connection: Connection, *, limit: int, thread: str = "", as_json: 
             print(json.dumps(run, ensure_ascii=False))
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("RUN", "STATUS", "AGENT", "THREAD", "STARTED", "COST", "ANSWER"):
-        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=24 if title == "RUN" else None)
+    for title in ("RUN", "STATUS", "STARTED"):
+        table.add_column(title, no_wrap=True, min_width=max((len(run["run_id"]) for run in runs), default=0) if title == "RUN" else 9)
+    for title in ("AGENT", "THREAD", "COST", "ANSWER"):
+        table.add_column(title, no_wrap=True, overflow="ellipsis")
     for run in runs:
-        answer = brief(run.get("output_text") or (run.get("error") or {}).get("message"))
         status = str(run.get("status"))
-        cells = (
-            run["run_id"],
-            status,
-            run.get("agent"),
-            run["thread_id"],
-            (run.get("created_at") or "")[:19],
-            cost(run.get("usage")),
-            answer,
-        )
-        table.add_row(*(Text(str(cell or ""), style=STYLES.get(status, "") if n == 1 else "") for n, cell in enumerate(cells)))
-    Console(highlight=False).print(table if runs else Text("no runs yet", style="dim"))
+        started = (run.get("created_at") or "").replace("T", " ")[:19]
+        answer = brief(run.get("output_text") or (run.get("error") or {}).get("message"))
+        cells = (run.get("agent"), run["thread_id"], cost(run.get("usage")), answer)
+        table.add_row(run["run_id"], Text(status, style=STYLES.get(status, "")), started, *(Text(str(cell or "")) for cell in cells))
+    wide_console().print(table if runs else Text("no runs yet", style="dim"))
 
 
 def show_run(connection: Connection, run_id: str) -> None:
     """Everything about one run, as JSON. Raises CommandFailure."""
-    Console(highlight=False, soft_wrap=True).print_json(data=asyncio.run(_get(connection, f"/v1/runs/{segment(run_id)}")))
+    wide_console().print_json(data=asyncio.run(_get(connection, f"/v1/runs/{segment(run_id)}")))
 
 
 def cancel_run(connection: Connection, run_id: str) -> None:
