@@ -35,7 +35,7 @@ class Source:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.title).strip(".-") or "document"
         digest = hashlib.sha256(self.title.encode()).hexdigest()[:8]
         # Where letters were replaced or cut, the digest keeps two paths apart.
-        return name if name == self.title else f"{name[: MAX_ID_CHARS - 9]}-{digest}"
+        return name if name == self.title and len(name) <= MAX_ID_CHARS else f"{name[: MAX_ID_CHARS - 9]}-{digest}"
 
 
 def find_sources(paths: Sequence[Path]) -> list[Source]:

@@ -1,0 +1,115 @@
+"""The supervisor and what it asks: readiness that does not come, logs that tell why, configuration that was refused."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.cli.doctor import config_rows
+from services.cli.failure import CommandFailure
+from services.cli.up import preflight
+from services.cli.up.environment import Wiring
+from services.cli.up.plan import make_plan
+from services.cli.up.probes import READY, failing, http, listening, valkey
+from services.cli.up.process import Keeper, last_error
+from services.cli.up.supervisor import Supervisor
+from services.cli.up.workspace import Lock, Workspace
+from services.common import testing
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+class Told:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def state(self, label, text, *, ready=False) -> None:
+        self.lines.append(f"{label} {text}")
+
+    def say(self, line) -> None:
+        self.lines.append(line)
+
+
+class StandIns(Wiring):
+    def command(self, planned, ports):
+        return [sys.executable, str(STAND_IN), planned.name]
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    made = Workspace(tmp_path / "data")
+    made.open()
+    return made
+
+
+async def test_what_does_not_become_ready_is_named_with_its_reason(workspace, monkeypatch):
+    monkeypatch.setenv("BULKHEAD_STAND_IN_SIMULATOR", "unready")
+    base = testing.free_port_base()
+    plan = make_plan(only=["simulator"], port_base=base)
+    lock = Lock(workspace.lock)
+    lock.acquire()
+    keeper = Keeper(lock.descriptor)
+    supervisor = Supervisor(StandIns(workspace, plan, workspace.root, dict(os.environ), base), keeper, Told())
+    try:
+        supervisor.start()
+        with pytest.raises(CommandFailure) as failure:
+            await supervisor.ready(timeout_s=2)
+        assert str(failure.value) == "not ready after 2 s\n  simulator-0: waiting for memory"
+    finally:
+        await supervisor.drain()
+        keeper.close()
+        lock.release()
+
+
+async def test_probes_tell_ready_from_starting(state_url):
+    port = int(state_url.rpartition(":")[2].partition("/")[0])
+    nobody = testing.free_port()
+    assert await valkey(port) == READY
+    assert await listening(port) == READY
+    assert await valkey(nobody) == await listening(nobody) == await http(nobody, "/ready") == "starting"
+    assert await http(port, "/ready") != READY
+
+
+def test_the_ready_answer_names_what_is_away():
+    assert (
+        failing(b'{"status": "not ready", "failing": {"orchestrator": "timed out", "memory": "not ready"}}')
+        == "waiting for memory, orchestrator"
+    )
+    assert failing(b"[]") == failing(b"") == failing(b'{"failing": {}}') == ""
+
+
+def test_the_last_error_of_a_log_is_found_after_its_start(tmp_path):
+    log = tmp_path / "x.jsonl"
+    log.write_text(json.dumps({"level": "error", "event": "old", "error": "before"}) + "\n")
+    start = log.stat().st_size
+    assert last_error(log) == "old before"
+    with log.open("a") as out:
+        out.write("no json\n" + json.dumps({"level": "error", "event": "died", "exception": "Traceback\n  line\nValueError: bad"}) + "\n")
+        out.write(json.dumps({"level": "info", "event": "bye"}) + "\n")
+    assert last_error(log, start) == "died ValueError: bad"
+    assert last_error(tmp_path / "nowhere") == ""
+
+
+def test_doctor_shows_the_file_whose_change_was_refused(workspace):
+    log = workspace.log_file("llm_gateway-0")
+
+    def write(**entry):
+        with log.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+
+    assert [row.good for row in config_rows(workspace)] == [True]
+    write(event="config_refused", file="models.yaml", problems=["models.yaml line 3: is not valid YAML"])
+    row = config_rows(workspace)[0]
+    assert not row.good
+    assert "line 3" in row.way_out
+    write(event="config_reloaded", file="models.yaml")
+    assert [row.good for row in config_rows(workspace)] == [True]
+
+
+def test_a_missing_package_is_one_line_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(preflight, "_installed", lambda package: package != "milvus_lite")
+    found = preflight.problems(make_plan(port_base=testing.free_port_base()))
+    assert len(found) == 1
+    assert found[0].startswith("milvus_lite is missing, which milvus needs: `make run` installs it")
