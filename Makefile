@@ -40,6 +40,10 @@ format: install-test ## Bring the code into the one style
 protos: install-test ## Generate the Python code of protos/
 	$(BIN)/python scripts/gen_protos.py
 
+.PHONY: bench
+bench: install-test ## Measure, print side by side and write build/bench/*.json; leave the machine alone meanwhile
+	$(BIN)/python -m scripts.bench
+
 .PHONY: install-run
 install-run: check-python
 	@$(PYTHON) scripts/install.py run
