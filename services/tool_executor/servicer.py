@@ -133,7 +133,7 @@ def _result(result: CallResult) -> tools_pb2.ToolResult:
         replayed=result.replayed,
         citations=[_citation(c) for c in result.citations],
     )
-    message.duration.FromNanoseconds(int(result.duration_s * 1e9))
+    message.duration.FromMicroseconds(round(result.duration_s * 1e6))
     if result.error is not None:
         message.error.CopyFrom(_error(result.error))
     return message
