@@ -66,7 +66,7 @@ def start(api: Api, thread: str, text: str, **body) -> str:
 def test_sigterm_during_work_ends_cleanly_and_loses_nothing(own, service):
     with Api(own.url, own.key) as api:
         thread = f"term-{service}-{uuid.uuid4().hex[:6]}"
-        slow(own, thread, token_rate=20)
+        slow(own, thread, tokens_per_s=20)
         try:
             run_id = start(api, thread, f"Tell me about {thread} and compute 19 * 3", agent="assistant")
             eventually(lambda: api.run(run_id)["status"] == "running", "the run has an owner")
@@ -98,7 +98,7 @@ def test_an_owner_that_is_killed_mid_stream_is_taken_over_with_the_same_answer(o
     with Api(own.url, own.key) as api:
         marker = f"takeover-{uuid.uuid4().hex[:6]}"
         reference = answer_of(api.turn(f"{marker}-a", f"Tell me about {marker}", agent="plain"))
-        slow(own, marker, token_rate=4)
+        slow(own, marker, tokens_per_s=4)
         run_id = start(api, f"{marker}-b", f"Tell me about {marker}", agent="plain")
         with api.http.stream("GET", f"/v1/runs/{run_id}/events") as stream:
             for line in stream.iter_lines():
