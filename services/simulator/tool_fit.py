@@ -75,7 +75,7 @@ class Toolbox:
             name = _string_property(tool, _QUERY_NAMES)
             about = set(matching.words(f"{tool.name} {tool.description}"))
             if name and (bool(about & _MEMORY_WORDS) == in_memory) and (in_memory or about & _SEARCH_WORDS):
-                return self._filled(tool, need.clause, {name: need.value or need.clause})
+                return self._filled(tool, need.clause, {name: _cut(need.value or need.clause, _properties(tool)[name])})
         return None
 
     def other_for(self, need: Need) -> PlannedCall | None:
@@ -222,6 +222,11 @@ def _type_of(schema: Any) -> str:
     if isinstance(kind, list):
         kind = next((item for item in kind if item != "null"), "")
     return kind if isinstance(kind, str) else ""
+
+
+def _cut(query: str, schema: Any) -> str:
+    limit = schema.get("maxLength") if isinstance(schema, dict) else None
+    return query[:limit] if isinstance(limit, int) and limit > 0 else query
 
 
 def _string_property(tool: Tool, names: frozenset[str]) -> str:

@@ -59,7 +59,7 @@ class ControlSurface:
     async def read_log(self, exchange: Exchange) -> None:
         """GET /sim/log?after=0&limit=1000"""
         page = self._simulator.log.page(_number(exchange, "after", 0, 2**53), _number(exchange, "limit", 1_000, MAX_PAGE))
-        await exchange.respond(200, orjson.dumps(page))
+        await exchange.respond(200, page)
 
     async def clear_log(self, exchange: Exchange) -> None:
         """DELETE /sim/log"""

@@ -50,7 +50,7 @@ async def test_the_log_is_read_page_by_page_and_cleared(sim):
     assert page["totals"]["requests"] == 5
     assert (await sim.call("DELETE", "/sim/log"))[1] == {"deleted": 5}
     _, page = await sim.call("GET", "/sim/log")
-    assert page["lines"] == []
+    assert (page["lines"], page["dropped"]) == ([], 0)
     assert page["totals"]["requests"] == 0
     await sim.chat()
     assert [line["seq"] for line in await sim.log()] == [seqs[-1] + 1], "a number is never used twice"
@@ -85,9 +85,9 @@ def test_memory_is_bounded_and_says_what_it_dropped():
     log = ServedLog()
     for number in range(KEPT_LINES + 10):
         log.end(Visit(str(number), "chat", {}, 0.0, 0.0))
-    page = log.page(0, 5)
+    page = orjson.loads(log.page(0, 5))
     assert [line["seq"] for line in page["lines"]] == [11, 12, 13, 14, 15]
     assert page["dropped"] == 10
     assert page["totals"]["requests"] == KEPT_LINES + 10
-    assert log.page(KEPT_LINES + 10, 5)["lines"] == []
-    assert log.page(KEPT_LINES + 10, 5)["last_seq"] == KEPT_LINES + 10
+    end = orjson.loads(log.page(KEPT_LINES + 10, 5))
+    assert (end["lines"], end["last_seq"], end["dropped"]) == ([], KEPT_LINES + 10, 0)

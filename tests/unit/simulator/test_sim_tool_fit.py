@@ -60,3 +60,9 @@ def test_varied_calls_differ_as_far_as_the_schema_lets_them():
     toolbox = box("Use echo 3 times", echo=free)
     made = {tuple(toolbox.varied(Tool("echo", "", free), step).arguments.items()) for step in range(3)}
     assert len(made) == 3
+
+
+def test_a_query_keeps_to_the_length_that_its_schema_allows():
+    schema = {"properties": {"query": {"type": "string", "maxLength": 20}}}
+    need = find_needs("How do leases work when " + "very " * 100 + "long?")[0]
+    assert box("", search_documents=schema).search_for(need, in_memory=False).arguments == {"query": "How do leases work w"}
