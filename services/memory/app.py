@@ -27,7 +27,7 @@ from services.memory.search import HybridSearch
 from services.memory.servicer import DocumentServicer, MemoryServicer, SessionServicer
 from services.memory.sessions import SessionWindows
 from services.memory.settings import Settings
-from services.memory.upkeep import Upkeep
+from services.memory.upkeep import REINDEX, Upkeep
 
 
 def build(settings: Settings) -> Service:
@@ -46,6 +46,7 @@ def build(settings: Settings) -> Service:
         settings.query_embedding_timeout_s,
     )
     milvus = MilvusConnection(settings.milvus_uri, settings.milvus_token.get_secret_value())
+    work = ValkeyWork(state)
     index = MilvusIndex(
         milvus,
         state,
@@ -54,8 +55,8 @@ def build(settings: Settings) -> Service:
         consistency=settings.milvus_consistency,
         search_timeout_s=settings.search_timeout_s,
         write_timeout_s=settings.write_timeout_s,
+        on_new=partial(work.intend, REINDEX, 0),
     )
-    work = ValkeyWork(state)
     search = HybridSearch(index, embedder)
     session_store = ValkeySessions(state, settings.window_turns, settings.session_ttl_s)
     memories = LongTermMemories(ValkeyMemories(state), index, embedder, search, work, settings.duplicate_similarity)

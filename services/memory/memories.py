@@ -22,6 +22,8 @@ INTENT_S = 60.0
 RETRY_S = 1.0
 # Memories that are looked through by keyword when the index is away.
 RECENT = 200
+# Memories that are planned at a time when all are indexed anew.
+PAGE = 200
 # From this share of common terms two texts may say the same.
 SAME_TERMS = 0.85
 NEGATIONS = frozenset(
@@ -87,7 +89,7 @@ class LongTermMemories:
                 stored.append(known)
                 continue
             ticket = await self._work.intend(_item(principal, memory.memory_id), INTENT_S)
-            standing = await self._records.add(principal.tenant, principal.user, memory)
+            standing = await self._records.add(principal, memory)
             stored.append(standing)
             if standing.memory_id != memory.memory_id:
                 await self._work.settle(ticket)
@@ -144,6 +146,21 @@ class LongTermMemories:
         if living is None:
             await self._records.remove(principal.tenant, principal.user, memory_id)
             await self._index.delete_memory(principal.tenant, memory_id)
+
+    async def reindex(self) -> int:
+        """Plans the indexing of every memory there is: for a collection that is new, as after a change of the model."""
+        planned, cursor = 0, 0
+        while True:
+            cursor, owners = await self._records.owners(cursor)
+            for owner in owners:
+                after, more = None, True
+                while more:
+                    page, more = await self._records.page(owner.tenant, owner.user, PAGE, after)
+                    await asyncio.gather(*(self._work.intend(_item(owner, record.memory_id), RETRY_S) for record in page))
+                    after = (page[-1].created_ms, page[-1].memory_id) if page else None
+                    planned += len(page)
+            if not cursor:
+                return planned
 
     async def search(self, principal: Principal, text: str, limit: int) -> tuple[list[Scored], tuple[Degradation, ...]]:
         """The best memories by meaning and keyword."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from services.common.identity import Principal
+
 # "Never" as a time, so that one filter `expires_at > now` serves every row: the end of year 9999, in ms.
 NEVER_MS = 253_402_300_799_000
 DOCUMENT = "document"
@@ -114,8 +116,8 @@ class Sessions(Protocol):
 class Memories(Protocol):
     """Records of memories: the truth that the index follows. Every method raises Overloaded when the state store is away."""
 
-    async def add(self, tenant: str, user: str, record: MemoryRecord) -> MemoryRecord:
-        """Stores a record, or answers the living one with the same text."""
+    async def add(self, principal: Principal, record: MemoryRecord) -> MemoryRecord:
+        """Stores a record for the principal's user, or answers the living one with the same text."""
 
     async def find(self, tenant: str, user: str, memory_ids: Sequence[str]) -> dict[str, MemoryRecord]:
         """The living records among these ids."""
@@ -125,6 +127,9 @@ class Memories(Protocol):
 
     async def count(self, tenant: str, user: str) -> int:
         """How many there are, expired ones that are not yet purged included."""
+
+    async def owners(self, cursor: int) -> tuple[int, list[Principal]]:
+        """Some of the users who have memories, as the principal that wrote last, and the next cursor; 0 begins and ends."""
 
     async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
         """Deletes a record; False when it was not there."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from types import MappingProxyType
 
 import structlog
 
@@ -19,6 +20,7 @@ CLAIM = 16
 LEASE_S = 30.0
 # Something that an item needs is away: it is tried again after this long.
 AGAIN_S = 2.0
+REINDEX = MappingProxyType({"kind": "reindex"})
 log = structlog.get_logger("bulkhead.memory.upkeep")
 
 
@@ -55,7 +57,8 @@ class Upkeep:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                await self.once()
+                while await self.once() == CLAIM:
+                    pass
                 await self._maintain()
             except (BulkheadError, IndexUnavailable) as error:
                 log.info("upkeep_postponed", reason=str(error))
@@ -82,6 +85,9 @@ class Upkeep:
     async def _do(self, item: dict) -> None:
         if item["kind"] == DOCUMENT:
             await self._documents.converge(item["tenant"], item["document_id"], item["version"])
+            return
+        if item["kind"] == REINDEX["kind"]:
+            log.info("memories_reindexed", planned=await self._memories.reindex())
             return
         principal = Principal.from_dict(item["principal"])
         deadline = time.monotonic() + LEASE_S / 2

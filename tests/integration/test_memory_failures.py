@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 
 import grpc
@@ -29,6 +30,9 @@ def milvus(tmp_path):
         def start(self):
             self.process = testing.Process(embedded.milvus_command(self.port, tmp_path / "milvus"), log=tmp_path / "milvus.log")
             testing.wait_for_port(self.port, self.process)
+
+        def wipe(self):
+            shutil.rmtree(tmp_path / "milvus")
 
         def kill(self):
             os.kill(self.process.pid, signal.SIGKILL)
@@ -192,6 +196,32 @@ async def test_work_of_a_process_that_died_is_finished_by_another(identities, st
 
             await testing.eventually_async(left, "upkeep does what is due")
             assert (await memory.memories.GetMemory(memory_pb2.GetMemoryRequest(memory_id=added.memory_id))).memory == added
+
+
+async def test_memories_outlive_an_emptied_milvus_and_a_change_of_the_embedding_model(identities, state_url, milvus, llm):
+    async with fakes.memory_service(identities, state_url, milvus.uri, llm.address) as memory:
+        with testing.calling(identities, testing.principal_of("reindex")):
+            await memory.memories.AddMemories(add("The user keeps bees", "The user bakes bread"))
+            await memory.documents.IngestDocument(ingest("guide", "Bees make honey."))
+    llm.dimension = 32
+    async with fakes.memory_service(identities, state_url, milvus.uri, llm.address, embedding_model="other") as memory:
+        with testing.calling(identities, testing.principal_of("reindex"), timeout_s=60):
+            await memory.memories.AddMemories(add("The user likes tea"))
+
+            async def all_found():
+                found = await memory.memories.SearchMemories(memory_pb2.SearchMemoriesRequest(query="user bees bread tea"))
+                return {m.text for m in found.memories} >= {"The user keeps bees", "The user bakes bread", "The user likes tea"}
+
+            await testing.eventually_async(all_found, "memories are indexed with the other model")
+            again = memory_pb2.IngestDocumentRequest(document_id="guide", title="guide", content_type="text/plain", text="Bees make honey.")
+            assert (await memory.documents.IngestDocument(again)).changed
+            assert (await memory.documents.SearchDocuments(memory_pb2.SearchDocumentsRequest(query="honey"))).passages[0].keyword_rank == 1
+            milvus.kill()
+            milvus.wipe()
+            milvus.start()
+            await testing.wait_ready(memory.address)
+            await memory.memories.AddMemories(add("The user grows roses"))
+            await testing.eventually_async(all_found, "memories are indexed in the new store")
 
 
 async def test_nothing_acknowledged_is_lost_over_kills_of_memory_and_its_stores(identities, tmp_path, milvus, llm):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class Barrier:
@@ -14,11 +14,12 @@ class Barrier:
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
-        """Waits while the barrier is closed."""
+    async def reading(self, patience_s: float) -> AsyncIterator[None]:
+        """Waits while the barrier is closed, but no longer than `patience_s`: an answer that may miss a row beats none."""
         if self._closed:
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._closed)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s), self._changed:
+                    await self._changed.wait_for(lambda: not self._closed)
         self._readers += 1
         try:
             yield

@@ -1,8 +1,9 @@
 #!lua name=bulkhead_memory_memories
 
--- KEYS: records hash (id -> JSON), index zset (score: created ms), texts hash (digest of the text -> id), all of one user.
+-- KEYS: records hash (id -> JSON), index zset (score: created ms), texts hash (digest of the text -> id), owner (JSON of the
+-- principal that wrote last), all of one user.
 
--- ARGV: id, created ms, record JSON, digest, now ms. Answers the record that stands: this one, or the living one of the same text.
+-- ARGV: id, created ms, record JSON, digest, now ms, principal JSON. Answers the record that stands: this one, or the living one of the same text.
 local function add(keys, args)
   local known = redis.call('HGET', keys[3], args[4])
   if known and known ~= args[1] then
@@ -14,6 +15,7 @@ local function add(keys, args)
   redis.call('HSET', keys[1], args[1], args[3])
   redis.call('ZADD', keys[2], args[2], args[1])
   redis.call('HSET', keys[3], args[4], args[1])
+  redis.call('SET', keys[4], args[6])
   return args[3]
 end
 
@@ -21,6 +23,7 @@ end
 local function remove(keys, args)
   local found = redis.call('HDEL', keys[1], args[1])
   redis.call('ZREM', keys[2], args[1])
+  if redis.call('HLEN', keys[1]) == 0 then redis.call('DEL', keys[4]) end
   if redis.call('HGET', keys[3], args[2]) == args[1] then redis.call('HDEL', keys[3], args[2]) end
   return found
 end

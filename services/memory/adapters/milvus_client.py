@@ -1,8 +1,8 @@
 """The connection to Milvus or Milvus Lite: calls with a bound, errors of one kind, DDL in a thread.
 
 pymilvus takes most of a second and 60 MB to import, so it is imported in a thread at the first use. Its async client
-does searches and writes; its sync client does DDL, because Milvus Lite answers UNIMPLEMENTED to what the async one asks
-for while it creates an index.
+does what is small; its sync client, in a thread, does DDL, because Milvus Lite answers UNIMPLEMENTED to what the async one
+asks for while it creates an index, and inserts, because packing some hundred rows takes a tenth of a second.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from services.memory.ports import IndexUnavailable
 # A released collection must be loaded before it can be read: Milvus Lite comes back from a restart with all released.
 NOT_LOADED = 101
 NOT_FOUND = (4, 100)
+CONNECT_FAILED = 2
 CONNECT_TIMEOUT_S = 2.0
 DDL_TIMEOUT_S = 30.0
 # After a failed connection, calls fail at once for this long instead of each waiting for its own bound.
@@ -33,7 +34,6 @@ GRPC_OPTIONS = {
     "grpc.min_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1_000,
 }
-_TRANSPORT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 log = structlog.get_logger("bulkhead.memory.milvus")
 
 
@@ -48,6 +48,7 @@ class MilvusConnection:
         self._uri = uri
         self._token = token
         self._client: Any = None
+        self._sync: Any = None
         self._connecting = asyncio.Lock()
         self._paused_until = 0.0
         self.is_lite = False
@@ -71,23 +72,32 @@ class MilvusConnection:
 
     async def ddl(self, work: Callable[[Any], Any]) -> Any:
         """Runs `work(sync client)` in a thread."""
+        return await self._in_thread("ddl", work, DDL_TIMEOUT_S)
+
+    async def write(self, method: str, collection: str, rows: list[dict[str, Any]], timeout_s: float) -> None:
+        """Inserts or upserts rows."""
+        try:
+            await self._in_thread(method, lambda client: getattr(client, method)(collection, rows, timeout=timeout_s), timeout_s)
+        except _Released as error:
+            raise IndexUnavailable("the collection is not loaded") from error
+
+    async def _in_thread(self, name: str, work: Callable[[Any], Any], timeout_s: float) -> Any:
         await self.connect()
 
-        def run() -> Any:
-            from pymilvus import MilvusClient
+        async def run() -> Any:
+            async with self._connecting:
+                if self._sync is None:
+                    self._sync = await asyncio.to_thread(self._make_sync)
+            return await asyncio.to_thread(work, self._sync)
 
-            client = MilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S, dedicated=True, grpc_options=GRPC_OPTIONS)
-            try:
-                return work(client)
-            finally:
-                client.close()
-
-        return await self._bounded("ddl", _in_thread(run), DDL_TIMEOUT_S, (), {}, passes_timeout=False)
+        return await self._bounded(name, run, timeout_s, (), {}, passes_timeout=False)
 
     async def close(self) -> None:
         """Ends the connection."""
         if self._client is not None:
             await self._client.close()
+        if self._sync is not None:
+            await asyncio.to_thread(self._sync.close)
 
     async def connect(self) -> Any:
         """The client; connects at the first use."""
@@ -98,7 +108,11 @@ class MilvusConnection:
         async with self._connecting:
             if self._client is None:
                 made = await asyncio.to_thread(self._make)
-                version = await self._bounded("connect", made.get_server_version, CONNECT_TIMEOUT_S, (), {})
+                try:
+                    version = await self._bounded("connect", made.get_server_version, CONNECT_TIMEOUT_S, (), {})
+                except IndexUnavailable:
+                    await made.close()
+                    raise
                 self.is_lite = "lite" in str(version)
                 self._client = made
                 log.info("milvus_connected", version=str(version), lite=self.is_lite)
@@ -112,6 +126,12 @@ class MilvusConnection:
         # Not from pymilvus' pool, which outlives us and would hand a channel of one event loop to another.
         options = {"dedicated": True, "grpc_options": GRPC_OPTIONS}
         return AsyncMilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S, **options)
+
+    def _make_sync(self) -> Any:
+        from pymilvus import MilvusClient
+
+        options = {"dedicated": True, "grpc_options": GRPC_OPTIONS}
+        return MilvusClient(uri=self._uri, token=self._token, timeout=CONNECT_TIMEOUT_S, **options)
 
     async def _bounded(
         self, name: str, function: Callable[..., Any], timeout_s: float, args: tuple, options: dict, *, passes_timeout: bool = True
@@ -132,14 +152,14 @@ class MilvusConnection:
                 raise _Released(str(code)) from error
             if code in NOT_FOUND:
                 raise CollectionMissing(str(code)) from error
-            self._failed(name, code, error.message, pause=code == 2 or isinstance(code, grpc.StatusCode) or "imeout" in error.message)
+            self._failed(name, code, error.message, pause=code in (CONNECT_FAILED, grpc.StatusCode.UNAVAILABLE))
             raise IndexUnavailable(f"milvus refused {name} ({code})") from error
         except grpc.RpcError as error:
             code = error.code()
-            self._failed(name, code.name, error.details() or "", pause=code in _TRANSPORT)
+            self._failed(name, code.name, error.details() or "", pause=code == grpc.StatusCode.UNAVAILABLE)
             raise IndexUnavailable(f"milvus failed {name} ({code.name})") from error
         except (TimeoutError, OSError) as error:
-            self._failed(name, type(error).__name__, "", pause=True)
+            self._failed(name, type(error).__name__, "", pause=isinstance(error, ConnectionError))
             raise IndexUnavailable(f"milvus did not answer {name}") from error
 
     def _failed(self, name: str, code: Any, message: str, *, pause: bool) -> None:
@@ -150,10 +170,3 @@ class MilvusConnection:
 
 class _Released(IndexUnavailable):
     """The collection must be loaded first."""
-
-
-def _in_thread(run: Callable[[], Any]) -> Callable[[], Any]:
-    async def call() -> Any:
-        return await asyncio.to_thread(run)
-
-    return call

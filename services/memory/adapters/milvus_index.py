@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
@@ -17,14 +17,14 @@ from services.memory.adapters.barrier import Barrier
 from services.memory.adapters.milvus_client import CollectionMissing, MilvusConnection
 from services.memory.adapters.milvus_filters import ONE_MEMORY, VERSIONS, render, stored_id, visible
 from services.memory.adapters.write_lock import WriteLock
-from services.memory.ports import Among, Hit, IndexUnavailable, Row
+from services.memory.ports import Among, Hit, Row
 
 SCHEMA_VERSION = 1
 REGISTRY = "memory:collections"
 OUTPUT = ["tenant_id", "subject_id", "text", "doc_id", "doc_version", "char_start", "char_end", "heading", "content_hash"]
 # Milvus Lite searches rows that it has not flushed one by one in Python (0.1 ms a row for keywords), and a flush makes a
 # file: so it flushes at this many rows, and earlier once writes pause. Milvus itself needs none of this.
-FLUSH_ROWS = 256
+FLUSH_ROWS = 512
 FLUSH_ROWS_IDLE = 32
 IDLE_S = 1.0
 FLUSH_TIMEOUT_S = 30.0
@@ -45,7 +45,9 @@ class MilvusIndex:
         consistency: str,
         search_timeout_s: float,
         write_timeout_s: float,
+        on_new: Callable[[], Awaitable[object]],
     ) -> None:
+        """`on_new` is called when a collection was made: what has a record must be indexed in it."""
         self._connection = connection
         self._state = state
         self._model = model
@@ -53,6 +55,7 @@ class MilvusIndex:
         self._consistency = consistency
         self._search_timeout_s = search_timeout_s
         self._write_timeout_s = write_timeout_s
+        self._on_new = on_new
         self._name = ""
         self._dimension = 0
         self._making = asyncio.Lock()
@@ -77,14 +80,25 @@ class MilvusIndex:
 
     async def _make(self, dimension: int) -> None:
         name = _collection_name(self._model, dimension)
-        await self._connection.ddl(lambda client: _create(client, name, dimension, self._consistency))
+        is_new = await self._connection.ddl(lambda client: _create(client, name, dimension, self._consistency))
         try:
             await self._state.hset(REGISTRY, self._model, orjson.dumps({"v": 1, "name": name, "dimension": dimension}))
             await self._state.hset(REGISTRY, f"collection:{name}", b"{}")
+            if is_new:
+                await self._on_new()
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         self._name, self._dimension = name, dimension
-        log.info("collection_ready", collection=name, model=self._model, dimension=dimension)
+        log.info("collection_ready", is_new=is_new, collection=name, model=self._model, dimension=dimension)
+
+    async def _forget(self) -> None:
+        """Somebody emptied the store: the next row that is written makes the collection again."""
+        log.error("collection_missing", collection=self._name)
+        self._name, self._dimension = "", 0
+        try:
+            await self._state.hdel(REGISTRY, self._model)
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
 
     async def _registered(self) -> dict[str, Any]:
         try:
@@ -105,10 +119,9 @@ class MilvusIndex:
         data = await asyncio.to_thread(lambda: [_fields(row) for row in rows])
         async with self._writing(len(rows)):
             try:
-                await self._connection.call(method, collection, data, timeout_s=self._write_timeout_s)
+                await self._connection.write(method, collection, data, self._write_timeout_s)
             except CollectionMissing:
-                # Somebody emptied the store: the next embedding makes the collection again.
-                self._name, self._dimension = "", 0
+                await self._forget()
                 raise
 
     async def delete_memory(self, tenant: str, memory_id: str) -> None:
@@ -171,12 +184,12 @@ class MilvusIndex:
         if not name:
             return []
         options = {"filter": visible(among), "limit": limit, "output_fields": OUTPUT, "search_params": params, "anns_field": field}
-        async with self._barrier.reading():
+        async with self._barrier.reading(self._search_timeout_s):
             try:
                 found = await self._connection.call("search", name, data, timeout_s=self._search_timeout_s, **options)
-            except CollectionMissing as error:
-                self._name, self._dimension = "", 0
-                raise IndexUnavailable("the collection is gone") from error
+            except CollectionMissing:
+                await self._forget()
+                raise
         return [_hit(raw, among) for raw in found[0]]
 
 
@@ -185,13 +198,13 @@ def _collection_name(model: str, dimension: int) -> str:
     return f"bulkhead_{digest[:16]}"
 
 
-def _create(client: Any, name: str, dimension: int, consistency: str) -> None:
+def _create(client: Any, name: str, dimension: int, consistency: str) -> bool:
     from pymilvus import DataType, Function, FunctionType
     from pymilvus.exceptions import MilvusException
 
     if client.has_collection(name):
         client.load_collection(name)
-        return
+        return False
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("pk", DataType.VARCHAR, is_primary=True, max_length=64)
     schema.add_field("tenant_id", DataType.VARCHAR, max_length=128, is_partition_key=True)
@@ -213,6 +226,7 @@ def _create(client: Any, name: str, dimension: int, consistency: str) -> None:
         if not client.has_collection(name):  # else another replica was faster
             raise
     client.load_collection(name)
+    return True
 
 
 def _fields(row: Row) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from pathlib import Path
 import orjson
 import redis.asyncio as redis
 
+from services.common.identity import Principal
 from services.common.valkey import UNAVAILABLE, Library, store_unavailable
 from services.memory.adapters.keys import tag
 from services.memory.adapters.paging import newest_first
 from services.memory.ports import MemoryRecord
+
+OWNER = ":owner"
 
 
 class ValkeyMemories:
@@ -24,14 +27,15 @@ class ValkeyMemories:
 
     def _keys(self, tenant: str, user: str) -> list[str]:
         own = tag("memories", tenant, user)
-        return [f"memory:memories:{own}", f"memory:memories:{own}:index", f"memory:memories:{own}:texts"]
+        return [f"memory:memories:{own}{part}" for part in ("", ":index", ":texts", OWNER)]
 
-    async def add(self, tenant: str, user: str, record: MemoryRecord) -> MemoryRecord:
+    async def add(self, principal: Principal, record: MemoryRecord) -> MemoryRecord:
         """See `Memories`."""
         now_ms = int(time.time() * 1000)
         args = [record.memory_id, record.created_ms, orjson.dumps({"v": 1, **asdict(record)}), _digest(record.text), now_ms]
+        args.append(orjson.dumps(principal.as_dict()))
         try:
-            return _record(await self._library.batched("memory_memories_add_v1", self._keys(tenant, user), args))
+            return _record(await self._library.batched("memory_memories_add_v1", self._keys(principal.tenant, principal.user), args))
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
 
@@ -49,7 +53,7 @@ class ValkeyMemories:
 
     async def page(self, tenant: str, user: str, size: int, after: tuple[int, str] | None) -> tuple[list[MemoryRecord], bool]:
         """See `Memories`."""
-        records, index, _ = self._keys(tenant, user)
+        records, index, *_ = self._keys(tenant, user)
         now_ms = int(time.time() * 1000)
         try:
             raw, more = await newest_first(
@@ -65,6 +69,15 @@ class ValkeyMemories:
             return int(await self._client.hlen(self._keys(tenant, user)[0]))
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
+
+    async def owners(self, cursor: int) -> tuple[int, list[Principal]]:
+        """See `Memories`."""
+        try:
+            cursor, keys = await self._client.scan(cursor, match=f"memory:memories:*{OWNER}", count=500)
+            found = await self._client.mget(keys) if keys else []
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return cursor, [Principal.from_dict(orjson.loads(raw)) for raw in found if raw]
 
     async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
         """See `Memories`."""
