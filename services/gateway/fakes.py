@@ -9,7 +9,7 @@ import itertools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,10 @@ TERMINAL = {
 }
 
 
+# A thread whose mention is an internal error of the orchestrator.
+EXPLODES = "t-explodes"
+
+
 class FakeLog:
     """Threads, runs and events of every tenant."""
 
@@ -56,6 +60,8 @@ class FakeLog:
 
     def thread(self, thread_id: str) -> pb.Thread:
         """Raises NotFound for a thread that is not the caller's."""
+        if thread_id == EXPLODES:
+            raise ZeroDivisionError("the secret of the house")
         found = self.threads.get((principal().tenant, thread_id))
         if found is None:
             raise NotFound("no such thread")
@@ -338,6 +344,22 @@ async def gateway(
         served.key = await served.issue()
         stack.callback(lambda: [run.cancelled.set() for run in log.runs.values()])
         yield served
+
+
+async def frames_of(response: Any, until: Callable[[list], bool] | None = None) -> list[tuple[int, str, dict[str, Any]]]:
+    """Server-sent events of an aiohttp response as (id, event, data), to its end or until enough came."""
+    found: list[tuple[int, str, dict[str, Any]]] = []
+    rest = b""
+    async for chunk in response.content.iter_any():
+        rest += chunk
+        while b"\n\n" in rest:
+            block, rest = rest.split(b"\n\n", 1)
+            fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if not line.startswith(":"))
+            if "data" in fields:
+                found.append((int(fields.get("id", 0)), fields["event"], orjson.loads(fields["data"])))
+                if until is not None and until(found):
+                    return found
+    return found
 
 
 async def _serve(stack: AsyncExitStack, name: str, adders: list, identities: testing.Identities) -> tuple[str, asyncio.Event]:

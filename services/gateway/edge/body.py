@@ -64,7 +64,7 @@ def parse_json(raw: bytes, depth_limit: int) -> Any:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        if "ecursion" in error.msg:
+        if "depth" in error.msg or "ecursion" in error.msg:  # orjson stops by itself at 1,024 levels
             raise _too_deep(depth_limit) from None
         if not _is_utf8(raw):
             raise InvalidInput("the body is not valid UTF-8", reason="INVALID_ENCODING") from None

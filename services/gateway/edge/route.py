@@ -94,15 +94,17 @@ class GuardedRoute(APIRoute):
 
 
 async def _read(request: PreparedRequest, about: Exchange, needs: Needs, settings: Settings) -> None:
-    kind = about.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_text = kind in TEXT_TYPES and needs.body == "json_or_text"
-    if kind and not is_text and kind != "application/json" and not kind.endswith("+json"):
-        also = ", text/markdown or text/plain" if needs.body == "json_or_text" else ""
-        raise UnsupportedMediaType(f"the body must be application/json{also}")
     limit = needs.body_limit or settings.body_limit_bytes
     request.content = await read_body(request.receive, about.headers.get("content-length"), limit, settings.body_timeout_s)
-    if request.content and not is_text:
-        request.parsed = parse_json(request.content, settings.json_depth_limit)
+    if not request.content:
+        return
+    kind = about.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if needs.body == "json_or_text" and kind in TEXT_TYPES:
+        return
+    if kind and kind != "application/json" and not kind.endswith("+json"):
+        also = ", text/markdown or text/plain" if needs.body == "json_or_text" else ""
+        raise UnsupportedMediaType(f"the body must be application/json{also}")
+    request.parsed = parse_json(request.content, settings.json_depth_limit)
 
 
 def _bound_the_wait(about: Exchange) -> None:
