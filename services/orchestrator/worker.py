@@ -228,12 +228,13 @@ class Worker:
         turn: Turn | None = None
         terminal: Terminal | None = None
         try:
-            owned.working = True
+            turn = await self._turn(owned, claim, principal)
             if owned.record.cancel_requested:
                 owned.interrupt("cancel")
-            turn = await self._turn(owned, claim, principal)
-            terminal = await run_turn(turn, lambda: self.draining)
-            owned.working = False
+            if not owned.why:
+                owned.working = True
+                terminal = await run_turn(turn, lambda: self.draining)
+                owned.working = False
         except asyncio.CancelledError:
             owned.working = False
             if not owned.why:

@@ -1,5 +1,6 @@
 """Turns from the outside: one orchestrator over gRPC, a real store, and deterministic services behind it."""
 
+import asyncio
 import json
 
 import pytest
@@ -286,10 +287,11 @@ async def test_cancel_keeps_the_text_and_ends_the_model_call(client, behind):
     behind.models.gate.close()
     run = await client.start("say one two three four")
     events = []
-    await testing.eventually_async(lambda: behind.models.gate.waiting, "the model is midway")
+    watching = asyncio.create_task(client.follow(run.run_id, events))
+    await testing.eventually_async(lambda: shown_text(events) == "one two", "the model is midway")
     answer = await client.cancel(run.run_id)
     assert answer.run.cancel_requested
-    await client.follow(run.run_id, events)
+    await watching
     assert types(events)[-1] == "run_cancelled"
     assert data_of(events[-1])["output_text"] == shown_text(events) == "one two"
     ended = await client.wait(run.run_id)

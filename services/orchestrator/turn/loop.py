@@ -18,7 +18,8 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
             if should_hand_over():
                 return None
             turn.check_time()
-            if turn.state.phase == "prepare":
+            # Messages that were not worth a write of their own are made anew by whoever takes over.
+            if turn.state.phase == "prepare" or not turn.messages:
                 await prepare(turn)
             elif turn.state.phase == "tools":
                 await tool_step(turn, resumed=resumed)
