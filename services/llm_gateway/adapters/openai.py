@@ -181,7 +181,7 @@ async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: 
     begun = False
     held: list[Chunk] = []
     token_by = started + limits.first_token_s
-    kind = response.content_type
+    unread = b""  # what came before any event: a provider may answer a stream with a plain error body
     while not reader.done:
         left = min(token_by, limits.ends_at) - time.monotonic()
         try:
@@ -196,6 +196,8 @@ async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: 
                 return
             raise UpstreamFault(Failure(FailureClass.CUT, f"the stream broke off ({type(error).__name__})")) from error
         chunks = reader.feed(read) if read else reader.end()
+        if not begun and not held and not chunks and len(unread) < MAX_ERROR_BYTES:
+            unread += read
         if any(chunk.meaningful for chunk in chunks):
             begun = True
             token_by = time.monotonic() + limits.between_tokens_s
@@ -210,7 +212,8 @@ async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: 
             break
     if not reader.finished:
         if not begun and not held:
-            raise malformed(f"the answer is no event stream ({kind})")
+            error = error_of(unread)
+            raise UpstreamFault(classify(200, error)) if error else malformed(f"the answer is no event stream ({response.content_type})")
         raise UpstreamFault(Failure(FailureClass.CUT, "the stream ended without a finish_reason"))
 
 
