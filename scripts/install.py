@@ -85,6 +85,8 @@ def main():
     sys.stdout.flush()
     pip("--require-hashes", "-r", os.path.join("requirements", name + ".txt"))
     pip("--no-deps", "--no-build-isolation", "-e", ".")
+    # Else the first start would compile all of it, in several processes at once.
+    subprocess.call([PYTHON, "-m", "compileall", "-q", "services", os.path.join("protos", "gen")], cwd=ROOT)
     with open(stamp(name), "w") as out:
         out.write(wanted)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,7 @@ def start(tmp_path):
         started.append(Up(tmp_path / "data", base, *arguments, **env))
         return started[-1]
 
+    one.base = base
     yield one
     for up in started:
         family = up.family() if up.running() else []
@@ -210,7 +212,7 @@ def test_a_second_up_on_the_same_folder_is_one_clear_line(start):
 
 
 def test_a_busy_port_is_one_clear_line_before_anything_is_started(start):
-    base = start("--only", "simulator").base
+    base = start.base
     with listening(base + 13):
         up = start(*FEW)
         assert up.wait() == 1
@@ -234,3 +236,21 @@ def test_replicas_take_free_ports_and_the_address_file_lists_them(start):
     up.says("orchestrator-1 is ready again")
     assert up.pid_of("orchestrator-0") == first
     up.interrupt()
+
+
+def test_a_closed_terminal_does_not_keep_it_from_draining(tmp_path):
+    base = testing.free_port_base()
+    command = testing.python(str(STAND_IN_UP), "--port-base", str(base), "--data-dir", str(tmp_path / "other"), *FEW)
+    up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        assert up.stdout is not None
+        assert any("Bulkhead is ready" in line for line in up.stdout)
+        up.stdout.close()
+        os.kill(int((tmp_path / "other/run/gateway-0.pid").read_text()), signal.SIGKILL)
+        family = psutil.Process(up.pid).children(recursive=True)
+        up.send_signal(signal.SIGHUP)
+        up.wait(15)
+        assert gone(family)
+    finally:
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -30,7 +31,9 @@ class PlainDisplay:
 
     def say(self, line: str) -> None:
         """A line, at once."""
-        print(line, file=self._out, flush=True)
+        # A closed terminal or pipe must not keep the drain from going on.
+        with suppress(OSError):
+            print(line, file=self._out, flush=True)
 
     def end(self) -> None:
         """Nothing is open."""
@@ -59,12 +62,14 @@ class LiveDisplay:
 
     def say(self, line: str) -> None:
         """A line above the table."""
-        self._console.print(Text(line))
+        with suppress(OSError):
+            self._console.print(Text(line))
 
     def end(self) -> None:
         """Takes the table away."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def _render(self) -> Table:

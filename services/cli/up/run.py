@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,15 +85,15 @@ class _Session:
         background = asyncio.create_task(self._follow_models())
         try:
             self._display.begin([planned.label for planned in self._plan.processes])
-            starting = asyncio.create_task(self._start(supervisor))
+            working = asyncio.create_task(self._work(supervisor))
             stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()
-                await stopped
+            await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if working.done():
+                working.result()
             else:
-                starting.cancel()
-                await asyncio.wait([starting])
+                working.cancel()
+                await asyncio.wait([working])
             return 0
         finally:
             background.cancel()
@@ -108,6 +109,10 @@ class _Session:
         self._stop.set()
         if self._asked > 1:
             supervisor.kill()
+
+    async def _work(self, supervisor: Supervisor) -> None:
+        await self._start(supervisor)
+        await supervisor.failure()
 
     async def _start(self, supervisor: Supervisor) -> None:
         # The keys of the internal tokens take a moment at the first start; what needs none of them is on its way by then.
@@ -148,4 +153,6 @@ class _Session:
     async def _follow_models(self) -> None:
         while True:
             await asyncio.sleep(FOLLOW_EVERY_S)
-            follow(self._models)
+            # A full disk, say: the models in force stay, and the next look tries again.
+            with suppress(OSError):
+                follow(self._models)

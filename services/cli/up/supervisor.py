@@ -29,8 +29,8 @@ from services.cli.up.workspace import Workspace, write_private
 # and 1 s of flush each) overlap, and all fits into 10 s.
 DRAIN_ORDER: tuple[tuple[str, ...], ...] = (("gateway",), ("orchestrator",), ("llm_gateway", "tool_executor", "memory"), ("simulator",))
 NEXT_STAGE_S = 1.0
-SERVICES_END_S = 8.3
-STORES_END_S = 1.2
+SERVICES_END_S = 8.0
+STORES_END_S = 9.4
 LOOK_EVERY_S = 0.1
 # Before the first ready state: this many ends of one process mean that waiting does not help.
 ENDS_BEFORE_GIVING_UP = 5
@@ -103,6 +103,7 @@ class Supervisor:
         self._write_addresses()
         for slot in waiting:
             slot.task = asyncio.create_task(self._keep(slot), name=slot.planned.label)
+            slot.task.add_done_callback(self._kept)
 
     async def until_ready(self, name: str) -> None:
         """Returns when the first replica of `name` is ready. Raises CommandFailure when something gave up."""
@@ -167,8 +168,7 @@ class Supervisor:
             try:
                 ended = await self._run_once(slot)
             except OSError as error:
-                self._give_up(f"{label} cannot be started: {error.strerror or error}")
-                return
+                ended = Ended(1, 0.0, (), f"it cannot be started: {error.strerror or error}")
             if slot.stopping.is_set():
                 return
             slot.ends += 1
@@ -239,6 +239,14 @@ class Supervisor:
         because = f" (last error: {ended.last_error})" if ended.last_error else ""
         self._display.say(f"{label} ended{after}: {ended.how()}{because}; restarting in {delay_s:.1f} s")
 
+    async def failure(self) -> None:
+        """Never returns; raises CommandFailure when something gave up."""
+        await asyncio.shield(self._failed)
+
+    def _kept(self, task: asyncio.Task) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._give_up(f"{task.get_name()} is no longer looked after: {task.exception()!r}")
+
     def _give_up(self, message: str) -> None:
         if not self._failed.done():
             self._failed.set_exception(CommandFailure(message))
@@ -256,7 +264,7 @@ class Supervisor:
             if stage:
                 await asyncio.wait(stage, timeout=NEXT_STAGE_S)
         await self._end(waiting, begun + SERVICES_END_S)
-        await self._end(self._stop(STORES), time.monotonic() + STORES_END_S)
+        await self._end(self._stop(STORES), begun + STORES_END_S)
         if self._failed.done():
             self._failed.exception()
 
