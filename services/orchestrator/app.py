@@ -1,6 +1,7 @@
 """Composition root: every dependency of the orchestrator is made and wired here."""
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -46,12 +47,14 @@ def build(settings: Settings) -> Service:
     """
     agents, policies, minter, verifier = _configuration(settings)
     client = connect(settings.state_url)
-    store = Store(client, settings.instance, settings.state_replicas)
+    # A process tells its own writes from others' by this, so a name that was configured twice must not make it deaf.
+    owner = f"{settings.instance}-{secrets.token_hex(4)}"
+    store = Store(client, owner, settings.state_replicas)
     dialer = Dialer("orchestrator", Addresses(settings.addresses(), settings.address_file))
     services = Services(LlmGateway(dialer), ToolExecutor(dialer), MemoryService(dialer))
     # A connection of its own: subscribing must not wait behind calls.
     listening = connect(settings.state_url, max_connections=2)
-    notices = Notices(listening, settings.instance)
+    notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
     outbox = Outbox(store, services.memory, minter)
     worker = Worker(settings, store, hub, agents, services, outbox, minter)

@@ -135,8 +135,9 @@ def write_config(folder: Path, agents: str = AGENTS) -> Path:
 
 def settings_for(identities: testing.Identities, made: Fakes, state_url: str, config_dir: Path, **fields: Any) -> Settings:
     """Settings of an orchestrator among fakes; heartbeats and leases are short, so that a takeover is."""
+    port = testing.free_port()
     values: dict[str, Any] = {
-        "env": "test", "grpc_port": testing.free_port(), "metrics_port": 0, "state_url": state_url, "config_dir": config_dir,
+        "env": "test", "grpc_port": port, "instance": f"at-{port}", "metrics_port": 0, "state_url": state_url, "config_dir": config_dir,
         "lease_s": 1.0, "heartbeat_s": 0.25, "sweep_s": 0.1, "drain_grace_s": 5.0, "drain_flush_s": 0.5,
         **identities.settings("orchestrator"), **{f"{name}_address": address for name, address in made.addresses.items()}, **fields,
     }  # fmt: skip

@@ -1,0 +1,417 @@
+"""What callers get from the orchestrator's RPCs: accepting, reading, watching, refusing."""
+
+import asyncio
+import base64
+
+import orjson
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common import testing
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded, PermissionDenied, QuotaExceeded
+from services.orchestrator.app import build
+from services.orchestrator.testing.fakes import fakes
+from services.orchestrator.testing.harness import Client, data_of, dialed, served, settings_for, types, write_config
+
+OK, QUEUED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED
+
+
+@pytest.fixture
+async def behind(identities):
+    async with fakes(identities) as made:
+        yield made
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "config")
+
+
+@pytest.fixture
+def settings(identities, behind, state_url, config):
+    return settings_for(identities, behind, state_url, config, watch_heartbeat_s=0.2)
+
+
+@pytest.fixture
+async def client(identities, settings):
+    async with served(settings, identities) as client:
+        yield client
+
+
+def as_user(client, **fields):
+    """The same replica, another caller."""
+    other = Client.__new__(Client)
+    other.__dict__.update(client.__dict__)
+    other.principal = testing.principal_of(**fields)
+    return other
+
+
+def request(**fields):
+    fields.setdefault("input", [pb.InputMessage(role="user", text="say hi")])
+    fields.setdefault("agent", "quick")
+    return pb.CreateRunRequest(**fields)
+
+
+async def test_the_same_key_and_body_is_the_same_run(client, behind):
+    with client.calling():
+        first = await client.runs.CreateRun(request(idempotency_key="k"))
+        again = await client.runs.CreateRun(request(idempotency_key="k"))
+        assert (first.created, again.created) == (True, False)
+        assert (again.run.run_id, again.run.thread_id) == (first.run.run_id, first.run.thread_id)
+        with pytest.raises(IdempotencyMismatch):
+            await client.runs.CreateRun(request(idempotency_key="k", thread_id="other"))
+    other = as_user(client, tenant="globex")
+    with other.calling():
+        assert (await other.runs.CreateRun(request(idempotency_key="k"))).created
+    await client.wait(first.run.run_id)
+    assert len(behind.models.calls) == 2
+
+
+async def test_concurrent_accepts_with_one_key_make_one_run(client):
+    with client.calling():
+        answers = await asyncio.gather(*(client.runs.CreateRun(request(idempotency_key="k", thread_id="t")) for _ in range(10)))
+    assert len({a.run.run_id for a in answers}) == 1
+    assert sum(a.created for a in answers) == 1
+
+
+async def test_a_run_id_is_taken_once(client):
+    await client.start("say hi", run_id="mine")
+    with client.calling(), pytest.raises(Conflict) as caught:
+        await client.runs.CreateRun(request(run_id="mine"))
+    assert caught.value.reason == "RUN_EXISTS"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"thread_id": "a/b"}, "thread_id"),
+        ({"thread_id": "x" * 129}, "thread_id"),
+        ({"run_id": "a b"}, "run_id"),
+        ({"input": []}, "input"),
+        ({"input": [pb.InputMessage(role="assistant", text="x")]}, "input"),
+        ({"input": [pb.InputMessage(role="user", text="  ")]}, "input"),
+        ({"input": [pb.InputMessage(role="tool", text="x"), pb.InputMessage(role="user", text="x")]}, "input[0].role"),
+        ({"input": [pb.InputMessage(role="user", text="x" * 600_000)]}, "input"),
+        ({"temperature": 3.0}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"limits": pb.RunLimits(max_steps=-1)}, "limits.max_steps"),
+        ({"idempotency_key": "k" * 300}, "idempotency_key"),
+        ({"metadata": {"a": "x" * 600}}, "metadata"),
+        ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+    ],
+)
+async def test_a_wrong_request_names_the_field(client, fields, field):
+    with client.calling(), pytest.raises(InvalidInput) as caught:
+        await client.runs.CreateRun(request(**fields))
+    assert [v.field for v in caught.value.violations] == [field]
+
+
+async def test_several_violations_come_at_once(client):
+    with client.calling(), pytest.raises(InvalidInput) as caught:
+        await client.runs.CreateRun(request(thread_id="/", run_id="/", temperature=-1.0))
+    assert {v.field for v in caught.value.violations} == {"thread_id", "run_id", "temperature"}
+
+
+async def test_unknown_agents_and_scopes(client):
+    with client.calling(), pytest.raises(NotFound) as caught:
+        await client.runs.CreateRun(request(agent="nobody"))
+    assert caught.value.reason == "AGENT_NOT_FOUND"
+    weak = as_user(client, scopes=["runs:read"])
+    with weak.calling():
+        with pytest.raises(PermissionDenied):
+            await weak.runs.CreateRun(request())
+        with pytest.raises(PermissionDenied):
+            await weak.threads.ListThreads(pb.ListThreadsRequest())
+
+
+async def test_others_see_nothing(client):
+    run = await client.start("say hi", thread_id="t")
+    await client.wait(run.run_id)
+    for other in (as_user(client, tenant="globex"), as_user(client, user="bob")):
+        with other.calling():
+            for call in (
+                other.runs.GetRun(pb.GetRunRequest(run_id=run.run_id)),
+                other.runs.WaitRun(pb.WaitRunRequest(run_id=run.run_id)),
+                other.threads.GetThread(pb.GetThreadRequest(thread_id="t")),
+                other.runs.ListRuns(pb.ListRunsRequest(thread_id="t")),
+                anext(other.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id))),
+                anext(other.runs.StreamEvents(pb.StreamEventsRequest(thread_id="t"))),
+            ):
+                with pytest.raises(NotFound):
+                    await call
+            assert not (await other.threads.ListThreads(pb.ListThreadsRequest())).threads
+            assert not (await other.runs.ListRuns(pb.ListRunsRequest())).runs
+    same_tenant = as_user(client, user="bob")
+    with same_tenant.calling(), pytest.raises(NotFound):
+        await same_tenant.runs.CreateRun(request(thread_id="t"))
+    with same_tenant.calling(), pytest.raises(NotFound):
+        await same_tenant.runs.CancelRun(pb.CancelRunRequest(run_id=run.run_id))
+    # Another tenant may use the same names without meeting.
+    namesake = as_user(client, tenant="globex")
+    other_run = await namesake.start("say ho", thread_id="t", run_id=run.run_id)
+    assert (await namesake.wait(other_run.run_id)).output_text == "ho"
+    assert (await client.get(run.run_id)).output_text == "hi"
+
+
+async def test_concurrent_runs_are_bounded_by_the_tier(identities, behind, state_url, config):
+    settings = settings_for(identities, behind, state_url, config, policy_set="prod")
+    async with served(settings, identities, testing.principal_of(tier="free")) as client:
+        behind.models.gate.close()
+        first = await client.start("say one two three")
+        await client.start("say one two three")
+        with pytest.raises(QuotaExceeded) as caught:
+            await client.start("say one two three")
+        assert caught.value.metadata["policy"] == "concurrent_runs"
+        assert caught.value.retry_after_s is not None
+        other = as_user(client, tenant="globex", tier="free")
+        await other.start("say one two three")
+        behind.models.gate.open()
+        await client.wait(first.run_id)
+
+        async def accepted():
+            try:
+                return await client.start("say hi")
+            except QuotaExceeded:
+                return None
+
+        await testing.eventually_async(accepted, "the slot is free again")
+
+
+async def test_limits_are_the_runs_own_else_the_agents_and_never_beyond_the_tiers(client, valkey):
+    limits = pb.RunLimits(max_steps=1000, max_tool_calls=3)
+    limits.deadline.FromSeconds(10_000)
+    run = await client.start("say hi", agent="helper", thread_id="t", limits=limits)
+    spec = orjson.loads(await valkey.hget(f"t:{{acme/t}}:run:{run.run_id}", "spec"))
+    assert spec["limits"] == [300.0, 50, 3, 0]
+    plain = await client.start("say hi", agent="helper", thread_id="t")
+    spec = orjson.loads(await valkey.hget(f"t:{{acme/t}}:run:{plain.run_id}", "spec"))
+    assert spec["limits"] == [300.0, 10, 10, 0]
+
+
+async def test_lists_are_newest_first_and_page_through_everything(client):
+    runs = [(await client.start(f"say {i}", thread_id="t")).run_id for i in range(5)]
+    others = [(await client.start("say x")).run_id for _ in range(2)]
+    for run_id in (*runs, *others):
+        await client.wait(run_id)
+
+    async def pages(call, request, field):
+        found = []
+        while True:
+            with client.calling():
+                answer = await call(request)
+            page = list(getattr(answer, field))
+            assert len(page) <= 2
+            found += page
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
+    of_thread = await pages(client.runs.ListRuns, pb.ListRunsRequest(thread_id="t", page_size=2), "runs")
+    assert [r.run_id for r in of_thread] == runs[::-1]
+    of_user = await pages(client.runs.ListRuns, pb.ListRunsRequest(page_size=2), "runs")
+    assert [r.run_id for r in of_user] == [*others[::-1], *runs[::-1]]
+    threads = await pages(client.threads.ListThreads, pb.ListThreadsRequest(page_size=2), "threads")
+    assert len(threads) == 3
+    assert threads[-1].thread_id == "t"
+    for token in ("nonsense", "ÿ", base64.urlsafe_b64encode(b"before:-4").decode()):
+        with client.calling(), pytest.raises(InvalidInput):
+            await client.runs.ListRuns(pb.ListRunsRequest(page_token=token))
+    with client.calling(), pytest.raises(InvalidInput):
+        await client.threads.ListThreads(pb.ListThreadsRequest(page_size=1001))
+
+
+async def test_threads_are_made_once_and_keep_their_labels(client):
+    with client.calling():
+        made = (await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="t", metadata={"a": "b"}))).thread
+        again = (await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="t", metadata={"a": "c"}))).thread
+        assert (made, made.metadata["a"]) == (again, "b")
+        assert (await client.threads.GetThread(pb.GetThreadRequest(thread_id="t"))).thread == made
+        assert (await client.threads.CreateThread(pb.CreateThreadRequest())).thread.thread_id
+        with pytest.raises(NotFound):
+            await client.threads.GetThread(pb.GetThreadRequest(thread_id="none"))
+        with pytest.raises(InvalidInput):
+            await client.threads.GetThread(pb.GetThreadRequest(thread_id=""))
+    run = await client.start("say hi", thread_id="t")
+    await client.wait(run.run_id)
+    with client.calling():
+        thread = (await client.threads.GetThread(pb.GetThreadRequest(thread_id="t"))).thread
+    assert thread.last_seq == (await client.get(run.run_id)).terminal_seq
+
+
+async def test_agents_are_listed_in_order_with_their_current_version(client):
+    with client.calling():
+        agents = (await client.agents.ListAgents(pb.ListAgentsRequest())).agents
+        assert [(a.name, a.version) for a in agents] == [("helper", "2"), ("quick", "1"), ("goes-on", "1")]
+        assert list((await client.agents.GetAgent(pb.GetAgentRequest(name="helper"))).agent.tools) == ["calculator", "send_mail"]
+        first = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2))
+        rest = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2, page_token=first.next_page_token))
+        assert [a.name for a in (*first.agents, *rest.agents)] == ["helper", "quick", "goes-on"]
+        with pytest.raises(NotFound):
+            await client.agents.GetAgent(pb.GetAgentRequest(name="nobody"))
+    # Without a name the first agent serves.
+    assert (await client.start("say hi", agent="")).agent == "helper"
+
+
+async def test_a_run_keeps_the_definition_it_was_accepted_with(client, behind, config):
+    behind.models.gate.close()
+    first = await client.start("say one two three", thread_id="t")
+    waiting = await client.start("say hi", thread_id="t")
+    (config / "prompts/helper.md").write_text("You are somebody else.")
+    text = (config / "agents.yaml").read_text()
+    (config / "agents.yaml").write_text(text.replace("goes-on", "went-on"))
+
+    async def reloaded():
+        with client.calling():
+            return "went-on" in [a.name for a in (await client.agents.ListAgents(pb.ListAgentsRequest())).agents]
+
+    await testing.eventually_async(reloaded, "the new configuration holds")
+    behind.models.gate.open()
+    await client.wait(first.run_id)
+    await client.wait(waiting.run_id)
+    assert behind.models.calls[-1].request.messages[0].text == "You are a helper."
+    fresh = await client.start("say hi")
+    await client.wait(fresh.run_id)
+    assert behind.models.calls[-1].request.messages[0].text == "You are somebody else."
+
+
+# --- watching ---
+
+
+async def test_live_is_replay_for_every_watcher_from_every_cursor(client, behind):
+    behind.models.gate.close()
+    run = await client.start("say one two three four five")
+    watchers = [[] for _ in range(6)]
+    tasks = [asyncio.create_task(client.follow(run.run_id, seen, after_seq=cursor)) for cursor, seen in enumerate(watchers[:4])]
+    await testing.eventually_async(lambda: "message_delta" in types(watchers[0]), "text is shown")
+    tasks += [asyncio.create_task(client.follow(run.run_id, seen)) for seen in watchers[4:]]
+    behind.models.gate.open()
+    await asyncio.gather(*tasks)
+    log = await client.log(run.run_id)
+    for cursor, seen in enumerate(watchers):
+        assert seen == [e for e in log if e.seq > (cursor if cursor < 4 else 0)]
+    # After the end a cursor at the end gets nothing more and no error.
+    assert await client.follow(run.run_id, [], after_seq=log[-1].seq) == []
+
+
+async def test_a_thread_is_watched_over_its_runs(client, behind):
+    await client.wait((await client.start("say one", thread_id="t")).run_id)
+    seen = []
+
+    async def watch():
+        with client.calling():
+            stream = client.runs.StreamEvents(pb.StreamEventsRequest(thread_id="t", types=["run_finished", "run_started"]))
+            async for item in stream:
+                if item.HasField("event"):
+                    seen.append(item.event)
+                if len(seen) == 4:
+                    return
+
+    watching = asyncio.create_task(watch())
+    second = await client.start("say two", thread_id="t")
+    await asyncio.wait_for(watching, testing.PATIENCE_S)
+    assert types(seen) == ["run_started", "run_finished"] * 2
+    assert seen[-1].run_id == second.run_id
+    # A run's own stream holds nothing of the other run.
+    assert {e.run_id for e in await client.log(second.run_id)} == {second.run_id}
+
+
+async def test_a_filtered_run_stream_still_ends(client):
+    run = await client.start("say hi")
+    with client.calling():
+        stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id, types=["message_completed"]))
+        assert [item.event.type async for item in stream if item.HasField("event")] == ["message_completed"]
+
+
+async def test_cursors_that_cannot_be_are_refused(client):
+    run = await client.start("say hi", thread_id="t")
+    await client.wait(run.run_id)
+    for subject in ({"run_id": run.run_id}, {"thread_id": "t"}):
+        for after in (1_000_000, -1):
+            with client.calling(), pytest.raises(InvalidInput):
+                await anext(client.runs.StreamEvents(pb.StreamEventsRequest(after_seq=after, **subject)))
+    with client.calling(), pytest.raises(InvalidInput):
+        await anext(client.runs.StreamEvents(pb.StreamEventsRequest()))
+
+
+async def test_an_idle_watcher_gets_signs_of_life_and_closing_ends_it(client, behind):
+    behind.models.gate.close()
+    run = await client.start("say one two three")
+    with client.calling():
+        stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id))
+        async for item in stream:
+            if item.HasField("heartbeat"):
+                break
+        assert item.heartbeat.last_seq > 0
+        await stream.aclose()
+    behind.models.gate.open()
+    assert (await client.wait(run.run_id)).status == OK
+
+
+async def test_waiting_is_bounded_by_the_callers_deadline(client, behind):
+    behind.models.gate.close()
+    run = await client.start("say one two three")
+    with client.calling(timeout_s=1.0):
+        answer = await client.runs.WaitRun(pb.WaitRunRequest(run_id=run.run_id))
+    assert answer.run.status == pb.RUN_STATUS_RUNNING
+    behind.models.gate.open()
+
+
+async def test_a_watcher_of_another_replica_sees_everything(identities, behind, state_url, config, client):
+    settings = settings_for(identities, behind, state_url, config)
+    async with served(settings, identities) as elsewhere:
+        behind.models.gate.close()
+        run = await client.start("say one two three four")
+        seen = []
+        watching = asyncio.create_task(elsewhere.follow(run.run_id, seen))
+        waiting = asyncio.create_task(elsewhere.wait(run.run_id))
+        await testing.eventually_async(lambda: "message_delta" in types(seen), "text is shown")
+        behind.models.gate.open()
+        await watching
+        assert seen == await client.log(run.run_id)
+        assert (await waiting).status == OK
+
+
+async def test_a_drain_sends_watchers_away_at_once(identities, behind, settings):
+    async with dialed(settings, identities) as client:
+        behind.models.gate.close()
+        async with testing.running(settings, build) as stop:
+            run = await client.start("say one two three")
+            with client.calling():
+                stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id))
+                await anext(stream)
+                stop.set()
+                with pytest.raises(Overloaded) as caught:
+                    async for _ in stream:
+                        pass
+            assert caught.value.reason == "DRAINING"
+            assert caught.value.retry_after_s is not None
+            behind.models.gate.open()
+
+
+# --- the store goes away ---
+
+
+async def test_without_a_store_nothing_is_accepted_and_work_goes_on_when_it_is_back(identities, behind, config, tmp_path):
+    port, folder = testing.free_port(), tmp_path / "valkey"
+    folder.mkdir()
+    with testing.valkey_server("state", port, folder) as (url, process):
+        settings = settings_for(identities, behind, url, config, lease_s=10.0, heartbeat_s=0.25)
+        async with served(settings, identities) as client:
+            behind.models.gate.close()
+            run = await client.start("say one two three four")
+            seen = []
+            watching = asyncio.create_task(client.follow(run.run_id, seen))
+            await testing.eventually_async(lambda: "message_delta" in types(seen), "text is shown")
+            process.kill()
+            with pytest.raises(Overloaded) as caught:
+                await client.start("say lost")
+            assert caught.value.reason == "STORE_UNAVAILABLE"
+            assert caught.value.retry_after_s is not None
+            behind.models.gate.open()
+            with testing.valkey_server("state", port, folder):
+                await watching
+                ended = await client.wait(run.run_id)
+                assert (ended.output_text, ended.attempt) == ("one two three four", 1)
+                assert data_of(seen[-1])["output_text"] == "one two three four"
+                assert [e.seq for e in seen] == list(range(1, len(seen) + 1))
+                assert (await client.wait((await client.start("say again")).run_id)).status == OK
