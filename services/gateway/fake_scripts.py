@@ -89,7 +89,14 @@ async def slow(run: FakeRun) -> AsyncGenerator[Step, None]:
     yield "run_finished", {"output_text": "".join(words), "finish_reason": "stop", "usage": USAGE, "citations": []}, False
 
 
+async def flood(run: FakeRun) -> AsyncGenerator[Step, None]:
+    """More text than any socket buffers."""
+    for _ in range(200):
+        yield "message_delta", {"text": "x" * 100_000, "message_id": "m1"}, True
+    await run.cancelled.wait()
+
+
 SCRIPTS: dict[str, Script] = {
     "assistant": echo, "tools": tools, "fail": fail, "fail_late": fail_late, "hang": hang, "silent": silent, "takeover": takeover,
-    "slow": slow,
+    "slow": slow, "flood": flood,
 }  # fmt: skip

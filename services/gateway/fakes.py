@@ -334,7 +334,7 @@ async def gateway(
         address_file.write_bytes(orjson.dumps({"orchestrator": addresses, "memory": [memory], "tool_executor": [executor]}))
         made = Settings(
             env="test", http_port=testing.free_port(), metrics_port=0, state_url=state_url, address_file=address_file,
-            drain_grace_s=3, **({"config_dir": config_dir} if config_dir else {}), **identities.settings("gateway"), **settings,
+            **{"drain_grace_s": 3, **settings}, **({"config_dir": config_dir} if config_dir else {}), **identities.settings("gateway"),
         )  # fmt: skip
         stops.append(await stack.enter_async_context(testing.running(made, build)))
         state = connect(state_url)
