@@ -1,6 +1,7 @@
 """Memory and tools behind the gateway, small and in memory, for its tests."""
 
 import hashlib
+import re
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ class FakeMemory(rpc.MemoryServiceServicer, rpc.DocumentServiceServicer):
 
     async def IngestDocument(self, request, context):
         """As the real one."""
-        document_id = request.document_id or request.title.lower().replace(" ", "-")[:64]
+        made = re.sub(r"[^a-z0-9]+", "-", request.title.lower())[:64]
+        document_id = request.document_id or made
         digest = hashlib.sha256(request.text.encode()).hexdigest()
         known = self.documents.get((principal().tenant, document_id))
         if known is not None and known[0].content_hash == digest:

@@ -58,7 +58,7 @@ class Chat:
         )
         run = answer.run
         about.about(run_id=run.run_id)
-        headers = {"location": f"/v1/runs/{run.run_id}", "x-bulkhead-run-id": run.run_id, "x-bulkhead-thread-id": run.thread_id}
+        headers = shapes.run_headers(run)
         left = (call_context.current() or call_context.CallContext()).remaining_s()
         wait_s = self._wait_limit_s if left is None else min(left, self._wait_limit_s)
         outcome = {"result": "", "session_id": session_id, "status": "running", "run_id": run.run_id}

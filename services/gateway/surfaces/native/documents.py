@@ -74,7 +74,7 @@ class Documents:
                 idempotency_key=idempotency_key(request),
             )
         )
-        location = {"location": f"/v1/documents/{answer.document.document_id}"}
+        location = shapes.location("/v1/documents", answer.document.document_id)
         return shapes.reply(shapes.document(answer.document), 201 if answer.changed else 200, location)
 
     @needs("documents:read")

@@ -42,7 +42,7 @@ class Memories:
             memory.expires_at.FromDatetime(body.expires_at)
         answer = await self._memories.AddMemories(pb.AddMemoriesRequest(memories=[memory], idempotency_key=idempotency_key(request)))
         kept = answer.memories[0]
-        return shapes.reply(shapes.memory(kept), 201, {"location": f"/v1/memories/{kept.memory_id}"})
+        return shapes.reply(shapes.memory(kept), 201, shapes.location("/v1/memories", kept.memory_id))
 
     @needs("memories:read")
     async def list(self, request: Request, limit: Limit = 100, after: After = "") -> Response:

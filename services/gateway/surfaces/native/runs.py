@@ -63,7 +63,7 @@ class Runs:
         answer = await self._runs.CreateRun(_create_request(thread_id, body, idempotency_key(request)))
         run = answer.run
         about.about(run_id=run.run_id)
-        headers = {"location": f"/v1/runs/{run.run_id}", "x-bulkhead-run-id": run.run_id, "x-bulkhead-thread-id": run.thread_id}
+        headers = shapes.run_headers(run)
         if not answer.created:
             headers["idempotent-replayed"] = "true"
         leaving = cancel_on_leaving(self._runs, run.run_id) if body.on_disconnect == "cancel" else None
@@ -121,9 +121,8 @@ class Runs:
             run = await self._waited(request, run, LONGEST_PREFERRED_WAIT_S, None)
         shape = shapes.run(run) if run is not None else None
         ended = wait and shape is not None and shape["status"] in shapes.ENDED
-        return shapes.reply(
-            {"run_id": run_id, "cancel_requested": True, "run": shape}, 200 if ended else 202, {"location": f"/v1/runs/{run_id}"}
-        )
+        answered = {"run_id": run_id, "cancel_requested": True, "run": shape}
+        return shapes.reply(answered, 200 if ended else 202, shapes.location("/v1/runs", run_id))
 
 
 def _preferred_wait_s(prefer: str) -> int:

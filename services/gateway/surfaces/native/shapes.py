@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import orjson
 from bulkhead.common.v1 import common_pb2
@@ -27,6 +27,16 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
     return Response(orjson.dumps(content), status, dict(headers or {}), "application/json")
+
+
+def location(collection: str, id_: str) -> dict[str, str]:
+    """The Location header of a thing in a collection."""
+    return {"location": f"{collection}/{quote(id_, safe=':')}"}
+
+
+def run_headers(run: orchestrator_pb2.Run) -> dict[str, str]:
+    """Headers of every answer that started a run."""
+    return {**location("/v1/runs", run.run_id), "x-bulkhead-run-id": run.run_id, "x-bulkhead-thread-id": run.thread_id}
 
 
 def page(request: Request, items: Iterable[Any], token: str) -> Response:

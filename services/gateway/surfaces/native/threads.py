@@ -36,7 +36,7 @@ class Threads:
             pb.CreateThreadRequest(thread_id=body.thread_id or "", metadata=body.metadata, idempotency_key=idempotency_key(request))
         )
         exchange(request).about(thread_id=answer.thread.thread_id)
-        return shapes.reply(shapes.thread(answer.thread), 201, {"location": f"/v1/threads/{answer.thread.thread_id}"})
+        return shapes.reply(shapes.thread(answer.thread), 201, shapes.location("/v1/threads", answer.thread.thread_id))
 
     @needs("threads:read")
     async def list(self, request: Request, limit: Limit = 100, after: After = "") -> Response:

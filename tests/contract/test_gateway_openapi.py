@@ -1,0 +1,96 @@
+"""The OpenAPI document, and the service against it: schemathesis with a bounded number of examples."""
+
+import asyncio
+import threading
+from contextlib import suppress
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from services.gateway import fakes
+
+EXAMPLES = 8
+SLOWLY_STREAMED = {"/v1/threads/{thread_id}/events", "/v1/runs/{run_id}/events"}
+
+
+@pytest.fixture(scope="module")
+def served(identities, _state_server):
+    """A gateway in a loop and thread of its own, because schemathesis is synchronous."""
+    started, stop = threading.Event(), asyncio.Event()
+    found = {}
+
+    async def main():
+        async with fakes.gateway(identities, _state_server, wait_limit_s=2.0) as gateway:
+            found["gateway"], found["loop"] = gateway, asyncio.get_running_loop()
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    yield found["gateway"]
+    found["loop"].call_soon_threadsafe(stop.set)
+    thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def document(served):
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+def test_the_document_names_every_route_its_problems_and_its_key(served):
+    import httpx2
+
+    answer = httpx2.get(f"{served.url}/openapi.json")
+    content = answer.json()
+    assert content["openapi"].startswith("3.1")
+    routes = {path for path in content["paths"] if path.startswith(("/v1/", "/replay"))}
+    assert len(routes) == 22
+    for path in routes:
+        for operation in content["paths"][path].values():
+            assert operation["security"] == [{"apiKey": []}]
+            assert "401" in operation["responses"]
+    forms = content["paths"]["/v1/documents"]["post"]["requestBody"]["content"]
+    assert set(forms) == {"application/json", "text/markdown", "text/plain"}
+
+
+def operations(document):
+    return [result.ok() for result in document.get_all_operations()]
+
+
+BOUNDED = hypothesis.settings(
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)  # fmt: skip
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+]
+
+
+def test_the_service_keeps_to_the_document(served, document):
+    statuses = []
+    for operation in operations(document):
+        if operation.path in SLOWLY_STREAMED:
+            continue
+        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+            strategy = operation.as_strategy(generation_mode=mode)
+
+            @hypothesis.given(case=strategy)
+            @hypothesis.settings(
+                max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+            )
+            def probe(case):
+                answer = case.call_and_validate(
+                    headers={"authorization": f"Bearer {served.key}", "x-request-timeout-ms": "1500"}, checks=CHECKS
+                )
+                statuses.append(answer.status_code)
+
+            with suppress(hypothesis.errors.Unsatisfiable):
+                probe()
+    assert len(statuses) > 200
+    assert {200, 201, 202, 400, 404, 422} <= set(statuses)
