@@ -14,13 +14,13 @@ from services.cli.failure import CommandFailure
 from services.cli.up import preflight
 from services.cli.up.banner import Banner
 from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, write_dev_env
-from services.cli.up.display import LiveDisplay, PlainDisplay, make_display
+from services.cli.up.display import make_display
 from services.cli.up.environment import Wiring, base_environment
 from services.cli.up.models import DEFAULT_CONFIG, Models, choose_models, follow
 from services.cli.up.plan import STORES, Plan, make_plan, parse_replicas
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.process import Keeper
-from services.cli.up.supervisor import Supervisor
+from services.cli.up.supervisor import Display, Supervisor
 from services.cli.up.workspace import Lock, Workspace
 
 READY_TIMEOUT_S = 60.0
@@ -39,7 +39,7 @@ class Options:
     data_dir: Path = Path(".bulkhead")
 
 
-def up(options: Options, environ: Mapping[str, str] | None = None, display: PlainDisplay | LiveDisplay | None = None) -> int:
+def up(options: Options, environ: Mapping[str, str] | None = None, display: Display | None = None) -> int:
     """Runs until Ctrl-C or SIGTERM; answers the exit status. Raises CommandFailure when it cannot start."""
     begun = time.monotonic()
     base = base_environment(os.environ if environ is None else environ, Path.cwd())
@@ -64,7 +64,7 @@ def up(options: Options, environ: Mapping[str, str] | None = None, display: Plai
 class _Session:
     """One run of `up`, once nothing speaks against it."""
 
-    def __init__(self, wiring: Wiring, models: Models, lock: Lock, display: PlainDisplay | LiveDisplay, begun: float) -> None:
+    def __init__(self, wiring: Wiring, models: Models, lock: Lock, display: Display, begun: float) -> None:
         self._wiring = wiring
         self._workspace = wiring.workspace
         self._plan: Plan = wiring.plan

@@ -37,7 +37,13 @@ ENDS_BEFORE_GIVING_UP = 5
 
 
 class Display(Protocol):
-    """Where the supervisor tells what happens."""
+    """Where what happens is told."""
+
+    def begin(self, labels: Sequence[str]) -> None:
+        """The processes that are about to start."""
+
+    def end(self) -> None:
+        """Nothing moves any more; lines may still be said."""
 
     def state(self, label: str, text: str, *, ready: bool = False) -> None:
         """What a process is at."""

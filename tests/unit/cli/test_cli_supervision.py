@@ -25,6 +25,12 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
+    def begin(self, labels) -> None:
+        self.lines.append(" ".join(labels))
+
+    def end(self) -> None:
+        self.lines.append("end")
+
     def state(self, label, text, *, ready=False) -> None:
         self.lines.append(f"{label} {text}")
 
