@@ -48,7 +48,7 @@ def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, Mapping):
         raise InvalidInput.field(where, "must be an object")
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InvalidInput.field(f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
     content = message.get("content")
     if not isinstance(content, str | list | None):

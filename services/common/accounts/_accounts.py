@@ -6,7 +6,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -72,10 +71,10 @@ class Accounts:
 
     async def stop(self) -> None:
         """Ends the listener."""
-        if self._listener is not None:
+        # redis-py swallows a cancellation that arrives while it connects, so one cancel may not be enough.
+        while self._listener is not None and not self._listener.done():
             self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
+            await asyncio.wait([self._listener], timeout=0.2)
 
     async def create_key(
         self, *, tenant: str, user: str, tier: str, scopes: Sequence[str], team: str = "", name: str = "", lifetime: timedelta | None = None

@@ -259,6 +259,13 @@ async def served(
 
 
 @pytest_asyncio.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP client of the test."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest_asyncio.fixture
 async def sim() -> AsyncIterator[Simulator]:
     """A simulator of the test's own."""
     async with simulated() as made:

@@ -5,6 +5,7 @@ import time
 
 import orjson
 import pytest
+import structlog
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common import testing
@@ -211,7 +212,8 @@ async def test_a_reload_takes_effect_without_breaking_a_stream_and_a_bad_file_ch
         rest = [event async for event in stream]
         assert rest[-1].finished.outcome.finish_reason == "stop"
         file["router_settings"] = {"fallbacks": [{"renamed": ["nobody"]}]}
-        own.write_models(file)
-        await asyncio.sleep(1.5)  # a reload would have happened by now
+        with structlog.testing.capture_logs() as lines:
+            own.write_models(file)
+            await testing.eventually_async(lambda: any(line["event"] == "config_refused" for line in lines), "the bad file is refused", 10)
         assert (await names())[0] == "renamed"
         await own.llm.Complete(llm_pb2.CompleteRequest(input=ask(model="renamed")))

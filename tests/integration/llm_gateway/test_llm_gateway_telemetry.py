@@ -42,7 +42,8 @@ async def test_one_call_is_one_span_with_its_attempts_as_children(serve, sim, mo
     assert [a.attributes["http.request.resend_count"] for a in attempts] == [0, 1]
     assert attempts[0].attributes["error.type"] == "transient"
     expected = {
-        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "simulator", "gen_ai.request.model": "main", "gen_ai.response.model": "sim-1",
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "simulator",
+        "gen_ai.request.model": "main", "gen_ai.response.model": "sim-1",
         "gen_ai.conversation.id": "thread_1", "bulkhead.run_id": "run_1", "bulkhead.attempts": 2, "bulkhead.tenant": "acme",
     }  # fmt: skip
     assert {key: call.attributes[key] for key in expected} == expected
