@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -76,13 +77,23 @@ def installation(tmp_path_factory):
     made.up.stop()
 
 
+def test_the_three_commands_of_the_banner_work_when_they_are_pasted(installation):
+    commands = installation.up.output().rpartition("Try:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(commands) == 3
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command.strip()], env={**os.environ, "PATH": path}, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "391" in done.stdout or " ingest " in command
+
+
 def test_the_tour_of_the_readme(installation):
     told = installation.run("ingest", "README.md", "docs").stdout
     assert re.search(r"^(\d+) of \1 documents ingested, [1-9]\d* passages$", told.strip())
 
-    installation.run("chat", "--thread", "tour", "My project has the code name Heron.")
+    installation.run("chat", "--thread", "heron", "My project has the code name Heron.")
     turn = installation.run(
-        "chat", "--thread", "tour", "What is 17 * 23, which five services does Bulkhead have, and what is the code name of my project?"
+        "chat", "--thread", "heron", "What is 17 * 23, which five services does Bulkhead have, and what is the code name of my project?"
     )
     assert "391" in turn.stdout
     assert "Heron" in turn.stdout
@@ -90,13 +101,13 @@ def test_the_tour_of_the_readme(installation):
     assert "→ calculator" in turn.stderr
     assert re.search(r"\[c\d+\] .*\.md", turn.stderr)
 
-    timeline = installation.run("replay", "tour").stdout
+    timeline = installation.run("replay", "heron").stdout
     for event in ("run_started", "memory_recalled", "tool_call_completed", "citation", "run_finished"):
         assert event in timeline
-    paced = installation.run("replay", "tour", "--speed", "50")
+    paced = installation.run("replay", "heron", "--speed", "50")
     assert "391" in paced.stdout
 
-    runs = installation.run("runs", "--thread", "tour", "--json").stdout.splitlines()
+    runs = installation.run("runs", "--thread", "heron", "--json").stdout.splitlines()
     assert [json.loads(line)["status"] for line in runs] == ["succeeded", "succeeded"]
     run_id = json.loads(runs[0])["run_id"]
     assert run_id in installation.run("runs").stdout
@@ -125,8 +136,9 @@ def test_ctrl_c_in_a_chat_cancels_the_run(installation, tmp_path):
     )  # fmt: skip
 
     def newest() -> dict:
-        listed = installation.run("runs", "--thread", "slow", "--json").stdout.splitlines()
-        return json.loads(listed[0]) if listed else {}
+        # Not by --thread: the thread is made with its first run.
+        runs = [json.loads(line) for line in installation.run("runs", "--json").stdout.splitlines()]
+        return next((run for run in runs if run["thread_id"] == "slow"), {})
 
     eventually(lambda: newest().get("status") == "running", "the run has an owner")
     process.signal(signal.SIGINT)

@@ -24,6 +24,7 @@ class Banner:
         out = ["", f"Bulkhead is ready after {self.took_s:.1f} s", ""]
         if self.url:
             out.append(f"  console and API   {self.url}")
+            out.append(f'  openai SDK        base_url="{self.url}/v1", model="assistant"')
         if self.llm_url:
             out.append(f"  models only       {self.llm_url}/v1")
         if self.api_key:
@@ -48,16 +49,9 @@ class Banner:
 
     def _commands(self) -> list[str]:
         # Another data folder than the default has its own dev.env, which the commands must find.
-        env = self.data_dir / "dev.env"
         where = "" if self.data_dir == Path.cwd() / ".bulkhead" else f"BULKHEAD_DATA_DIR={shlex.quote(str(self.data_dir))} "
         program = sys.argv[0] if Path(sys.argv[0]).name == "bulkhead" else "bulkhead"
         if Path(program).is_relative_to(Path.cwd()):
             program = str(Path(program).relative_to(Path.cwd()))
-        key = f"$(sed -n 's/^BULKHEAD_API_KEY=//p' {shlex.quote(str(env))})"
-        body = '{"model":"assistant","messages":[{"role":"user","content":"What is 17 * 23?"}]}'
-        headers = f"-H \"authorization: Bearer {key}\" -H 'content-type: application/json'"
-        return [
-            f"{where}{program} ingest README.md docs",
-            f'{where}{program} chat --thread tour "According to the README, what are the five services? And what is 17 * 23?"',
-            f"curl -s {self.url}/v1/chat/completions {headers} -d '{body}'",
-        ]
+        question = "Which five services does Bulkhead have, and what is 17 * 23?"
+        return [f"{where}{program} {rest}" for rest in ("ingest README.md docs", f'chat --thread tour "{question}"', "replay tour")]

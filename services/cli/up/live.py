@@ -41,7 +41,8 @@ class LiveDisplay:
     def say(self, line: str) -> None:
         """A line above the table."""
         with suppress(OSError):
-            self._console.print(Text(line))
+            # Never broken at the terminal's width: commands are copied from here.
+            self._console.print(Text(line), soft_wrap=True)
 
     def end(self) -> None:
         """Takes the table away."""
