@@ -4,6 +4,7 @@ from functools import partial
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from services.common.accounts import Accounts
 from services.common.config import ConfigFile
@@ -87,6 +88,9 @@ def _openapi(app: FastAPI) -> dict:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         parts = document.setdefault("components", {})
+        # Shapes that routes refer to by name, because their bodies or answers are not declared through FastAPI.
+        _, named = models_json_schema([(m, "validation") for m in native.NAMED_MODELS], ref_template="#/components/schemas/{model}")
+        parts.setdefault("schemas", {}).update(named["$defs"])
         parts["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "bh_…"}}
         for path, operations in document["paths"].items():
             if path.startswith(("/v1/", "/replay/")):

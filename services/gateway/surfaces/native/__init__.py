@@ -7,9 +7,14 @@ from services.gateway.surfaces.native.chat import Chat
 from services.gateway.surfaces.native.documents import Documents
 from services.gateway.surfaces.native.events import Events
 from services.gateway.surfaces.native.memories import Memories
+from services.gateway.surfaces.native.models import DocumentCreate
+from services.gateway.surfaces.native.outputs import Problem
 from services.gateway.surfaces.native.runs import Runs
 from services.gateway.surfaces.native.threads import Threads
 from services.gateway.surfaces.wiring import Wiring
+
+# Models that the OpenAPI document mentions by name only.
+NAMED_MODELS = (Problem, DocumentCreate)
 
 
 def routers(wiring: Wiring) -> list[APIRouter]:

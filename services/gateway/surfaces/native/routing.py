@@ -6,9 +6,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from services.gateway.edge.route import GuardedRoute
-from services.gateway.surfaces.native.outputs import Problem
 
-_PROBLEM = {"model": Problem, "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+_PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _STATUSES = {
     400: "The request is not valid.", 401: "No valid API key.", 403: "A scope is missing.", 404: "Not there, or not yours.",
     409: "Somebody else is at it.", 413: "The body is too large.", 415: "Unsupported media type.", 422: "The body is not valid.",
