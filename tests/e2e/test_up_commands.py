@@ -91,23 +91,23 @@ def test_the_tour_of_the_readme(installation):
     told = installation.run("ingest", "README.md", "docs").stdout
     assert re.search(r"^(\d+) of \1 documents ingested, [1-9]\d* passages$", told.strip())
 
-    installation.run("chat", "--thread", "heron", "My project has the code name Heron.")
+    installation.run("chat", "--thread", "boat", "My boat is called Nebelkraehe.")
     turn = installation.run(
-        "chat", "--thread", "heron", "What is 17 * 23, which five services does Bulkhead have, and what is the code name of my project?"
+        "chat", "--thread", "boat", "What is 17 * 23, which five services does Bulkhead have, and what is my boat called?"
     )
     assert "391" in turn.stdout
-    assert "Heron" in turn.stdout
+    assert "Nebelkraehe" in turn.stdout
     assert re.search(r"\[c\d+\]", turn.stdout)
     assert "→ calculator" in turn.stderr
     assert re.search(r"\[c\d+\] .*\.md", turn.stderr)
 
-    timeline = installation.run("replay", "heron").stdout
+    timeline = installation.run("replay", "boat").stdout
     for event in ("run_started", "memory_recalled", "tool_call_completed", "citation", "run_finished"):
         assert event in timeline
-    paced = installation.run("replay", "heron", "--speed", "50")
+    paced = installation.run("replay", "boat", "--speed", "50")
     assert "391" in paced.stdout
 
-    runs = installation.run("runs", "--thread", "heron", "--json").stdout.splitlines()
+    runs = installation.run("runs", "--thread", "boat", "--json").stdout.splitlines()
     assert [json.loads(line)["status"] for line in runs] == ["succeeded", "succeeded"]
     run_id = json.loads(runs[0])["run_id"]
     assert run_id in installation.run("runs").stdout
@@ -228,5 +228,5 @@ def test_the_state_survives_ctrl_c_which_leaves_no_process(installation):
     assert installation.run("chat", "hi", status=3).stderr.startswith("bulkhead: Bulkhead does not answer")
     installation.start()
     assert (installation.data_dir / "dev.env").read_text() == before
-    assert "Heron" in installation.run("chat", "--thread", "tour", "What is the code name of my project?").stdout
+    assert "Nebelkraehe" in installation.run("chat", "--thread", "boat", "What is my boat called?").stdout
     assert re.search(r"\[c\d+\]", installation.run("chat", "Which five services does Bulkhead have?").stdout)
