@@ -131,12 +131,12 @@ def workers():
     return {p.pid for p in psutil.Process().children() if p.name() == "monty"}
 
 
-async def test_a_worker_that_hangs_is_killed_and_replaced(sandbox, monkeypatch):
+async def test_a_worker_that_hangs_before_it_begins_is_killed_and_replaced(sandbox, monkeypatch):
+    monkeypatch.setattr("services.tool_executor.adapters.sandbox.ANSWER_WITHIN_S", 2.0)
     await ran(sandbox, "1")
     (worker,) = workers()
     os.kill(worker, signal.SIGSTOP)
-    monkeypatch.setattr("services.tool_executor.adapters.sandbox.BEGIN_WITHIN_S", 0.5)
-    assert (await failed(sandbox, "1")).code == "sandbox.killed"
+    assert (await failed(sandbox, "1", max_seconds=0.5)).code == "sandbox.deadline"
     assert (await ran(sandbox, "2"))[0]["result"] == 2
     assert worker not in workers()
 
@@ -170,6 +170,35 @@ async def test_a_cancelled_call_leaves_no_code_running(sandbox):
     with pytest.raises(asyncio.CancelledError):
         await task
     await testing.eventually_async(lambda: worker not in workers(), "the worker is gone")
+
+
+async def test_more_runs_than_workers_wait_for_their_turn(sandbox):
+    found = await asyncio.gather(*(ran(sandbox, f"{n} * 2") for n in range(12)))
+    assert [f["result"] for f, _ in found] == [n * 2 for n in range(12)]
+
+
+def test_a_process_that_used_it_ends_well(tmp_path):
+    program = """
+import asyncio
+from services.tool_executor.adapters.sandbox import MontySandbox
+
+async def main():
+    sandbox = MontySandbox()
+    limits = {"max_seconds": 60, "max_memory_bytes": 1 << 25, "max_recursion_depth": 100}
+    await sandbox.run("print(1)", limits, print)
+    hung = asyncio.create_task(sandbox.run("while True: pass", limits, print))
+    await asyncio.sleep(0.1)
+    await sandbox.close()
+    await asyncio.gather(hung, return_exceptions=True)
+
+asyncio.run(main())
+"""
+    for number in range(5):
+        process = testing.Process(testing.python("-c", program), log=tmp_path / f"{number}.log")
+        try:
+            assert process.wait(30) == 0, process.output()
+        finally:
+            process.stop()
 
 
 async def test_the_loop_goes_on_while_code_runs(sandbox):
