@@ -25,10 +25,10 @@ from services.cli.up.process import Child, Ended, Keeper, entries
 from services.cli.up.workspace import Workspace, write_private
 
 # The entry first, the stores last. The model port is a listener of llm_gateway, which the orchestrator's last calls need, so
-# it goes after the orchestrator. A stage begins when the one before has ended, or a second later: the drains (6 s of grace
-# and 1 s of flush each) overlap, and all fits into 10 s.
+# it goes after the orchestrator. A stage begins when the one before has ended, or 0.7 s later: the drains (6 s of grace and
+# 1 s of flush each) overlap, and all fits into 10 s.
 DRAIN_ORDER: tuple[tuple[str, ...], ...] = (("gateway",), ("orchestrator",), ("llm_gateway", "tool_executor", "memory"), ("simulator",))
-NEXT_STAGE_S = 1.0
+NEXT_STAGE_S = 0.7
 SERVICES_END_S = 8.0
 STORES_END_S = 9.4
 LOOK_EVERY_S = 0.1

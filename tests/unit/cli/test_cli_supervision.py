@@ -14,9 +14,10 @@ from services.cli.up.environment import Wiring
 from services.cli.up.plan import make_plan
 from services.cli.up.probes import READY, failing, http, listening, valkey
 from services.cli.up.process import Keeper, last_error
-from services.cli.up.supervisor import Supervisor
+from services.cli.up.supervisor import DRAIN_ORDER, NEXT_STAGE_S, SERVICES_END_S, STORES_END_S, Supervisor
 from services.cli.up.workspace import Lock, Workspace
 from services.common import testing
+from services.common.settings import PRESETS
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -112,6 +113,11 @@ def test_doctor_shows_the_file_whose_change_was_refused(workspace):
     assert "line 3" in row.way_out
     write(event="config_reloaded", file="models.yaml")
     assert [row.good for row in config_rows(workspace)] == [True]
+
+
+def test_the_whole_drain_fits_into_ten_seconds():
+    last_service_s = NEXT_STAGE_S * (len(DRAIN_ORDER) - 2)
+    assert last_service_s + PRESETS["local"]["drain_grace_s"] <= SERVICES_END_S < STORES_END_S < 10
 
 
 def test_a_missing_package_is_one_line_with_the_way_out(monkeypatch):

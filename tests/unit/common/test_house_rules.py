@@ -18,8 +18,6 @@ from services.common.testing import ROOT
 MAX_LINES = 400
 VAGUE = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common_utils"}
 COMMON = Path("services/common")
-# What tests stand on is no part of a running service.
-FOR_TESTS = ("testing.py", "fakes.py")
 SERVES = {COMMON / "rpc/server.py"}
 DIALS = {COMMON / "rpc/channel.py", COMMON / "rpc/probe.py"}
 # The command ends by Ctrl-C, and supervises processes: it is no server.
@@ -34,6 +32,11 @@ SERVICES = ("gateway", "orchestrator", "llm_gateway", "tool_executor", "memory",
 def sources(folder: str = "services") -> Iterator[Path]:
     """Python files below `folder`, relative to the root."""
     return (path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts)
+
+
+def for_tests(path: Path) -> bool:
+    """What tests stand on is no part of a running service."""
+    return "testing" in (*path.parts, path.stem) or path.stem.startswith("fake")
 
 
 def dotted(node: ast.AST) -> str:
@@ -89,9 +92,7 @@ def uses_global(code: str) -> bool:
 def outside(allowed: set[Path], rule) -> list[str]:
     """Service files where `rule` holds though only `allowed` ones may."""
     return [
-        str(path)
-        for path in sources()
-        if path not in allowed and path.name not in FOR_TESTS and rule((ROOT / path).read_text(encoding="utf-8"))
+        str(path) for path in sources() if path not in allowed and not for_tests(path) and rule((ROOT / path).read_text(encoding="utf-8"))
     ]
 
 
@@ -135,7 +136,7 @@ def test_modules_hold_constants_and_loggers_only():
     assert module_state("_cache: dict = {}") == ["_cache: dict = {}"]
     assert module_state("_cache = deque(maxlen=5)")
     assert not module_state("NOTHING: dict = {}\nTABLE = {'a': 1}\nlog = get_logger('x')")
-    found = {str(path): module_state((ROOT / path).read_text(encoding="utf-8")) for path in sources() if path.name not in FOR_TESTS}
+    found = {str(path): module_state((ROOT / path).read_text(encoding="utf-8")) for path in sources() if not for_tests(path)}
     assert not {path: state for path, state in found.items() if state}
     assert uses_global("def f():\n    global x\n    x = 1")
     assert not outside(set(), uses_global)
@@ -214,7 +215,7 @@ def test_every_part_of_common_has_two_users():
             parts.setdefault(part, set()).update(imported_parts(path) - {part})
     users: dict[str, set[str]] = {part: set() for part in parts}
     for service in SERVICES:
-        todo = [part for path in sources(f"services/{service}") if path.name not in FOR_TESTS for part in imported_parts(path)]
+        todo = [part for path in sources(f"services/{service}") if not for_tests(path) for part in imported_parts(path)]
         while todo:
             part = todo.pop()
             if part in users and service not in users[part]:
