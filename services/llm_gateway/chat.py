@@ -190,6 +190,21 @@ class ChunkReader:
             raise malformed(message)
 
 
+class Meter:
+    """What one attempt has sent so far, delivered or not: all of it is paid."""
+
+    def __init__(self) -> None:
+        self.usage: Mapping[str, Any] | None = None
+        self.output_bytes = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Adds one chunk."""
+        if chunk.meaningful:
+            self.output_bytes += len(chunk.raw) if chunk.opaque else _bytes_of(chunk)
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+
+
 class Assembly:
     """Adds the chunks of a stream up to the whole message of its first choice."""
 
@@ -199,8 +214,6 @@ class Assembly:
         self.finish_reason = ""
         self.response_id = ""
         self.model = ""
-        self.usage: Mapping[str, Any] | None = None
-        self.output_bytes = 0
 
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk."""
@@ -212,13 +225,9 @@ class Assembly:
             kept["id"] = kept["id"] or text_of(call.get("id"))
             kept["name"] = kept["name"] or text_of(function.get("name"))
             kept["arguments"] += text_of(function.get("arguments"))
-        if chunk.meaningful:
-            self.output_bytes += len(chunk.raw) if chunk.opaque else _bytes_of(chunk)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.response_id = text_of(chunk.data.get("id")) or self.response_id
         self.model = text_of(chunk.data.get("model")) or self.model
-        if chunk.usage is not None:
-            self.usage = chunk.usage
 
     @property
     def text(self) -> str:

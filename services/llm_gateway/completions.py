@@ -14,7 +14,7 @@ from services.common.errors import BulkheadError
 from services.common.rpc import context as call_context
 from services.llm_gateway.attempts import Course, Notice, Opened, Policy
 from services.llm_gateway.balancer import Balancer
-from services.llm_gateway.chat import Answer, Assembly, ChatCall, Chunk, text_of
+from services.llm_gateway.chat import Answer, Assembly, ChatCall, Chunk, Meter, text_of
 from services.llm_gateway.failures import UpstreamFault
 from services.llm_gateway.money import NOTHING, Usage, priced
 from services.llm_gateway.ports import Attempt, Limits, Upstream, Vectors
@@ -138,7 +138,7 @@ class Completions:
                 assert opened is not None
                 record.first_chunk()
                 stitch.restart()
-                sent = Assembly()
+                sent = Meter()
                 first, chunks = opened.result
                 try:
                     async with aclosing(chunks):
@@ -277,7 +277,7 @@ def input_bound(body: Mapping[str, Any]) -> int:
     return len(raw) + IMAGE_TOKENS * raw.count(b'"image_url"')
 
 
-def _stream_bounds(body: Mapping[str, Any], sent: Assembly) -> tuple[int, int]:
+def _stream_bounds(body: Mapping[str, Any], sent: Meter) -> tuple[int, int]:
     return input_bound(body), sent.output_bytes
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from services.common.errors import InvalidInput
 
+# What a caller's key or token must hold for every call that costs.
+SCOPE = "models:invoke"
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_TOOLS = 2_000
 MAX_TEXTS = 512

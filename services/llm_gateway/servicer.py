@@ -12,9 +12,8 @@ from services.llm_gateway import proto_chat
 from services.llm_gateway.attempts import Notice
 from services.llm_gateway.completions import Completions, Finished
 from services.llm_gateway.registry import Group
-from services.llm_gateway.request_rules import check_texts
+from services.llm_gateway.request_rules import SCOPE, check_texts
 
-SCOPE = "models:invoke"
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
 # Half a MiB below the limit of a message, for everything that is no vector.

@@ -212,8 +212,10 @@ async def _batches(response: aiohttp.ClientResponse, attempt: Attempt, started: 
             break
     if not reader.finished:
         if not begun and not held:
-            error = error_of(unread)
-            raise UpstreamFault(classify(200, error)) if error else malformed(f"the answer is no event stream ({response.content_type})")
+            refusal = error_of(unread)
+            raise (
+                UpstreamFault(classify(200, refusal)) if refusal else malformed(f"the answer is no event stream ({response.content_type})")
+            )
         raise UpstreamFault(Failure(FailureClass.CUT, "the stream ended without a finish_reason"))
 
 

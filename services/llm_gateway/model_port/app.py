@@ -24,7 +24,7 @@ from services.llm_gateway.model_port.embeddings import embeddings
 from services.llm_gateway.model_port.errors import Refused, body_of, error_body, error_headers
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.registry import Group
-from services.llm_gateway.servicer import SCOPE
+from services.llm_gateway.request_rules import SCOPE
 
 MAX_TIMEOUT_MS = 600_000
 log = structlog.get_logger("bulkhead.model_port")

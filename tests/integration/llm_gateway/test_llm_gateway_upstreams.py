@@ -158,6 +158,15 @@ async def test_bodies_that_are_no_completion_are_errors(serve, deployment, provi
     assert made.connections <= 4
 
 
+async def test_an_error_behind_a_first_event_without_content_is_still_a_status(serve, deployment, provider, wire):
+    events = wire.events(wire.delta(content="", role="assistant"), {"error": {"code": "model_not_found"}})
+    made = await provider(lambda n, r: wire.answer(events, content_type="text/event-stream"))
+    async with serve(one_model(deployment, made.url)) as stack:
+        body = {"model": "main", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        status, answer, _ = await stack.post("/v1/chat/completions", body)
+    assert (status, answer["error"]["failure_class"]) == (502, "model_gone")
+
+
 async def test_a_broken_stream_whose_repeat_differs_ends_with_an_error_and_never_mixes_answers(serve, deployment, provider, wire, ask):
     answers = [wire.events(wire.delta("Hello wor")), wire.events(wire.delta("Hello there"), wire.delta(finish="stop"))]
     made = await provider(lambda n, r: wire.answer(answers[n - 1], content_type="text/event-stream"))

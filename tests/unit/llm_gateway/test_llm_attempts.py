@@ -136,6 +136,19 @@ async def test_a_context_overflow_goes_only_to_the_models_named_for_it():
     assert opened.deployment.group == "c"
 
 
+async def test_a_model_that_was_tried_out_of_turn_is_not_entered_again_by_the_ring():
+    script = {"a": Failure(FailureClass.CONTEXT_WINDOW), "b": Failure(FailureClass.MALFORMED), "c": Failure(FailureClass.MALFORMED)}
+    way, _ = course(registry("abc", context_window_fallbacks={"a": ("c",)}))
+    with pytest.raises(InvalidInput) as caught:
+        await walk(way, lambda d, n: script[d.group])
+    assert caught.value.asked == ["a0", "c0", "b0"]
+
+
+def test_a_ring_holds_each_other_model_once_whatever_the_fallbacks_repeat():
+    found = registry("abcd", fallbacks={"b": ("d", "b", "d", "alias")}, default_fallbacks=("d", "a"), aliases={"alias": "d"})
+    assert [group.name for group in found.ring(found.groups["b"])] == ["d", "a", "c"]
+
+
 async def test_content_policy_fallbacks_are_opt_in():
     found = registry("abc", content_policy_fallbacks={"a": ("b",)}, context_window_fallbacks={"a": ("c",)})
     _, _, asked = await walk(course(found)[0], always("content_policy", only="a"))
@@ -176,11 +189,12 @@ async def test_a_retry_prefers_a_deployment_that_was_not_asked_and_does_not_wait
 async def test_a_short_retry_after_is_waited_out_and_a_long_one_is_not():
     way, heard = course(registry("ab"))
     started = time.monotonic()
-    _, opened, asked = await walk(way, lambda d, n: Failure(FailureClass.RATE_LIMITED, retry_after_s=0.0009) if n == 1 else None)
+    _, _, asked = await walk(way, lambda d, n: Failure(FailureClass.RATE_LIMITED, retry_after_s=0.0009) if n == 1 else None)
     assert asked == ["a0", "a0"]
     assert time.monotonic() - started >= 0.0009
-    way, heard = course(registry("ab"))
-    _, opened, asked = await walk(way, always("rate_limited", only="a", retry_after_s=60.0))
+    # Even where the deadline would allow for it: 10.5 s is above the cap of 10 s.
+    way, heard = course(registry("ab"), policy=Policy(), deadline_s=1000.0)
+    _, _, asked = await walk(way, always("rate_limited", only="a", retry_after_s=10.5))
     assert asked == ["a0", "b0"]
     assert heard.retries == []
 
@@ -226,7 +240,7 @@ async def test_a_broken_stream_goes_on_from_where_it_was():
     error = way.interrupted(way.group.deployments[0], Failure(FailureClass.STALLED))
     assert isinstance(error, UpstreamFailed)
     assert error.metadata["failure_class"] == "stalled"
-    notices, opened, asked = await walk_on(way)
+    notices, _, asked = await walk_on(way)
     assert asked == ["b0"]
     assert [n.code for n in notices] == ["model_fallback"]
 
@@ -273,8 +287,13 @@ FAILURES = st.sampled_from([c for c in FailureClass if c not in (FailureClass.RA
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.integers(1, 6), st.integers(1, 3), st.integers(0, 5), st.integers(1, 10), st.lists(FAILURES | st.none(), min_size=40, max_size=40), st.integers(0, 99)
-)  # fmt: skip
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.integers(1, 10),
+    st.lists(FAILURES | st.none(), min_size=40, max_size=40),
+    st.integers(0, 99),
+)
 async def test_attempts_are_bounded_and_each_model_is_entered_once(models, deployments, retries, most, script, seed):
     policy = Policy(num_retries=retries, max_attempts=most, retry_base_s=1e-6, retry_cap_s=1e-6)
     way, heard = course(registry("abcdef"[:models], deployments), policy=policy, seed=seed)

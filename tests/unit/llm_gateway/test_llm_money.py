@@ -41,8 +41,11 @@ DEPLOYMENT = Deployment("d", "m", "p", "openai", "x", "chat", prices=Prices(2_00
 
 def test_reported_usage_is_taken_with_its_parts():
     reported = {
-        "prompt_tokens": 10, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 2},
-    }  # fmt: skip
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
     usage = usage_of(DEPLOYMENT, reported, lambda: (999, 999))
     assert usage == Usage(10, 5, 4, 2, 6 * 2_000_000 + 4 * 1_000_000 + 5 * 3_000_000, estimated=False)
 

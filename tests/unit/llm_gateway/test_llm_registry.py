@@ -100,9 +100,15 @@ def test_what_has_no_effect_is_named_by_path():
         guardrails=[],
     )
     assert set(found.unsupported) == {
-        "guardrails", "litellm_settings.cache", "litellm_settings.drop_params", "general_settings.master_key", "router_settings.allowed_fails",
-        "router_settings.routing_strategy=latency-based-routing", "model_list[0].litellm_params.rpm", "model_list[0].litellm_params.tpm",
-    }  # fmt: skip
+        "guardrails",
+        "litellm_settings.cache",
+        "litellm_settings.drop_params",
+        "general_settings.master_key",
+        "router_settings.allowed_fails",
+        "router_settings.routing_strategy=latency-based-routing",
+        "model_list[0].litellm_params.rpm",
+        "model_list[0].litellm_params.tpm",
+    }
     assert found.routing_strategy == "least-busy"
 
 

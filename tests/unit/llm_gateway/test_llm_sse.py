@@ -40,6 +40,13 @@ def test_events_survive_every_cut_line_end_comment_and_bom(events, end, cuts, bo
     assert parse(cut(raw, cuts)) == [b"\n".join(lines) for lines in events]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_every_single_cut_of_an_event_of_two_lines(end):
+    raw = b"data: one" + end + b"data: two" + end + end + b"data: three" + end + end
+    for at in range(len(raw) + 1):
+        assert parse([raw[:at], raw[at:]]) == [b"one\ntwo", b"three"], at
+
+
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=6))
 def test_no_bytes_break_the_parser_and_cuts_change_nothing(raw, cuts):
     assert parse(cut(raw, cuts)) == parse([raw])
@@ -85,9 +92,18 @@ def test_one_malformed_event_is_skipped_and_told_and_two_are_a_failure():
 
 @pytest.mark.parametrize(
     "event",
-    [b"[]", b"7", b'{"choices": 7}', b'{"choices": [7]}', b'{"choices": [{"delta": 7}]}', b'{"choices": [{"delta": {"content": 7}}]}',
-     b'{"choices": [{"delta": {"tool_calls": [7]}}]}', b'{"choices": [{"index": "x"}]}', b'{"choices": [{"delta": {"tool_calls": [{"function": 7}]}}]}'],
-)  # fmt: skip
+    [
+        b"[]",
+        b"7",
+        b'{"choices": 7}',
+        b'{"choices": [7]}',
+        b'{"choices": [{"delta": 7}]}',
+        b'{"choices": [{"delta": {"content": 7}}]}',
+        b'{"choices": [{"delta": {"tool_calls": [7]}}]}',
+        b'{"choices": [{"index": "x"}]}',
+        b'{"choices": [{"delta": {"tool_calls": [{"function": 7}]}}]}',
+    ],
+)
 def test_events_of_the_wrong_shape_are_malformed(event):
     reader = ChunkReader()
     assert reader.feed(b"data: " + event + b"\n\n") == []
