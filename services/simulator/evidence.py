@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from services.simulator.given import Given
-from services.simulator.matching import Match, Matcher, Sentence, shorten
+from services.simulator.matching import Match, Matcher, Sentence, shorten, words
 from services.simulator.needs import Kind, Need, mentions_documents
 
 # Each source's factor by what is asked: "what did I say" is answered by turns, "what do the docs say" by documents.
@@ -15,6 +15,8 @@ _RECALL: Mapping[str, float] = {"user": 1.0, "memory": 0.95, "assistant": 0.4, "
 _ENOUGH: Mapping[str, float] = {"document": 0.2, "tool": 0.2, "memory": 0.3, "user": 0.3, "assistant": 0.5}
 _ENOUGH_DOCUMENT_FOR_RECALL = 0.6
 _SECOND_ADDS = 0.3
+# A sentence that holds a question of fewer words may well answer it.
+_REPEATED_WORDS = 5
 
 
 class Evidence:
@@ -65,8 +67,16 @@ def _quoted(sentence: Sentence) -> str:
 
 def _is_enough(match: Match, need: Need, documents_named: bool) -> bool:
     source = match.sentence.source
+    if source in ("document", "tool") and _repeats(match.sentence, need):
+        return False
     if need.kind is Kind.RECALL and source in ("document", "tool"):
         return not documents_named and match.coverage >= _ENOUGH_DOCUMENT_FOR_RECALL
     if need.kind is Kind.KNOWLEDGE and documents_named and source not in ("document", "tool"):
         return False
     return match.coverage >= _ENOUGH[source]
+
+
+def _repeats(sentence: Sentence, need: Need) -> bool:
+    """Whether it only shows the question, as a page of examples does: that is no answer."""
+    asked = words(need.clause)
+    return len(asked) >= _REPEATED_WORDS and f" {' '.join(asked)} " in f" {' '.join(words(sentence.text))} "

@@ -309,3 +309,11 @@ def test_text_in_another_script_is_matched():
         "content": '<context><document citation="c1" title="说明">系统有五个服务。每个服务都有端口。</document></context>',
     }
     assert ask(context, user("系统有几个服务？")).text() == '说明 says: "系统有五个服务。" [c1]'
+
+
+def test_a_page_that_shows_the_question_does_not_answer_it():
+    page = """
+<document citation="c1" title="README.md">chat "How long does the lease of a run last?"</document>
+<document citation="c2" title="leases.md">The lease of a run lasts 3 s.</document>"""
+    context = {"role": "system", "content": f"<context>{page}</context>"}
+    assert ask(context, user("How long does the lease of a run last?")).text() == 'leases.md says: "The lease of a run lasts 3 s." [c2]'
