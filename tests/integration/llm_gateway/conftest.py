@@ -123,6 +123,8 @@ class Provider:
     """
 
     RESET = b"<reset>"
+    # Where it stands, the bytes before it arrive in a network read of their own.
+    PAUSE = b"<pause>"
 
     def __init__(self, script: Callable[[int, Received], bytes | None]) -> None:
         self.script = script
@@ -145,8 +147,10 @@ class Provider:
                 await reader.read()
                 self.gone.set()
                 return
-            writer.write(answer.removesuffix(self.RESET))
-            await writer.drain()
+            for piece in answer.removesuffix(self.RESET).split(self.PAUSE):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.1 if self.PAUSE in answer else 0)
             if answer.endswith(self.RESET):
                 writer.transport.abort()
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -203,7 +207,9 @@ async def provider() -> AsyncIterator[Callable[..., Any]]:
 @pytest.fixture
 def wire():
     """What providers send: http_answer, completion, event_stream, delta."""
-    return SimpleNamespace(answer=http_answer, completion=completion, events=event_stream, delta=delta, RESET=Provider.RESET)
+    return SimpleNamespace(
+        answer=http_answer, completion=completion, events=event_stream, delta=delta, RESET=Provider.RESET, PAUSE=Provider.PAUSE
+    )
 
 
 def entry(name: str, model: str, base: str, **params: Any) -> dict[str, Any]:

@@ -159,8 +159,9 @@ async def test_bodies_that_are_no_completion_are_errors(serve, deployment, provi
 
 
 async def test_an_error_behind_a_first_event_without_content_is_still_a_status(serve, deployment, provider, wire):
-    events = wire.events(wire.delta(content="", role="assistant"), {"error": {"code": "model_not_found"}})
-    made = await provider(lambda n, r: wire.answer(events, content_type="text/event-stream"))
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    first, second = wire.events(wire.delta(content="", role="assistant")), wire.events({"error": {"code": "model_not_found"}})
+    made = await provider(lambda n, r: head + first + wire.PAUSE + second)
     async with serve(one_model(deployment, made.url)) as stack:
         body = {"model": "main", "messages": [{"role": "user", "content": "hi"}], "stream": True}
         status, answer, _ = await stack.post("/v1/chat/completions", body)
