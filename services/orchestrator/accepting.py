@@ -18,7 +18,7 @@ from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import Hub
-from services.orchestrator.records import ID_PATTERN, Event, Limits, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+from services.orchestrator.records import ID_PATTERN, Accepted, Claim, Event, Limits, RunRecord, RunRef, RunSpec, ThreadRecord
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.finish import cancelled_data
@@ -173,17 +173,24 @@ class Accepting:
         queued = orjson.dumps({"agent": agent.name, "agent_version": agent.version, "input": list(request.input)})
         cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))
         trace_id = _trace_id()
-        verdict, record, written = await self._store.accept(
-            ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled)
-        )
+        own_for_s = self._settings.lease_s if self._worker.hold_room() else 0.0
+        try:
+            accepted = await self._store.accept(
+                ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled), own_for_s
+            )
+        finally:
+            if own_for_s:
+                self._worker.free_room()
+        verdict, record = accepted.verdict, accepted.record
         if verdict == "foreign":
             # The slot goes back; the reservation itself is forgotten with its idempotency key's time.
             await self._store.settle(ref)
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
         if verdict == "late":
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
+        assert record is not None
         if verdict == "new":
-            await self._accepted(ref, record, written, queued, trace_id)
+            await self._accepted(ref, accepted, queued, trace_id)
         return record, verdict == "new"
 
     async def _keep(self, agent: AgentDefinition) -> None:
@@ -194,26 +201,30 @@ class Accepting:
 
     def _spec(self, principal: Principal, request: RunRequest, ref: RunRef, agent: AgentDefinition, tier: TierPolicy) -> RunSpec:
         context = call_context.current()
-        pairs = dict(inject_trace())
         return RunSpec(
             thread_id=ref.thread_id, agent=agent.name, agent_version=agent.version,
             agent_digest=self._agents.agents.digests[agent.name, agent.version], input=request.input,
             limits=bounded(request.limits, agent, tier), principal=replace(principal, run_id=ref.run_id).as_dict(),
             request_id=context.request_id if context else "", canary=bool(context and context.canary),
-            traceparent=pairs.get("traceparent", ""), append_only=request.append_only, temperature=request.temperature,
+            trace=dict(inject_trace()), append_only=request.append_only, temperature=request.temperature,
             max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
         )  # fmt: skip
 
-    async def _accepted(self, ref: RunRef, record: RunRecord, written: Written, queued: bytes, trace_id: str) -> None:
+    async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str) -> None:
+        record, written = accepted.record, accepted.written
+        assert record is not None
+        assert written is not None
         if self._hub.watched(ref):
-            if record.ended:
-                self._hub.noticed(ref, written.last_seq)
-            else:
-                event = Event(written.first_seq, written.at_ms, ref.thread_id, ref.run_id, 0, "run_queued", queued, False, trace_id)
-                self._hub.publish(ref, [event])
-        if record.ended:
+            events = [Event(written.first_seq, written.at_ms, ref.thread_id, ref.run_id, 0, "run_queued", queued, False, trace_id)]
+            if record.status == "running":
+                events.append(Event(written.last_seq, written.at_ms, ref.thread_id, ref.run_id, 1, "run_started", b"{}", False, trace_id))
+            self._hub.publish(ref, events)
+            self._hub.noticed(ref, written.last_seq)
+        if record.status == "running":
+            self._worker.adopt(ref, Claim("claimed", record, undelivered=accepted.undelivered))
+        elif record.ended:
             await self._store.settle(ref)
-        elif not self._worker.take(ref):
+        else:
             try:
                 await self._store.wake(ref, record.track, record.created_ms)
             except Overloaded:

@@ -72,12 +72,13 @@ class Watch:
 
 
 class _Feed:
-    __slots__ = ("catching_up", "last_seq", "ref", "watches")
+    __slots__ = ("catching_up", "followed", "last_seq", "ref", "watches")
 
     def __init__(self, ref: RunRef) -> None:
         self.ref = ref
         self.last_seq = 0
         self.watches: set[Watch] = set()
+        self.followed = False
         self.catching_up: asyncio.Task | None = None
 
 
@@ -96,7 +97,10 @@ class Hub:
         self._closed = False
 
     async def open(self, ref: RunRef, here: bool) -> Watch:
-        """A watch of the thread of `ref`: from its return on it gets every append. `here`: its writer is this process."""
+        """A watch of the thread of `ref`: from its return on it gets every append.
+
+        `here`: all that it is about is written by this process, until `left` says otherwise. Then others need not be heard.
+        """
         watch = Watch()
         if self._closed:
             watch.close()
@@ -106,17 +110,33 @@ class Hub:
             feed = self._feeds[ref[:2]] = _Feed(ref)
         feed.watches.add(watch)
         _watchers.add(1)
-        follow = asyncio.ensure_future(self._follow(ref))
-        if here:
-            self._following.add(follow)
-            follow.add_done_callback(self._following.discard)
-            return watch
-        try:
-            await follow
-        except BaseException:
-            await self.close(ref, watch)
-            raise
+        if not here:
+            try:
+                await self._follow_once(feed)
+            except BaseException:
+                await self.close(ref, watch)
+                raise
         return watch
+
+    async def _follow_once(self, feed: "_Feed") -> None:
+        feed.followed = True
+        await self._follow(feed.ref)
+
+    def left(self, ref: RunRef) -> None:
+        """A run of the thread is worked on here no more, unfinished: what others append must be heard from now on."""
+        feed = self._feeds.get(ref[:2])
+        if feed is not None:
+            task = asyncio.ensure_future(self._hear(feed))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+
+    async def _hear(self, feed: "_Feed") -> None:
+        await self._follow_once(feed)
+        try:
+            last = (await self._reader.last_seqs([feed.ref]))[0]
+        except Overloaded:
+            return
+        self.noticed(feed.ref, last)
 
     async def close(self, ref: RunRef, watch: Watch) -> None:
         """Ends a watch."""
@@ -129,7 +149,8 @@ class Hub:
             del self._feeds[ref[:2]]
             if feed.catching_up is not None:
                 feed.catching_up.cancel()
-            await self._unfollow(ref)
+            if feed.followed:
+                await self._unfollow(ref)
 
     def watched(self, ref: RunRef) -> bool:
         """Whether anybody here watches the thread."""

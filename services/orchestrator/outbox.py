@@ -73,7 +73,7 @@ class Outbox:
         principal = Principal.from_dict(entry["principal"])
         token = self._minter.mint(principal, run_id=ref.run_id)
         context = call_context.CallContext(entry["request_id"], entry["canary"], principal=principal, token=token)
-        parent = extract_trace({"traceparent": entry["traceparent"]} if entry["traceparent"] else {})
+        parent = extract_trace(entry["trace"])
         attributes = {"bulkhead.run_id": ref.run_id, "bulkhead.thread_id": ref.thread_id, "bulkhead.tenant": ref.tenant}
         with (
             call_context.bind(context.with_timeout(CALL_S)),

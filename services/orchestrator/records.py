@@ -75,7 +75,7 @@ class RunSpec:
     principal: Mapping[str, Any]
     request_id: str = ""
     canary: bool = False
-    traceparent: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
     append_only: bool = False
     temperature: float | None = None
     max_tokens: int | None = None
@@ -168,6 +168,16 @@ class Written:
     last_seq: int
     at_ms: int
     next_run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What came of writing a run: new, existing, late (its reservation is too old) or foreign (another user's thread)."""
+
+    verdict: str
+    record: RunRecord | None = None
+    written: Written | None = None
+    undelivered: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

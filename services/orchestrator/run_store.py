@@ -3,7 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from services.orchestrator.records import Claim, Draft, Event, Reservation, RunRecord, RunRef, RunSpec, Terminal, ThreadRecord, Written
+from services.orchestrator.records import (
+    Accepted,
+    Claim,
+    Draft,
+    Event,
+    Reservation,
+    RunRecord,
+    RunRef,
+    RunSpec,
+    Terminal,
+    ThreadRecord,
+    Written,
+)
 
 
 class RunStore(Protocol):
@@ -21,8 +33,19 @@ class RunStore(Protocol):
         """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none)."""
         ...
 
-    async def accept(self, ref: RunRef, user: str, spec: RunSpec, track: str, reservation: Reservation, trace_id: str, events: tuple):
-        """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. Answers (verdict, record, Written)."""
+    async def accept(
+        self,
+        ref: RunRef,
+        user: str,
+        spec: RunSpec,
+        track: str,
+        reservation: Reservation,
+        trace_id: str,
+        events: tuple,
+        own_for_s: float = 0.0,
+    ) -> Accepted:
+        """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. With `own_for_s` this process owns it
+        in the same step, for that long, unless it must wait for its turn in the thread."""
         ...
 
     async def save_definition(self, digest: str, definition: bytes) -> None:

@@ -25,7 +25,7 @@ class Watching:
 
     async def locate(self, principal: Principal, run_id: str) -> RunRef:
         """Where a run of the caller is. Raises NotFound."""
-        ref = await self._store.locate(principal.tenant, principal.user, run_id)
+        ref = self._worker.find(principal, run_id) or await self._store.locate(principal.tenant, principal.user, run_id)
         if ref is None:
             raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
         return ref
@@ -73,7 +73,7 @@ class Watching:
 
         Raises InvalidInput for a cursor from the future, Overloaded (resumable) when this replica goes away.
         """
-        watch = await self._hub.open(ref, self._worker.owns(ref)) if not replay_only else Watch()
+        watch = await self._hub.open(ref, of_run and self._worker.owns(ref)) if not replay_only else Watch()
         try:
             async with aclosing(self._follow(ref, watch, of_run, after_seq, replay_only)) as events:
                 async for event in events:

@@ -156,32 +156,38 @@ end
 
 -- KEYS: meta, log, run, pending, outbox, messages, runs.
 -- ARGV: tenant, user, thread id, run id, spec, track, append only '0'|'1', cancel was asked for '0'|'1', not after ms, trace,
---       channel, origin, data of run_queued, data of run_cancelled.
--- Answers {verdict, run fields, first seq, last seq, now}; verdict: new, existing, late, foreign.
+--       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms.
+-- The process that accepts a run may own it in the same step, where nothing stands before it in the thread.
+-- Answers {verdict, run fields ('new': none), first seq, last seq, now, status, runs whose outbox waits};
+-- verdict: new, existing, late, foreign.
 local function accept(keys, args)
   local now = now_ms()
   local user = redis.call('HGET', keys[1], 'user')
   if user and user ~= args[2] then return {'foreign'} end
   local known = redis.call('HMGET', keys[3], 'status', 'cancel')
-  if known[1] then return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now} end
+  if known[1] then return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now, known[1], {}} end
   if now > tonumber(args[9]) then return {'late'} end
   if not user then
     redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', '{}',
       'created_ms', now, 'seq', 0)
   end
-  local first, last = append(keys[1], keys[2], args[4], 0, args[10], now, {'run_queued', '0', args[13]}, 1, 1)
   local cancelled = args[8] == '1' or known[2] == '1'
+  local owned = args[15] ~= '' and not cancelled and redis.call('EXISTS', keys[4]) == 0
+  local first, last = append(keys[1], keys[2], args[4], 0, args[10], now, {'run_queued', '0', args[13]}, 1, 1)
   redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'run', args[4], 'spec', args[5], 'track', args[6], 'append_only', args[7],
-    'status', 'queued', 'epoch', 0, 'attempt', 0, 'crashes', 0, 'owner', '', 'lease_until', 0, 'created_ms', now, 'queued_ms', now,
-    'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
+    'status', owned and 'running' or 'queued', 'epoch', owned and 1 or 0, 'attempt', owned and 1 or 0, 'crashes', 0,
+    'owner', owned and args[15] or '', 'lease_until', owned and now + tonumber(args[16]) or 0, 'created_ms', now, 'queued_ms', now,
+    'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
   redis.call('PERSIST', keys[3])
   redis.call('ZADD', keys[7], first, args[4])
   redis.call('RPUSH', keys[4], args[4])
-  if cancelled then
+  if owned then
+    last = select(2, append(keys[1], keys[2], args[4], 1, args[10], now, {'run_started', '0', '{}'}, 1, 1))
+  elseif cancelled then
     last = terminate(keys, args[4], 0, args[10], now, 'cancelled', args[14], 'run_cancelled', args[14])
   end
   tell(args[11], last, args[12])
-  return {'new', redis.call('HGETALL', keys[3]), first, last, now}
+  return {'new', {}, first, last, now, owned and 'running' or (cancelled and 'cancelled' or 'queued'), redis.call('HKEYS', keys[5])}
 end
 
 -- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin.

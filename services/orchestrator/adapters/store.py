@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 import orjson
 import redis.asyncio as redis
+import structlog
 from redis.exceptions import ResponseError
 
 from services.common.errors import Overloaded
 from services.common.valkey import UNAVAILABLE, Library, ping, store_unavailable
 from services.orchestrator.adapters.decode import run_record, text, thread_record
 from services.orchestrator.records import (
+    Accepted,
     Claim,
     Draft,
     Event,
@@ -41,6 +43,7 @@ REPLICA_WAIT_MS = 1_000
 # A refusal of the store to write is no defect of ours and goes away: memory full, disk full, too few replicas.
 _REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
 SHARD = "{w0}"
+log = structlog.get_logger("bulkhead.store")
 
 
 class Store:
@@ -66,6 +69,7 @@ class Store:
         try:
             return await call
         except UNAVAILABLE as error:
+            log.warning("store_unavailable", error=type(error).__name__)
             raise store_unavailable(error) from error
         except ResponseError as error:
             message = str(error)
@@ -109,18 +113,31 @@ class Store:
         verdict, run_id, thread_id, cancelled, now = answer
         return Reservation(text(verdict), text(run_id), text(thread_id), text(cancelled) == "1", int(now) + ACCEPT_WITHIN_MS)
 
-    async def accept(self, ref: RunRef, user: str, spec: RunSpec, track: str, reservation: Reservation, trace_id: str, events: tuple):
+    async def accept(
+        self,
+        ref: RunRef,
+        user: str,
+        spec: RunSpec,
+        track: str,
+        reservation: Reservation,
+        trace_id: str,
+        events: tuple,
+        own_for_s: float = 0.0,
+    ) -> Accepted:
         """As RunStore.accept."""
-        keys = _thread_keys(ref)
+        queued, cancelled = events
         args = [
             ref.tenant, user, ref.thread_id, ref.run_id, orjson.dumps(spec.as_dict()), track, "1" if spec.append_only else "0",
-            "1" if reservation.cancelled else "0", reservation.not_after_ms, trace_id, channel_of(ref), self._instance, *events,
+            "1" if reservation.cancelled else "0", reservation.not_after_ms, trace_id, channel_of(ref), self._instance, queued,
+            cancelled, self._instance if own_for_s else "", int(own_for_s * 1000),
         ]  # fmt: skip
-        verdict, *rest = await self._durable("thread_accept_v1", keys, args)
+        verdict, *rest = await self._durable("thread_accept_v1", _thread_keys(ref), args)
         if not rest:
-            return text(verdict), None, None
-        fields, first, last, now = rest
-        return text(verdict), run_record(fields), Written(int(first), int(last), int(now), "")
+            return Accepted(text(verdict))
+        fields, first, last, now, status, undelivered = rest
+        written = Written(int(first), int(last), int(now), "")
+        record = run_record(fields) if fields else _accepted(ref, spec, track, text(status), written, cancelled)
+        return Accepted(text(verdict), record, written, [text(u) for u in undelivered])
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""
@@ -349,6 +366,17 @@ def _thread_keys(ref: RunRef) -> list[str]:
     prefix = f"t:{{{_quoted(ref.tenant)}/{ref.thread_id}}}"
     run = f"{prefix}:run:{ref.run_id}"
     return [f"{prefix}:meta", f"{prefix}:log", run, f"{prefix}:pending", f"{prefix}:outbox", f"{run}:messages", f"{prefix}:runs"]
+
+
+def _accepted(ref: RunRef, spec: RunSpec, track: str, status: str, written: Written, cancelled: bytes) -> RunRecord:
+    """The record that was just written; reading it back would tell nothing new."""
+    ended, owned, at = status == "cancelled", status == "running", written.at_ms
+    return RunRecord(
+        ref.run_id, spec, status, epoch=int(owned), attempt=int(owned), cancel_requested=ended, created_ms=at,
+        started_ms=at if owned else 0, ended_ms=at if ended else 0, first_seq=written.first_seq,
+        terminal_seq=written.last_seq if ended else 0, track=track, result=orjson.loads(cancelled) if ended else {}, state={},
+        provisional_from=0,
+    )  # fmt: skip
 
 
 def _event(thread_id: str, entry: list) -> Event:

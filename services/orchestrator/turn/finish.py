@@ -83,7 +83,7 @@ def _outbox(turn: Turn, text: str) -> bytes:
         return b""
     entry: dict[str, Any] = {
         "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
-        "traceparent": turn.spec.traceparent, "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
+        "trace": dict(turn.spec.trace), "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
         "remember": to_remember(question(turn)), "ended_ms": int(time.time() * 1000),
     }  # fmt: skip
     return orjson.dumps(entry)

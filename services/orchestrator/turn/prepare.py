@@ -51,7 +51,7 @@ def start_step(turn: Turn) -> None:
 
 
 async def _recall(turn: Turn) -> Recalled:
-    if not await turn.wait_for_memory():
+    if turn.wait_for_memory is not None and not await turn.wait_for_memory():
         turn.writer.emit(
             "warning",
             {

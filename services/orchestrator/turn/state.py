@@ -1,7 +1,7 @@
 """What a turn knows of itself: the part that is checkpointed, and the part that lives with its owner."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,7 @@ class Turn:
     services: Services
     principal: Principal
     mint: Callable[[], str]
-    wait_for_memory: Callable[[], Any]
+    wait_for_memory: Callable[[], Awaitable[bool]] | None = None
     delivered: str = ""
     began: float = field(default_factory=time.monotonic)
     tools: list[ToolDefinition] | None = None

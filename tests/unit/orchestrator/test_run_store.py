@@ -33,8 +33,8 @@ async def accept(store, ref, *, slots=0, key="", print_="", append_only=False, u
     reservation = await store.reserve(ref, user, slots, key, print_)
     if reservation.verdict != "new":
         return reservation.verdict
-    verdict, _, _ = await store.accept(ref, user, spec(ref.thread_id, append_only), "stable", reservation, "", (QUEUED, CANCELLED))
-    return verdict
+    accepted = await store.accept(ref, user, spec(ref.thread_id, append_only), "stable", reservation, "", (QUEUED, CANCELLED))
+    return accepted.verdict
 
 
 def new_ref(thread_id=None):
@@ -210,7 +210,7 @@ async def test_an_accept_that_took_too_long_leaves_no_run(store):
     ref = new_ref()
     reservation = await store.reserve(ref, "ana", 0, "", "")
     late = reservation._replace(not_after_ms=reservation.not_after_ms - 60_000)
-    assert (await store.accept(ref, "ana", spec(), "stable", late, "", (QUEUED, CANCELLED)))[0] == "late"
+    assert (await store.accept(ref, "ana", spec(), "stable", late, "", (QUEUED, CANCELLED))).verdict == "late"
     assert await store.run(ref) is None
 
 

@@ -1,0 +1,184 @@
+"""Works on one run that this process owns, from its claim to its end or its hand-over."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.metrics import get_meter
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from services.common.errors import Overloaded
+from services.common.identity import Minter, Principal
+from services.common.rpc import context as call_context
+from services.common.rpc.wire import extract_trace
+from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.hub import PAGE, Hub
+from services.orchestrator.outbox import Outbox
+from services.orchestrator.ports import Message
+from services.orchestrator.records import Claim, Fenced, RunRecord, RunRef, Terminal, Written
+from services.orchestrator.run_store import RunStore
+from services.orchestrator.settings import Settings
+from services.orchestrator.turn import finish
+from services.orchestrator.turn.loop import run_turn
+from services.orchestrator.turn.state import RunStopped, Services, Turn, TurnState
+from services.orchestrator.turn.tool_step import report_cancelled
+from services.orchestrator.writer import RunWriter
+
+log = structlog.get_logger("bulkhead.driving")
+_tracer = trace.get_tracer("bulkhead.orchestrator")
+_meter = get_meter("bulkhead.orchestrator")
+_ended = _meter.create_counter("bulkhead_runs_ended_total", description="Runs that ended here, by status, or left, by why.")
+_run_s = _meter.create_histogram("bulkhead_run_duration_seconds", unit="s", description="Time from first claim to end.")
+
+
+@dataclass(slots=True)
+class Owned:
+    """A run in the hands of this process. `why` says what interrupts it: cancel, lost or drain."""
+
+    ref: RunRef
+    record: RunRecord
+    task: asyncio.Task | None = None
+    why: str = ""
+    working: bool = False
+    writer: RunWriter | None = None
+
+    def interrupt(self, why: str) -> None:
+        """Ends the work under way; a run that is lost stays lost."""
+        if self.why == "lost" or self.why == why:
+            return
+        self.why = why
+        if self.working and self.task is not None:
+            self.task.cancel()
+
+
+@dataclass(slots=True)
+class Left:
+    """How the work on a run ended: its status, or `lost` or `released`; `written` and `outbox` where the run has ended."""
+
+    status: str
+    written: Written | None = None
+    outbox: bool = False
+
+
+@dataclass(slots=True)
+class Driver:
+    """What working on any run takes. `should_hand_over` is asked at the end of each step."""
+
+    settings: Settings
+    store: RunStore
+    hub: Hub
+    agents: AgentCatalog
+    services: Services
+    outbox: Outbox
+    minter: Minter
+    should_hand_over: Callable[[], bool] = lambda: False
+
+    async def drive(self, owned: Owned, claim: Claim) -> Left:
+        """Works in the current task, under the trace and the context that the run was accepted with."""
+        record, ref = owned.record, owned.ref
+        spec = record.spec
+        principal = Principal.from_dict(dict(spec.principal))
+        attributes = {
+            "bulkhead.run_id": ref.run_id, "bulkhead.thread_id": ref.thread_id, "bulkhead.tenant": ref.tenant,
+            "bulkhead.canary": spec.canary, "bulkhead.attempt": record.attempt, "bulkhead.request_id": spec.request_id,
+            "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": spec.agent, "gen_ai.conversation.id": ref.thread_id,
+        }  # fmt: skip
+        otel_context.attach(extract_trace(spec.trace))
+        call_context.enter(call_context.CallContext(request_id=spec.request_id, canary=spec.canary, principal=principal))
+        with _tracer.start_as_current_span(
+            f"invoke_agent {spec.agent}", kind=SpanKind.INTERNAL, attributes=attributes, record_exception=False,
+            set_status_on_exception=False,
+        ) as span:  # fmt: skip
+            trace_id = span.get_span_context().trace_id
+            owned.writer = RunWriter(
+                self.store, self.hub, ref, record.epoch, record.attempt, trace_id=f"{trace_id:032x}" if trace_id else "",
+                batch_s=self.settings.delta_batch_s, patience_s=self.settings.store_patience_s, on_lost=lambda: owned.interrupt("lost"),
+            )  # fmt: skip
+            left = await self._work(owned, claim, self._turn(owned, owned.writer, principal))
+            if left.status == "failed":
+                span.set_status(Status(StatusCode.ERROR, "run failed"))
+            span.set_attribute("bulkhead.run_status", left.status)
+        _ended.add(1, {"status": left.status})
+        return left
+
+    async def _work(self, owned: Owned, claim: Claim, turn: Turn) -> Left:
+        assert owned.task is not None
+        terminal: Terminal | None = None
+        try:
+            await self._resume(turn, owned, claim)
+            if owned.record.cancel_requested:
+                owned.interrupt("cancel")
+            if not owned.why:
+                owned.working = True
+                terminal = await run_turn(turn, self.should_hand_over)
+        except asyncio.CancelledError:
+            if not owned.why:
+                raise
+            owned.task.uncancel()
+        except (Fenced, Overloaded):
+            # Another owner, or a store that stayed away for longer than its patience: somebody else goes on.
+            owned.why = "lost"
+        except Exception as error:  # a defect of ours ends the run readably, and not three workers one after the other
+            log.error("turn_failed", run_id=owned.ref.run_id, exc_info=error)
+            terminal = finish.fail(turn, RunStopped("INTERNAL", "Something went wrong inside Bulkhead while this run was at work."))
+        finally:
+            owned.working = False
+        return await self._let_go(owned, turn, terminal)
+
+    async def _let_go(self, owned: Owned, turn: Turn, terminal: Terminal | None) -> Left:
+        ref, writer = owned.ref, turn.writer
+        await writer.settled()
+        if writer.lost or owned.why == "lost":
+            log.warning("run_lost", run_id=ref.run_id, epoch=owned.record.epoch)
+            return Left("lost")
+        try:
+            if terminal is None and owned.why == "cancel":
+                report_cancelled(turn)
+                terminal = finish.cancel(turn)
+            if terminal is None:
+                await writer.release(turn.snapshot())
+                await self.store.wake(ref, owned.record.track, 0)
+                log.info("run_released", run_id=ref.run_id)
+                return Left("released")
+            written = await writer.finish(terminal)
+        except (Fenced, Overloaded):
+            return Left("lost")
+        _run_s.record(max(0, written.at_ms - owned.record.started_ms) / 1000)
+        return Left(terminal.status, written, bool(terminal.outbox))
+
+    def _turn(self, owned: Owned, writer: RunWriter, principal: Principal) -> Turn:
+        """The turn as far as the record tells."""
+        return Turn(
+            owned.ref, owned.record.spec, self.agents.agents.get(""), TurnState.decode(owned.record.state), [], writer, self.services,
+            principal, lambda: self.minter.mint(principal, run_id=owned.ref.run_id),
+        )  # fmt: skip
+
+    async def _resume(self, turn: Turn, owned: Owned, claim: Claim) -> None:
+        """Adds what stands elsewhere: the messages, the pinned definition, text that was shown and stays valid."""
+        turn.messages[:] = [Message.decode(raw) for raw in claim.messages]
+        turn.agent = await self._definition(owned.record)
+        if claim.undelivered:
+            turn.wait_for_memory = lambda: self.outbox.caught_up(owned.ref)
+        if owned.record.provisional_from:
+            turn.delivered = await self._delivered(owned)
+
+    async def _definition(self, record: RunRecord) -> AgentDefinition:
+        known = self.agents.agents.by_digest.get(record.spec.agent_digest)
+        if known is not None:
+            return known
+        raw = await self.store.definition(record.spec.agent_digest)
+        if raw is None:
+            raise RuntimeError(f"the definition of agent {record.spec.agent} {record.spec.agent_version} is gone")
+        return AgentDefinition.decode(raw)
+
+    async def _delivered(self, owned: Owned) -> str:
+        text, after = [], owned.record.provisional_from - 1
+        while True:
+            last, _, _, events = await self.store.read(owned.ref, after, PAGE, False)
+            text += [finish.text_of(e) for e in events if e.type == "message_delta" and e.run_id == owned.ref.run_id]
+            if not events or events[-1].seq >= last:
+                return "".join(text)
+            after = events[-1].seq
