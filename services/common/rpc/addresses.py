@@ -4,6 +4,7 @@ import ipaddress
 import json
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 LOOK_EVERY_S = 0.5
@@ -50,6 +51,7 @@ class Addresses:
             return
 
 
+@lru_cache(maxsize=1024)
 def _is_ipv4(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
