@@ -241,11 +241,18 @@ async def simulated() -> AsyncIterator[Simulator]:
 
 @asynccontextmanager
 async def served(
-    content: Mapping[str, Any], identities: testing.Identities, state_url: str, folder: Path, sim: Simulator, **overrides: Any
+    content: Mapping[str, Any],
+    identities: testing.Identities,
+    state_url: str,
+    folder: Path,
+    sim: Simulator,
+    *,
+    port: bool = True,
+    **overrides: Any,
 ) -> AsyncIterator[Stack]:
-    """A gateway over the models of a mapping."""
+    """A gateway over the models of a mapping, with its model port unless `port` is False."""
     (folder / "models.yaml").write_text(yaml.safe_dump(content))
-    grpc_port, http_port = testing.free_port(), testing.free_port()
+    grpc_port, http_port = testing.free_port(), testing.free_port() if port else 0
     settings = Settings(
         env="test", grpc_port=grpc_port, http_port=http_port, metrics_port=0, config_dir=folder, state_url=state_url,
         drain_grace_s=2, **{**QUICK, **overrides}, **identities.settings(),

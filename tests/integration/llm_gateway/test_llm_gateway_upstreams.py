@@ -44,7 +44,7 @@ async def stream(stack, ask, **fields):
 
 async def test_a_field_that_was_not_sent_is_not_invented(serve, deployment, provider, wire, ask):
     made = await provider(lambda n, r: wire.answer(wire.completion()))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         await complete(stack, ask)
         await complete(stack, ask, temperature=0.0, max_tokens=5, extra_json=b'{"seed": 7, "vendor_option": {"a": [1]}}')
     bare, full = made.received[0].body, made.received[1].body
@@ -55,7 +55,9 @@ async def test_a_field_that_was_not_sent_is_not_invented(serve, deployment, prov
 
 async def test_defaults_of_the_configuration_yield_to_the_caller(serve, deployment, provider, wire, ask):
     made = await provider(lambda n, r: wire.answer(wire.completion()))
-    async with serve(one_model(deployment, made.url, temperature=0.3, api_key="provider-key", extra_headers={"X-Team": "a"})) as stack:
+    async with serve(
+        one_model(deployment, made.url, temperature=0.3, api_key="provider-key", extra_headers={"X-Team": "a"}), port=False
+    ) as stack:
         await complete(stack, ask)
         await complete(stack, ask, temperature=0.9)
     assert [r.body["temperature"] for r in made.received] == [0.3, 0.9]
@@ -67,7 +69,7 @@ async def test_the_hop_carries_canary_request_id_and_trace_and_nothing_else_of_t
     serve, deployment, provider, wire, ask, identities
 ):
     made = await provider(lambda n, r: wire.answer(wire.completion()))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         with testing.calling(identities, canary=True):
             sent = call_context.current().request_id
             await stack.llm.Complete(llm_pb2.CompleteRequest(input=ask("hi")))
@@ -93,7 +95,7 @@ async def test_the_hop_carries_canary_request_id_and_trace_and_nothing_else_of_t
 async def test_odd_streams_that_are_whole(serve, deployment, provider, wire, ask, events, expected):
     raw = [wire.delta(e) if isinstance(e, str) and e != "finish" else wire.delta(finish="stop") if e == "finish" else e for e in events]
     made = await provider(lambda n, r: wire.answer(wire.events(*raw), content_type="text/event-stream"))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         text, finished, error = await stream(stack, ask)
     assert (text, error) == (expected, None)
     assert finished.outcome.finish_reason == "stop"
@@ -126,7 +128,7 @@ async def test_odd_streams_that_are_whole(serve, deployment, provider, wire, ask
 )
 async def test_streams_that_are_not_whole_are_errors(serve, deployment, provider, wire, ask, answer, failure_class):
     made = await provider(lambda n, r: answer(wire))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         _, finished, error = await stream(stack, ask)
     assert finished is None
     assert isinstance(error, UpstreamFailed)
@@ -151,7 +153,7 @@ async def test_streams_that_are_not_whole_are_errors(serve, deployment, provider
 )
 async def test_bodies_that_are_no_completion_are_errors(serve, deployment, provider, wire, ask, answer, failure_class):
     made = await provider(lambda n, r: answer(wire))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         with pytest.raises(UpstreamFailed) as caught:
             await complete(stack, ask)
     assert caught.value.metadata["failure_class"] in failure_class.split("|")
@@ -171,7 +173,7 @@ async def test_an_error_behind_a_first_event_without_content_is_still_a_status(s
 async def test_a_broken_stream_whose_repeat_differs_ends_with_an_error_and_never_mixes_answers(serve, deployment, provider, wire, ask):
     answers = [wire.events(wire.delta("Hello wor")), wire.events(wire.delta("Hello there"), wire.delta(finish="stop"))]
     made = await provider(lambda n, r: wire.answer(answers[n - 1], content_type="text/event-stream"))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         text, finished, error = await stream(stack, ask)
     assert (text, finished) == ("Hello wor", None)
     assert isinstance(error, UpstreamFailed)
@@ -182,7 +184,7 @@ async def test_a_broken_stream_whose_repeat_differs_ends_with_an_error_and_never
 async def test_a_tool_call_that_was_cut_in_half_is_an_error(serve, deployment, provider, wire, ask):
     call = wire.delta(tool_calls=[{"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": '{"a'}}])
     made = await provider(lambda n, r: wire.answer(wire.events(call), content_type="text/event-stream"))
-    async with serve(one_model(deployment, made.url)) as stack:
+    async with serve(one_model(deployment, made.url), port=False) as stack:
         _, finished, error = await stream(stack, ask)
     assert finished is None
     assert error.metadata["failure_class"] == "cut"
@@ -192,7 +194,7 @@ async def test_a_tool_call_that_was_cut_in_half_is_an_error(serve, deployment, p
 @pytest.mark.parametrize("mode", ["unary", "stream"])
 async def test_a_caller_that_leaves_closes_the_connection_to_the_provider(serve, deployment, provider, ask, mode):
     made = await provider(lambda n, r: None)
-    async with serve(one_model(deployment, made.url), model_first_token_timeout_s=60.0) as stack:
+    async with serve(one_model(deployment, made.url), port=False, model_first_token_timeout_s=60.0) as stack:
         task = asyncio.create_task(complete(stack, ask) if mode == "unary" else stream(stack, ask))
         await testing.eventually_async(lambda: made.received, "the provider is asked")
         task.cancel()
@@ -206,7 +208,7 @@ async def test_a_caller_that_leaves_closes_the_connection_to_the_provider(serve,
 async def test_a_provider_that_cannot_be_reached_is_replaced(serve, sim, models, ask, mode, base):
     file = models(sim.url)
     file["model_list"][0]["litellm_params"]["api_base"] = base.format(free=testing.free_port())
-    async with serve(file) as stack:
+    async with serve(file, port=False) as stack:
         outcome = (await complete(stack, ask)).outcome if mode == "unary" else (await stream(stack, ask))[1].outcome
         assert (outcome.model, outcome.attempts) == ("backup", 5)
 
@@ -230,7 +232,7 @@ async def test_a_certificate_that_nobody_trusts_is_no_reason_to_go_on_knocking(s
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=self_signed(tmp_path))
     file = models(sim.url)
     file["model_list"][0]["litellm_params"]["api_base"] = f"https://localhost:{server.sockets[0].getsockname()[1]}/v1"
-    async with server, serve(file) as stack:
+    async with server, serve(file, port=False) as stack:
         outcome = (await complete(stack, ask)).outcome
         assert (outcome.model, outcome.attempts) == ("backup", 2)
 
@@ -239,7 +241,7 @@ async def test_two_deployments_of_a_group_share_the_load_and_cover_for_each_othe
     good = await provider(lambda n, r: wire.answer(wire.completion("good")))
     bad = await provider(lambda n, r: wire.answer({"error": {"message": "x"}}, status=500))
     entries = [deployment("main", "m-1", f"{good.url}/v1"), deployment("main", "m-1", f"{bad.url}/v1")]
-    async with serve({"model_list": entries}) as stack:
+    async with serve({"model_list": entries}, port=False) as stack:
         answers = [await complete(stack, ask) for _ in range(20)]
     assert {answer.message.text for answer in answers} == {"good"}
     assert len(good.received) == 20
@@ -253,7 +255,7 @@ async def test_embeddings_of_a_provider_come_as_numbers_or_base64(serve, provide
     made = await provider(lambda n, r: wire.answer(body))
     entry = {"model_name": "e", "litellm_params": {"model": "openai/e-1", "api_base": f"{made.url}/v1"},
              "model_info": {"mode": "embedding", "input_cost_per_token": 0.00000002}}  # fmt: skip
-    async with serve({"model_list": [entry]}) as stack:
+    async with serve({"model_list": [entry]}, port=False) as stack:
         with testing.calling(stack.identities):
             answer = await stack.embedder.Embed(llm_pb2.EmbedRequest(texts=["a", "b"]))
     assert [list(e.values) for e in answer.embeddings] == [[0.5, 0.25], [1.0, 2.0]]
