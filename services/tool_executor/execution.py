@@ -199,10 +199,17 @@ class Executor:
             yield item
 
     async def _finish(self, work: _Work) -> None:
-        if work.entry is not None:
-            assert work.result is not None
-            await self._claims.finish(work.entry, work.result, free=work.free)
-            work.entry = None
+        """Stores the result: before the caller hears of it where the tool must not run twice, beside that where it may."""
+        if work.entry is None:
+            return
+        assert work.result is not None
+        storing = self._claims.finish(work.entry, work.result, free=work.free)
+        if work.tool.repeatable:
+            # At worst the process dies first, and the same key runs the tool again. It saves the caller a disk write.
+            self._claims.in_background(storing)
+        else:
+            await storing
+        work.entry = None
 
     def _cancel(self, work: _Work) -> None:
         """The caller is gone: stop the tool now, and find out and store in the background what became of it."""

@@ -115,7 +115,7 @@ async def test_a_refused_connection_is_certain(run, outside):
 
 
 async def test_what_may_be_repeated_is_tried_again_until_it_works(run, outside):
-    outside.answers["/read"] = [503, "drop", {"ok": True}]
+    outside.answers["/read"] = [(503, {}, b""), "drop", {"ok": True}]
     async with run(http_tool(outside, "read", "/read", annotations={"idempotent": True})) as client:
         *events, last = await client.events("read", {"n": 1}, "k")
     assert (last.result.outcome, last.result.attempts) == (DONE, 3)
@@ -125,7 +125,7 @@ async def test_what_may_be_repeated_is_tried_again_until_it_works(run, outside):
 
 
 async def test_it_is_tried_three_times_at_most_and_a_refusal_once(run, outside):
-    outside.answers.update({"/read": [500], "/refuse": [400]})
+    outside.answers.update({"/read": [(500, {}, b"")], "/refuse": [(400, {}, b"")]})
     async with run(http_tool(outside, "read", "/read", **READ), http_tool(outside, "refuse", "/refuse", **READ)) as client:
         read, refuse = await client.result("read"), await client.result("refuse")
     assert (read.outcome, read.attempts) == (FAILED, 3)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from services.tool_executor.builtin.arithmetic import CalculationError, shown
@@ -37,6 +37,7 @@ def combined(inner):
     )
 
 
+@settings(deadline=None)
 @given(st.recursive(literals, combined, max_leaves=12))
 def test_it_agrees_with_python_on_fractions(expression):
     text, by_python = expression
@@ -57,6 +58,7 @@ def test_it_agrees_with_python_on_fractions(expression):
     assert found.value == expected
 
 
+@settings(deadline=None)
 @given(st.decimals(-(10**9), 10**9, allow_nan=False, allow_infinity=False, places=6), st.decimals(-1000, 1000, places=3, allow_nan=False))
 def test_decimals_are_shown_as_decimal_arithmetic_shows_them(left, right):
     text, exact = shown(evaluate(f"({left:f}) + ({right:f}) * 3"))
@@ -65,6 +67,7 @@ def test_decimals_are_shown_as_decimal_arithmetic_shows_them(left, right):
     assert "E" not in text
 
 
+@settings(deadline=None)
 @given(st.fractions(min_value=-(10**6), max_value=10**6))
 def test_what_is_rounded_is_right_to_fifteen_digits(value):
     text, exact = shown(evaluate(f"({value.numerator}) / {value.denominator}"))
@@ -72,6 +75,7 @@ def test_what_is_rounded_is_right_to_fifteen_digits(value):
     assert (error == 0) if exact else (error <= abs(value) / 10**14)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_has_a_value_or_an_error_and_nothing_else(text):
     # Any other exception fails the test.

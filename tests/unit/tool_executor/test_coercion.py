@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.tool_executor.coercion import coerce
@@ -99,6 +99,7 @@ schemas = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(schemas, json_values)
 def test_coercion_touches_only_what_was_rejected_and_settles(schema, value):
     compiled = an_object(v=schema)
@@ -113,6 +114,7 @@ def test_coercion_touches_only_what_was_rejected_and_settles(schema, value):
         assert coerce(compiled, coerced) == (coerced, [])
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**15), 10**15), st.booleans())
 def test_what_a_model_wrote_as_text_comes_back_as_it_was_meant(number, truth):
     schema = an_object(

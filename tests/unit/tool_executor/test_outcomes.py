@@ -1,6 +1,6 @@
 """What is stored of a result is what is told again."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.testing import ROOT
@@ -36,6 +36,7 @@ results = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(results)
 def test_a_stored_result_comes_back_as_it_was(result):
     assert CallResult.from_meta(result.meta(), result.output) == result

@@ -5,7 +5,7 @@ import hashlib
 import orjson
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.config import ConfigFile
@@ -49,12 +49,11 @@ def newer(version):
     return greet
 
 
-def declared():
-    return built_ins([calculator, Clock(), HttpFetch(None), Python(None), SearchDocuments(None), greet, newer("1.10.0"), newer("1.9.0")])
+DECLARED = built_ins([calculator, Clock(), HttpFetch(None), Python(None), SearchDocuments(None), greet, newer("1.10.0"), newer("1.9.0")])
 
 
 def parsed(content) -> Registry:
-    return parse_tools(content, declared(), lambda config: config)
+    return parse_tools(content, DECLARED, lambda config: config)
 
 
 def refused(tmp_path, text):
@@ -230,7 +229,7 @@ def test_the_local_configuration_offers_what_the_agents_use():
 
 
 def test_schemas_come_from_type_hints_and_docstring():
-    found = next(t for t in declared() if (t.name, t.version) == ("greet", "1.0.0"))
+    found = next(t for t in DECLARED if (t.name, t.version) == ("greet", "1.0.0"))
     assert found.description == "Greets."
     assert found.input_schema == {
         "type": "object",
@@ -239,15 +238,16 @@ def test_schemas_come_from_type_hints_and_docstring():
         "additionalProperties": False,
     }
     assert found.output_schema == {"type": "string"}
-    loud = next(t for t in declared() if t.version == "1.9.0")
+    loud = next(t for t in DECLARED if t.version == "1.9.0")
     assert loud.input_schema["properties"]["loud"] == {"type": "boolean", "default": False}
     assert loud.input_schema["required"] == ["name"]
-    search = next(t for t in declared() if t.name == "search_documents")
+    search = next(t for t in DECLARED if t.name == "search_documents")
     assert set(search.input_schema["properties"]) == {"query", "limit"}
     assert all(p["description"] for p in search.input_schema["properties"].values())
     assert search.output_schema["properties"]["passages"]["type"] == "array"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=6, unique=True))
 def test_the_newest_is_the_largest_by_number_and_not_by_letter(versions):
     registry = parsed({"tools": [{**TICKET, "version": ".".join(map(str, v))} for v in versions]})

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.tool_executor.failures import Violation
@@ -56,6 +56,7 @@ def test_a_violation_names_place_keyword_and_expectation(value, violation):
 secrets = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=4, max_size=12)
 
 
+@settings(deadline=None)
 @given(secrets, st.sampled_from(["count", "kind", "name", "when", "tags", "either", "fixed"]))
 def test_a_rejected_value_is_never_repeated(secret, where):
     for value in ({"count": 2, where: secret}, {"count": 2, where: [secret, secret]}, {"count": 2, where: {"a": secret}}):

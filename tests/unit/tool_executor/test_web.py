@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 from aiohttp import web as server
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -32,6 +32,7 @@ def test_public(address):
     assert is_public(address)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_an_address_is_as_public_inside_ipv6_as_outside(address):
     assert is_public(f"::ffff:{address}") == is_public(str(address))
@@ -151,6 +152,7 @@ async def test_bad_addresses(url, code):
     assert caught.value.code == code
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 async def test_any_text_as_address_is_a_failure_of_the_tool_and_nothing_else(text):
     with pytest.raises(ToolFailure):
@@ -174,6 +176,7 @@ def test_text_of_pages(html, text):
     assert text_of_html(html) == text
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100), st.sampled_from(["script", "style", "noscript", "template"]))
 def test_what_no_reader_sees_is_left_out(html, tag):
     before = html.replace("<", " ").replace("&", " ")
