@@ -23,7 +23,7 @@ _SECRETS = re.compile(
     r"|\bAIza[A-Za-z0-9_-]{20,}"
     r"|\bBearer\s+[A-Za-z0-9._~+/=-]{8,}"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JWTs
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # user:password in a URL
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)",  # user:password or :password in a URL
     re.I,
 )
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
@@ -136,16 +136,8 @@ def configure(settings: ServiceSettings) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=_strip_and(renderer)))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Libraries speak up from WARNING on: at DEBUG an HTTP client alone drowns everything else.
     root.setLevel(max(level, logging.WARNING))
-
-
-def _strip_and(renderer: Any) -> Any:
-    def render(logger: Any, name: str, event: MutableMapping[str, Any]) -> Any:
-        event = structlog.stdlib.ProcessorFormatter.remove_processors_meta(logger, name, event)
-        return renderer(logger, name, event)
-
-    return render

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 
 import pytest
 import structlog
@@ -33,6 +34,7 @@ def test_secrets_and_personal_data_leave_no_trace(secret, before, after):
 
 def test_passwords_in_urls_and_values_under_secret_names_are_hidden():
     assert redact("redis://user:hunter2@host:1/0") == f"redis://{REDACTED}@host:1/0"
+    assert redact("redis://:hunter2@host:1/0") == f"redis://{REDACTED}@host:1/0"
     event = redaction(None, "", {"api_key": "x", "Authorization": "y", "access_token": "t", "max_tokens": 5, "input_tokens": 7})
     assert event == {"api_key": REDACTED, "Authorization": REDACTED, "access_token": REDACTED, "max_tokens": 5, "input_tokens": 7}
 
@@ -68,3 +70,24 @@ def test_daily_files_hold_one_json_object_a_line(tmp_path):
     gc.collect()
     line = json.loads(path.read_text().splitlines()[0])
     assert (line["event"], line["user"], line["n"], line["level"]) == ("hello", REDACTED, 1, "info")
+
+
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_lines_of_libraries_go_the_same_way_without_secrets(capsys, shape):
+    before, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        bulkhead_logging.configure(ServiceSettings(log_format=shape, log_level="INFO"))
+        try:
+            raise ValueError("redis://:hunter2@store:6379 is away")
+        except ValueError:
+            logging.getLogger("some.library").warning("key %s", SECRETS[1], exc_info=True)
+    finally:
+        structlog.configure(**before)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "is away" in out
+    assert f"key {REDACTED}" in out
+    assert "hunter2" not in out
