@@ -7,11 +7,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.common.rpc.server import HttpListener
 from services.common.settings import StartRefused
 
 KEEP_ALIVE_S = 65  # above the idle time of common load balancers, so that they close first
+
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class _BoundedHead(HttpToolsProtocol):
+    """httptools takes headers without end: this gives up on a request whose head goes on and on."""
+
+    _in_head = False
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        # The part in which the head began is not counted: it may hold a body that was sent before it.
+        self._head_bytes += len(data) if self._in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response("The headers are too large.")
+            return
+        super().data_received(data)
 
 
 class _Server(uvicorn.Server):
@@ -28,7 +54,7 @@ class UvicornListener(HttpListener):
         self._port, self._host, self._variable = port, host, variable
         options: dict[str, Any] = {
             "lifespan": "off", "log_config": None, "access_log": False, "server_header": False, "date_header": False,
-            "timeout_keep_alive": KEEP_ALIVE_S, "http": "httptools", "ws": "none", "loop": "none", "h11_max_incomplete_event_size": 65536,
+            "timeout_keep_alive": KEEP_ALIVE_S, "http": _BoundedHead, "ws": "none", "loop": "none",
         }  # fmt: skip
         self._server = _Server(uvicorn.Config(app, **{**options, **config}))
         self._task: asyncio.Task | None = None
