@@ -24,6 +24,8 @@ RENEW_BEFORE = timedelta(minutes=2)
 # Verifying a signature costs some 100 us; a token is used for many calls, so verified ones are remembered.
 CACHE_SIZE = 4096
 RELOAD_EVERY_S = 1.0
+# Tokens are dated back by this much: a verifier whose clock is behind must not take them for ones of the future.
+CLOCK_SKEW_S = 5
 
 
 def _thumbprint(key: Ed25519PublicKey) -> str:
@@ -90,13 +92,14 @@ class Minter:
         cached = self._cache.get(principal)
         if cached and cached[1] > now:
             return cached[0]
+        issued = int(now) - CLOCK_SKEW_S
         claims = {
-            "iss": self._issuer, "aud": AUDIENCE, "iat": int(now), "exp": int(now + LIFETIME.total_seconds()),
+            "iss": self._issuer, "aud": AUDIENCE, "iat": issued, "exp": issued + int(LIFETIME.total_seconds()),
             "tenant": principal.tenant, "sub": principal.user, "team": principal.team, "key": principal.key_id,
             "scopes": list(principal.scopes), "tier": principal.tier, "run": principal.run_id,
         }  # fmt: skip
         token = jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._kid})
-        self._cache[principal] = (token, now + (LIFETIME - RENEW_BEFORE).total_seconds())
+        self._cache[principal] = (token, claims["exp"] - RENEW_BEFORE.total_seconds())
         self._cache.move_to_end(principal)
         if len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
@@ -125,7 +128,11 @@ class Verifier:
         stamp = (stat.st_mtime_ns, stat.st_size)
         if stamp == self._stamp:
             return
-        keys = {entry["kid"]: jwt.PyJWK.from_dict(entry).key for entry in json.loads(self._path.read_text())["keys"]}
+        text = self._path.read_text()
+        try:
+            keys = {entry["kid"]: jwt.PyJWK.from_dict(entry).key for entry in json.loads(text)["keys"]}
+        except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
+            raise ValueError(f"{self._path.name} is not a JWKS of Ed25519 keys with their ids") from error
         if not keys:
             raise ValueError(f"{self._path.name} holds no key")
         self._keys, self._stamp = keys, stamp
@@ -137,7 +144,7 @@ class Verifier:
         if time.monotonic() - self._looked_at > RELOAD_EVERY_S:
             try:
                 self._reload()
-            except (OSError, ValueError, KeyError, jwt.PyJWTError):
+            except (OSError, ValueError):
                 # A key set caught half-written: the last good one stays, and the file is read again in a second.
                 self._looked_at = time.monotonic()
         cached = self._cache.get(token)
@@ -157,7 +164,7 @@ class Verifier:
             )  # fmt: skip
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED") from error
-        except (jwt.PyJWTError, KeyError) as error:
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID") from error
         if not principal.tenant or claims["exp"] - claims["iat"] > LIFETIME.total_seconds():
             raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID")

@@ -1,5 +1,6 @@
 """Internal tokens: what a verifier accepts, and what it must not."""
 
+import base64
 import json
 import time
 
@@ -87,3 +88,23 @@ def test_require_passes_exactly_when_every_scope_is_held(held, asked):
             principal.require(*asked)
         assert set(caught.value.metadata["missing_scopes"].split(", ")) == set(asked) - set(held)
     Principal("t", "u", scopes=("*",)).require(*asked)
+
+
+def test_a_verifier_whose_clock_is_a_little_behind_takes_new_tokens(identities):
+    token = Minter.from_file(identities.signing_key("gateway"), "gateway").mint(PRINCIPAL)
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["iat"] <= time.time() - 4
+    assert claims["exp"] - claims["iat"] == 300
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"keys": []}', '{"keys": [{"kty": "OKP"}]}', '{"keys": [7]}'])
+def test_a_key_set_that_cannot_be_used_is_a_value_error_that_names_the_file(tmp_path, text):
+    (tmp_path / "jwks.json").write_text(text)
+    with pytest.raises(ValueError, match=r"jwks\.json"):
+        Verifier.from_file(tmp_path / "jwks.json")
+
+
+def test_a_header_nested_without_end_is_a_bad_token_and_no_crash(identities):
+    header = base64.urlsafe_b64encode(b"[" * 6000).decode().rstrip("=")
+    with pytest.raises(Unauthenticated):
+        identities.verifier.verify(f"{header}.e30.e30")
