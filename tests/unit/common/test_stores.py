@@ -70,6 +70,10 @@ async def test_a_store_that_is_away_is_an_overload_and_not_a_bad_key():
     with pytest.raises(Overloaded) as caught:
         await Accounts(client).resolve("bh_" + "x" * 40)
     assert caught.value.reason == "STORE_UNAVAILABLE"
+    with pytest.raises(Overloaded):
+        await Accounts(client).list_keys("acme")
+    with pytest.raises(Overloaded):
+        await Accounts(client).revoke("acme", "key_1")
     await client.aclose()
 
 
