@@ -52,7 +52,7 @@ def read_yaml(path: Path) -> tuple[Any, str]:
         raise ConfigProblem([f"{path.name}: {error.strerror or 'cannot be read'} ({path})"]) from error
     try:
         return yaml.load(raw, Loader=_UniqueKeyLoader), hashlib.sha256(raw).hexdigest()  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8, nesting without end
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigProblem([f"{path.name}{where}: {getattr(error, 'problem', None) or 'is not valid YAML'}"]) from error
@@ -106,7 +106,11 @@ class ConfigFile(Generic[T]):
         log.info("config_reloaded", file=self._path.name)
         _reloads.add(1, {"file": self._path.name, "outcome": "accepted"})
         for listener in self._listeners:
-            listener(content)
+            try:
+                listener(content)
+            except Exception:
+                # The next listener and the next change must not suffer from it.
+                log.exception("config_listener_failed", file=self._path.name)
         return True
 
     async def watch(self) -> None:

@@ -26,6 +26,8 @@ def file(tmp_path, text):
         ("name: a\nname: b\nsize: 1", ["stands twice"]),
         ("size: many\nextra: 1", ["name", "size", "extra"]),
         ("", ["sample.yaml"]),
+        ("name: 2026-13-45", ["sample.yaml"]),
+        ("[" * 5000, ["sample.yaml"]),
     ],
 )
 def test_a_bad_file_refuses_the_start_with_every_problem(tmp_path, text, named):
@@ -61,3 +63,14 @@ def test_a_good_change_takes_effect_and_a_bad_one_keeps_the_last_good(tmp_path):
     path.unlink()
     assert not config.reload()
     assert config.current.size == 2
+
+
+def test_a_listener_that_fails_does_not_keep_the_content_from_the_others(tmp_path):
+    path = file(tmp_path, "name: a\nsize: 1")
+    config = ConfigFile(path, Shape.model_validate)
+    seen = []
+    config.on_change(lambda content: 1 / 0)
+    config.on_change(seen.append)
+    path.write_text("name: a\nsize: 2")
+    assert config.reload()
+    assert [content.size for content in seen] == [2]
