@@ -14,7 +14,10 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "bulkhead"
-# gRPC servers cap the size of trailing metadata; a list of violations must not push a status past it.
+# gRPC takes 8 KiB of metadata for certain, and the status travels there in base64 beside its message: one that is too long
+# would reach the caller as RESOURCE_EXHAUSTED, which is another error altogether.
+MAX_STATUS_BYTES = 4096
+MAX_MESSAGE_BYTES = 512
 MAX_VIOLATIONS = 32
 
 
@@ -218,11 +221,17 @@ def _pack(message) -> any_pb2.Any:
     return packed
 
 
+def _cut(text: str, size: int) -> str:
+    """The longest beginning of `text` that takes at most `size` bytes of UTF-8."""
+    return text.encode()[:size].decode(errors="ignore")
+
+
 def to_status(error: BulkheadError, trace_id: str = "") -> status_pb2.Status:
     """`error` as google.rpc.Status with its details; `trace_id` (32 hex digits) travels in ErrorInfo."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     for key, value in error.metadata.items():
-        info.metadata[key] = value[:512]
+        if info.ByteSize() < MAX_STATUS_BYTES // 4:
+            info.metadata[key] = _cut(value, 512)
     info.metadata[_KIND] = error.default_reason
     if trace_id:
         info.metadata["trace_id"] = trace_id
@@ -230,7 +239,8 @@ def to_status(error: BulkheadError, trace_id: str = "") -> status_pb2.Status:
     if error.violations:
         request = error_details_pb2.BadRequest()
         for violation in error.violations[:MAX_VIOLATIONS]:
-            request.field_violations.add(field=violation.field[:256], description=violation.description[:512])
+            if request.ByteSize() < MAX_STATUS_BYTES // 4:
+                request.field_violations.add(field=_cut(violation.field, 256), description=_cut(violation.description, 512))
         details.append(_pack(request))
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -238,10 +248,10 @@ def to_status(error: BulkheadError, trace_id: str = "") -> status_pb2.Status:
         details.append(_pack(retry))
     if isinstance(error, QuotaExceeded):
         quota = error_details_pb2.QuotaFailure()
-        quota.violations.add(subject=error.metadata.get("policy", ""), description=error.message[:512])
+        quota.violations.add(subject=error.metadata.get("policy", ""), description=_cut(error.message, MAX_MESSAGE_BYTES))
         details.append(_pack(quota))
     number = code_pb2.Code.Value(error.code.name)
-    return status_pb2.Status(code=number, message=error.message[:1024], details=details)
+    return status_pb2.Status(code=number, message=_cut(error.message, MAX_MESSAGE_BYTES), details=details)
 
 
 def from_status(status: status_pb2.Status) -> BulkheadError:

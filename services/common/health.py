@@ -60,9 +60,9 @@ class Health:
         self._draining = True
         self._notify()
 
-    async def changed(self) -> None:
-        """Returns after the next change of readiness."""
-        await self._changed.wait()
+    def next_change(self) -> asyncio.Event:
+        """Set at the next change of readiness. Taken before looking, so that no change falls between the look and the wait."""
+        return self._changed
 
     def _notify(self) -> None:
         self._changed.set()
@@ -115,13 +115,16 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request, context):
-        """Each change."""
+        """Each change, until the process goes: an open watch must not hold up its end."""
         last = None
         while True:
+            change, leaving = self._health.next_change(), self._health.draining
             status = self._status(request.service)
             if status is None:
                 status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:
                 yield health_pb2.HealthCheckResponse(status=status)
                 last = status
-            await self._health.changed()
+            if leaving:
+                return
+            await change.wait()

@@ -109,16 +109,26 @@ class _Link:
             old, self._target = self._channel, target
             self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
             if old is not None:
-                task = asyncio.get_running_loop().create_task(old.close(grace=RETIRE_AFTER_S))
+                task = asyncio.get_running_loop().create_task(_retire(old))
                 self._retired.add(task)
                 task.add_done_callback(self._retired.discard)
         return self._channel
 
     async def close(self) -> None:
-        for task in list(self._retired):
+        retired = list(self._retired)
+        for task in retired:
             task.cancel()
+        await asyncio.gather(*retired, return_exceptions=True)
         if self._channel is not None:
             await self._channel.close()
+
+
+async def _retire(channel: grpc.aio.Channel) -> None:
+    try:
+        await channel.close(grace=RETIRE_AFTER_S)
+    except asyncio.CancelledError:
+        await channel.close()
+        raise
 
 
 class CallChannel:

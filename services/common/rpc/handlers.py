@@ -67,7 +67,7 @@ class Registrar:
 
 
 class ActiveCalls:
-    """The tasks of the calls in flight, so that a drain can wait for them and then end them."""
+    """The tasks of the calls in flight, so that a drain can wait until they have cleaned up."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task] = set()
@@ -84,6 +84,11 @@ class ActiveCalls:
     def leave(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
 
+    async def ended(self, timeout_s: float) -> None:
+        """Returns when the calls in flight have cleaned up after themselves, or after `timeout_s`."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout_s)
+
 
 class _Guard:
     def __init__(self, path: str, service: str, verifier: Verifier, active: ActiveCalls) -> None:
@@ -96,7 +101,7 @@ class _Guard:
         self._attributes = {"rpc.system": "grpc", "rpc.method": path[1:]}
         self._labels = {code: {"method": path[1:], "code": code.name} for code in grpc.StatusCode}
 
-    def _enter(self, context: grpc.aio.ServicerContext) -> tuple[trace.Span, call_context.CallContext, object, BulkheadError | None]:
+    def _enter(self, context: grpc.aio.ServicerContext) -> tuple[trace.Span, BulkheadError | None]:
         """Reads the metadata and starts the server span; what is wrong with the call comes back as an error."""
         remaining = context.time_remaining()
         if remaining is not None and remaining > FAR_AWAY_S:
@@ -120,8 +125,8 @@ class _Guard:
                 if call.principal.run_id:
                     span.set_attribute("bulkhead.run_id", call.principal.run_id)
         call_context.enter(call)
-        token_of_span = otel_context.attach(trace.set_span_in_context(span))
-        return span, call, token_of_span, refusal
+        otel_context.attach(trace.set_span_in_context(span))
+        return span, refusal
 
     def unary(self, behavior: Callable) -> Callable:
         """Wraps a unary-unary behaviour."""
@@ -130,14 +135,18 @@ class _Guard:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             task = self._active.enter()
-            span, _, _, refusal = self._enter(context)
+            span = trace.INVALID_SPAN
             try:
+                span, refusal = self._enter(context)
                 if refusal is not None:
                     raise refusal
                 return await behavior(request, context)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 code = grpc.StatusCode.CANCELLED
-                raise
+                if task.cancelling():
+                    raise
+                code = grpc.StatusCode.INTERNAL
+                await self._answer_stray(error, context, span)
             except Exception as error:  # noqa: BLE001 - the boundary, where every error becomes a row of the table
                 failure = self._failure(error, span)
                 code = failure.code
@@ -156,30 +165,44 @@ class _Guard:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             task = self._active.enter()
-            span, _, _, refusal = self._enter(context)
+            span = trace.INVALID_SPAN
             responses = behavior(request, context)
             try:
+                span, refusal = self._enter(context)
                 if refusal is not None:
                     raise refusal
                 async for response in responses:
                     yield response
-            except (asyncio.CancelledError, GeneratorExit):
+            except GeneratorExit:
                 code = grpc.StatusCode.CANCELLED
                 raise
+            except asyncio.CancelledError as error:
+                code = grpc.StatusCode.CANCELLED
+                if task.cancelling():
+                    raise
+                code = grpc.StatusCode.INTERNAL
+                await self._answer_stray(error, context, span)
             except Exception as error:  # noqa: BLE001 - the boundary, where every error becomes a row of the table
                 failure = self._failure(error, span)
                 code = failure.code
                 await _abort(context, failure, span)
             finally:
-                # Closing at once, not when the collector comes by, is what carries a cancel on to the leaf.
-                await responses.aclose()
-                self._active.leave(task)
-                span.end()
-                _duration.record(time.perf_counter() - started, self._labels[code])
+                try:
+                    # Closing at once, not when the collector comes by, is what carries a cancel on to the leaf.
+                    await responses.aclose()
+                finally:
+                    self._active.leave(task)
+                    span.end()
+                    _duration.record(time.perf_counter() - started, self._labels[code])
 
         return handle
 
-    def _failure(self, error: Exception, span: trace.Span) -> BulkheadError:
+    async def _answer_stray(self, error: asyncio.CancelledError, context: grpc.aio.ServicerContext, span: trace.Span) -> NoReturn:
+        """A cancellation that nobody asked of this call came from something it awaited. grpc would send no status at all for it, and
+        the caller would wait until its deadline."""
+        await _abort(context, self._failure(error, span), span)
+
+    def _failure(self, error: BaseException, span: trace.Span) -> BulkheadError:
         if isinstance(error, BulkheadError):
             if error.counts_against_slo:
                 span.set_status(Status(StatusCode.ERROR, error.reason))
@@ -187,7 +210,10 @@ class _Guard:
             span.set_attribute("error.type", error.reason)
             return error
         if isinstance(error, TimeoutError):
+            # Where it ran out says whose time it was: the caller's, or a shorter one of ours.
+            log.warning("rpc_failed", method=self._span_name, reason="DEADLINE_EXCEEDED", exc_info=error)
             span.set_status(Status(StatusCode.ERROR, "DEADLINE_EXCEEDED"))
+            span.set_attribute("error.type", "DEADLINE_EXCEEDED")
             return DeadlineExceeded("the call took longer than its deadline")
         error_id = uuid.uuid4().hex[:12]
         log.error("internal_error", method=self._span_name, error_id=error_id, exc_info=error)

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+# What calls that were cancelled at the end of the grace get for putting things back, before the stores are closed.
+CLEAN_UP_S = 1.0
 log = structlog.get_logger("bulkhead.server")
 
 
@@ -104,10 +107,29 @@ async def _main(settings: ServiceSettings, build: Callable[[Any], Any]) -> None:
         async with AsyncExitStack() as stack:
             await run_service(settings, build, stop, stack)
     finally:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(settings.drain_flush_s):
-                await asyncio.to_thread(flush)
+        await _flushed(flush, settings.drain_flush_s)
     log.info("stopped")
+
+
+async def _flushed(flush: Callable[[], None], timeout_s: float) -> None:
+    """Waits for `flush` no longer than `timeout_s`: a collector that is away must not hold up the exit."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def work() -> None:
+        try:
+            flush()
+        finally:
+            with suppress(RuntimeError):  # the loop has given up waiting and is closed
+                loop.call_soon_threadsafe(done.set)
+
+    # Not the loop's executor: its threads are waited for at the end, however long they take.
+    threading.Thread(target=work, name="flush", daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await done.wait()
+    except TimeoutError:
+        log.warning("telemetry_lost", waited_s=timeout_s)
 
 
 async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], stop: asyncio.Event, stack: AsyncExitStack) -> None:
@@ -130,7 +152,8 @@ async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], st
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(health), server)
         names = (*registrar.names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        address = f"{settings.host}:{settings.grpc_port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.grpc_port}"
         try:
             bound = server.add_insecure_port(address)
         except RuntimeError:
@@ -138,6 +161,7 @@ async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], st
         if bound == 0:
             raise StartRefused([f"port {settings.grpc_port} is taken (BULKHEAD_GRPC_PORT)"])
         await server.start()
+        stack.push_async_callback(active.ended, CLEAN_UP_S)
         stack.push_async_callback(server.stop, None)
     for start in service.start:
         await start()

@@ -14,6 +14,9 @@ CANARY = "x-canary"
 REQUEST_ID = "x-request-id"
 AUTHORIZATION = "authorization"
 MAX_REQUEST_ID = 128
+# They come from outside and go on to every service as gRPC metadata, of which 8 KiB are taken: what is longer is dropped.
+MAX_TRACESTATE = 512
+MAX_BAGGAGE = 2048
 
 _trace_context = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
@@ -33,8 +36,9 @@ def request_id_of(value: str | None) -> str:
 
 def extract_trace(carrier: Mapping[str, str]) -> otel_context.Context:
     """W3C trace context and baggage of incoming headers (lower-case names) as an OpenTelemetry context."""
-    context = _trace_context.extract(carrier, context=otel_context.Context())
-    return _baggage.extract(carrier, context=context) if "baggage" in carrier else context
+    parent = carrier if len(carrier.get("tracestate", "")) <= MAX_TRACESTATE else {"traceparent": carrier.get("traceparent", "")}
+    context = _trace_context.extract(parent, context=otel_context.Context())
+    return _baggage.extract(carrier, context=context) if 0 < len(carrier.get("baggage", "")) <= MAX_BAGGAGE else context
 
 
 def inject_trace() -> list[tuple[str, str]]:
