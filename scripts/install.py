@@ -50,8 +50,22 @@ def works(*command):
     return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
 
 
+def made_here():
+    """False for a .venv of another Python, or of a folder that was moved or copied: its commands name paths that are not these."""
+    said = {}
+    try:
+        with open(os.path.join(VENV, "pyvenv.cfg")) as content:
+            for line in content:
+                name, _, value = line.partition("=")
+                said[name.strip()] = value.strip()
+    except OSError:
+        return True
+    version = ".".join(map(str, sys.version_info[:3]))
+    return said.get("version", version) == version and said.get("command", VENV).endswith(VENV)
+
+
 def make_venv():
-    if os.path.exists(PYTHON) and works(PYTHON, "-m", "pip", "--version"):
+    if os.path.exists(PYTHON) and made_here() and works(PYTHON, "-m", "pip", "--version"):
         return
     try:
         import ensurepip  # noqa: F401 - Debian ships venv and ensurepip apart from python3
