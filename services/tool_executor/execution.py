@@ -29,7 +29,7 @@ from services.tool_executor.ports import Entry, RateLimit, Record, Verdict
 from services.tool_executor.registry import EXECUTE_SCOPE, Registry
 from services.tool_executor.tools import Tool, ToolCall
 
-MAX_KEY = 255
+MAX_ID = 255
 # Kept back from the caller's deadline, so that the outcome is stored and heard of in time.
 MARGIN_S = 0.03
 # Beyond the deadline of a call that must not be repeated: it may still be storing its outcome.
@@ -92,7 +92,7 @@ class Executor:
         tool = self._registry().resolve(request.name, request.version)
         try:
             principal.require(EXECUTE_SCOPE, *tool.scopes)
-            _check_key(request, tool)
+            _check_ids(request, tool)
             await self._rate.take(principal)
             arguments = _parsed(request.arguments_json)
             entry, record = await self._claimed(request, tool, principal, arguments, deadline)
@@ -303,9 +303,10 @@ def stored(record: Record) -> CallResult:
     return CallResult(Outcome.UNKNOWN, error=Failure.of(failure), version=record.version, replayed=True)
 
 
-def _check_key(request: Request, tool: Tool) -> None:
-    if len(request.key.encode()) > MAX_KEY:
-        raise InvalidInput.field("idempotency_key", f"is longer than {MAX_KEY} bytes")
+def _check_ids(request: Request, tool: Tool) -> None:
+    for name, value in (("idempotency_key", request.key), ("run_id", request.run_id), ("thread_id", request.thread_id)):
+        if len(value.encode()) > MAX_ID:
+            raise InvalidInput.field(name, f"is longer than {MAX_ID} bytes")
     if not request.key and not tool.repeatable:
         raise InvalidInput.field("idempotency_key", f"is needed: the tool {tool.name} must not be run twice")
 

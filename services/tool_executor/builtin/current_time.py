@@ -40,7 +40,8 @@ class Clock:
             timezone: IANA name of the time zone, for example UTC, Europe/Berlin or America/New_York.
         """
         try:
-            zone = ZoneInfo(timezone)
+            # The one zone that needs no database.
+            zone = UTC if timezone == "UTC" else ZoneInfo(timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             # ValueError for paths that leave the database, OSError for a folder of it such as "America".
             raise ToolFailure(

@@ -103,10 +103,20 @@ async def test_unknown_tools(tools, caller, name, version, reason):
         await tools.stub.GetTool(tools_pb2.GetToolRequest(name=name, version=version))
 
 
-async def test_a_request_without_name_and_an_endless_key_are_invalid(tools, caller):
-    for call in (tools.result(""), tools.result("calculator", {"expression": "1"}, "k" * 256), tools.known("")):
-        with pytest.raises(InvalidInput):
+async def test_a_request_without_name_and_endless_ids_are_invalid(tools, caller):
+    one, endless = {"expression": "1"}, "k" * 256
+    calls = {
+        "name": tools.result(""),
+        "idempotency_key": tools.result("calculator", one, endless),
+        "run_id": tools.result("calculator", one, run_id=endless),
+        "thread_id": tools.result("calculator", one, thread_id=endless),
+    }
+    for field, call in calls.items():
+        with pytest.raises(InvalidInput) as caught:
             await call
+        assert caught.value.violations[0].field == field
+    with pytest.raises(InvalidInput):
+        await tools.known("")
 
 
 @pytest.mark.parametrize(

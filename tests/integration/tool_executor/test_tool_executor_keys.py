@@ -51,13 +51,14 @@ async def test_a_tool_with_side_effects_needs_a_key(tools, caller, outside):
     assert not outside.seen
 
 
-async def test_many_calls_with_one_key_have_one_effect_and_one_answer(tools, caller, outside):
+async def test_many_calls_with_one_key_have_one_effect_and_one_answer(tools, tmp_path, state_url, identities, caller, outside):
     outside.gate.clear()
-    calls = [asyncio.create_task(tools.result("order", {"n": 1}, "k")) for _ in range(20)]
-    await testing.eventually_async(lambda: outside.seen, "the effect")
-    assert (await tools.known("k")).outcome == RUNNING
-    outside.gate.set()
-    results = await asyncio.gather(*calls)
+    async with executor(tmp_path, state_url, identities) as replica:
+        calls = [asyncio.create_task(client.result("order", {"n": 1}, "k")) for client in (tools, replica) for _ in range(10)]
+        await testing.eventually_async(lambda: outside.seen, "the effect")
+        assert (await replica.known("k")).outcome == RUNNING
+        outside.gate.set()
+        results = await asyncio.gather(*calls)
     assert len(outside.seen) == 1
     assert {(r.outcome, r.output_json) for r in results} == {(DONE, b'{"number":1}')}
     assert sorted(r.replayed for r in results) == [False] + [True] * 19
