@@ -9,6 +9,7 @@ const log = $("log");
 let state = "idle";
 let active = null; // the run id of the turn at work
 let turns = [];
+let unused = ""; // the thread that this page has named and nobody has written to
 
 function enter(next, words = next) {
   state = next;
@@ -55,6 +56,7 @@ function explain(error) {
 
 async function send(text) {
   const thread = $("thread").value;
+  unused = "";
   const turn = newTurn();
   turn.said(text);
   enter("working", "starting");
@@ -71,7 +73,7 @@ async function send(text) {
       } else turn.take(event);
     }
     enter("idle");
-    announce(`The agent has answered: ${turn.body.querySelector(".prose.tail")?.textContent.slice(0, 400) || "no text"}`);
+    announce(`The agent has answered: ${turn.answer.slice(0, 400) || "no text"}`);
   } catch (error) {
     turn.notice(explain(error), "bad");
     turn.finish();
@@ -107,7 +109,7 @@ async function open() {
   const thread = $("thread").value;
   clear();
   $("title").textContent = thread || "New conversation";
-  if (!key.get() || !thread) return;
+  if (!key.get() || !thread || thread === unused) return;
   try {
     const { events } = await get(`/replay/${encodeURIComponent(thread)}`);
     const byRun = new Map();
@@ -151,7 +153,8 @@ async function agents() {
 
 function freshThread() {
   const bytes = crypto.getRandomValues(new Uint8Array(4));
-  return `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  unused = `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  return unused;
 }
 
 function grow() {

@@ -17,6 +17,7 @@ export class Turn {
     this.tools = new Map();
     this.sources = new Map();
     this.begun = 0;
+    this.answer = "";
     this.body = element("div", { class: "agent" }, element("p", { class: "who" }, element("b", {}, agent || "agent"), (this.meta = element("i"))));
     this.node = element("article", { class: "turn", "data-live": "" }, this.body);
     this.anchor = `t${log.childElementCount}`;
@@ -157,6 +158,7 @@ export class Turn {
     if (data.error) this.notice(data.error.message || "The run failed.", "bad", data.error.reason);
     for (const { node } of this.tools.values()) if (!node.dataset.outcome) node.dataset.outcome = "failed";
     this.usage = data.usage || {};
+    this.answer = data.output_text || "";
     const tokens = (this.usage.input_tokens || 0) + (this.usage.output_tokens || 0);
     const parts = [element("span", { class: tone }, word)];
     if (this.begun && event.ts) parts.push(element("span", {}, `${((Date.parse(event.ts) - this.begun) / 1000).toFixed(2)} s`));

@@ -1,0 +1,25 @@
+"""Fixtures of the system tier."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from services.common import testing
+from tests.e2e.harness import Platform, Receiver, start_platform
+
+
+@pytest.fixture(scope="module")
+def start_own(tmp_path_factory) -> Iterator[Callable[..., Platform]]:
+    """Starts a platform of the module's own with further options of `up`; all are ended after the module."""
+    started: list[Platform] = []
+
+    def start(*arguments: str) -> Platform:
+        data_dir = tmp_path_factory.mktemp("own") / "data"
+        # Nobody collects the spans here.
+        quiet = {"BULKHEAD_OTLP_ENDPOINT": ""}
+        started.append(start_platform(data_dir, testing.free_port_base(), Receiver(), 0, *arguments, env=quiet))
+        return started[-1]
+
+    yield start
+    for platform in started:
+        platform.process.stop()

@@ -1,0 +1,297 @@
+"""The console in a real browser, over a real platform: what a person sees, with the keyboard and by assistive software."""
+
+import itertools
+import json
+import re
+
+import httpx2 as httpx
+import pytest
+
+from services.common import testing
+from tests.system.browser import Browser
+
+pytestmark = pytest.mark.system
+
+WIDTH, HEIGHT = 1280, 860
+QUESTION = "What is 17 * 23?"
+
+
+@pytest.fixture(scope="module")
+def platform(start_own):
+    return start_own()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    made = Browser(tmp_path_factory.mktemp("browser"))
+    yield made
+    made.process.stop()
+
+
+async def sign_in(page, platform) -> None:
+    """Types the key and opens the session, with the keyboard alone."""
+    await page.open(platform.url + "/")
+    await page.until("document.activeElement.id === 'key'", "the key has the focus")
+    await page.type(platform.key)
+    await page.press("Enter")
+    await page.until("document.querySelector('#agent').options.length > 1 && !document.querySelector('#send').disabled", "the agents")
+    await page.until("document.activeElement.id === 'input'", "the message field has the focus")
+
+
+async def ask(page, text: str) -> None:
+    await page.type(text)
+    await page.press("Enter")
+
+
+async def answered(page, turns: int = 1) -> None:
+    ended = "document.querySelectorAll('.turn .foot').length"
+    await page.until(f"{ended} === {turns} && document.querySelector('#state').dataset.state === 'idle'", "the turn has ended")
+
+
+def nothing_wrong(page, platform) -> None:
+    assert page.complaints == []
+    assert page.requests
+    foreign = [url for url in page.requests if not url.startswith((platform.url + "/", "data:", "about:"))]
+    assert foreign == []
+
+
+async def test_a_turn_with_a_tool_is_seen_as_it_happens(platform, browser, tmp_path):
+    fault = {"match": {"contains": QUESTION}, "fault": {"tokens_per_s": 2}}
+    async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await page.scheme("light")
+        await sign_in(page, platform)
+        await page.screenshot(tmp_path / "welcome-light.png")
+        httpx.post(f"{platform.simulator}/sim/faults", json=fault).raise_for_status()
+        try:
+            await page.js("""
+                window.seen = []; new MutationObserver(() => {
+                    const text = document.querySelector('.prose')?.textContent || '';
+                    if (text && text !== seen.at(-1)) seen.push(text);
+                }).observe(document.querySelector('#log'), {subtree: true, childList: true, characterData: true});""")
+            await ask(page, QUESTION)
+            await page.until("window.seen.length > 1", "text is on the page before the answer is whole")
+            assert await page.js("document.querySelector('#state').dataset.state") == "working"
+            assert not await page.js("document.querySelector('#stop').hidden")
+            await page.screenshot(tmp_path / "streaming-light.png")
+            await answered(page)
+        finally:
+            httpx.delete(f"{platform.simulator}/sim/faults").raise_for_status()
+        seen = await page.js("window.seen")
+        assert len(seen) >= 3
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(seen))
+        assert "391" in seen[-1]
+        # The call: its name and arguments in the line, all of it when opened with the keyboard.
+        summary = await page.js("document.querySelector('.tool summary').innerText")
+        assert "calculator" in summary
+        assert "17 * 23" in summary
+        assert "391" in summary
+        assert await page.js("document.querySelector('.tool').dataset.outcome") == "done"
+        await page.js("document.querySelector('.tool summary').focus()")
+        await page.press("Enter")
+        shown = await page.until("document.querySelector('.tool').open && document.querySelector('.tool dl').innerText", "the call is open")
+        assert re.search(r'arguments\s*{\s*"expression": "17 \* 23"\s*}', shown), shown
+        assert re.search(r'result\s*{[^}]*"391"', shown), shown
+        await page.screenshot(tmp_path / "answered-light.png")
+        assert await page.js("document.querySelector('#total-turns').innerText") == "1"
+        assert await page.js("document.querySelector('#total-tools').innerText") == "1"
+        assert int((await page.js("document.querySelector('#total-tokens').innerText")).replace(",", "")) > 0
+        nothing_wrong(page, platform)
+
+
+async def test_citations_lead_to_their_source_and_a_thread_is_read_back(platform, browser, tmp_path):
+    text = "# Harbour rules\n\nThe harbour master opens the lock gate at 06:40 every morning.\n"
+    body = {"title": "harbour.md", "content_type": "text/markdown", "text": text}
+    httpx.post(f"{platform.url}/v1/documents", json=body, headers={"authorization": f"Bearer {platform.key}"}).raise_for_status()
+    async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await page.scheme("dark")
+        await sign_in(page, platform)
+        await page.screenshot(tmp_path / "welcome-dark.png")
+        await ask(page, "When does the harbour master open the lock gate? Also what is 6 * 7?")
+        await answered(page)
+        await page.screenshot(tmp_path / "cited-dark.png")
+        assert await page.js("document.querySelector('.prose .cite').innerText") == "c1"
+        assert await page.js(
+            "document.querySelector(document.querySelector('.prose .cite').getAttribute('href')).innerText.includes('harbour')"
+        )
+        live, thread = await page.js("[document.querySelector('.turn').innerText, document.querySelector('#thread').value]")
+        await page.open(f"{platform.url}/?thread={thread}")
+        await page.until("document.querySelectorAll('.turn .foot').length === 1", "the thread is read back")
+        await page.until("document.querySelector('.turn .prose')?.innerText.includes('06:40')", "its text is drawn")
+        assert await page.js("document.querySelector('.turn').innerText") == live
+        nothing_wrong(page, platform)
+
+
+async def test_everything_works_with_the_keyboard_alone(platform, browser, tmp_path):
+    async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await sign_in(page, platform)
+        # The first stop of the page, before the key, leads past the side to the message field.
+        await page.js("document.querySelector('#key').focus()")
+        await page.press("Tab", shift=True)
+        assert await page.js("document.activeElement.className") == "skip"
+        assert await page.js("document.activeElement.getBoundingClientRect().top >= 0"), "it is seen while it has the focus"
+        assert await page.tab_to("agent") == ["key"]
+        for letter in "plain":
+            await page.press(letter)
+        assert await page.js("document.querySelector('#agent').value") == "plain"
+        passed = await page.tab_to("input")
+        assert {"thread", "new-thread", "theme", "log"} <= set(passed), passed
+        outlines = "getComputedStyle(document.activeElement).outlineStyle"
+        assert await page.js(outlines) != "none", "what has the focus is marked"
+        await page.type("Hello")
+        await page.press("Enter", shift=True)
+        assert "\n" in await page.js("document.querySelector('#input').value"), "shift makes a line"
+        await page.press("Enter")
+        await answered(page)
+        assert await page.js("document.querySelector('.turn .who b').innerText") == "plain"
+        assert await page.js("document.activeElement.id") == "input", "the focus stays for the next message"
+        nothing_wrong(page, platform)
+
+
+async def test_escape_stops_a_turn(platform, browser):
+    fault = {"match": {"contains": "tortoise"}, "fault": {"tokens_per_s": 2}}
+    httpx.post(f"{platform.simulator}/sim/faults", json=fault).raise_for_status()
+    try:
+        async with browser.page() as page:
+            await sign_in(page, platform)
+            await ask(page, "Write 200 words about the tortoise.")
+            await page.until("document.querySelector('.prose')?.innerText", "it has begun to answer")
+            await page.press("Escape")
+            await answered(page)
+            assert "stopped" in await page.js("document.querySelector('.foot').innerText")
+            nothing_wrong(page, platform)
+    finally:
+        httpx.delete(f"{platform.simulator}/sim/faults").raise_for_status()
+
+
+async def test_a_wrong_key_is_told_and_mended(platform, browser):
+    async with browser.page() as page:
+        await page.open(platform.url + "/")
+        await page.until("document.activeElement.id === 'key'", "the key has the focus")
+        await page.type("bh_wrong-wrong-wrong")
+        await page.press("Enter")
+        await page.until("document.querySelector('#key-note').innerText.includes('not valid')", "it says so")
+        assert "not valid" in await page.js("document.querySelector('#alert').innerText"), "and to a screen reader"
+        # 401 is what the browser itself notes; the page must add nothing.
+        assert all("401" in complaint for complaint in page.complaints), page.complaints
+        await page.js("document.querySelector('#key').select(), document.querySelector('#key').focus()")
+        await page.type(platform.key)
+        await page.press("Enter")
+        await page.until("document.querySelector('#agent').options.length > 1", "the agents")
+        await page.until("document.querySelector('#state').dataset.state === 'idle'", "all is well")
+
+
+async def test_the_page_has_names_for_assistive_software(platform, browser):
+    async with browser.page() as page:
+        await sign_in(page, platform)
+        await ask(page, QUESTION)
+        await answered(page)
+        nodes = (await page.call("Accessibility.getFullAXTree"))["nodes"]
+        roles: dict[str, list[str]] = {}
+        for node in nodes:
+            if not node.get("ignored"):
+                roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+        for role in ("button", "textbox", "combobox", "link", "log", "complementary", "heading"):
+            assert roles.get(role), (role, sorted(roles))
+            assert all(roles[role]), (role, roles[role])
+        assert {"API key", "Thread", "Message"} <= set(roles["textbox"]), roles["textbox"]
+        assert await page.js("document.querySelector('#announce').innerText.includes('391')"), "the answer is announced"
+
+
+CONTRAST = """
+(() => {
+  const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
+  const lum = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = (top, under) => top.slice(0, 3).map((v, i) => v * (top[3] ?? 1) + under[i] * (1 - (top[3] ?? 1)));
+  const behind = (node) => {
+    const layers = [];
+    for (let at = node; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length && colour[3] !== 0) { layers.push(colour); if ((colour[3] ?? 1) === 1) break; }
+    }
+    return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const text = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    const box = node.getBoundingClientRect();
+    if (!text || !box.width || !box.height || node.disabled || node.closest(".hidden, :disabled") || !node.checkVisibility()) continue;
+    const style = getComputedStyle(node), colour = parse(style.color);
+    if (style.color.startsWith("color(")) continue;
+    const under = behind(node), front = over([...colour.slice(0, 3), (colour[3] ?? 1) * style.opacity], under);
+    const [hi, lo] = [lum(front), lum(under)].sort((a, b) => b - a);
+    const ratio = (hi + 0.05) / (lo + 0.05), large = parseFloat(style.fontSize) >= 24;
+    if (ratio < (large ? 3 : 4.5)) found.push(`${node.tagName} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_text_is_readable_in_light_and_dark_on_wide_and_narrow_screens(platform, browser, tmp_path, scheme):
+    async with browser.page() as page:
+        await page.scheme(scheme)
+        await page.size(WIDTH, HEIGHT)
+        await page.open(platform.url + "/")
+        await page.js("localStorage.clear()")
+        await sign_in(page, platform)
+        assert await page.js("document.documentElement.dataset.theme") == scheme
+        assert await page.js(CONTRAST) == []
+        await ask(page, "What is 17 * 23? Also fetch http://127.0.0.1:9/nothing")
+        await answered(page)
+        await page.js("document.querySelectorAll('.tool').forEach((tool) => (tool.open = true))")
+        assert await page.js(CONTRAST) == []
+        await page.screenshot(tmp_path / f"wide-{scheme}.png")
+        for width in (760, 390):
+            await page.size(width, 800)
+            assert await page.js("document.documentElement.scrollWidth <= innerWidth"), f"nothing sticks out at {width} px"
+            assert await page.js("document.querySelector('#send').getBoundingClientRect().bottom <= innerHeight"), "Send is in sight"
+            await page.js("document.querySelector('.foot').scrollIntoView({behavior: 'instant'})")
+            await page.screenshot(tmp_path / f"{width}-{scheme}.png")
+        nothing_wrong(page, platform)
+
+
+async def test_the_theme_button_changes_and_is_remembered(platform, browser):
+    async with browser.page() as page:
+        await page.scheme("light")
+        await page.open(platform.url + "/")
+        await page.js("localStorage.clear()")
+        await page.open(platform.url + "/")
+        theme = "document.documentElement.dataset.theme"
+        assert await page.until(theme, "a theme") == "light"
+        await page.tab_to("theme")
+        await page.press("Enter")
+        assert await page.js(theme) == "dark"
+        await page.open(platform.url + "/?again")
+        assert await page.until(theme, "a theme") == "dark"
+        await page.js("localStorage.clear()")
+
+
+async def test_the_policy_of_the_page_refuses_foreign_and_inline_code(platform, browser):
+    async with browser.page() as page:
+        await page.open(platform.url + "/")
+        tried = await page.js("""
+            (async () => {
+                const script = document.createElement('script'); script.textContent = 'window.injected = true';
+                document.body.append(script);
+                const fetched = await fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused');
+                return JSON.stringify({injected: window.injected === true, fetched});
+            })()""")
+        assert json.loads(tried) == {"injected": False, "fetched": "refused"}
+        await testing.eventually_async(
+            lambda: sum("Content Security Policy" in complaint for complaint in page.complaints) >= 2, "both are reported as refused"
+        )
+
+
+async def test_the_api_page_lists_the_routes(platform, browser, tmp_path):
+    async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await page.scheme("light")
+        await page.open(platform.url + "/docs")
+        await page.until("document.querySelectorAll('.route').length > 10", "the routes")
+        await page.screenshot(tmp_path / "docs-light.png")
+        assert "/v1/chat/completions" in await page.js("document.body.innerText")
+        nothing_wrong(page, platform)
