@@ -1,6 +1,8 @@
 """Valkey: connections with the timeouts we mean, libraries of Lua functions, and calls batched by loop tick."""
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,13 +55,15 @@ def store_unavailable(error: Exception, store: str = "state") -> Overloaded:
 class Library:
     """A library of Lua functions in one file that begins with `#!lua name=<library>`.
 
-    Function names carry the schema version (`run_claim_v1`), so that two versions of a service can share a store. A
-    store that was emptied, or a new primary without the library, gets it again at the first call that misses it.
+    Function names carry the schema version (`run_claim_v1`). In the store a digest of the file is added to the names of
+    library and functions: two versions of a service run their own code side by side, neither evicts the other's, and an
+    edited file never runs as what an older process left there. A store that was emptied, or a new primary without the
+    library, gets it again at the first call that misses it.
     """
 
     def __init__(self, client: redis.Redis, path: Path) -> None:
         self._client = client
-        self._code = path.read_text(encoding="utf-8")
+        self._code, self._names = _content_addressed(path.read_text(encoding="utf-8"))
         self._batch: list[tuple[tuple, asyncio.Future]] = []
         self._in_flight = 0
         self._scheduled = False
@@ -73,15 +77,20 @@ class Library:
         """Loads or replaces the library."""
         await self._client.function_load(self._code, replace=True)
 
+    def command(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> tuple:
+        """The FCALL of function `name`, for a pipeline of the caller's."""
+        return ("FCALL", self._names[name], len(keys), *keys, *args)
+
     async def call(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """FCALL, in a round trip of its own. Raises redis errors."""
+        command = self.command(name, keys, args)
         try:
-            return await self._client.fcall(name, len(keys), *keys, *args)
+            return await self._client.execute_command(*command)
         except ResponseError as error:
             if "Function not found" not in str(error):
                 raise
             await self.load()
-            return await self._client.fcall(name, len(keys), *keys, *args)
+            return await self._client.execute_command(*command)
 
     async def batched(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """FCALL in one pipeline with all other batched calls of this loop tick: fewer system calls under load.
@@ -91,7 +100,7 @@ class Library:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future = loop.create_future()
-        self._batch.append((("FCALL", name, len(keys), *keys, *args), future))
+        self._batch.append((self.command(name, keys, args), future))
         self._schedule(loop)
         return await future
 
@@ -143,6 +152,18 @@ class Library:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+_LIBRARY_NAME = re.compile(r"\A#!lua name=(\w+)")
+_FUNCTION_NAME = re.compile(r"""(register_function\s*(?:\(\s*|\{[^}]*?function_name\s*=\s*)['"])(\w+)(?=['"])""")
+
+
+def _content_addressed(code: str) -> tuple[str, dict[str, str]]:
+    """The code with a digest of itself in every name that the store sees, and the store's name of each function."""
+    digest = hashlib.sha256(code.encode()).hexdigest()[:12]
+    names = {match[2]: f"{match[2]}_{digest}" for match in _FUNCTION_NAME.finditer(code)}
+    code = _FUNCTION_NAME.sub(lambda match: f"{match[1]}{names[match[2]]}", code)
+    return _LIBRARY_NAME.sub(rf"#!lua name=\1_{digest}", code), names
 
 
 async def ping(client: redis.Redis) -> bool:

@@ -86,7 +86,7 @@ class Store:
 
         async def with_replicas() -> Any:
             async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.execute_command("FCALL", name, len(keys), *keys, *args)
+                pipeline.execute_command(*self._library.command(name, keys, args))
                 pipeline.execute_command("WAITAOF", 1, self._replicas, REPLICA_WAIT_MS)
                 answer, acknowledged = await pipeline.execute(raise_on_error=False)
             if isinstance(answer, ResponseError) and "Function not found" in str(answer):

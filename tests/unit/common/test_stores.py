@@ -12,7 +12,7 @@ from services.common.accounts import Accounts
 from services.common.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded, QuotaExceeded, Unauthenticated
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.limits import Bucket, Policies, TokenBuckets, parse_policies
-from services.common.valkey import connect
+from services.common.valkey import Library, connect
 
 
 async def test_a_key_resolves_to_its_principal_and_its_secret_is_stored_nowhere(valkey):
@@ -116,6 +116,18 @@ async def test_functions_come_back_after_the_store_was_emptied(valkey):
     assert await taker.take([bucket]) == [3]
     await valkey.function_flush()
     assert sorted(r[0] for r in await asyncio.gather(*(taker.take([bucket]) for _ in range(3)))) == [0, 1, 2]
+
+
+async def test_two_versions_of_a_library_run_their_own_code_side_by_side(valkey, tmp_path):
+    def version(answer):
+        path = tmp_path / f"{answer}.lua"
+        path.write_text(f"#!lua name=sample\nredis.register_function('answer_v1', function() return {answer} end)\n")
+        return Library(valkey, path)
+
+    old, new = version(1), version(2)
+    for _ in range(2):
+        assert await old.call("answer_v1", ["k"], []) == 1
+        assert await new.batched("answer_v1", ["k"], []) == 2
 
 
 async def test_idempotency_one_worker_one_answer(valkey):
