@@ -40,7 +40,7 @@ def build(settings: Settings) -> Service:
     """Wires the service. Raises StartRefused for configuration that cannot be used."""
     state = connect(settings.state_url)
     accounts = Accounts(state)
-    policies = ConfigFile(settings.config_dir / "policies.yaml", parse_policies)
+    policies = ConfigFile(settings.config_dir / "policies.yaml", partial(parse_policies, policy_set=settings.policy_set))
     try:
         minter = Minter.from_file(settings.identity_signing_key_file, "gateway")
     except (OSError, ValueError) as error:

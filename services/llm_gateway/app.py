@@ -14,8 +14,7 @@ from services.common.accounts import Accounts
 from services.common.config import ConfigFile
 from services.common.health import Health
 from services.common.http import UvicornListener
-from services.common.identity import Verifier
-from services.common.rpc.server import Service
+from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.openai import OpenAiUpstream, provider_session
@@ -60,7 +59,7 @@ async def build(settings: Settings) -> Service:
         listeners=listeners,
         start=start,
         close=close,
-        verifier=Verifier.from_file(settings.identity_keys_file),
+        verifier=verifier_of(settings),
         health=health,
     )
 

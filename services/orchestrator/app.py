@@ -129,7 +129,7 @@ def _configuration(settings: Settings) -> tuple:
 
     found = (
         read(lambda: AgentCatalog(settings.config_dir)),
-        read(lambda: ConfigFile(settings.config_dir / "policies.yaml", parse_policies)),
+        read(lambda: ConfigFile(settings.config_dir / "policies.yaml", partial(parse_policies, policy_set=settings.policy_set))),
         read(lambda: Minter.from_file(settings.identity_signing_key_file, "orchestrator")),
         read(lambda: Verifier.from_file(settings.identity_keys_file)),
     )

@@ -9,11 +9,10 @@ from typing import Any
 from bulkhead.tools.v1 import tools_pb2_grpc
 
 from services.common.config import ConfigFile
-from services.common.identity import Verifier
 from services.common.limits import parse_policies
 from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
-from services.common.rpc.server import Service
+from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.common.valkey import connect, ping
 from services.tool_executor.adapters.call_ledger import ValkeyCallLedger
@@ -61,7 +60,10 @@ def build(settings: Settings) -> Service:
     )
     tools, policies = _files(
         settings.config_dir,
-        {"tools.yaml": lambda content: parse_tools(content, declared, http_tools.run_of), "policies.yaml": parse_policies},
+        {
+            "tools.yaml": lambda content: parse_tools(content, declared, http_tools.run_of),
+            "policies.yaml": partial(parse_policies, policy_set=settings.policy_set),
+        },
     )
     watching = _Watching([tools, policies])
     ledger = ValkeyCallLedger(state)
@@ -76,7 +78,7 @@ def build(settings: Settings) -> Service:
         start=[watching.start],
         # Run from the last to the first: outcomes are stored before the store is let go.
         close=[state.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, watching.stop],
-        verifier=Verifier.from_file(settings.identity_keys_file),
+        verifier=verifier_of(settings),
     )
 
 

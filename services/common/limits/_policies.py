@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from services.common.config import ConfigProblem
+
 Limit = Annotated[int, Field(ge=1)]
 
 
@@ -29,10 +31,19 @@ class Policies(BaseModel):
 
     def tier(self, policy_set: str, tier: str) -> TierPolicy:
         """Limits of `tier`; an unknown tier gets those of `free`, never none by accident."""
-        tiers = self.sets.get(policy_set, {})
-        return tiers.get(tier) or tiers.get("free") or TierPolicy()
+        tiers = self.sets[policy_set]
+        return tiers.get(tier, tiers["free"])
 
 
-def parse_policies(data: object) -> Policies:
-    """Validates the content of policies.yaml. Raises pydantic.ValidationError."""
-    return Policies.model_validate(data)
+def parse_policies(data: object, *, policy_set: str = "") -> Policies:
+    """Validates the content of policies.yaml; `policy_set` must be one of its sets. Raises pydantic.ValidationError or ConfigProblem.
+
+    Each set needs the tier `free`, which an unknown tier falls to: a limit must not vanish with a misspelt name.
+    """
+    policies = Policies.model_validate(data)
+    problems = [f"policies.yaml: sets.{name} lacks the tier free" for name, tiers in policies.sets.items() if "free" not in tiers]
+    if policy_set and policy_set not in policies.sets:
+        problems.append(f"policies.yaml: there is no set {policy_set} (BULKHEAD_POLICY_SET)")
+    if problems:
+        raise ConfigProblem(problems)
+    return policies

@@ -36,7 +36,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),  # a busy port is an error and not a silent second server
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 # What calls that were cancelled at the end of the grace get for putting things back, before the stores are closed.
@@ -82,6 +82,16 @@ class Service:
     close: Sequence[Callable[[], Awaitable[None]]] = ()
     verifier: Verifier | None = None
     health: Health | None = None
+
+
+def verifier_of(settings: ServiceSettings) -> Verifier:
+    """The verifier over the configured key set. Raises StartRefused when the file cannot be used."""
+    if settings.identity_keys_file is None:
+        raise StartRefused(["BULKHEAD_IDENTITY_KEYS_FILE is required"])
+    try:
+        return Verifier.from_file(settings.identity_keys_file)
+    except (OSError, ValueError) as error:
+        raise StartRefused([f"BULKHEAD_IDENTITY_KEYS_FILE: {error}"]) from error
 
 
 def serve(settings: ServiceSettings, build: Callable[[Any], "Service | Awaitable[Service]"]) -> None:
@@ -163,8 +173,7 @@ async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], st
         await server.start()
         stack.push_async_callback(active.ended, CLEAN_UP_S)
         stack.push_async_callback(server.stop, None)
-    for start in service.start:
-        await start()
+    await _unless_stopped(service.start, stop)
     for listener in service.listeners:
         await listener.start()
         stack.push_async_callback(listener.close)
@@ -181,6 +190,22 @@ async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], st
     log.info("draining", grace_s=settings.drain_grace_s, calls=len(active))
     health.drain()
     await _drain(service, server, settings.drain_grace_s)
+
+
+async def _unless_stopped(hooks: Sequence[Callable[[], Awaitable[None]]], stop: asyncio.Event) -> None:
+    """Runs the hooks one after the other; a process that is told to go while one hangs does not wait for it."""
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        for hook in hooks:
+            running = asyncio.ensure_future(hook())
+            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running}, timeout=1.0)
+                return
+            running.result()
+    finally:
+        stopped.cancel()
 
 
 async def _drain(service: Service, server: grpc.aio.Server | None, grace_s: float) -> None:

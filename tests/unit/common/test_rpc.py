@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 
 import grpc
@@ -13,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from services.common import testing
 from services.common.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Overloaded, PermissionDenied, Unauthenticated
 from services.common.rpc import context as call_context
-from services.common.rpc.server import Service
+from services.common.rpc.server import Service, run_service
 from services.common.settings import ServiceSettings
 
 
@@ -195,3 +196,19 @@ async def test_liveness_stays_while_readiness_follows_the_dependency_and_the_dra
         with pytest.raises(grpc.RpcError) as caught:
             await status("nonsense")
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stop_during_a_start_hook_that_hangs_is_obeyed(identities):
+    begun = asyncio.Event()
+
+    async def hang():
+        begun.set()
+        await asyncio.sleep(600)
+
+    async with AsyncExitStack() as stack:
+        stop = asyncio.Event()
+        settings = ServiceSettings(drain_grace_s=0.5)
+        task = asyncio.create_task(run_service(settings, lambda _: Service("memory", start=[hang]), stop, stack))
+        await begun.wait()
+        stop.set()
+        await asyncio.wait_for(task, 20)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from services.common import testing
 from services.common.accounts import Accounts
+from services.common.config import ConfigProblem
 from services.common.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded, QuotaExceeded, Unauthenticated
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.limits import Bucket, Policies, TokenBuckets, parse_policies
@@ -183,3 +184,10 @@ def test_an_unknown_tier_gets_the_limits_of_free_and_misspelt_limits_are_refused
     assert policies.tier("dev", "pro").tool_calls_per_minute is None
     with pytest.raises(ValueError, match="requests_per_minit"):
         parse_policies({"sets": {"dev": {"free": {"requests_per_minit": 5}}}})
+
+
+def test_limits_cannot_vanish_with_a_misspelt_name():
+    with pytest.raises(ConfigProblem, match="no set prod"):
+        parse_policies({"sets": {"dev": {"free": {}}}}, policy_set="prod")
+    with pytest.raises(ConfigProblem, match="lacks the tier free"):
+        parse_policies({"sets": {"dev": {"pro": {}}}})
