@@ -74,7 +74,7 @@ async def takeover(run: FakeRun) -> AsyncGenerator[Step, None]:
     """The first owner dies in the middle of its text; the second writes it again."""
     yield "message_delta", {"text": "The answer ", "message_id": "m1"}, True
     yield "message_delta", {"text": "is fo", "message_id": "m1"}, True
-    yield "attempt_superseded", {"from_seq": run.run.first_seq + 1}, False
+    yield "attempt_superseded", {"from_seq": run.run.first_seq + 2}, False
     yield "message_delta", {"text": "The answer is forty", "message_id": "m2"}, True
     yield "message_delta", {"text": "-two.", "message_id": "m2"}, True
     yield "run_finished", {"output_text": "The answer is forty-two.", "finish_reason": "stop", "usage": USAGE, "citations": []}, False

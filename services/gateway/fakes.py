@@ -96,25 +96,31 @@ class FakeLog:
         )  # fmt: skip
         event.occurred_at.GetCurrentTime()
         self.events[(tenant, thread_id)].append(event)
+        self.wake()
+        return event
+
+    def wake(self) -> None:
+        """Wakes all who wait for the log to grow or for a run to change."""
         self.grown.set()
         self.grown = asyncio.Event()
-        return event
 
     def start(self, tenant: str, run: FakeRun, script: Script) -> None:
         """Works on a run in the background, as an owner would."""
 
         async def work() -> None:
             ids = (tenant, run.run.thread_id, run.run.run_id)
-            run.run.status = pb.RUN_STATUS_RUNNING
-            first = self.append(*ids, "run_started", {})
+            said = [{"role": message.role, "text": message.text} for message in run.request.input]
+            first = self.append(*ids, "run_queued", {"agent": run.run.agent, "agent_version": "1", "input": said})
             run.run.first_seq = first.seq
+            run.run.status = pb.RUN_STATUS_RUNNING
+            self.append(*ids, "run_started", {})
             async for kind, data, provisional in script(run):
                 event = self.append(*ids, kind, data, provisional)
                 if kind in TERMINAL:
                     run.run.status, run.run.terminal_seq = TERMINAL[kind], event.seq
                     run.run.output_text = data.get("output_text", "")
                     run.run.ended_at.GetCurrentTime()
-                    self.grown.set()
+                    self.wake()
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(work())
@@ -204,7 +210,8 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
         end = time.monotonic() + (context.time_remaining() or 0) - 0.05
         while run.status not in TERMINAL.values() and time.monotonic() < end:
             try:
-                await asyncio.wait_for(self.log.grown.wait(), 0.05)
+                async with asyncio.timeout(0.05):
+                    await self.log.grown.wait()
             except TimeoutError:
                 continue
         return pb.WaitRunResponse(run=run)
@@ -251,7 +258,9 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
             if request.replay_only:
                 return
             try:
-                await asyncio.wait_for(grown.wait(), 1.0)
+                # Not wait_for: before Python 3.12 it can swallow a cancellation that comes together with the result.
+                async with asyncio.timeout(1.0):
+                    await grown.wait()
             except TimeoutError:
                 yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(last_seq=len(events)))
 

@@ -73,7 +73,8 @@ class OpenStreams:
             if stream.resumable:
                 stream.end()
         try:
-            await asyncio.wait_for(self._empty.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
         except TimeoutError:
             for stream in list(self._streams):
                 stream.end()

@@ -58,7 +58,7 @@ async def test_a_run_can_be_streamed_by_the_request_that_starts_it(http, how):
         assert response.status == 200
         events = await frames_of(response)
         assert response.headers["location"] == f"/v1/runs/{events[0][2]['run_id']}"
-    assert events[0][1] == "run_started"
+    assert [e[1] for e in events[:2]] == ["run_queued", "run_started"]
     assert events[-1][2]["data"]["output_text"] == "You said: hi"
 
 

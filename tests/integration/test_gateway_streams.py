@@ -55,7 +55,7 @@ async def test_a_watcher_does_not_notice_that_orchestrators_break_its_stream(ser
     run_id = await run_of(http, "slow")
     async with http.get(f"/v1/runs/{run_id}/events") as response:
         events = await frames_of(response)
-    assert [e[0] for e in events] == list(range(1, 43))
+    assert [e[0] for e in events] == list(range(1, 44))
     assert events[-1][1] == "run_finished"
     assert len(served.calls("StreamEvents")) > 10
 
