@@ -30,6 +30,7 @@ lint: install-test ## Style, import rules, protos, generated code
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/python scripts/gen_protos.py --check
+	$(BIN)/python scripts/gen_config_reference.py --check
 
 .PHONY: format
 format: install-test ## Bring the code into the one style
@@ -39,6 +40,10 @@ format: install-test ## Bring the code into the one style
 .PHONY: protos
 protos: install-test ## Generate the Python code of protos/
 	$(BIN)/python scripts/gen_protos.py
+
+.PHONY: reference
+reference: install-test ## Write docs/configuration.md from the settings classes
+	$(BIN)/python scripts/gen_config_reference.py
 
 .PHONY: bench
 bench: install-test ## Measure, print side by side and write build/bench/*.json; leave the machine alone meanwhile
