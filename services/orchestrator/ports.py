@@ -1,6 +1,6 @@
 """What a turn needs from outside: a model, tools and memory."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -133,7 +133,7 @@ class Recalled:
 class Models(Protocol):
     """Model calls."""
 
-    def stream(self, call: ModelCall) -> AsyncIterator[TextDelta | Warned | ModelFinished]:
+    def stream(self, call: ModelCall) -> AsyncGenerator[TextDelta | Warned | ModelFinished]:
         """Streams a completion; ModelFinished is last. Raises BulkheadError."""
         ...
 
@@ -147,7 +147,7 @@ class Tools(Protocol):
 
     def execute(
         self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
-    ) -> AsyncIterator[ToolProgress | Warned | ToolOutcome]:
+    ) -> AsyncGenerator[ToolProgress | Warned | ToolOutcome]:
         """Runs a tool; ToolOutcome is last. Raises BulkheadError."""
         ...
 

@@ -235,9 +235,8 @@ async def test_sigterm_hands_over_a_step_that_does_not_end(pair):
     await testing.eventually_async(lambda: shown_text(events) == "one two", "text is shown")
     pair.first.signal(signal.SIGTERM)
     assert await asyncio.to_thread(pair.first.wait) == 0
-    left = time.monotonic()
+    assert "run_released" in pair.first.output()
     await testing.eventually_async(lambda: len(pair.behind.models.calls) == 2, "another owner")
-    assert time.monotonic() - left < 10
     pair.behind.models.gate.open()
     await watching
     ended = await pair.watcher.wait(run.run_id)

@@ -7,7 +7,8 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import InvalidInput, Overloaded
-from services.orchestrator.app import build
+from services.orchestrator import app
+from services.orchestrator.adapters.notices import Notices
 from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import data_of, dialed, served, settings_for, types, write_config
 
@@ -115,7 +116,17 @@ async def test_waiting_is_bounded_by_the_callers_deadline(client, behind):
     behind.models.gate.open()
 
 
-async def test_a_watcher_of_another_replica_sees_everything(identities, behind, state_url, config, client):
+async def nothing(self, ref):
+    """Follows no thread."""
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_watcher_of_another_replica_sees_everything(identities, behind, state_url, config, client, monkeypatch, told):
+    """Told of each append at once; and where notices get lost, by looking."""
+    if told:
+        monkeypatch.setattr(app, "RESYNC_S", 3600.0)
+    else:
+        monkeypatch.setattr(Notices, "follow", nothing)
     settings = settings_for(identities, behind, state_url, config)
     async with served(settings, identities) as elsewhere:
         behind.models.gate.close()
@@ -133,7 +144,7 @@ async def test_a_watcher_of_another_replica_sees_everything(identities, behind, 
 async def test_a_drain_sends_watchers_away_at_once(identities, behind, settings):
     async with dialed(settings, identities) as client:
         behind.models.gate.close()
-        async with testing.running(settings, build) as stop:
+        async with testing.running(settings, app.build) as stop:
             run = await client.start("say one two three")
             with client.calling():
                 stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id))

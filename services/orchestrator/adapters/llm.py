@@ -1,6 +1,6 @@
 """Model calls over gRPC."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
@@ -29,7 +29,7 @@ class LlmGateway:
     def __init__(self, dialer: Dialer) -> None:
         self._stub = llm_pb2_grpc.LlmServiceStub(dialer.channel("llm_gateway"))
 
-    async def stream(self, call: ModelCall) -> AsyncIterator[TextDelta | Warned | ModelFinished]:
+    async def stream(self, call: ModelCall) -> AsyncGenerator[TextDelta | Warned | ModelFinished]:
         """As ports.Models.stream."""
         source = llm_pb2.CompletionInput(
             model=call.model, messages=[_message(m) for m in call.messages], run_id=call.run_id, thread_id=call.thread_id,
@@ -42,19 +42,22 @@ class LlmGateway:
         if call.max_tokens is not None:
             source.max_tokens = call.max_tokens
         stream = self._stub.StreamComplete(llm_pb2.StreamCompleteRequest(input=source, idempotency_key=call.key))
+        answer: ModelFinished | None = None
         try:
+            # Read to its end: leaving a stream at its last message would cancel it in the eyes of the server.
             async for response in stream:
                 kind = response.WhichOneof("event")
                 if kind == "text_delta":
                     yield TextDelta(response.text_delta.text)
                 elif kind == "finished":
-                    yield _finished(response.finished)
-                    return
+                    answer = _finished(response.finished)
                 elif kind == "warning":
                     yield Warned(warned(response.warning))
         finally:
             await stream.aclose()
-        raise UpstreamFailed("the model's answer ended midway", reason="INCOMPLETE_ANSWER")
+        if answer is None:
+            raise UpstreamFailed("the model's answer ended midway", reason="INCOMPLETE_ANSWER")
+        yield answer
 
 
 def _message(message: Message) -> llm_pb2.Message:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from bulkhead.common.v1 import common_pb2
 from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
@@ -73,19 +73,19 @@ class ToolExecutor:
 
     async def execute(
         self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
-    ) -> AsyncIterator[ToolProgress | Warned | ToolOutcome]:
+    ) -> AsyncGenerator[ToolProgress | Warned | ToolOutcome]:
         """As ports.Tools.execute."""
         request = tools_pb2.ExecuteToolRequest(
             name=name, version=version, arguments_json=arguments, idempotency_key=key, run_id=run_id, thread_id=thread_id
         )
         stream = self._stub.ExecuteTool(request)
+        outcome: ToolOutcome | None = None
         try:
             async for response in stream:
                 kind = response.WhichOneof("event")
                 if kind == "result":
-                    yield _outcome(response.result)
-                    return
-                if kind == "progress":
+                    outcome = _outcome(response.result)
+                elif kind == "progress":
                     yield ToolProgress({"fraction": response.progress.fraction, "message": response.progress.message})
                 elif kind == "partial_output":
                     yield ToolProgress({"text": response.partial_output.text})
@@ -93,7 +93,9 @@ class ToolExecutor:
                     yield Warned(warned(response.warning))
         finally:
             await stream.aclose()
-        raise UpstreamFailed("the tool call ended without a result", reason="UNREACHABLE")
+        if outcome is None:
+            raise UpstreamFailed("the tool call ended without a result", reason="UNREACHABLE")
+        yield outcome
 
     async def call_of(self, key: str) -> ToolOutcome | None:
         """As ports.Tools.call_of."""

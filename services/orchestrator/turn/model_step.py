@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from contextlib import aclosing
 
 import structlog
 
@@ -84,26 +85,27 @@ async def _stream(turn: Turn) -> ModelFinished:
         run_id=turn.ref.run_id, thread_id=turn.ref.thread_id, key=f"{turn.ref.run_id}/{step}",
     )  # fmt: skip
     said = shown if continues else ""
-    async for item in turn.services.models.stream(call):
-        if isinstance(item, TextDelta):
-            said += item.text
-            if len(said) > len(turn.delivered):
-                if not said.startswith(turn.delivered):
+    async with aclosing(turn.services.models.stream(call)) as stream:
+        async for item in stream:
+            if isinstance(item, TextDelta):
+                said += item.text
+                if len(said) > len(turn.delivered):
+                    if not said.startswith(turn.delivered):
+                        raise _diverged()
+                    turn.writer.delta(message_id, said[len(turn.delivered) :])
+                    turn.delivered = said
+            elif isinstance(item, ModelFinished):
+                text = item.message.text
+                whole = shown + text if continues and not text.startswith(shown) else text
+                if turn.spec.append_only and not whole.startswith(turn.delivered):
                     raise _diverged()
-                turn.writer.delta(message_id, said[len(turn.delivered) :])
-                turn.delivered = said
-        elif isinstance(item, ModelFinished):
-            text = item.message.text
-            whole = shown + text if continues and not text.startswith(shown) else text
-            if turn.spec.append_only and not whole.startswith(turn.delivered):
-                raise _diverged()
-            if len(whole) > len(turn.delivered):
-                turn.writer.delta(message_id, whole[len(turn.delivered) :])
-                turn.delivered = whole
-            return ModelFinished(Message("assistant", whole, item.message.tool_calls), item.finish_reason, item.usage)
-        else:
-            turn.writer.emit("warning", item.data)
-            turn.writer.flush_soon()
+                if len(whole) > len(turn.delivered):
+                    turn.writer.delta(message_id, whole[len(turn.delivered) :])
+                    turn.delivered = whole
+                return ModelFinished(Message("assistant", whole, item.message.tool_calls), item.finish_reason, item.usage)
+            else:
+                turn.writer.emit("warning", item.data)
+                turn.writer.flush_soon()
     raise AssertionError("a model stream ends with its result or an error")
 
 

@@ -6,6 +6,7 @@ stays unknown is told to the model as unknown and is never repeated.
 
 import asyncio
 import time
+from contextlib import aclosing
 
 import orjson
 
@@ -115,19 +116,8 @@ def _refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
 
 
 async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
-    arguments = (call.arguments or "{}").encode()
     try:
-        async for item in turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id):
-            if isinstance(item, ToolProgress):
-                turn.writer.emit("tool_call_progress", {"call_id": call.call_id, **item.data})
-                turn.writer.flush_soon()
-            elif isinstance(item, Warned):
-                turn.writer.emit("warning", item.data)
-                turn.writer.flush_soon()
-            elif item.outcome == "running":
-                return await _resolve(turn, call, key)
-            else:
-                return item
+        outcome = await _send(turn, call, key)
     except BulkheadError as error:
         turn.check_time()
         if error.reason == "UNREACHABLE":
@@ -135,6 +125,22 @@ async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
         if error.code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED"):
             return _lost(call, error.reason)
         return ToolOutcome("failed", code=f"refused.{error.reason.lower()}", message=error.message)
+    return await _resolve(turn, call, key) if outcome.outcome == "running" else outcome
+
+
+async def _send(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
+    """Sends the call and relays what it tells on the way. Raises BulkheadError."""
+    arguments = (call.arguments or "{}").encode()
+    stream = turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id)
+    async with aclosing(stream):
+        async for item in stream:
+            if isinstance(item, ToolOutcome):
+                return item
+            if isinstance(item, ToolProgress):
+                turn.writer.emit("tool_call_progress", {"call_id": call.call_id, **item.data})
+            elif isinstance(item, Warned):
+                turn.writer.emit("warning", item.data)
+            turn.writer.flush_soon()
     raise AssertionError("a tool call ends with its outcome or an error")
 
 
@@ -163,15 +169,12 @@ async def _resolve(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
 
 
 async def _again(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
-    arguments = (call.arguments or "{}").encode()
     try:
-        async for item in turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id):
-            if isinstance(item, ToolOutcome):
-                return item if item.outcome != "running" else _lost(call, "still at work")
+        outcome = await _send(turn, call, key)
     except BulkheadError as error:
         turn.check_time()
         return _lost(call, error.reason)
-    raise AssertionError("a tool call ends with its outcome or an error")
+    return _lost(call, "still at work") if outcome.outcome == "running" else outcome
 
 
 def _lost(call: PendingCall, reason: str) -> ToolOutcome:

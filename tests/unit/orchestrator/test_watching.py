@@ -1,0 +1,100 @@
+"""Watchers get the log without gap or repetition, however batches arrive."""
+
+import asyncio
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+from services.common.errors import Overloaded
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.hub import MOST_BUFFERED, Hub
+from services.orchestrator.records import Draft, Event, Limits, RunRef, RunSpec
+from services.orchestrator.watching import Watching
+
+SETTINGS = SimpleNamespace(watch_heartbeat_s=5.0, watch_max_age_s=60.0)
+
+
+@pytest.fixture
+async def log(valkey):
+    """A run with an owner, and a hub that hears nothing by itself."""
+    store = Store(valkey, "one")
+    ref = RunRef("acme", uuid.uuid4().hex, uuid.uuid4().hex)
+    spec = RunSpec(ref.thread_id, "a", "1", "d", [{"role": "user", "text": "x"}], Limits(), {"tenant": "acme", "user": "ana"})
+    reservation = await store.reserve(ref, "ana", 0, "", "")
+    await store.accept(ref, "ana", spec, "stable", reservation, "", (b"{}", b"{}"), 60.0)
+
+    async def nothing(_):
+        return None
+
+    hub = Hub(store, nothing, nothing)
+    worker = SimpleNamespace(owns=lambda ref: True, find=lambda *_: None)
+    number = iter(range(1, 1000))
+
+    async def write(count):
+        written = await store.write(ref, 1, next(number), "", [Draft("warning", b"{}")] * count)
+        return [event(ref, seq) for seq in range(written.first_seq, written.last_seq + 1)]
+
+    return SimpleNamespace(store=store, ref=ref, hub=hub, watching=Watching(SETTINGS, store, hub, worker), write=write)
+
+
+def event(ref, seq):
+    return Event(seq, 1, ref.thread_id, ref.run_id, 1, "warning", b"{}", False, "")
+
+
+async def take(events, count):
+    return [(await asyncio.wait_for(anext(events), 30)).seq for _ in range(count)]
+
+
+async def test_what_was_missed_is_read_and_what_is_known_is_dropped(log):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    await log.write(3)
+    known = await log.write(2)
+    # The notice of 3 to 5 got lost; 6 and 7 come, then 6 again.
+    log.hub.publish(log.ref, known)
+    log.hub.publish(log.ref, known[:1])
+    late = await log.write(1)
+    log.hub.publish(log.ref, late)
+    assert await take(events, 6) == [3, 4, 5, 6, 7, 8]
+    await events.aclose()
+    assert not log.hub.watched(log.ref)
+
+
+async def test_batches_out_of_order_come_out_in_order(log):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    first, second = await log.write(2), await log.write(2)
+    log.hub.publish(log.ref, second)
+    log.hub.publish(log.ref, first)
+    assert await take(events, 4) == [3, 4, 5, 6]
+    await events.aclose()
+
+
+async def test_a_slow_watcher_is_sent_away_and_the_writer_is_not_held_up(log):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    await asyncio.wait_for(log.write(1), 30)
+    many = [event(log.ref, seq) for seq in range(3, MOST_BUFFERED + 10)]
+    log.hub.publish(log.ref, many)
+    with pytest.raises(Overloaded) as caught:
+        await take(events, 1)
+    assert caught.value.reason == "WATCHER_TOO_SLOW"
+
+
+async def test_an_old_watch_is_asked_to_come_back(log, monkeypatch):
+    monkeypatch.setattr(SETTINGS, "watch_max_age_s", -1.0)
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    with pytest.raises(Overloaded) as caught:
+        await take(events, 3)
+    assert caught.value.reason == "WATCH_EXPIRED"
+
+
+async def test_closing_the_hub_ends_watches_that_are_open_and_that_come(log):
+    watch = await log.hub.open(log.ref, True)
+    log.hub.shut()
+    late = await log.hub.open(log.ref, True)
+    for each in (watch, late):
+        with pytest.raises(Overloaded) as caught:
+            await each.wait(1)
+        assert caught.value.reason == "DRAINING"
