@@ -117,14 +117,15 @@ async def test_a_client_that_waits_for_the_end_and_leaves_cancels_too(serve):
 
 
 async def test_a_drain_closes_resumable_streams_at_once_and_lets_answers_end(serve):
-    served, http = await serve()
+    served, http = await serve(drain_grace_s=60)
     hanging = await run_of(http, "hang", on_disconnect="cancel")
     watcher = await http.get(f"/v1/runs/{hanging}/events?on_disconnect=cancel")
     await frames_of(watcher, until=lambda found: found[-1][1] == "message_delta")
     body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
     answering = await http.post("/v1/chat/completions", json=body)
     served.stops[-1].set()
-    rest = await watcher.text()
+    async with asyncio.timeout(20):
+        rest = await watcher.text()
     assert rest.startswith("retry: ")
     assert (await answering.text()).endswith("data: [DONE]\n\n")
     # The gateway's own going is no client's leaving.
