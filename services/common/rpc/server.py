@@ -38,6 +38,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.bdp_probe", 0),  # as in channels
 )
 # What calls that were cancelled at the end of the grace get for putting things back, before the stores are closed.
 CLEAN_UP_S = 1.0
