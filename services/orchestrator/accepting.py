@@ -1,6 +1,5 @@
 """Accepting and cancelling runs, and opening threads: what callers may change."""
 
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ MOST_LABELS = 16
 MOST_LABEL_BYTES = 512
 MOST_KEY = 255
 MOST_RETRIES = 3
-LOCATED = 4096
+NOTED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +168,9 @@ class Accepting:
         if reservation.verdict == "taken":
             raise Conflict("a run of this id is there already", reason="RUN_EXISTS")
         ref = RunRef(ref.tenant, reservation.thread_id, reservation.run_id)
+        if reservation.verdict == "existing":
+            # Should the first try have died before it wrote the run, this one writes it, and the sweeper has to know of it again.
+            await self._store.note(ref, NOTED_S)
         spec = self._spec(principal, request, ref, agent, tier)
         queued = orjson.dumps({"agent": agent.name, "agent_version": agent.version, "input": list(request.input)})
         cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))
@@ -249,10 +251,11 @@ class Accepting:
             self._hub.noticed(ref, written.last_seq)
             await self._store.settle(ref)
             await self._worker.wake_next(ref, written.next_run)
-        elif status == "queued":
+        record = await self._store.run(ref)
+        if record is not None and status == "queued" and not written.first_seq:
             # Handed back and not taken yet: whoever takes it will find the cancel.
-            await self._store.wake(ref, self._settings.track, time.time() * 1000)
-        return await self._store.run(ref)
+            await self._store.wake(ref, record.track, record.created_ms)
+        return record
 
 
 def _trace_id() -> str:

@@ -36,6 +36,7 @@ from services.orchestrator.worker import Worker
 
 # Watched threads are compared with the store this often: a lost notice delays a watcher by no more.
 RESYNC_S = 2.0
+RESTART_S = 1.0
 log = structlog.get_logger("bulkhead.orchestrator")
 
 
@@ -127,11 +128,14 @@ def _configuration(settings: Settings) -> tuple:
             problems.append(str(error))
         return None
 
+    signing_key, keys = settings.identity_signing_key_file, settings.identity_keys_file
+    if signing_key is None or keys is None:
+        raise StartRefused(settings.problems())
     found = (
         read(lambda: AgentCatalog(settings.config_dir)),
-        read(lambda: ConfigFile(settings.config_dir / "policies.yaml", partial(parse_policies, policy_set=settings.policy_set))),
-        read(lambda: Minter.from_file(settings.identity_signing_key_file, "orchestrator")),
-        read(lambda: Verifier.from_file(settings.identity_keys_file)),
+        read(lambda: ConfigFile(settings.config_dir / "policies.yaml", parse_policies)),
+        read(lambda: Minter.from_file(signing_key, "orchestrator")),
+        read(lambda: Verifier.from_file(keys)),
     )
     if problems:
         raise StartRefused(problems)
@@ -147,23 +151,27 @@ def _quietly(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None
 
 
 class _Loops:
-    """The endless tasks of the process; one that fails is a defect, is logged and ends alone."""
+    """The endless tasks of the process. One that fails is a defect, which is logged; leases and sweeps must go on all the same."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task] = set()
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        task = asyncio.ensure_future(work())
-        task.set_name(name)
+        """Runs `work` until it returns or `close`."""
+        task = asyncio.create_task(self._keep(name, work), name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
 
-    def _done(self, task: asyncio.Task) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("loop_failed", loop=task.get_name(), exc_info=error)
+    async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                log.error("loop_failed", loop=name, exc_info=error)
+            await asyncio.sleep(RESTART_S)
 
     async def close(self) -> None:
+        """Ends them all."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

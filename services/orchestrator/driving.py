@@ -81,7 +81,7 @@ class Driver:
         record, ref = owned.record, owned.ref
         spec = record.spec
         principal = Principal.from_dict(dict(spec.principal))
-        attributes = {
+        attributes: dict[str, str | bool | int] = {
             "bulkhead.run_id": ref.run_id, "bulkhead.thread_id": ref.thread_id, "bulkhead.tenant": ref.tenant,
             "bulkhead.canary": spec.canary, "bulkhead.attempt": record.attempt, "bulkhead.request_id": spec.request_id,
             "gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": spec.agent, "gen_ai.conversation.id": ref.thread_id,

@@ -1,7 +1,7 @@
 """Watching: the event log of a thread or a run from a cursor on, then live; and waiting for a run's end."""
 
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 from services.common.errors import InvalidInput, NotFound, Overloaded
@@ -68,7 +68,7 @@ class Watching:
 
     async def events(
         self, ref: RunRef, *, of_run: bool, after_seq: int, types: Collection[str], replay_only: bool
-    ) -> AsyncIterator[Event | int]:
+    ) -> AsyncGenerator[Event | int]:
         """Events after `after_seq`; an integer is the thread's last number, as a sign of life. Ends after a run's terminal event.
 
         Raises InvalidInput for a cursor from the future, Overloaded (resumable) when this replica goes away.
@@ -89,7 +89,7 @@ class Watching:
         finally:
             await self._hub.close(ref, watch)
 
-    async def _follow(self, ref: RunRef, watch: Watch, of_run: bool, cursor: int, replay_only: bool) -> AsyncIterator[Event | int]:
+    async def _follow(self, ref: RunRef, watch: Watch, of_run: bool, cursor: int, replay_only: bool) -> AsyncGenerator[Event | int]:
         """The log after `cursor` without gap or repetition."""
         began = time.monotonic()
         last, first, terminal, events = await self._store.read(ref, cursor, PAGE, of_run)

@@ -2,8 +2,10 @@
 
 import asyncio
 
+import grpc
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from grpc_health.v1 import health_pb2
 
 from services.common import testing
 from services.common.errors import InvalidInput, Overloaded
@@ -158,6 +160,17 @@ async def test_a_drain_sends_watchers_away_at_once(identities, behind, settings)
             behind.models.gate.open()
 
 
+async def is_serving(address, name, expected):
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    return (answer.status == health_pb2.HealthCheckResponse.SERVING) == expected
+
+
 async def test_without_a_store_nothing_is_accepted_and_work_goes_on_when_it_is_back(identities, behind, config, tmp_path):
     port, folder = testing.free_port(), tmp_path / "valkey"
     folder.mkdir()
@@ -174,6 +187,9 @@ async def test_without_a_store_nothing_is_accepted_and_work_goes_on_when_it_is_b
                 await client.start("say lost")
             assert caught.value.reason == "STORE_UNAVAILABLE"
             assert caught.value.retry_after_s is not None
+            address = f"127.0.0.1:{settings.grpc_port}"
+            await testing.eventually_async(lambda: is_serving(address, "readiness", False), "readiness is lost")
+            assert await is_serving(address, "liveness", True)
             behind.models.gate.open()
             with testing.valkey_server("state", port, folder):
                 await watching
@@ -182,3 +198,4 @@ async def test_without_a_store_nothing_is_accepted_and_work_goes_on_when_it_is_b
                 assert data_of(seen[-1])["output_text"] == "one two three four"
                 assert [e.seq for e in seen] == list(range(1, len(seen) + 1))
                 assert (await client.wait((await client.start("say again")).run_id)).status == OK
+                await testing.wait_ready(address)

@@ -16,10 +16,10 @@ end
 local function reserve(keys, args)
   local now = now_ms()
   if args[5] ~= '' then
-    local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread')
+    local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread', 'cancel')
     if seen[1] then
       if seen[1] ~= args[5] then return {'mismatch', '', '', '0', now} end
-      return {'existing', seen[2], seen[3], '0', now}
+      return {'existing', seen[2], seen[3], seen[4], now}
     end
   end
   local known = redis.call('HMGET', keys[1], 'thread', 'cancel', 'user')
@@ -32,7 +32,8 @@ local function reserve(keys, args)
   redis.call('PERSIST', keys[1])
   redis.call('ZADD', keys[2], now, args[1])
   if args[5] ~= '' then
-    redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'print', args[5], 'run', args[1], 'thread', args[2])
+    redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'print', args[5], 'run', args[1], 'thread', args[2], 'cancel',
+      cancelled and '1' or '0')
     redis.call('PEXPIRE', keys[3], args[6])
   end
   local ordinal = redis.call('INCR', keys[6])

@@ -195,10 +195,9 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
         )
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content[:2_000]})
     else:
-        code, message = outcome.code or "failed", outcome.message
+        error = {"code": outcome.code or "failed", "message": outcome.message}
         if outcome.outcome == "unknown":
-            code, message = UNKNOWN, _UNKNOWN_TEXT
-        error = {"code": code, "message": message}
+            error = {"code": UNKNOWN, "message": _UNKNOWN_TEXT}
         turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
         content = orjson.dumps({"error": error}).decode()
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})

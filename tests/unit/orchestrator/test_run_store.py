@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.common import testing
+from services.common.errors import Overloaded
 from services.common.valkey import connect
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, Limits, RunRef, RunSpec, Terminal
@@ -217,6 +219,16 @@ async def test_a_cancel_holds_whenever_it_comes(store):
         assert [e.type for e in await log_of(store, ref)] == ["run_queued", "run_cancelled"]
 
 
+async def test_an_accept_that_died_midway_is_completed_by_the_clients_next_try(store):
+    ref = new_ref()
+    await store.request_cancel("acme", "ana", ref.run_id)
+    await store.reserve(ref, "ana", 0, "k", "p")
+    again = await store.reserve(new_ref(), "ana", 0, "k", "p")
+    assert (again.verdict, again.run_id, again.cancelled) == ("existing", ref.run_id, True)
+    accepted = await store.accept(ref, "ana", spec(ref.thread_id), "stable", again, "", (QUEUED, CANCELLED))
+    assert (accepted.verdict, accepted.record.status) == ("new", "cancelled")
+
+
 async def test_another_users_tombstone_and_run_are_not_touched(store):
     ref = new_ref()
     assert await store.request_cancel("acme", "eve", ref.run_id) == ""
@@ -264,6 +276,26 @@ async def test_the_outbox_entry_appears_with_the_end_and_has_one_sender(store, o
     assert await other.outbox_claim(ref, 60) == (b"entry", 2)
     await other.outbox_done(ref, True)
     assert (await store.inspect(ref))[0] == "ended"
+
+
+async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
+    with testing.valkey_server() as (url, _), testing.valkey_server() as (replica_url, replica):
+        client, follower = connect(url), connect(replica_url)
+        await follower.execute_command("REPLICAOF", "127.0.0.1", url.rsplit(":", 1)[1].split("/")[0])
+
+        async def follows():
+            return (await client.info("replication")).get("slave0", {}).get("state") == "online"
+
+        await testing.eventually_async(follows, "the replica follows")
+        store, ref, lost = Store(client, "one", replicas=1), new_ref(), new_ref()
+        assert await accept(store, ref) == "new"
+        assert (await store.claim(ref, 60, CRASHES)).verdict == "claimed"
+        replica.kill()
+        with pytest.raises(Overloaded) as caught:
+            await accept(store, lost)
+        assert caught.value.reason == "STORE_UNAVAILABLE"
+        await client.aclose()
+        await follower.aclose()
 
 
 # --- any order of anything ---
