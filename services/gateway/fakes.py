@@ -249,7 +249,7 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
                 position += 1
                 if request.run_id not in ("", event.run_id) or (request.types and event.type not in request.types):
                     continue
-                yield pb.StreamEventsResponse(event=event)
+                yield pb.StreamEventsResponse(batch=pb.EventBatch(events=[event]))
                 sent += 1
                 if request.run_id and event.type in TERMINAL:
                     return

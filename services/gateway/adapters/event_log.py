@@ -33,6 +33,9 @@ class OrchestratorEvents:
         stream = self._runs.StreamEvents(request)
         try:
             async for item in stream:
-                yield item.event if item.HasField("event") else None
+                if not item.HasField("batch"):
+                    yield None
+                for event in item.batch.events:
+                    yield event
         finally:
             await stream.aclose()

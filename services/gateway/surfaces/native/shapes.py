@@ -50,8 +50,8 @@ def page(request: Request, items: Iterable[Any], token: str) -> Response:
 
 def rfc3339(moment: Timestamp) -> str:
     """A timestamp in UTC with microseconds, for example 2026-01-31T12:00:00.000001Z."""
-    whole = datetime.fromtimestamp(moment.seconds, UTC)
-    return f"{whole:%Y-%m-%dT%H:%M:%S}.{moment.nanos // 1000:06d}Z"
+    # isoformat is several times faster than strftime, and this is done for each event that is passed on.
+    return f"{datetime.fromtimestamp(moment.seconds, UTC).isoformat()[:19]}.{moment.nanos // 1000:06d}Z"
 
 
 def _moment(message: Any, name: str) -> str | None:
