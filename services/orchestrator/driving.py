@@ -93,6 +93,8 @@ class Driver:
             set_status_on_exception=False,
         ) as span:  # fmt: skip
             trace_id = span.get_span_context().trace_id
+            about = {"run_id": ref.run_id, "thread_id": ref.thread_id, "agent": spec.agent, "attempt": record.attempt}
+            log.info("run_claimed", **about)
             owned.writer = RunWriter(
                 self.store, self.hub, ref, record.epoch, record.attempt, trace_id=f"{trace_id:032x}" if trace_id else "",
                 batch_s=self.settings.delta_batch_s, patience_s=self.settings.store_patience_s, on_lost=lambda: owned.interrupt("lost"),
@@ -101,6 +103,7 @@ class Driver:
             if left.status == "failed":
                 span.set_status(Status(StatusCode.ERROR, "run failed"))
             span.set_attribute("bulkhead.run_status", left.status)
+            log.info("run_left", status=left.status, **about)
         _ended.add(1, {"status": left.status})
         return left
 

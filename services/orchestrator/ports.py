@@ -70,11 +70,13 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ModelFinished:
-    """The whole answer of a model call. `usage` has the keys of `turn.state.Usage`."""
+    """The whole answer of a model call. `usage` has the keys of `turn.state.Usage`; `model` and `provider` name who served it."""
 
     message: Message
     finish_reason: str
     usage: Mapping[str, int]
+    model: str = ""
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Proto to domain and back, nothing else."""
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 from bulkhead.common.v1 import common_pb2
@@ -17,6 +18,7 @@ from services.orchestrator.watching import Watching
 
 PAGE_SIZE = 100
 MOST_PAGE_SIZE = 1000
+MOST_BATCH_BYTES = 1024 * 1024
 _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED,
@@ -76,7 +78,7 @@ def thread_message(record: ThreadRecord) -> pb.Thread:
     return message
 
 
-def event_message(event: Event) -> pb.StreamEventsResponse:
+def event_message(event: Event) -> pb.Event:
     """An event as it travels; made once for all watchers."""
     if event.wire is None:
         message = pb.Event(
@@ -84,8 +86,21 @@ def event_message(event: Event) -> pb.StreamEventsResponse:
             data_json=event.data, provisional=event.provisional, trace_id=event.trace_id, schema_version=event.schema_version,
         )  # fmt: skip
         message.occurred_at.FromMilliseconds(event.at_ms)
-        event.wire = pb.StreamEventsResponse(event=message)
+        event.wire = message
     return event.wire
+
+
+def batches(events: list[Event]) -> Iterator[pb.StreamEventsResponse]:
+    """Events as they travel together, in messages well below the size limit of gRPC."""
+    batch, size = pb.EventBatch(), 0
+    for event in events:
+        if batch.events and size + len(event.data) > MOST_BATCH_BYTES:
+            yield pb.StreamEventsResponse(batch=batch)
+            batch, size = pb.EventBatch(), 0
+        batch.events.append(event_message(event))
+        size += len(event.data)
+    if batch.events:
+        yield pb.StreamEventsResponse(batch=batch)
 
 
 def agent_message(agent: AgentDefinition) -> pb.Agent:
@@ -212,11 +227,12 @@ class RunServicer(rpc.RunServiceServicer):
             ref, of_run=of_run, after_seq=request.after_seq, types=frozenset(request.types), replay_only=request.replay_only
         )
         try:
-            async for event in events:
-                if isinstance(event, int):
-                    yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(last_seq=event))
-                else:
-                    yield event_message(event)
+            async for batch in events:
+                if isinstance(batch, int):
+                    yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(last_seq=batch))
+                    continue
+                for response in batches(batch):
+                    yield response
         finally:
             await events.aclose()
 

@@ -68,28 +68,29 @@ class Watching:
 
     async def events(
         self, ref: RunRef, *, of_run: bool, after_seq: int, types: Collection[str], replay_only: bool
-    ) -> AsyncGenerator[Event | int]:
-        """Events after `after_seq`; an integer is the thread's last number, as a sign of life. Ends after a run's terminal event.
+    ) -> AsyncGenerator[list[Event] | int]:
+        """Events after `after_seq`, those that are there together in one list; an integer is the thread's last number, as a
+        sign of life. Ends after a run's terminal event.
 
         Raises InvalidInput for a cursor from the future, Overloaded (resumable) when this replica goes away.
         """
         watch = await self._hub.open(ref, of_run and self._worker.owns(ref)) if not replay_only else Watch()
         try:
             async with aclosing(self._follow(ref, watch, of_run, after_seq, replay_only)) as events:
-                async for event in events:
-                    if isinstance(event, int):
-                        yield event
+                async for batch in events:
+                    if isinstance(batch, int):
+                        yield batch
                         continue
-                    if of_run and event.run_id != ref.run_id:
-                        continue
-                    if not types or event.type in types:
-                        yield event
-                    if of_run and event.type in TERMINAL_EVENTS:
+                    if of_run:
+                        batch = [event for event in batch if event.run_id == ref.run_id]
+                    if chosen := [event for event in batch if not types or event.type in types]:
+                        yield chosen
+                    if of_run and batch and batch[-1].type in TERMINAL_EVENTS:
                         return
         finally:
             await self._hub.close(ref, watch)
 
-    async def _follow(self, ref: RunRef, watch: Watch, of_run: bool, cursor: int, replay_only: bool) -> AsyncGenerator[Event | int]:
+    async def _follow(self, ref: RunRef, watch: Watch, of_run: bool, cursor: int, replay_only: bool) -> AsyncGenerator[list[Event] | int]:
         """The log after `cursor` without gap or repetition."""
         began = time.monotonic()
         last, first, terminal, events = await self._store.read(ref, cursor, PAGE, of_run)
@@ -101,12 +102,11 @@ class Watching:
             cursor = max(cursor, first - 1)
         end = last
         while True:
-            for event in events:
-                if replay_only and event.seq > end:
-                    return
-                cursor = event.seq
-                yield event
-            if replay_only and cursor >= end:
+            shown = [event for event in events if event.seq <= end] if replay_only else events
+            if shown:
+                cursor = shown[-1].seq
+                yield shown
+            if replay_only and (cursor >= end or len(shown) < len(events)):
                 return
             if len(events) < PAGE:
                 break
@@ -122,15 +122,17 @@ class Watching:
                 yield cursor
                 continue
             heard = time.monotonic()
+            batch: list[Event] = []
             while watch.events:
                 event = watch.events.popleft()
                 while event.seq > cursor + 1:
                     missed = (await self._store.read(ref, cursor, min(PAGE, event.seq - 1 - cursor), False))[3]
                     if not missed:
                         break
-                    for earlier in missed:
-                        cursor = earlier.seq
-                        yield earlier
+                    batch += missed
+                    cursor = missed[-1].seq
                 if event.seq > cursor:
                     cursor = event.seq
-                    yield event
+                    batch.append(event)
+            if batch:
+                yield batch

@@ -63,9 +63,8 @@ async def test_a_thread_is_watched_over_its_runs(client, behind):
         with client.calling():
             stream = client.runs.StreamEvents(pb.StreamEventsRequest(thread_id="t", types=["run_finished", "run_started"]))
             async for item in stream:
-                if item.HasField("event"):
-                    seen.append(item.event)
-                if len(seen) == 4:
+                seen.extend(item.batch.events)
+                if len(seen) >= 4:
                     return
 
     watching = asyncio.create_task(watch())
@@ -81,7 +80,7 @@ async def test_a_filtered_run_stream_still_ends(client):
     run = await client.start("say hi")
     with client.calling():
         stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=run.run_id, types=["message_completed"]))
-        assert [item.event.type async for item in stream if item.HasField("event")] == ["message_completed"]
+        assert [event.type async for item in stream for event in item.batch.events] == ["message_completed"]
 
 
 async def test_cursors_that_cannot_be_are_refused(client):

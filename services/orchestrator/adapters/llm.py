@@ -78,4 +78,6 @@ def _finished(finished: llm_pb2.CompletionFinished) -> ModelFinished:
             "cached_input_tokens": usage.cached_input_tokens, "reasoning_tokens": usage.reasoning_tokens,
             "cost_microusd": usage.cost_microusd,
         },
+        finished.outcome.model,
+        finished.outcome.provider,
     )  # fmt: skip

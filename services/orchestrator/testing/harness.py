@@ -82,7 +82,7 @@ class Client:
             if run_id:
                 fields["run_id"] = run_id
             stream = self.runs.StreamEvents(pb.StreamEventsRequest(replay_only=True, **fields))
-            return [item.event async for item in stream]
+            return [event async for item in stream for event in item.batch.events]
 
     async def follow(self, run_id: str, into: list[pb.Event], after_seq: int = 0) -> list[pb.Event]:
         """Follows a run to its end, through drains and lost replicas, and keeps what it saw in `into`."""
@@ -91,8 +91,7 @@ class Client:
             try:
                 with self.calling(timeout_s=testing.PATIENCE_S):
                     async for item in self.runs.StreamEvents(pb.StreamEventsRequest(run_id=run_id, after_seq=after_seq)):
-                        if item.HasField("event"):
-                            into.append(item.event)
+                        into.extend(item.batch.events)
                 return into
             except BulkheadError as error:
                 if error.code.name != "UNAVAILABLE":

@@ -38,6 +38,8 @@ async def _model(turn: Turn) -> Terminal | None:
     for name, value in answer.usage.items():
         state.usage[name] += value
     state.usage["model_calls"] += 1
+    served = {"step": state.step + 1, "model": answer.model, "provider": answer.provider}
+    turn.writer.emit("usage", {**served, **answer.usage})
     if not answer.message.tool_calls:
         state.step += 1
         return finish.succeed(turn, answer)

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import structlog
 
@@ -15,6 +16,7 @@ from services.orchestrator.turn.state import RunStopped, Turn
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
 LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER"})
 PATIENCE_S = 20.0
+TOOLS_PATIENCE_S = 8.0
 WAIT_FIRST_S = 0.1
 WAIT_MOST_S = 2.0
 log = structlog.get_logger("bulkhead.turn")
@@ -51,11 +53,18 @@ async def model_step(turn: Turn) -> ModelFinished:
 async def _definitions(turn: Turn) -> list[ToolDefinition]:
     if not turn.agent.tools:
         return []
-    turn.enter_call()
-    try:
-        return await turn.services.tools.definitions(turn.agent.tools)
-    except BulkheadError as error:
-        turn.check_time()
+    give_up = time.monotonic() + TOOLS_PATIENCE_S
+    while True:
+        turn.enter_call()
+        try:
+            return await turn.services.tools.definitions(turn.agent.tools)
+        except BulkheadError as error:
+            turn.check_time()
+            # An executor that is being replaced is back in seconds, and an answer without tools is a poor one.
+            if error.reason == "UNREACHABLE" and time.monotonic() < give_up:
+                await asyncio.sleep(WAIT_FIRST_S)
+                continue
+            failure = error
         turn.writer.emit(
             "warning",
             {
@@ -63,7 +72,7 @@ async def _definitions(turn: Turn) -> list[ToolDefinition]:
                 "capability_lost": "tools",
                 "fallback": "",
                 "user_message": "Tools are not available, so this answer is made without them.",
-                "attributes": {"reason": error.reason},
+                "attributes": {"reason": failure.reason},
             },
         )
         return []
@@ -102,7 +111,7 @@ async def _stream(turn: Turn) -> ModelFinished:
                 if len(whole) > len(turn.delivered):
                     turn.writer.delta(message_id, whole[len(turn.delivered) :])
                     turn.delivered = whole
-                return ModelFinished(Message("assistant", whole, item.message.tool_calls), item.finish_reason, item.usage)
+                return replace(item, message=Message("assistant", whole, item.message.tool_calls))
             else:
                 turn.writer.emit("warning", item.data)
                 turn.writer.flush_soon()

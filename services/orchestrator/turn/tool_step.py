@@ -7,6 +7,7 @@ stays unknown is told to the model as unknown and is never repeated.
 import asyncio
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import orjson
 
@@ -20,7 +21,7 @@ MOST_OUTPUT_CHARS = 65_536
 POLL_S = 0.1
 # A call that runs elsewhere is waited for this much longer than its own time limit.
 OVERTIME_S = 5.0
-UNREACHABLE_TRIES = 8
+UNREACHABLE_TRIES = 32
 UNREACHABLE_WAIT_S = 0.25
 UNKNOWN = "tool_outcome_unknown"
 _UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
@@ -61,7 +62,7 @@ def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
         used.add(call_id)
         calls.append(ToolRequest(call_id, call.name, call.arguments))
     message = Message(answer.message.role, answer.message.text, tuple(calls))
-    return ModelFinished(message, answer.finish_reason, answer.usage)
+    return replace(answer, message=message)
 
 
 def started(turn: Turn, call: PendingCall) -> None:

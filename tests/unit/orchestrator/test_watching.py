@@ -43,7 +43,11 @@ def event(ref, seq):
 
 
 async def take(events, count):
-    return [(await asyncio.wait_for(anext(events), 30)).seq for _ in range(count)]
+    """The numbers of the next events, at least `count` of them."""
+    found = []
+    while len(found) < count:
+        found += [event.seq for event in await asyncio.wait_for(anext(events), 30)]
+    return found
 
 
 async def test_what_was_missed_is_read_and_what_is_known_is_dropped(log):

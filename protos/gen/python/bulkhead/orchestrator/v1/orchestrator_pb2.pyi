@@ -297,6 +297,12 @@ class Event(_message.Message):
     schema_version: int
     def __init__(self, seq: _Optional[int] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., thread_id: _Optional[str] = ..., run_id: _Optional[str] = ..., attempt: _Optional[int] = ..., type: _Optional[str] = ..., data_json: _Optional[bytes] = ..., provisional: _Optional[bool] = ..., trace_id: _Optional[str] = ..., schema_version: _Optional[int] = ...) -> None: ...
 
+class EventBatch(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
 class StreamEventsRequest(_message.Message):
     __slots__ = ("thread_id", "run_id", "after_seq", "types", "replay_only")
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
@@ -312,12 +318,12 @@ class StreamEventsRequest(_message.Message):
     def __init__(self, thread_id: _Optional[str] = ..., run_id: _Optional[str] = ..., after_seq: _Optional[int] = ..., types: _Optional[_Iterable[str]] = ..., replay_only: _Optional[bool] = ...) -> None: ...
 
 class StreamEventsResponse(_message.Message):
-    __slots__ = ("event", "heartbeat")
-    EVENT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("batch", "heartbeat")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
-    event: Event
+    batch: EventBatch
     heartbeat: Heartbeat
-    def __init__(self, event: _Optional[_Union[Event, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    def __init__(self, batch: _Optional[_Union[EventBatch, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("last_seq",)
