@@ -14,7 +14,16 @@ _STATUSES = {
     429: "A limit is used up.", 500: "Internal error.", 502: "An upstream failed.", 503: "Not available now.", 504: "Not done in time.",
 }  # fmt: skip
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"description": text, **_PROBLEM} for status, text in _STATUSES.items()}
-EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "Server-sent events; id is seq, event is the type."}}}
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "id": {"type": "string", "description": "seq of the event."},
+        "event": {"type": "string", "description": "type of the event."},
+        "data": {"type": "string", "description": "The event as one line of JSON: EventOut."},
+    },
+}
+EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
 
 def native_router(tag: str) -> APIRouter:

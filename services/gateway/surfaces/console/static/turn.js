@@ -44,6 +44,7 @@ export class Turn {
       case "tool_call_progress": return this.progress(data);
       case "tool_call_completed": return this.toolEnded(data, "done", data.output);
       case "tool_call_failed": return this.toolEnded(data, "failed", data.error);
+      case "usage": return data.provider === "simulator" && this.simulated();
       case "memory_recalled": return this.note(recalled(data));
       case "citation": return this.source(data);
       case "warning": return this.notice(data.user_message || data.code, "", data.code);
