@@ -21,6 +21,7 @@ class Renderer:
         self._open_line = False
         self._said: set[str] = set()
         self._answered = False
+        self._simulated = False
 
     def show(self, event: Mapping[str, Any]) -> None:
         """One event of the native API. Types that are not known are left out."""
@@ -44,6 +45,8 @@ class Renderer:
             case "tool_call_failed":
                 error = data.get("error") or {}
                 self._note(f"← {data.get('tool')} failed: {error.get('message') or error.get('code')}", "red")
+            case "usage":
+                self._simulated = self._simulated or data.get("provider") == "simulator"
             case "warning":
                 self._note(f"! {data.get('user_message') or data.get('code')}", "yellow")
             case "run_queued" if data.get("position"):
@@ -64,6 +67,8 @@ class Renderer:
         if not self._answered and data.get("output_text"):
             self._say(str(data["output_text"]), "")
         self._end_line()
+        if self._simulated:
+            self._note("answered by the SIMULATOR, by rules; no model was asked", "magenta")
         for citation in data.get("citations") or []:
             where = " › ".join(part for part in (citation.get("title"), citation.get("heading")) if part)
             self._note(f"[{citation.get('citation_id')}] {where}", "dim")

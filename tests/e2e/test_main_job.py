@@ -1,11 +1,14 @@
 """The turn that uses everything: a cited passage, a calculation and something said before, over every surface."""
 
+import os
+import subprocess
 import uuid
 from pathlib import Path
 
 import openai
 import pytest
 
+from services.common import testing
 from services.common.testing import ROOT
 from tests.e2e.api import Api, answer_of
 
@@ -96,3 +99,8 @@ def test_the_simplest_chat(api):
 
 def test_the_simulator_is_labelled_wherever_a_user_sees_it(platform, api):
     assert "simulator" in platform.process.output().lower()
+    events = api.turn(f"label-{uuid.uuid4().hex[:8]}", "Say hello", agent="plain")
+    assert [e["data"]["provider"] for e in events if e["type"] == "usage"] == ["simulator"]
+    env = {**os.environ, "BULKHEAD_URL": platform.url, "BULKHEAD_API_KEY": platform.key}
+    chat = subprocess.run(testing.python("-m", "services.cli", "chat", "Say hello"), env=env, capture_output=True, text=True, check=True)
+    assert "SIMULATOR" in chat.stderr

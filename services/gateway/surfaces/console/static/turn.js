@@ -18,6 +18,7 @@ export class Turn {
     this.sources = new Map();
     this.begun = 0;
     this.answer = "";
+    this.simulated = false;
     this.body = element("div", { class: "agent" }, element("p", { class: "who" }, element("b", {}, agent || "agent"), (this.meta = element("i"))));
     this.node = element("article", { class: "turn", "data-live": "" }, this.body);
     this.anchor = `t${log.childElementCount}`;
@@ -44,7 +45,7 @@ export class Turn {
       case "tool_call_progress": return this.progress(data);
       case "tool_call_completed": return this.toolEnded(data, "done", data.output);
       case "tool_call_failed": return this.toolEnded(data, "failed", data.error);
-      case "usage": return data.provider === "simulator" && this.simulated();
+      case "usage": this.simulated ||= data.provider === "simulator"; return;
       case "memory_recalled": return this.note(recalled(data));
       case "citation": return this.source(data);
       case "warning": return this.notice(data.user_message || data.code, "", data.code);
@@ -165,6 +166,7 @@ export class Turn {
     if (this.begun && event.ts) parts.push(element("span", {}, `${((Date.parse(event.ts) - this.begun) / 1000).toFixed(2)} s`));
     if (tokens) parts.push(element("span", {}, `${tokens.toLocaleString("en")} tokens`));
     if (this.usage.cost_microusd) parts.push(element("span", {}, money(this.usage.cost_microusd)));
+    if (this.simulated) parts.push(element("span", {}, "simulator, no real model"));
     parts.push(element("span", {}, event.run_id || ""));
     if (this.list) this.body.append(this.list);
     this.body.append(element("p", { class: "foot" }, ...parts));
