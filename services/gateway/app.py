@@ -1,10 +1,15 @@
 """Composition root of the gateway."""
 
+import asyncio
 from functools import partial
 
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from services.common.accounts import Accounts
 from services.common.config import ConfigFile
@@ -72,7 +77,7 @@ def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastA
         # One span and one set of metrics a request, and ours know the tenant, the run and the canary flag. FastAPI's own
         # would double them and record exception texts.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False},
-        title="Bulkhead", version=wiring.settings.version, description=DESCRIPTION, docs_url=None, redoc_url=None,
+        title="Bulkhead", version=wiring.settings.version, description=DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None,
         strict_content_type=False, redirect_slashes=False,
     )  # fmt: skip
     app.state.doorkeeper = doorkeeper
@@ -80,13 +85,25 @@ def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastA
     for router in (*native.routers(wiring), *openai.routers(wiring), probes.router(health), console.router()):
         # Not include_router: it would search a tree of routers for each request, where one list does.
         app.router.routes.extend(router.routes)
-    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    app.router.routes.append(Route("/openapi.json", _Document(app).answer))
     return app
 
 
-def _openapi(app: FastAPI) -> dict:
-    """FastAPI's document, made once, with the API key as its security scheme."""
-    if app.openapi_schema is None:
+class _Document:
+    """The OpenAPI document, made when first asked for, and in a thread: it takes a fifth of a second."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._made: asyncio.Future[bytes] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """GET /openapi.json"""
+        if self._made is None:
+            self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
+        return Response(await asyncio.shield(self._made), 200, {"cache-control": "no-cache"}, "application/json")
+
+    def _make(self) -> bytes:
+        app = self._app
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         parts = document.setdefault("components", {})
         # Shapes that routes refer to by name, because their bodies or answers are not declared through FastAPI.
@@ -97,5 +114,4 @@ def _openapi(app: FastAPI) -> dict:
             if path.startswith(("/v1/", "/replay/")):
                 for operation in operations.values():
                     operation["security"] = [{"apiKey": []}]
-        app.openapi_schema = document
-    return app.openapi_schema
+        return orjson.dumps(document)

@@ -43,6 +43,7 @@ async def tools(run: FakeRun) -> AsyncGenerator[Step, None]:
     yield "message_delta", {"text": "It is 42 [c1].", "message_id": "m1"}, True
     cited = {"citation_id": "c1", "document_id": "d", "title": "README.md", "heading": "Sums", "char_start": 0, "char_end": 9}
     yield "citation", cited, False
+    yield "usage", {"step": 1, "model": "assistant-model", "provider": "simulator", "input_tokens": 7, "output_tokens": 5}, False
     yield "run_finished", {"output_text": "It is 42 [c1].", "finish_reason": "stop", "usage": USAGE, "citations": [cited]}, False
 
 

@@ -113,7 +113,7 @@ async def test_a_conversation_in_the_browser(served, page):
     await page.say("tools", "How much is it?")
     await page.until(f"{idle} && document.querySelector('.turn:last-child .foot')")
     shown = await page.run("document.querySelector('.turn').innerText")
-    for text in ("How much is it?", "calculator", "6*7", "42", "I cannot remember.", "README.md", "finished"):
+    for text in ("How much is it?", "calculator", "6*7", "42", "I cannot remember.", "README.md", "finished", "simulator"):
         assert text in shown
     assert await page.run("document.querySelector('.tool').dataset.outcome") == "done"
 
