@@ -248,14 +248,7 @@ async def running(settings: ServiceSettings, build: Callable[[Any], Any]) -> Asy
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            original = build(settings)
-            service = await original if asyncio.iscoroutine(original) else original
-
-            async def mark() -> None:
-                started.set()
-
-            service.start = [*service.start, mark]
-            await run_service(settings, lambda _: service, stop, stack)
+            await run_service(settings, build, stop, stack, started)
 
     task = asyncio.create_task(main())
     waiter = asyncio.create_task(started.wait())

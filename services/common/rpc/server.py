@@ -143,8 +143,17 @@ async def _flushed(flush: Callable[[], None], timeout_s: float) -> None:
         log.warning("telemetry_lost", waited_s=timeout_s)
 
 
-async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], stop: asyncio.Event, stack: AsyncExitStack) -> None:
-    """Builds and serves until `stop` is set. Separate from `serve` so that a test can run a service in its own loop."""
+async def run_service(
+    settings: ServiceSettings,
+    build: Callable[[Any], Any],
+    stop: asyncio.Event,
+    stack: AsyncExitStack,
+    started: asyncio.Event | None = None,
+) -> None:
+    """Builds and serves until `stop` is set. Separate from `serve` so that a test can run a service in its own loop.
+
+    `started` is set when every listener accepts.
+    """
     service: Service = build(settings)
     if asyncio.iscoroutine(service):
         service = await service
@@ -186,6 +195,8 @@ async def run_service(settings: ServiceSettings, build: Callable[[Any], Any], st
     # What was made until now lives as long as the process: the collector need not walk it again and again.
     gc.collect()
     gc.freeze()
+    if started is not None:
+        started.set()
     log.info("started", grpc_port=settings.grpc_port if server else 0, version=settings.version, track=settings.track)
     await stop.wait()
     log.info("draining", grace_s=settings.drain_grace_s, calls=len(active))

@@ -14,7 +14,8 @@ from services.orchestrator.turn.prepare import start_step
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
-LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER"})
+# CANCELLED is what a gateway says that drains: this side cancels by ending the task, and then nobody reads the answer.
+LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER", "CANCELLED"})
 PATIENCE_S = 20.0
 TOOLS_PATIENCE_S = 8.0
 WAIT_FIRST_S = 0.1

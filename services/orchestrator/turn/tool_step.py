@@ -121,7 +121,7 @@ async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
         outcome = await _send(turn, call, key)
     except BulkheadError as error:
         turn.check_time()
-        if error.reason == "UNREACHABLE":
+        if error.reason in ("UNREACHABLE", "CANCELLED"):
             return await _resolve(turn, call, key)
         if error.code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED"):
             return _lost(call, error.reason)
