@@ -16,7 +16,6 @@ export class Turn {
     this.messages = new Map();
     this.tools = new Map();
     this.sources = new Map();
-    this.models = new Set(); // who answered: a simulator must be seen to be one
     this.begun = 0;
     this.answer = "";
     this.simulated = false;
@@ -48,7 +47,6 @@ export class Turn {
       case "tool_call_failed": return this.toolEnded(data, "failed", data.error);
       case "usage": this.simulated ||= data.provider === "simulator"; return;
       case "memory_recalled": return this.note(recalled(data));
-      case "usage": this.models.add(data.provider === "simulator" ? "simulator, no real model" : data.model).delete(undefined); return;
       case "citation": return this.source(data);
       case "warning": return this.notice(data.user_message || data.code, "", data.code);
       case "agent_status": return this.changed(STATUS[data.status] || data.status);
@@ -169,7 +167,6 @@ export class Turn {
     if (tokens) parts.push(element("span", {}, `${tokens.toLocaleString("en")} tokens`));
     if (this.usage.cost_microusd) parts.push(element("span", {}, money(this.usage.cost_microusd)));
     if (this.simulated) parts.push(element("span", {}, "simulator, no real model"));
-    if (this.models.size) parts.push(element("span", {}, [...this.models].join(", ")));
     parts.push(element("span", {}, event.run_id || ""));
     if (this.list) this.body.append(this.list);
     this.body.append(element("p", { class: "foot" }, ...parts));
