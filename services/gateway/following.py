@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import structlog
 from bulkhead.orchestrator.v1.orchestrator_pb2 import Event
@@ -29,7 +30,16 @@ class Follower:
     async def follow(
         self, subject: Subject, after: int = 0, *, types: Sequence[str] = (), replay_only: bool = False
     ) -> AsyncGenerator[Event, None]:
-        """Events of `subject` after number `after`; of a run, up to its terminal event.
+        """As `batches`, one by one."""
+        async with aclosing(self.batches(subject, after, types=types, replay_only=replay_only)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def batches(
+        self, subject: Subject, after: int = 0, *, types: Sequence[str] = (), replay_only: bool = False
+    ) -> AsyncGenerator[list[Event], None]:
+        """Events of `subject` after number `after`, as they became visible together; of a run, up to its terminal event.
 
         Raises the domain error of a refusal at once, and Overloaded when nobody serves the log for `reconnect_s`.
         """
@@ -42,13 +52,15 @@ class Follower:
             try:
                 while True:
                     async with asyncio.timeout(self._silence_s):
-                        event = await anext(stream)
+                        batch = await anext(stream)
                     broken_at, pause_s = None, FIRST_PAUSE_S
-                    if event is None or event.seq <= cursor:
+                    fresh = [event for event in batch if event.seq > cursor]
+                    if not fresh:
                         continue
-                    cursor = event.seq
-                    yield event
-                    if subject.run_id and event.type in TERMINAL and event.run_id == subject.run_id:
+                    last = fresh[-1]
+                    cursor = last.seq
+                    yield fresh
+                    if subject.run_id and last.type in TERMINAL and last.run_id == subject.run_id:
                         return
             except StopAsyncIteration:
                 # An orchestrator that drains ends its streams in good order; only a replay ends by itself.

@@ -20,6 +20,9 @@ class EventSource(Protocol):
 
     def open(
         self, subject: Subject, after: int, *, types: Sequence[str] = (), replay_only: bool = False
-    ) -> AsyncGenerator[Event | None, None]:
-        """Events after number `after`, then live; None is a sign of life. Raises domain errors; closing it ends the call."""
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """Events after number `after`, then live, as they come together; an empty batch is a sign of life.
+
+        Raises domain errors; closing it ends the call.
+        """
         ...

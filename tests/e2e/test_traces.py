@@ -78,8 +78,8 @@ def test_one_connected_trace_over_all_five_services(platform, api):
     eventually(
         lambda: not missing_edges(spans()), f"the edges {missing_edges(spans())} in {sorted({name_of(s) for s in spans()})}", timeout_s=30
     )
+    eventually(lambda: {name_of(s) for s in spans() if s.kind == SERVER_KIND} >= SERVICES, "a server span of every service", timeout_s=30)
     found = spans()
-    assert {name_of(span) for span in found} >= SERVICES
     assert {event["trace_id"] for event in events if event["trace_id"]} == {trace_id}
     by_id = {span.span_id: span for span in found}
     roots = [span for span in found if span.parent_id not in by_id]
@@ -101,9 +101,10 @@ def test_canary_is_seen_by_every_service_and_nothing_else_is_forwarded(platform,
         platform, f"When is high tide in Saltmarsh, {uuid.uuid4().hex}? And what is 13 * 13?", **{"x-canary": value}
     )
     eventually(lambda: not missing_edges(platform.receiver.spans(trace_id)), "the whole trace", timeout_s=30)
-    servers = [s for s in platform.receiver.spans(trace_id) if s.kind == SERVER_KIND]
-    seen = {(name_of(s), s.name, s.attributes.get("bulkhead.canary", False)) for s in servers}
-    assert {service for service, _, _ in seen} >= SERVICES
+    # A server span is exported when its request has ended, the gateway's last of all.
+    servers = lambda: [s for s in platform.receiver.spans(trace_id) if s.kind == SERVER_KIND]  # noqa: E731
+    eventually(lambda: {name_of(s) for s in servers()} >= SERVICES, "a server span of every service", timeout_s=30)
+    seen = {(name_of(s), s.name, s.attributes.get("bulkhead.canary", False)) for s in servers()}
     assert {flag for _, _, flag in seen} == {forwarded}, seen
     # Work that goes on after the request: the turn that the outbox appends to memory.
     appended = lambda: [s for s in platform.receiver.spans(trace_id) if s.kind == SERVER_KIND and s.name.endswith("/AppendTurns")]  # noqa: E731

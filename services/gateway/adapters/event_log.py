@@ -20,7 +20,7 @@ class OrchestratorEvents:
 
     async def open(
         self, subject: Subject, after: int, *, types: Sequence[str] = (), replay_only: bool = False
-    ) -> AsyncGenerator[Event | None, None]:
+    ) -> AsyncGenerator[Sequence[Event], None]:
         """As EventSource.open, for the principal of the current call."""
         request = StreamEventsRequest(after_seq=after, types=types, replay_only=replay_only)
         if subject.run_id:
@@ -33,9 +33,6 @@ class OrchestratorEvents:
         stream = self._runs.StreamEvents(request)
         try:
             async for item in stream:
-                if not item.HasField("batch"):
-                    yield None
-                for event in item.batch.events:
-                    yield event
+                yield item.batch.events
         finally:
             await stream.aclose()

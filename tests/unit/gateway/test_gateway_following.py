@@ -30,8 +30,8 @@ class Log:
         length, how, repeated = self.plan.pop(0) if self.plan else (len(self.events), None, 0)
         start = max(0, after - repeated)
         for event in self.events[start : start + length]:
-            yield None
-            yield event
+            yield []
+            yield [event]
         if how == "silent":
             await asyncio.sleep(60)
         if how is not None and how != "end":

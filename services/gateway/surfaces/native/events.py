@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 import orjson
@@ -116,12 +117,10 @@ def event_stream(
 async def _frames(follower: Follower, subject: Subject | None, after: int) -> AsyncGenerator[bytes, None]:
     if subject is None:
         return
-    events = follower.follow(subject, after)
-    try:
-        async for event in events:
-            yield shapes.frame(event)
-    finally:
-        await events.aclose()
+    # What became visible together is sent together: one write to the socket for a batch, not for each event.
+    async with aclosing(follower.batches(subject, after)) as batches:
+        async for batch in batches:
+            yield b"".join(map(shapes.frame, batch))
 
 
 async def _closing(frames: AsyncGenerator[bytes, None], source: AsyncGenerator) -> AsyncGenerator[bytes, None]:
