@@ -24,6 +24,7 @@ ALL = [*SERVICES, "simulator", "valkey_state", "valkey_cache", "milvus"]
 SINGLE_RUNS = 60
 LOAD_RUNS = 400
 CONCURRENT = 50
+DISCONNECTS = 10
 TERMINAL = (b"event: run_finished", b"event: run_failed", b"event: run_cancelled")
 
 
@@ -75,11 +76,46 @@ async def _load(client: Client, agent: str, text: str, runs: int) -> tuple[float
     return runs / (time.perf_counter() - started), totals
 
 
-async def _measure(url: str, key: str, pids: dict[str, int]) -> list[Figure]:
+async def _disconnects(session: aiohttp.ClientSession, url: str, simulator: str, key: str) -> list[float]:
+    """Seconds from closing a client's stream to the moment at which the simulator notices; both read the same monotonic clock."""
+    delays = []
+    headers = {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
+    for _ in range(DISCONNECTS):
+        marker = f"leave-{uuid.uuid4().hex}"
+        order = {"match": {"contains": marker}, "fault": {"tokens_per_s": 5}}
+        async with session.post(f"{simulator}/sim/faults", json=order) as answer:
+            answer.raise_for_status()
+        body = {"input": f"Write 200 words about {marker}", "agent": "plain", "stream": True, "on_disconnect": "cancel"}
+        async with session.get(f"{simulator}/sim/log") as answer:
+            before = (await answer.json())["last_seq"]
+        async with session.post(f"{url}/v1/threads/{marker}/runs", json=body, headers=headers) as answer:
+            async for line in answer.content:
+                if line.startswith(b"event: message_delta"):
+                    break
+            left = time.monotonic()
+            answer.close()
+        end = time.monotonic() + 20
+        while True:
+            async with session.get(f"{simulator}/sim/log", params={"after": before}) as answer:
+                noticed = [entry["aborted_monotonic_s"] for entry in (await answer.json())["lines"] if entry["aborted"]]
+            if noticed:
+                delays.append(noticed[0] - left)
+                break
+            if time.monotonic() > end:
+                raise RuntimeError("the simulator never noticed that its client had left")
+            await asyncio.sleep(0.05)
+    async with session.delete(f"{simulator}/sim/faults") as answer:
+        answer.raise_for_status()
+    return delays
+
+
+async def _measure(url: str, simulator: str, key: str, pids: dict[str, int]) -> list[Figure]:
     figures = [Figure(f"idle RSS {name}", rss_mib(pids[name]), "MiB", 250.0 if name == "memory" else 120.0) for name in SERVICES]
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
         client = Client(session, url, key)
+        delays = await _disconnects(session, url, simulator, key)
+        figures.append(Figure("client leaves → simulator notices, worst", max(delays) * 1000, "ms", 500.0))
         for label, one_step, five in (("", "plain", "bench"), (" with Recall", "bench-recall", "bench-recall")):
             first, whole = await _single(client, one_step, "Say hello")
             figures.append(Figure(f"first event p50{label}", statistics.median(first) * 1000, "ms", 15.0 if not label else None))
@@ -117,7 +153,7 @@ def run() -> list[Figure]:
             key = pairs["BULKHEAD_API_KEY"].strip("'\"")
             pids = {name: int((data_dir / "run" / f"{name}-0.pid").read_text()) for name in ALL}
             figures = [Figure("`bulkhead up` to ready", ready, "s", 5.0)]
-            return figures + uvloop.run(_measure(f"http://127.0.0.1:{base}", key, pids))
+            return figures + uvloop.run(_measure(f"http://127.0.0.1:{base}", f"http://127.0.0.1:{base + 6}", key, pids))
         finally:
             up.signal(signal.SIGINT)
             try:
