@@ -20,7 +20,9 @@ from services.gateway.surfaces.wiring import Wiring
 
 # A text of the largest size whose characters are all escaped takes three times its bytes in JSON.
 BODY_LIMIT_BYTES = 3 * MAX_TEXT_BYTES + 64 * 1024
-_HEADING = re.compile(r"^#{1,6}\s+(.{1,512}?)\s*#*\s*$", re.M)
+MAX_TITLE_CHARS = 512
+# Each part ends where the next can begin, so that no text makes it try again: it runs on the event loop over megabytes.
+_HEADING = re.compile(r"^#{1,6}[ \t]+(\S.*)", re.M)
 _TEXT = {"schema": {"type": "string", "minLength": 1}}
 _INGEST_BODY = {
     "requestBody": {
@@ -99,6 +101,15 @@ class Documents:
         return Response(status_code=204)
 
 
+def first_heading(text: str) -> str:
+    """The first Markdown heading as a title: one line of printable characters, without closing hashes; empty when there is none."""
+    found = _HEADING.search(text)
+    if found is None:
+        return ""
+    line = found.group(1)[: 2 * MAX_TITLE_CHARS].rstrip().rstrip("#")
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())[:MAX_TITLE_CHARS]
+
+
 def _document(request: PreparedRequest, title: str, document_id: str) -> DocumentCreate:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in TEXT_TYPES:
@@ -106,8 +117,7 @@ def _document(request: PreparedRequest, title: str, document_id: str) -> Documen
             text = request.content.decode("utf-8")
         except UnicodeDecodeError:
             raise InvalidInput("the body is not valid UTF-8", reason="INVALID_ENCODING") from None
-        heading = _HEADING.search(text)
-        title = title or (heading.group(1) if heading else "") or document_id
+        title = title or first_heading(text) or document_id
         if not title:
             raise InvalidInput.field("title", "is needed: the text has no heading")
         values = {"title": title, "text": text, "content_type": kind, "document_id": document_id or None}
