@@ -177,6 +177,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": []}, "messages"),
         ({"metadata": {"thread_id": "no spaces"}}, "metadata.thread_id"),
+        ({"metadata": {"thread_id": "no-line-break\n"}}, "metadata.thread_id"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],
 )

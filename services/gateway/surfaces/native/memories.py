@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from services.common.errors import InvalidInput
 from services.gateway.edge.route import idempotency_key, needs
+from services.gateway.refusals import InvalidBody
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.models import After, IdPath, Limit, MemoryCreate, MemorySearch
 from services.gateway.surfaces.native.outputs import MemoryList, MemoryOut, MemoryPage
@@ -39,7 +40,10 @@ class Memories:
         if body.expires_at is not None:
             if body.expires_at.tzinfo is None:
                 raise InvalidInput.field("expires_at", "needs a time zone")
-            memory.expires_at.FromDatetime(body.expires_at)
+            try:
+                memory.expires_at.FromDatetime(body.expires_at)
+            except (OverflowError, ValueError):  # at either end of the calendar its time zone leads out of it
+                raise InvalidBody.field("expires_at", "must be from 1970 to 9999") from None
         answer = await self._memories.AddMemories(pb.AddMemoriesRequest(memories=[memory], idempotency_key=idempotency_key(request)))
         kept = answer.memories[0]
         return shapes.reply(shapes.memory(kept), 201, shapes.location("/v1/memories", kept.memory_id))

@@ -59,7 +59,7 @@ def mapping(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def matches(name: str, value: str, pattern: str) -> str:
     """A string of the given form."""
-    if not re.match(pattern, value):
+    if not re.fullmatch(pattern, value):
         raise InvalidInput.field(name, f"must match {pattern}")
     return value
 
