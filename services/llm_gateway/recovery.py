@@ -65,7 +65,10 @@ class Stitch:
                 raise Diverged
             if not text:
                 # A finish or a usage that rides on repeated text is still news.
-                return chunk.with_text("") if chunk.finish_reason or chunk.usage else None
+                if not chunk.finish_reason and not chunk.usage:
+                    return None
+                # One without text stays as it is: it may have no choice at all, as a usage that comes early.
+                return chunk.with_text("") if chunk.text else chunk
             return chunk.with_text(text) if text != chunk.text else chunk
         return chunk if chunk.meaningful or chunk.usage is not None else None
 

@@ -80,6 +80,16 @@ def test_tool_calls_and_opaque_content_cannot_be_joined():
             stitch.feed(ChunkReader().feed(raw))
 
 
+@pytest.mark.parametrize("choices", [[], [{"index": 0}]])
+def test_a_usage_that_comes_before_the_text_is_passed_on(choices):
+    stitch = Stitch()
+    stitch.feed(chunks(["Hello"], finish=None))
+    stitch.restart()
+    early = ChunkReader().feed(b"data: " + orjson.dumps({"choices": choices, "usage": {"prompt_tokens": 3}}) + b"\n\n")
+    assert [chunk.usage for chunk in stitch.feed(early)] == [{"prompt_tokens": 3}]
+    assert "".join(chunk.text for chunk in stitch.feed(chunks(["Hello there"]))) == " there"
+
+
 def test_tool_calls_are_put_together_from_their_fragments():
     seen = Assembly()
     for delta in (
