@@ -71,9 +71,12 @@ class Api:
             try:
                 async for event in sse.parse(answer.content.iter_any()):
                     try:
-                        yield json.loads(event.data)
+                        data = json.loads(event.data)
                     except ValueError:
                         raise CommandFailure(f"{path}: an event is no JSON") from None
+                    if event.event == "stream_error":
+                        raise Interrupted(f"the stream broke off: {data.get('detail') or data.get('reason')}")
+                    yield data
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
                 raise Interrupted(f"the stream broke off: {_why(error)}") from None
 
