@@ -117,10 +117,18 @@ def event_stream(
 async def _frames(follower: Follower, subject: Subject | None, after: int) -> AsyncGenerator[bytes, None]:
     if subject is None:
         return
-    # What became visible together is sent together: one write to the socket for a batch, not for each event.
+    # What became visible together is sent together: one write to the socket for a batch, not for each event. A long log comes in
+    # large batches, though, and a client on a slow line must be seen to take what it is sent.
     async with aclosing(follower.batches(subject, after)) as batches:
         async for batch in batches:
-            yield b"".join(map(shapes.frame, batch))
+            chunk = bytearray()
+            for event in batch:
+                chunk += shapes.frame(event)
+                if len(chunk) >= CHUNK_BYTES:
+                    yield bytes(chunk)
+                    chunk.clear()
+            if chunk:
+                yield bytes(chunk)
 
 
 async def _closing(frames: AsyncGenerator[bytes, None], source: AsyncGenerator) -> AsyncGenerator[bytes, None]:
