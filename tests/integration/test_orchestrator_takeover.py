@@ -12,6 +12,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import Limits, RunRef, RunSpec
+from services.orchestrator.testing.fakes import FAILED as NOT_DONE
 from services.orchestrator.testing.fakes import UNKNOWN, fakes
 from services.orchestrator.testing.harness import data_of, dialed, process, settings_for, shown_text, types, write_config
 
@@ -149,13 +150,14 @@ async def second_attempt(get):
     return (await get()).attempt == 2
 
 
-@pytest.mark.parametrize(("line", "repeated"), [(SUM, True), (MAIL, False)])
-async def test_killed_mid_tool_with_an_unknown_outcome(pair, line, repeated):
+# A failed call is one that the executor stopped when its caller went away.
+@pytest.mark.parametrize(("line", "known", "repeated"), [(SUM, UNKNOWN, True), (MAIL, UNKNOWN, False), (SUM, NOT_DONE, True)])
+async def test_killed_mid_tool_with_an_unknown_outcome_or_a_cancelled_call(pair, line, known, repeated):
     pair.behind.tools.gate.close()
     run, events, watching = await start_watched(pair, line)
     key = f"{run.run_id}/1/0"
     await testing.eventually_async(lambda: pair.behind.tools.gate.waiting, "the tool is at work")
-    pair.behind.tools.forced[key] = UNKNOWN
+    pair.behind.tools.forced[key] = known
     pair.first.kill()
     if repeated:
         await testing.eventually_async(lambda: pair.behind.tools.calls[key].executions == 2, "issued again with the same key")

@@ -190,7 +190,9 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
 
     def _result(self, seen: ToolCallSeen, outcome: int | None = None) -> tools_pb2.ToolResult:
         outcome = seen.outcome if outcome is None else outcome
-        return tools_pb2.ToolResult(outcome=outcome, output_json=seen.output if outcome == DONE else b"", version="1.0.0", attempts=1)
+        error = tools_pb2.ToolError(code="transport.cancelled") if outcome == FAILED else None
+        output = seen.output if outcome == DONE else b""
+        return tools_pb2.ToolResult(outcome=outcome, output_json=output, error=error, version="1.0.0", attempts=1)
 
     async def GetToolCall(self, request, context):
         """By key."""

@@ -24,6 +24,8 @@ OVERTIME_S = 5.0
 UNREACHABLE_TRIES = 32
 UNREACHABLE_WAIT_S = 0.25
 UNKNOWN = "tool_outcome_unknown"
+# What the executor notes of a call whose caller went away before it could take effect.
+CANCELLED = ("failed", "transport.cancelled")
 _UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
 
 
@@ -159,8 +161,9 @@ async def _resolve(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
                 return _lost(call, error.reason)
             await asyncio.sleep(UNREACHABLE_WAIT_S)
             continue
-        if known is None or (known.outcome == "unknown" and call.repeatable):
-            # Never seen, or harmless to do twice; the key keeps even a call that is still on its way from being done twice.
+        if known is None or (known.outcome == "unknown" and call.repeatable) or (known.outcome, known.code) == CANCELLED:
+            # Never seen, harmless to do twice, or stopped in time when its owner was lost; the key keeps even a call that is
+            # still on its way from being done twice.
             return await _again(turn, call, key)
         if known.outcome != "running":
             return known
