@@ -185,8 +185,9 @@ class Accepting:
                 self._worker.free_room()
         verdict, record = accepted.verdict, accepted.record
         if verdict == "foreign":
-            # The slot goes back; the reservation itself is forgotten with its idempotency key's time.
-            await self._store.settle(ref)
+            # The slot goes back, where it is ours: an older reservation may be that of a run at work.
+            if reservation.verdict == "new":
+                await self._store.settle(ref)
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
         if verdict == "late":
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)

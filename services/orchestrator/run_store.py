@@ -96,6 +96,10 @@ class RunStore(Protocol):
         """Runs that somebody should look at now; they are due again in `again_in_s`."""
         ...
 
+    async def release_slot(self, ref: RunRef) -> None:
+        """Gives back the tenant's slot of a run that has ended."""
+        ...
+
     async def settle(self, ref: RunRef) -> None:
         """Nothing is left to do for a run: its slot is free and the sweeper forgets it, in this order."""
         ...

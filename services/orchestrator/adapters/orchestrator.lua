@@ -63,10 +63,12 @@ local function tenant_cancel(keys, args)
   return ''
 end
 
--- KEYS: run, slots. ARGV: run id, age ms. Gives up a reservation that never became a run. Answers 1 when it is given up.
+-- KEYS: run, slots. ARGV: run id, age ms, thread id. Gives up a reservation that never became a run. Answers 1 when it is given up.
 local function tenant_forget(keys, args)
-  local at = redis.call('HGET', keys[1], 'at')
-  if at and now_ms() - tonumber(at) < tonumber(args[2]) then return 0 end
+  local known = redis.call('HMGET', keys[1], 'at', 'thread')
+  -- The same run id asked for in another thread was refused; the slot belongs to the run that has the id.
+  if known[2] and known[2] ~= args[3] then return 1 end
+  if known[1] and now_ms() - tonumber(known[1]) < tonumber(args[2]) then return 0 end
   redis.call('ZREM', keys[2], args[1])
   return 1
 end

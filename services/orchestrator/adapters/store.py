@@ -217,15 +217,17 @@ class Store:
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
-        slots = f"tn:{{{_quoted(ref.tenant)}}}:slots"
-        free = self._ask(self._library.batched("tenant_release_v1", [slots], [ref.run_id]))
         forget = self._ask(self._library.batched("work_settle_v1", [f"work:{SHARD}:live"], [ref.encode()]))
-        await asyncio.gather(free, forget)
+        await asyncio.gather(self.release_slot(ref), forget)
+
+    async def release_slot(self, ref: RunRef) -> None:
+        """As RunStore.release_slot."""
+        await self._ask(self._library.batched("tenant_release_v1", [f"tn:{{{_quoted(ref.tenant)}}}:slots"], [ref.run_id]))
 
     async def forget(self, ref: RunRef) -> bool:
         """As RunStore.forget."""
         keys = [_lookup_key(ref.tenant, ref.run_id), f"tn:{{{_quoted(ref.tenant)}}}:slots"]
-        if not int(await self._ask(self._library.call("tenant_forget_v1", keys, [ref.run_id, FORGET_AFTER_MS]))):
+        if not int(await self._ask(self._library.call("tenant_forget_v1", keys, [ref.run_id, FORGET_AFTER_MS, ref.thread_id]))):
             return False
         await self._ask(self._client.zrem(f"work:{SHARD}:live", ref.encode()))
         return True
@@ -357,7 +359,8 @@ def _lookup_key(tenant: str, run_id: str) -> str:
 
 def _tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
     prefix, user = f"tn:{{{_quoted(tenant)}}}", _quoted(user)
-    idem = hashlib.sha256(key.encode()).hexdigest() if key else "-"
+    # Of each user their own: the same words with the same simple key must not lead one to another's run.
+    idem = hashlib.sha256(f"{user}/{key}".encode()).hexdigest() if key else "-"
     return [f"{prefix}:run:{run_id}", f"{prefix}:slots", f"{prefix}:idem:CreateRun:{idem}", f"{prefix}:runs:{user}",
             f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
 

@@ -221,6 +221,22 @@ async def test_slots_and_keys_of_a_tenant(store):
     assert await accept(store, three, slots=2) == "new"
 
 
+async def test_a_run_id_asked_for_in_another_thread_does_not_free_the_slot_of_its_run(store, monkeypatch):
+    monkeypatch.setattr("services.orchestrator.adapters.store.FORGET_AFTER_MS", 0)
+    one = new_ref()
+    assert await accept(store, one, slots=1) == "new"
+    elsewhere = one._replace(thread_id="elsewhere")
+    assert await accept(store, elsewhere, slots=1) == "taken"
+    assert await store.forget(elsewhere), "the sweeper need not look at it again"
+    assert await accept(store, new_ref(), slots=1) == "quota"
+
+
+async def test_users_of_a_tenant_have_idempotency_keys_of_their_own(store):
+    assert await accept(store, new_ref(), key="1", print_="p") == "new"
+    assert await accept(store, new_ref(), key="1", print_="p", user="bob") == "new"
+    assert await accept(store, new_ref(), key="1", print_="p") == "existing"
+
+
 async def test_an_accept_that_took_too_long_leaves_no_run(store):
     ref = new_ref()
     reservation = await store.reserve(ref, "ana", 0, "", "")
