@@ -14,6 +14,7 @@ from services.orchestrator.settings import Settings
 from services.orchestrator.worker import Worker
 
 MOST_AT_ONCE = 200
+MOST_DELIVERIES = 64
 LOOK_AGAIN_S = 1.0
 # Past the end of a lease, so that one look finds it expired.
 LEASE_MARGIN_S = 0.02
@@ -28,13 +29,25 @@ class Sweeper:
 
     def __init__(self, settings: Settings, store: RunStore, worker: Worker, outbox: Outbox) -> None:
         self._settings, self._store, self._worker, self._outbox = settings, store, worker, outbox
+        self._deliveries: set[asyncio.Task] = set()
 
     async def run(self) -> None:
         """Sweeps until cancelled; a store that is away is tried again."""
+        try:
+            await self._sweep()
+        finally:
+            for task in self._deliveries:
+                task.cancel()
+
+    async def _sweep(self) -> None:
         while True:
             try:
                 while len(refs := await self._store.due(MOST_AT_ONCE, LOOK_AGAIN_S)) > 0:
-                    await asyncio.gather(*(self._look(ref) for ref in refs))
+                    found = await asyncio.gather(*(self._look(ref) for ref in refs), return_exceptions=True)
+                    for ref, error in zip(refs, found, strict=True):
+                        if isinstance(error, Exception) and not isinstance(error, Overloaded):
+                            # A defect with one run must not keep the others from being looked at.
+                            log.error("sweep_failed", run_id=ref.run_id, exc_info=error)
                     if len(refs) < MOST_AT_ONCE:
                         break
             except Overloaded:
@@ -51,10 +64,23 @@ class Sweeper:
         elif state == "ended":
             await self._store.settle(ref)
         elif state == "outbox":
-            await self._outbox.deliver(ref)
+            await self._store.release_slot(ref)
+            self._deliver(ref)
         elif state == "none" and await self._store.forget(ref):
             _repairs.add(1, {"state": "forgotten"})
             log.info("reservation_forgotten", run_id=ref.run_id)
+
+    def _deliver(self, ref: RunRef) -> None:
+        """Beside the sweep: a memory service that hangs must not hold up the takeover of runs."""
+        if len(self._deliveries) < MOST_DELIVERIES:
+            task = asyncio.create_task(self._outbox.deliver(ref), name=f"outbox {ref.run_id}")
+            self._deliveries.add(task)
+            task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task) -> None:
+        self._deliveries.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Overloaded):
+            log.error("outbox_failed", task=task.get_name(), exc_info=error)
 
     async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int, created_ms: int) -> None:
         own = self._settings.track

@@ -91,6 +91,9 @@ class Worker:
 
     def take(self, ref: RunRef) -> bool:
         """Begins to claim a run without a detour over the queue; False when there is no room."""
+        if ref in self.owned:
+            # Ours although its lease ran out, as after a long pause: the next heartbeat says how it stands.
+            return True
         if not self.has_room():
             return False
         self._claiming += 1
@@ -196,6 +199,9 @@ class Worker:
 
     async def _settle(self, ref: RunRef, next_run: str, outbox: bool) -> None:
         """After the end: what is next in the thread, what leaves, what is free again. The sweeper does whatever this does not."""
+        if outbox:
+            # Its slot is free now and not when memory has the turn, which may take as long as memory is down.
+            await self.store.release_slot(ref)
         if next_run:
             await self.wake_next(ref, next_run)
         if outbox:

@@ -33,7 +33,8 @@ async def model_step(turn: Turn) -> ModelFinished:
     start_step(turn)
     if turn.tools is None:
         turn.tools = await _definitions(turn)
-    give_up, wait_s = time.monotonic() + PATIENCE_S, WAIT_FIRST_S
+    # Counted from the first loss: an answer may take longer than this before it is lost.
+    give_up, wait_s = 0.0, WAIT_FIRST_S
     while True:
         turn.check_time()
         turn.enter_call()
@@ -41,6 +42,7 @@ async def model_step(turn: Turn) -> ModelFinished:
             return await _stream(turn)
         except BulkheadError as error:
             turn.check_time()
+            give_up = give_up or time.monotonic() + PATIENCE_S
             if error.reason not in LOST or time.monotonic() > give_up:
                 raise RunStopped(error.reason, error.message, error.retryable) from error
             log.warning("model_call_lost", run_id=turn.ref.run_id, reason=error.reason)
