@@ -159,17 +159,20 @@ class Completions:
                                 yield new
                             batch = await anext(chunks, None)
                     break
-                except UpstreamFault as fault:
-                    broken = course.interrupted(opened.deployment, fault.failure)
-                    recoverable = stitch.can_restart and fault.failure.failure_class in RECOVERABLE
+                except BaseException as error:
+                    # What the provider has sent is paid, however the stream ends: broken, diverged, or closed by its reader.
+                    wasted += usage_of(opened.deployment, sent.usage, partial(_stream_bounds, body, sent))
+                    record.spent(opened.deployment, wasted)
+                    if isinstance(error, Diverged):
+                        record.recovering("diverged")
+                        raise course.error() from None
+                    if not isinstance(error, UpstreamFault):
+                        raise
+                    broken = course.interrupted(opened.deployment, error.failure)
+                    recoverable = stitch.can_restart and error.failure.failure_class in RECOVERABLE
                     record.recovering("restarted" if recoverable else "refused")
                     if not recoverable:
-                        raise broken from fault
-                    wasted += usage_of(opened.deployment, sent.usage, partial(_stream_bounds, body, sent))
-                    record.usage = wasted
-                except Diverged:
-                    record.recovering("diverged")
-                    raise course.error() from None
+                        raise broken from error
             deployment = opened.deployment
             usage = wasted + usage_of(deployment, sent.usage, partial(_stream_bounds, body, sent))
             ids = {"id": assembly.response_id, "model": assembly.model}

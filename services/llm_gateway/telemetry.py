@@ -110,15 +110,15 @@ class CallRecord:
         _recoveries.add(1, {"model": self._group.name, "outcome": outcome})
         log.warning("stream_recovery", model=self._group.name, outcome=outcome)
 
+    def spent(self, deployment: Deployment, usage: Usage) -> None:
+        """What the call has cost so far, and who answered last."""
+        self.served, self.usage = deployment, usage
+
     def succeeded(
         self, deployment: Deployment, usage: Usage, finish_reason: str = "", response_id: str = "", response_model: str = ""
     ) -> None:
         """The call has its answer."""
-        self.served, self.usage = deployment, usage
-        labels = {"model": deployment.group}
-        _tokens.add(usage.input, {**labels, "direction": "input"})
-        _tokens.add(usage.output, {**labels, "direction": "output"})
-        _cost.add(usage.cost_microusd, labels)
+        self.spent(deployment, usage)
         if self.span.is_recording():
             self.span.set_attributes(
                 {
@@ -164,6 +164,10 @@ class CallRecord:
         elapsed = time.perf_counter() - self.started
         group, usage = self._group.name, self.usage
         served = self.served.group if self.served else group
+        if usage is not NOTHING:
+            _tokens.add(usage.input, {"model": served, "direction": "input"})
+            _tokens.add(usage.output, {"model": served, "direction": "output"})
+            _cost.add(usage.cost_microusd, {"model": served})
         labels = {"model": served, "outcome": outcome}
         _requests.record(elapsed, labels)
         _inference.record(
