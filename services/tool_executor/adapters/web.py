@@ -34,7 +34,8 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif any(ip in network for network in _CARRIERS):
+        elif ip.is_reserved or ip.is_site_local or any(ip in network for network in _CARRIERS):
+            # Reserved are also the old forms that carry an IPv4 address, as ::127.0.0.1.
             return False
     return ip.is_global and not ip.is_multicast
 
