@@ -168,7 +168,11 @@ local function accept(keys, args)
   local user = redis.call('HGET', keys[1], 'user')
   if user and user ~= args[2] then return {'foreign'} end
   local known = redis.call('HMGET', keys[3], 'status', 'cancel')
-  if known[1] then return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now, known[1], {}} end
+  if known[1] then
+    -- A write, so that this answer waits for the replicas as the first one did.
+    redis.call('HSET', keys[3], 'run', args[4])
+    return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now, known[1], {}}
+  end
   if now > tonumber(args[9]) then return {'late'} end
   if not user then
     redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', '{}',
@@ -246,7 +250,11 @@ end
 local function write(keys, args)
   local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from')
   if run[1] ~= args[1] then return redis.error_reply('FENCED the run has another owner') end
-  if run[4] == args[2] then return cjson.decode(run[5]) end
+  if run[4] == args[2] then
+    -- A write, so that this answer waits for the replicas as the first one did.
+    redis.call('HSET', keys[3], 'w', args[2])
+    return cjson.decode(run[5])
+  end
   if run[2] ~= 'running' then return redis.error_reply('FENCED the run is ' .. run[2]) end
   local now = now_ms()
   local run_id, mode = args[3], args[7]

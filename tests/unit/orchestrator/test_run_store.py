@@ -1,6 +1,7 @@
 """The store's promises as properties: whatever owners, sweepers and callers do in whatever order, the log stays a log."""
 
 import asyncio
+import signal
 import uuid
 
 import orjson
@@ -273,10 +274,18 @@ async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
         store, ref, lost = Store(client, "one", replicas=1), new_ref(), new_ref()
         assert await accept(store, ref) == "new"
         assert (await store.claim(ref, 60, CRASHES)).verdict == "claimed"
-        replica.kill()
-        with pytest.raises(Overloaded) as caught:
-            await accept(store, lost)
-        assert caught.value.reason == "STORE_UNAVAILABLE"
+        replica.signal(signal.SIGSTOP)
+        reservation = await store.reserve(lost, "ana", 0, "", "")
+        again = connect(url)
+        # Also where the same is asked again over another connection.
+        for asked in (store, Store(again, "one", replicas=1)):
+            with pytest.raises(Overloaded) as caught:
+                await asked.accept(lost, "ana", spec(), "stable", reservation, "", (QUEUED, CANCELLED))
+            assert caught.value.reason == "STORE_UNAVAILABLE"
+            with pytest.raises(Overloaded):
+                await asked.write(ref, 1, 1, "", [Draft("x", b"{}")], mode="c", state=b"{}")
+        replica.signal(signal.SIGCONT)
+        await again.aclose()
         await client.aclose()
         await follower.aclose()
 
