@@ -61,8 +61,10 @@ async def test_the_same_key_and_body_is_the_same_run(client, behind):
             await client.runs.CreateRun(request(idempotency_key="k", thread_id="other"))
     other = as_user(client, tenant="globex")
     with other.calling():
-        assert (await other.runs.CreateRun(request(idempotency_key="k"))).created
+        foreign = await other.runs.CreateRun(request(idempotency_key="k"))
+        assert foreign.created
     await client.wait(first.run.run_id)
+    await other.wait(foreign.run.run_id)
     assert len(behind.models.calls) == 2
 
 
