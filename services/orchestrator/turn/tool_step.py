@@ -21,8 +21,10 @@ MOST_OUTPUT_CHARS = 65_536
 POLL_S = 0.1
 # A call that runs elsewhere is waited for this much longer than its own time limit.
 OVERTIME_S = 5.0
-UNREACHABLE_TRIES = 32
-UNREACHABLE_WAIT_S = 0.25
+# The executor, or the store that it answers from, is being replaced: both are back in seconds.
+AWAY = frozenset({"UNREACHABLE", "CANCELLED", "STORE_UNAVAILABLE"})
+AWAY_TRIES = 32
+AWAY_WAIT_S = 0.25
 UNKNOWN = "tool_outcome_unknown"
 # What the executor notes of a call whose caller went away before it could take effect.
 CANCELLED = ("failed", "transport.cancelled")
@@ -123,7 +125,7 @@ async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
         outcome = await _send(turn, call, key)
     except BulkheadError as error:
         turn.check_time()
-        if error.reason in ("UNREACHABLE", "CANCELLED"):
+        if error.reason in AWAY:
             return await _resolve(turn, call, key)
         if error.code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED"):
             return _lost(call, error.reason)
@@ -150,35 +152,33 @@ async def _send(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
 async def _resolve(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
     """Finds out how a call ended that may have been sent: by its key, and by sending it (again) only where that is safe."""
     patience = time.monotonic() + call.timeout_s + OVERTIME_S
-    unreachable = 0
+    away = 0
     while True:
         turn.check_time()
         try:
             known = await turn.services.tools.call_of(key)
+            outcome = await _again(turn, call, key, known)
         except BulkheadError as error:
-            unreachable += 1
-            if unreachable >= UNREACHABLE_TRIES or error.reason != "UNREACHABLE":
+            away += 1
+            if away >= AWAY_TRIES or error.reason not in AWAY:
                 return _lost(call, error.reason)
-            await asyncio.sleep(UNREACHABLE_WAIT_S)
+            await asyncio.sleep(AWAY_WAIT_S)
             continue
-        if known is None or (known.outcome == "unknown" and call.repeatable) or (known.outcome, known.code) == CANCELLED:
-            # Never seen, harmless to do twice, or stopped in time when its owner was lost; the key keeps even a call that is
-            # still on its way from being done twice.
-            return await _again(turn, call, key)
-        if known.outcome != "running":
-            return known
+        if outcome.outcome != "running":
+            return outcome
         if time.monotonic() > patience:
             return _lost(call, "still at work")
         await asyncio.sleep(POLL_S)
 
 
-async def _again(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
-    try:
-        outcome = await _send(turn, call, key)
-    except BulkheadError as error:
-        turn.check_time()
-        return _lost(call, error.reason)
-    return _lost(call, "still at work") if outcome.outcome == "running" else outcome
+async def _again(turn: Turn, call: PendingCall, key: str, known: ToolOutcome | None) -> ToolOutcome:
+    """What is known of the call, or what sending it now brings. Raises BulkheadError."""
+    stopped = known is not None and (known.outcome, known.code) == CANCELLED
+    if known is not None and not stopped and not (known.outcome == "unknown" and call.repeatable):
+        return known
+    # Never seen, harmless to do twice, or stopped in time when its owner was lost; the key keeps even a call that is still
+    # on its way from being done twice.
+    return await _send(turn, call, key)
 
 
 def _lost(call: PendingCall, reason: str) -> ToolOutcome:
