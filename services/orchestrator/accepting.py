@@ -170,7 +170,7 @@ class Accepting:
         ref = RunRef(ref.tenant, reservation.thread_id, reservation.run_id)
         if reservation.verdict == "existing":
             # Should the first try have died before it wrote the run, this one writes it, and the sweeper has to know of it again.
-            await self._store.note(ref, NOTED_S)
+            await self._store.note(ref, NOTED_S, sooner=True)
         spec = self._spec(principal, request, ref, agent, tier)
         queued = orjson.dumps({"agent": agent.name, "agent_version": agent.version, "input": list(request.input)})
         cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))

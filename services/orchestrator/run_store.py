@@ -88,8 +88,8 @@ class RunStore(Protocol):
         """The next run that is offered, or None after `wait_s`."""
         ...
 
-    async def note(self, ref: RunRef, look_in_s: float) -> None:
-        """Has the sweeper look at a run again in `look_in_s`."""
+    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
+        """Has the sweeper look at a run again in `look_in_s`. `sooner`: never later than it is noted for already."""
         ...
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:

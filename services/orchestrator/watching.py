@@ -94,6 +94,9 @@ class Watching:
         """The log after `cursor` without gap or repetition."""
         began = time.monotonic()
         last, first, terminal, events = await self._store.read(ref, cursor, PAGE, of_run)
+        if of_run and not first:
+            # Reserved and never accepted: the thread may be another user's, of which not even the length is told.
+            raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
         if cursor > last:
             raise InvalidInput("after_seq lies beyond the last event", reason="CURSOR_FROM_THE_FUTURE", metadata={"last_seq": str(last)})
         if of_run:

@@ -90,7 +90,7 @@ end
 
 -- KEYS: live. ARGV: ms until the sweeper looks, reference.
 local function note(keys, args)
-  redis.call('ZADD', keys[1], now_ms() + tonumber(args[1]), args[2])
+  redis.call('ZADD', keys[1], args[3] or 'CH', now_ms() + tonumber(args[1]), args[2])
   return 1
 end
 

@@ -108,7 +108,7 @@ class Store:
         keys = _tenant_keys(ref.tenant, ref.run_id, user, key)
         args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", int(IDEMPOTENCY_KEPT.total_seconds() * 1000)]
         # The sweeper knows of the run before anything else does: whatever is left half-done is found.
-        note = self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [LOOK_AFTER_MS, ref.encode()]))
+        note = self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [LOOK_AFTER_MS, ref.encode(), "LT"]))
         _, answer = await asyncio.gather(note, self._ask(self._library.batched("tenant_reserve_v1", keys, args)))
         verdict, run_id, thread_id, cancelled, now = answer
         return Reservation(text(verdict), text(run_id), text(thread_id), text(cancelled) == "1", int(now) + ACCEPT_WITHIN_MS)
@@ -206,9 +206,10 @@ class Store:
         answer = await self._ask(self._client.bzpopmin([f"work:{SHARD}:ready:{track}"], timeout=wait_s))
         return RunRef.decode(text(answer[1])) if answer else None
 
-    async def note(self, ref: RunRef, look_in_s: float) -> None:
+    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
         """As RunStore.note."""
-        await self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [int(look_in_s * 1000), ref.encode()]))
+        args = [int(look_in_s * 1000), ref.encode(), *(["LT"] if sooner else [])]
+        await self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], args))
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
         """As RunStore.due."""

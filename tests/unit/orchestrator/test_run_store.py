@@ -293,3 +293,14 @@ async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
 # --- any order of anything ---
 
 # Mostly one run and often the same action: what goes wrong, goes wrong between few.
+
+
+async def test_trying_again_does_not_put_off_the_sweeper(store, valkey):
+    ref = new_ref()
+    await accept(store, ref, key="k")
+    (name,) = await valkey.keys("work:*:live")
+    noted = await valkey.zscore(name, ref.encode())
+    await store.note(ref, 3600, sooner=True)
+    assert await valkey.zscore(name, ref.encode()) == noted
+    await store.note(ref, 3600)
+    assert await valkey.zscore(name, ref.encode()) > noted
