@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -45,24 +45,24 @@ CLEAN_UP_S = 1.0
 log = structlog.get_logger("bulkhead.server")
 
 
-class HttpListener:
+class HttpListener(Protocol):
     """An HTTP server that `serve` starts and ends. Implemented by `services.common.http.UvicornListener`."""
 
     async def start(self) -> None:
         """Binds and begins to accept. Raises StartRefused when the port is taken."""
-        raise NotImplementedError
+        ...
 
     async def stop_accepting(self) -> None:
         """Takes no new connection."""
-        raise NotImplementedError
+        ...
 
     async def finish(self) -> None:
         """Waits for the requests in flight."""
-        raise NotImplementedError
+        ...
 
     async def close(self) -> None:
         """Ends what is left."""
-        raise NotImplementedError
+        ...
 
 
 @dataclass

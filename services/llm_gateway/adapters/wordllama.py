@@ -95,11 +95,11 @@ class WordLlamaUpstream:
 
     async def complete(self, attempt: Attempt) -> Answer:
         """Never called: the registry gives chat models to other adapters."""
-        raise NotImplementedError
+        raise AssertionError("the registry gives chat models to other adapters")
 
     def stream(self, attempt: Attempt) -> AsyncGenerator[list[Chunk], None]:
         """Never called, as `complete`."""
-        raise NotImplementedError
+        raise AssertionError("the registry gives chat models to other adapters")
 
     async def embed(self, attempt: Attempt) -> Vectors:
         """Embeds a text or a list of texts; `dimensions` may be 64, 128 or 256. Raises InvalidInput for other input."""
