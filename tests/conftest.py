@@ -25,7 +25,8 @@ def milvus_uri():
 @pytest_asyncio.fixture
 async def state_url(_state_server):
     """URL of an empty Valkey of the kind `state`."""
-    client = connect(_state_server)
+    # A loaded machine may take its time to empty a store; this is a bound against hanging and no expectation.
+    client = connect(_state_server, timeout_s=testing.PATIENCE_S)
     await client.flushall()
     await client.function_flush()
     await client.aclose()
