@@ -4,7 +4,6 @@ Nothing here is imported by a service. The pytest fixtures over it stand in test
 """
 
 import asyncio
-import ctypes
 import fcntl
 import os
 import random
@@ -102,13 +101,9 @@ async def eventually_async(condition: Callable[[], Any], what: str, timeout_s: f
         await asyncio.sleep(every_s)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    # A test run that is killed from outside runs no fixture's end; the kernel tells the children instead.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+# A test run that is killed from outside runs no fixture's end; the kernel tells the children instead (PR_SET_PDEATHSIG is 1).
+# The child asks for it itself, on its way to the real command: a hook between fork and exec would run gRPC's fork handlers.
+_WITH_PARENT = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,15);os.execvp(sys.argv[1],sys.argv[1:])"
 
 
 class Process:
@@ -119,8 +114,8 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
-                self.command, env={**os.environ, **(env or {})}, cwd=cwd, stdout=output, stderr=output, start_new_session=True,
-                preexec_fn=_end_with_parent,
+                [sys.executable, "-I", "-S", "-c", _WITH_PARENT, *self.command],
+                env={**os.environ, **(env or {})}, cwd=cwd, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
     @property
