@@ -35,6 +35,7 @@ _THREAD = "bulkhead.orchestrator.v1.ThreadService"
 _RUN = "bulkhead.orchestrator.v1.RunService"
 _AGENT = "bulkhead.orchestrator.v1.AgentService"
 _LLM = "bulkhead.llm.v1.LlmService"
+_BATCH = "bulkhead.llm.v1.BatchService"
 _TOOL = "bulkhead.tools.v1.ToolService"
 _SESSION = "bulkhead.memory.v1.SessionService"
 _MEMORY = "bulkhead.memory.v1.MemoryService"
@@ -47,13 +48,14 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "memory", _MEMORY, ("AddMemories", "SearchMemories", "GetMemory", "ListMemories", "DeleteMemory")),
     Edge("gateway", "memory", _DOCUMENT, ("IngestDocument", "ListDocuments", "DeleteDocument", "SearchDocuments")),
     Edge("gateway", "tool_executor", _TOOL, ("ListTools", "GetTool")),
-    Edge("gateway", "llm_gateway", _LLM, ("ListModels",)),
+    Edge("gateway", "llm_gateway", _LLM, ("ListModels", "GetModelHealth", "GetBudget")),
     Edge("orchestrator", "memory", _SESSION, ("Recall", "AppendTurns", "ResetSession")),
     Edge("orchestrator", "memory", _MEMORY, ("AddMemories",)),
-    Edge("orchestrator", "llm_gateway", _LLM, ("Complete", "StreamComplete")),
+    Edge("orchestrator", "llm_gateway", _LLM, ("Complete", "StreamComplete", "EraseSubject")),
     Edge("orchestrator", "tool_executor", _TOOL, ("ListTools", "GetTool", "ExecuteTool", "GetToolCall")),
     Edge("tool_executor", "memory", _DOCUMENT, ("SearchDocuments",)),
-    Edge("memory", "llm_gateway", _LLM, ("Embed",)),
+    Edge("memory", "llm_gateway", _LLM, ("Embed", "Complete", "Rerank")),
+    Edge("tool_executor", "llm_gateway", _LLM, ("Complete",)),
 )
 
 _READ = MethodPolicy(timedelta(seconds=10), resend=2)
@@ -76,7 +78,16 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_LLM}/Complete": _MODEL,
     f"/{_LLM}/StreamComplete": _MODEL,
     f"/{_LLM}/Embed": MethodPolicy(timedelta(seconds=30), resend=1),
+    f"/{_LLM}/Rerank": MethodPolicy(timedelta(seconds=30), resend=1),
+    f"/{_LLM}/CountTokens": _READ,
     f"/{_LLM}/ListModels": _READ,
+    f"/{_LLM}/GetModelHealth": _READ,
+    f"/{_LLM}/GetBudget": _READ,
+    f"/{_LLM}/EraseSubject": MethodPolicy(timedelta(seconds=60)),
+    f"/{_BATCH}/CreateBatch": MethodPolicy(timedelta(seconds=30)),
+    f"/{_BATCH}/GetBatch": _READ,
+    f"/{_BATCH}/ListBatches": _READ,
+    f"/{_BATCH}/CancelBatch": _WRITE,
     f"/{_TOOL}/ListTools": _READ,
     f"/{_TOOL}/GetTool": _READ,
     f"/{_TOOL}/ExecuteTool": MethodPolicy(timedelta(seconds=150)),

@@ -21,6 +21,8 @@ from services.llm_gateway.adapters.openai import OpenAiUpstream, provider_sessio
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.model_port.app import ModelPort
+from services.llm_gateway.model_port.chat import ChatSurface
+from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
 from services.llm_gateway.ports import Upstream
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
@@ -48,7 +50,8 @@ async def build(settings: Settings) -> Service:
     watch = _Background(models.watch)
     listeners, start, close = [], [watch.start], [state.aclose, session.close, embedder.close, watch.stop]
     if settings.http_port:
-        port = ModelPort(completions, accounts, health)
+        surfaces = [ChatSurface(completions), EmbeddingsSurface(completions)]
+        port = ModelPort(lambda: models.current, surfaces, accounts, health)
         listeners.append(UvicornListener(port, settings.host, settings.http_port))
         start.append(accounts.start)
         close.append(accounts.stop)

@@ -16,6 +16,7 @@ from services.llm_gateway.balancer import Balancer
 from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
 from services.llm_gateway.ports import Limits
 from services.llm_gateway.registry import Deployment, Group, Registry
+from services.llm_gateway.results import Notice
 from services.llm_gateway.verdicts import error_of
 
 # While another model is left, an answer that stays silent may use this share of what remains of the deadline.
@@ -36,16 +37,6 @@ class Policy:
     max_attempts: int = 8
     retry_base_s: float = 1.0
     retry_cap_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A degradation that the caller should hear of. `code` is model_retry, model_fallback, model_defaulted or event_skipped."""
-
-    code: str
-    message: str
-    fallback: str = ""
-    attributes: tuple[tuple[str, str | int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

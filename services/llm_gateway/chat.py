@@ -8,6 +8,7 @@ import orjson
 
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in
 from services.llm_gateway.sse import SseParser
+from services.llm_gateway.terms import PLAIN, Terms
 
 # What a delta may hold without being part of the answer.
 _SILENT_KEYS = frozenset({"role", "content", "refusal", "tool_calls", "function_call", "audio"})
@@ -17,12 +18,17 @@ MALFORMED_ALLOWED = 1
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One completion that a caller asked for. `body` is the OpenAI request without `model` and `stream`."""
+    """One completion that a caller asked for. `body` is the OpenAI request; its `model` and `stream` are not looked at.
+
+    `size` is the length of the request in bytes where a surface knows it, an upper bound of its tokens; 0 where it does not.
+    """
 
     model: str
     body: Mapping[str, Any]
     run_id: str = ""
     thread_id: str = ""
+    terms: Terms = PLAIN
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -51,10 +57,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole completion. `raw` is the provider's body as it came."""
+    """A whole completion in OpenAI's shape. `raw` is its JSON: the provider's body as it came where that is OpenAI's shape.
+
+    `headers` are those of the provider that callers may want (rate limits, request id), names in lower case.
+    """
 
     raw: bytes
     data: dict[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def usage(self) -> Mapping[str, Any] | None:

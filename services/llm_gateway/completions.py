@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import orjson
 
 from services.common.errors import BulkheadError
 from services.common.rpc import context as call_context
-from services.llm_gateway.attempts import Course, Notice, Opened, Policy
+from services.llm_gateway.attempts import Course, Opened, Policy
 from services.llm_gateway.balancer import Balancer
 from services.llm_gateway.chat import Answer, Assembly, ChatCall, Chunk, Meter, text_of
 from services.llm_gateway.failures import UpstreamFault
@@ -20,6 +19,7 @@ from services.llm_gateway.money import NOTHING, Usage, priced
 from services.llm_gateway.ports import Attempt, Limits, Upstream, Vectors
 from services.llm_gateway.recovery import RECOVERABLE, Diverged, Stitch
 from services.llm_gateway.registry import Deployment, Group, Registry
+from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, Notice, Outcome
 from services.llm_gateway.telemetry import CallRecord
 
 # OpenAI's price of one high-detail image, as a bound on what a provider counts for a picture that comes as a URL.
@@ -27,46 +27,6 @@ IMAGE_TOKENS = 1_500
 T = TypeVar("T")
 # The first chunks of a stream, and what gives the rest.
 _OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an answer came about."""
-
-    deployment: Deployment
-    usage: Usage
-    finish_reason: str
-    response_id: str
-    provider_model: str
-    attempts: int
-    retries: int
-    fallbacks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """A whole completion."""
-
-    answer: Answer
-    outcome: Outcome
-    notices: list[Notice]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The end of a streamed completion: the message of its first choice as a whole."""
-
-    text: str
-    tool_calls: list[dict[str, str]]
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Embeddings."""
-
-    vectors: Vectors
-    outcome: Outcome
 
 
 class Completions:
@@ -180,11 +140,12 @@ class Completions:
             record.succeeded(deployment, usage, outcome.finish_reason, outcome.response_id, outcome.provider_model)
             yield Finished(assembly.text, assembly.tool_calls, outcome)
 
-    async def embed(self, model: str, body: Mapping[str, Any], run_id: str = "") -> Embedded:
+    async def embed(self, asked: EmbedCall) -> Embedded:
         """Embeds `body["input"]`, a text or a list of texts. Raises domain errors."""
         registry = self.registry
-        group, _ = registry.resolve(model, "embedding")
-        call = ChatCall(model, body, run_id)
+        body = asked.body
+        group, _ = registry.resolve(asked.model, "embedding")
+        call = ChatCall(asked.model, body, asked.run_id)
         with self._recorded("embeddings", registry, group, call) as (record, course):
 
             async def attempt(deployment: Deployment, limits: Limits, number: int) -> Vectors:

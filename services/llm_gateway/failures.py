@@ -36,6 +36,10 @@ class FailureClass(StrEnum):
     CUT = "cut"
     MALFORMED = "malformed"
     UNKNOWN = "unknown"
+    # Nobody was asked: the breaker is open, the deployment's own limit is used up, or it cannot take the request as it stands.
+    BREAKER_OPEN = "breaker_open"
+    SATURATED = "saturated"
+    UNFIT = "unfit"
 
 
 class Move(StrEnum):
@@ -64,6 +68,9 @@ MOVES: Mapping[FailureClass, Move] = {
     FailureClass.STALLED: Move.OTHER_DEPLOYMENT,
     FailureClass.MALFORMED: Move.OTHER_DEPLOYMENT,
     FailureClass.UNKNOWN: Move.OTHER_DEPLOYMENT,
+    FailureClass.BREAKER_OPEN: Move.OTHER_DEPLOYMENT,
+    FailureClass.SATURATED: Move.OTHER_DEPLOYMENT,
+    FailureClass.UNFIT: Move.OTHER_DEPLOYMENT,
     FailureClass.CONTEXT_WINDOW: Move.OTHER_MODEL,
     FailureClass.CONTENT_POLICY: Move.OTHER_MODEL,
     FailureClass.CALLER_FAULT: Move.STOP,

@@ -5,6 +5,7 @@ from decimal import ROUND_CEILING, Decimal
 
 PICO_PER_USD = 10**12
 PICO_PER_MICRO = 10**6
+PICO_PER_NANO = 10**3
 
 
 def picousd(usd: Decimal) -> int:
@@ -14,13 +15,36 @@ def picousd(usd: Decimal) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices of one deployment in pico-USD a token. `known` is False where the registry names none: the call costs 0."""
+    """Prices of one deployment in pico-USD a token. `known` is False where the registry names none: the call costs 0.
+
+    `cached_input` is a prompt token read from the provider's cache, `cache_write` one written to it. The `batch_*` prices are
+    those of the provider's batch API, 0 where it has none. `per_request` is added to each call.
+    """
 
     input: int = 0
     output: int = 0
     cached_input: int = 0
     reasoning: int = 0
     known: bool = False
+    cache_write: int = 0
+    batch_input: int = 0
+    batch_output: int = 0
+    per_request: int = 0
+
+    @property
+    def highest_input(self) -> int:
+        """The most that a prompt token can cost."""
+        return max(self.input, self.cached_input, self.cache_write)
+
+    @property
+    def highest_output(self) -> int:
+        """The most that a token of the answer can cost."""
+        return max(self.output, self.reasoning)
+
+    def bound_nanousd(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that a call of so many tokens can cost, in nano-USD, rounded up."""
+        picousd = input_tokens * self.highest_input + output_tokens * self.highest_output + self.per_request
+        return -(-picousd // PICO_PER_NANO)
 
 
 UNPRICED = Prices()
@@ -30,7 +54,7 @@ UNPRICED = Prices()
 class Usage:
     """Tokens of one attempt or of a whole call, and what they cost in pico-USD.
 
-    `cached_input` is a part of `input`, `reasoning` a part of `output`. `estimated` says that a provider sent no usage
+    `cached_input` and `cache_write` are parts of `input`, `reasoning` a part of `output`. `estimated` says that a provider sent no usage
     and that these are our own upper bounds.
     """
 
@@ -40,6 +64,12 @@ class Usage:
     reasoning: int = 0
     cost_picousd: int = 0
     estimated: bool = False
+    cache_write: int = 0
+
+    @property
+    def cost_nanousd(self) -> int:
+        """The cost in nano-USD, the unit of the ledger, rounded up."""
+        return -(-self.cost_picousd // PICO_PER_NANO)
 
     @property
     def cost_microusd(self) -> int:
@@ -54,19 +84,38 @@ class Usage:
             self.reasoning + other.reasoning,
             self.cost_picousd + other.cost_picousd,
             self.estimated or other.estimated,
+            self.cache_write + other.cache_write,
         )
 
 
 NOTHING = Usage()
 
 
-def priced(prices: Prices, input_tokens: int, output_tokens: int, cached: int = 0, reasoning: int = 0, *, estimated: bool = False) -> Usage:
-    """Usage with its cost. Parts that exceed their whole are cut to it, so that a cost can never be negative."""
+def priced(
+    prices: Prices,
+    input_tokens: int,
+    output_tokens: int,
+    cached: int = 0,
+    reasoning: int = 0,
+    *,
+    cache_write: int = 0,
+    estimated: bool = False,
+    batch: bool = False,
+) -> Usage:
+    """Usage with its cost. Parts that exceed their whole are cut to it, so that a cost can never be negative.
+
+    With `batch` the batch prices hold where the deployment has them.
+    """
     cached, reasoning = min(cached, input_tokens), min(reasoning, output_tokens)
-    cost = (
-        (input_tokens - cached) * prices.input
-        + cached * prices.cached_input
-        + (output_tokens - reasoning) * prices.output
-        + reasoning * prices.reasoning
-    )
-    return Usage(input_tokens, output_tokens, cached, reasoning, cost, estimated)
+    cache_write = min(cache_write, input_tokens - cached)
+    if batch and (prices.batch_input or prices.batch_output):
+        cost = input_tokens * prices.batch_input + output_tokens * prices.batch_output
+    else:
+        cost = (
+            (input_tokens - cached - cache_write) * prices.input
+            + cached * prices.cached_input
+            + cache_write * (prices.cache_write or prices.input)
+            + (output_tokens - reasoning) * prices.output
+            + reasoning * prices.reasoning
+        )
+    return Usage(input_tokens, output_tokens, cached, reasoning, cost + prices.per_request, estimated, cache_write)

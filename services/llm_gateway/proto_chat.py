@@ -7,11 +7,10 @@ from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common.errors import InvalidInput
-from services.llm_gateway.attempts import Notice
 from services.llm_gateway.chat import ChatCall, Chunk, index_of, text_of
-from services.llm_gateway.completions import Outcome
 from services.llm_gateway.money import Usage
 from services.llm_gateway.request_rules import check_request
+from services.llm_gateway.results import Notice, Outcome
 
 # Fields that have a place of their own in CompletionInput, or that a surface decides.
 _RESERVED = frozenset(

@@ -8,7 +8,7 @@ from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.failures import FailureClass
 from services.llm_gateway.money import UNPRICED, Prices
 
-Mode = Literal["chat", "embedding"]
+Mode = Literal["chat", "embedding", "rerank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,37 @@ class Timeouts:
 
     total_s: float | None = None
     first_token_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a deployment can do; None where the configuration does not say, which counts as yes.
+
+    `prefill` is different: only a declared one is used, to continue a broken answer from its delivered text.
+    """
+
+    tools: bool | None = None
+    tool_choice: bool | None = None
+    parallel_tools: bool | None = None
+    vision: bool | None = None
+    json_schema: bool | None = None
+    system_messages: bool | None = None
+    reasoning: bool | None = None
+    prefill: bool | None = None
+    # Request fields that the provider refuses; they are left out of what is sent to it.
+    dropped_params: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentLimits:
+    """What a provider lets one deployment do, over all replicas and tenants; 0 where nothing is declared.
+
+    `parallel` bounds the calls in flight of one process.
+    """
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    parallel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +74,9 @@ class Deployment:
     order: int = 0
     prices: Prices = UNPRICED
     max_input_tokens: int = 0
+    max_output_tokens: int = 0
+    capabilities: Capabilities = Capabilities()
+    limits: DeploymentLimits = DeploymentLimits()
     dimension: int = 0
     reasoning: bool = False
     simulated: bool = False
@@ -78,6 +112,11 @@ class Registry:
     routing_strategy: str = "least-busy"
     request_timeout_s: float | None = None
     always_include_stream_usage: bool = False
+    # Failures in a row and seconds of pause (LiteLLM's allowed_fails and cooldown_time); None for the process's setting.
+    allowed_fails: int | None = None
+    cooldown_s: float | None = None
+    # Leaves request fields out that the target is known to refuse, in place of refusing the call (LiteLLM's drop_params).
+    drop_params: bool = False
     unsupported: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
 

@@ -9,10 +9,10 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from services.common.errors import InvalidInput
 from services.common.rpc.context import principal
 from services.llm_gateway import proto_chat
-from services.llm_gateway.attempts import Notice
-from services.llm_gateway.completions import Completions, Finished
+from services.llm_gateway.completions import Completions
 from services.llm_gateway.registry import Group
 from services.llm_gateway.request_rules import SCOPE, check_texts
+from services.llm_gateway.results import EmbedCall, Finished, Notice
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
@@ -54,7 +54,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         principal().require(SCOPE)
         texts = list(request.texts)
         check_texts(texts, "texts")
-        embedded = await self._completions.embed(request.model, {"input": texts}, request.run_id)
+        embedded = await self._completions.embed(EmbedCall(request.model, {"input": texts}, request.run_id))
         vectors, outcome = embedded.vectors.vectors, embedded.outcome
         if sum(len(vector) for vector in vectors) * 4 > MAX_VECTOR_BYTES:
             raise InvalidInput.field("texts", "the vectors of so many texts do not fit into one message; send fewer")

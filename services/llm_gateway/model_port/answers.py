@@ -1,12 +1,12 @@
 """Headers of successful answers, and what all requests share."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from services.common.errors import InvalidInput
-from services.llm_gateway.attempts import Notice
-from services.llm_gateway.completions import Outcome
 from services.llm_gateway.model_port.exchange import Header
+from services.llm_gateway.results import Notice, Outcome
 
 PICO = 1e12
 
@@ -19,20 +19,43 @@ def request_model(body: dict[str, Any]) -> str:
     return model
 
 
-def answer_headers(outcome: Outcome, started: float) -> list[Header]:
-    """Who answered, after how many attempts, for how much. `started` is on `time.perf_counter()`."""
-    elapsed_ms = (time.perf_counter() - started) * 1000
-    return [
-        (b"x-litellm-model-id", outcome.deployment.id.encode("latin-1", "replace")),
-        (b"x-litellm-model-group", outcome.deployment.group.encode("latin-1", "replace")),
-        (b"x-litellm-response-cost", f"{outcome.usage.cost_picousd / PICO:.12f}".rstrip("0").rstrip(".").encode()),
-        (b"x-litellm-attempted-retries", str(outcome.retries).encode()),
-        (b"x-litellm-attempted-fallbacks", str(outcome.fallbacks).encode()),
-        (b"openai-processing-ms", str(round(elapsed_ms)).encode()),
-        (b"server-timing", f"total;dur={elapsed_ms:.1f}".encode()),
+def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = ()) -> list[Header]:
+    """Who answered, after how many attempts, for how much, where the time went. `began` is on `time.perf_counter()`."""
+    elapsed_s = time.perf_counter() - began
+    timing, usage, deployment = outcome.timing, outcome.usage, outcome.deployment
+    overhead_s = max(elapsed_s - timing.queue_s - timing.reserve_s - timing.upstream_s, 0.0)
+    found = [
+        (b"x-litellm-model-id", latin(deployment.id)),
+        (b"x-litellm-model-group", latin(deployment.group)),
+        (b"x-litellm-response-cost", b"%.12g" % (usage.cost_picousd / PICO)),
+        (b"x-litellm-attempted-retries", b"%d" % outcome.retries),
+        (b"x-litellm-attempted-fallbacks", b"%d" % outcome.fallbacks),
+        (b"openai-processing-ms", b"%d" % (elapsed_s * 1000)),
+        (
+            b"server-timing",
+            b"queue;dur=%.2f, reserve;dur=%.2f, upstream;dur=%.2f, overhead;dur=%.2f"
+            % (timing.queue_s * 1000, timing.reserve_s * 1000, timing.upstream_s * 1000, overhead_s * 1000),
+        ),
     ]
+    if outcome.cached:
+        found.append((b"x-bulkhead-cache", outcome.cached.encode()))
+    for limit in outcome.limits:
+        kind = limit.kind.encode()
+        found.append((b"x-ratelimit-limit-" + kind, b"%d" % limit.limit))
+        found.append((b"x-ratelimit-remaining-" + kind, b"%d" % limit.remaining))
+        found.append((b"x-ratelimit-reset-" + kind, b"%.3gs" % limit.reset_s))
+    for name, value in outcome.upstream_headers.items():
+        found.append((b"llm_provider-" + name.encode("latin-1", "replace"), latin(value)))
+    if notices:
+        found += warning_headers(notices)
+    return found
 
 
-def warning_headers(notices: list[Notice]) -> list[Header]:
+def latin(value: str) -> bytes:
+    """A header value: no line can be smuggled in, and no text stops an answer."""
+    return value.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace")
+
+
+def warning_headers(notices: Sequence[Notice]) -> list[Header]:
     """The codes of what went wrong on the way, in order."""
     return [(b"x-bulkhead-warnings", ", ".join(notice.code for notice in notices).encode())] if notices else []

@@ -1,39 +1,49 @@
 """POST /v1/chat/completions: the body goes to the provider as it came, the provider's events come back as they are."""
 
 from contextlib import aclosing
-from typing import Any
 
 from services.common.errors import BulkheadError, InvalidInput
-from services.llm_gateway.attempts import Notice
 from services.llm_gateway.chat import ChatCall, Chunk
-from services.llm_gateway.completions import Completions, Finished
 from services.llm_gateway.model_port.answers import answer_headers, request_model, warning_headers
 from services.llm_gateway.model_port.errors import error_body
 from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.terms import terms_of
 from services.llm_gateway.request_rules import check_request
+from services.llm_gateway.results import Finished, ModelCalls, Notice
 
 
-async def chat_completions(completions: Completions, exchange: Exchange, body: dict[str, Any], started: float) -> None:
-    """Answers one request, whole or as a stream. Raises domain errors while no byte has gone out."""
-    model = request_model(body)
-    check_request(body)
-    streamed = body.get("stream")
-    if not isinstance(streamed, bool | None):
-        raise InvalidInput.field("stream", "must be a boolean")
-    call = ChatCall(model, body)
-    if streamed:
-        options = body.get("stream_options") or {}
-        await _stream(completions, exchange, call, bool(options.get("include_usage")), started)
-        return
-    completed = await completions.complete(call)
-    headers = answer_headers(completed.outcome, started) + warning_headers(completed.notices)
-    await exchange.answer(200, completed.answer.raw, headers)
+class ChatSurface:
+    """Chat completions, whole and streamed."""
+
+    def __init__(self, calls: ModelCalls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[Route]:
+        """The one route."""
+        return [Route("POST", "/v1/chat/completions", self.complete)]
+
+    async def complete(self, exchange: Exchange) -> None:
+        """Answers one request, whole or as a stream. Raises domain errors while no byte has gone out."""
+        body, size = await exchange.json()
+        model = request_model(body)
+        check_request(body)
+        streamed = body.get("stream")
+        if not isinstance(streamed, bool | None):
+            raise InvalidInput.field("stream", "must be a boolean")
+        call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size)
+        if streamed:
+            options = body.get("stream_options") or {}
+            await _stream(self._calls, exchange, call, bool(options.get("include_usage")))
+            return
+        completed = await self._calls.complete(call)
+        await exchange.answer(200, completed.answer.raw, answer_headers(completed.outcome, exchange.began, completed.notices))
 
 
-async def _stream(completions: Completions, exchange: Exchange, call: ChatCall, usage_wanted: bool, started: float) -> None:
+async def _stream(calls: ModelCalls, exchange: Exchange, call: ChatCall, usage_wanted: bool) -> None:
     notices: list[Notice] = []
     try:
-        async with aclosing(completions.stream(call)) as events:
+        async with aclosing(calls.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):
                     if not exchange.started:

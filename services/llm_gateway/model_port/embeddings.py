@@ -7,22 +7,35 @@ from typing import Any
 import orjson
 
 from services.common.errors import InvalidInput
-from services.llm_gateway.completions import Completions, Embedded
 from services.llm_gateway.model_port.answers import answer_headers, request_model
 from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.terms import terms_of
+from services.llm_gateway.results import EmbedCall, Embedded, ModelCalls
 
 MAX_INPUTS = 2_048
 
 
-async def embeddings(completions: Completions, exchange: Exchange, body: dict[str, Any], started: float) -> None:
-    """Answers one request. Raises domain errors."""
-    model = request_model(body)
-    _check(body)
-    embedded = await completions.embed(model, body)
-    raw = embedded.vectors.raw
-    if raw is None:
-        raw = _rendered(embedded, base64_wanted=body.get("encoding_format") == "base64")
-    await exchange.answer(200, raw, answer_headers(embedded.outcome, started))
+class EmbeddingsSurface:
+    """Embeddings."""
+
+    def __init__(self, calls: ModelCalls) -> None:
+        self._calls = calls
+
+    def routes(self) -> list[Route]:
+        """The one route."""
+        return [Route("POST", "/v1/embeddings", self.embed)]
+
+    async def embed(self, exchange: Exchange) -> None:
+        """Answers one request. Raises domain errors."""
+        body, _ = await exchange.json()
+        model = request_model(body)
+        _check(body)
+        embedded = await self._calls.embed(EmbedCall(model, body, terms=terms_of(exchange.headers)))
+        raw = embedded.vectors.raw
+        if raw is None:
+            raw = _rendered(embedded, base64_wanted=body.get("encoding_format") == "base64")
+        await exchange.answer(200, raw, answer_headers(embedded.outcome, exchange.began, embedded.notices))
 
 
 def _check(body: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Errors in the form of the OpenAI API: `{"error": {message, type, param, code}}`, with the status that clients branch on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -68,6 +69,41 @@ def error_body(error: BulkheadError) -> bytes:
         message = f"The model {error.metadata.get('model', '')!r} does not exist or you do not have access to it."
     more = {"failure_class": error.metadata["failure_class"]} if "failure_class" in error.metadata else {}
     return body_of(message, kind, code, param, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How a surface says that something went wrong: each function answers a body.
+
+    `of` renders a domain error, `refused` a request that HTTP has an answer for, `internal` a failure known only by its id. `event`
+    frames a body as the last event of a stream that has begun.
+    """
+
+    of: Callable[[BulkheadError], bytes]
+    refused: Callable[[Refused], bytes]
+    internal: Callable[[str], bytes]
+    event: Callable[[bytes], bytes]
+    # Statuses that the surface's clients expect in place of the table's.
+    statuses: Mapping[str, int] | None = None
+
+    def status(self, error: BulkheadError) -> int:
+        """The HTTP status of a domain error, by its reason where the surface has one of its own."""
+        return error.http_status if self.statuses is None else self.statuses.get(error.reason, error.http_status)
+
+
+def _refused_body(refused: Refused) -> bytes:
+    return body_of(refused.message, "invalid_request_error", refused.code, refused.param)
+
+
+def _internal_body(error_id: str) -> bytes:
+    return body_of(f"internal error {error_id}", "server_error", "internal")
+
+
+def _event(body: bytes) -> bytes:
+    return b"data: " + body + b"\n\n"
+
+
+OPENAI = ErrorForm(error_body, _refused_body, _internal_body, _event)
 
 
 def error_headers(error: BulkheadError) -> list[tuple[bytes, bytes]]:

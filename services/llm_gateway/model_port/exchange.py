@@ -1,10 +1,14 @@
 """One HTTP request and its answer, over bare ASGI: this port is on the hot path of every model call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qs
 
+import orjson
+
+from services.common.identity import Principal
 from services.llm_gateway.model_port.errors import Refused
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -25,6 +29,12 @@ class Exchange:
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
         self._complete = False
+        self._query: dict[str, list[str]] | None = None
+        self._raw_query: bytes = scope.get("query_string", b"")
+        self.parameters: Mapping[str, str] = {}
+        self.principal: Principal | None = None
+        # On time.perf_counter().
+        self.began = 0.0
         self.gone = False
         self.started = False
         self.status = 0
@@ -33,22 +43,45 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
-    async def body(self) -> bytes:
-        """The whole body. Raises Refused (413) beyond 10 MiB. From here on a client that leaves cancels this task."""
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        if self._query is None:
+            self._query = parse_qs(self._raw_query.decode("latin-1"), keep_blank_values=True)
+        values = self._query.get(name)
+        return values[0] if values else None
+
+    async def json(self) -> tuple[dict[str, Any], int]:
+        """The body as a JSON object, and its length in bytes. Raises Refused."""
+        body = await self.body()
+        kind = self.headers.get("content-type", "application/json")
+        if kind != "application/json":
+            kind = kind.partition(";")[0].strip().lower()
+            if kind != "application/json" and not kind.endswith("+json"):
+                raise Refused(415, "send the body as application/json", code="unsupported_media_type")
+        try:
+            data = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Refused(400, f"the body is not valid JSON (line {error.lineno}, column {error.colno})", code="invalid_json") from None
+        if not isinstance(data, dict):
+            raise Refused(400, "the body must be a JSON object", code="invalid_json")
+        return data, len(body)
+
+    async def body(self, most: int = MAX_BODY_BYTES) -> bytes:
+        """The whole body. Raises Refused (413) beyond `most` bytes. From here on a client that leaves cancels this task."""
         pieces: list[bytes] = []
         size, more = 0, True
-        while more and size <= MAX_DRAINED_BYTES:
+        while more and size <= max(most, MAX_DRAINED_BYTES):
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise asyncio.CancelledError
             piece: bytes = message.get("body", b"")
             size += len(piece)
-            if size <= MAX_BODY_BYTES:
+            if size <= most:
                 pieces.append(piece)
             more = message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
-            raise Refused(413, f"the request body is larger than {MAX_BODY_BYTES} bytes", code="request_too_large")
+        if size > most:
+            raise Refused(413, f"the request body is larger than {most} bytes", code="request_too_large")
         task = asyncio.current_task()
         assert task is not None
         self._watcher = asyncio.create_task(self._watch(task))

@@ -1,4 +1,8 @@
+import datetime
+
 from bulkhead.common.v1 import common_pb2 as _common_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -44,7 +48,7 @@ class ToolDefinition(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters_json: _Optional[bytes] = ...) -> None: ...
 
 class CompletionInput(_message.Message):
-    __slots__ = ("model", "messages", "tools", "tool_choice_json", "temperature", "max_tokens", "response_format_json", "extra_json", "run_id", "thread_id")
+    __slots__ = ("model", "messages", "tools", "tool_choice_json", "temperature", "max_tokens", "response_format_json", "extra_json", "run_id", "thread_id", "cache", "run_budget_microusd", "max_cost_microusd", "low_priority", "arm")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +59,11 @@ class CompletionInput(_message.Message):
     EXTRA_JSON_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    RUN_BUDGET_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    LOW_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     tools: _containers.RepeatedCompositeFieldContainer[ToolDefinition]
@@ -65,7 +74,28 @@ class CompletionInput(_message.Message):
     extra_json: bytes
     run_id: str
     thread_id: str
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., tool_choice_json: _Optional[bytes] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., response_format_json: _Optional[bytes] = ..., extra_json: _Optional[bytes] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ...) -> None: ...
+    cache: CacheControl
+    run_budget_microusd: int
+    max_cost_microusd: int
+    low_priority: bool
+    arm: str
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., tool_choice_json: _Optional[bytes] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., response_format_json: _Optional[bytes] = ..., extra_json: _Optional[bytes] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., cache: _Optional[_Union[CacheControl, _Mapping]] = ..., run_budget_microusd: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., low_priority: _Optional[bool] = ..., arm: _Optional[str] = ...) -> None: ...
+
+class CacheControl(_message.Message):
+    __slots__ = ("no_cache", "no_store", "max_age", "ttl", "semantic", "importance")
+    NO_CACHE_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_FIELD_NUMBER: _ClassVar[int]
+    IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
+    no_cache: bool
+    no_store: bool
+    max_age: _duration_pb2.Duration
+    ttl: _duration_pb2.Duration
+    semantic: bool
+    importance: float
+    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., semantic: _Optional[bool] = ..., importance: _Optional[float] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
     __slots__ = ("input", "idempotency_key")
@@ -130,7 +160,7 @@ class CompletionFinished(_message.Message):
     def __init__(self, message: _Optional[_Union[Message, _Mapping]] = ..., outcome: _Optional[_Union[CompletionOutcome, _Mapping]] = ...) -> None: ...
 
 class CompletionOutcome(_message.Message):
-    __slots__ = ("finish_reason", "model", "provider_model", "provider", "deployment_id", "response_id", "usage", "attempts", "fallbacks", "warnings")
+    __slots__ = ("finish_reason", "model", "provider_model", "provider", "deployment_id", "response_id", "usage", "attempts", "fallbacks", "warnings", "cached", "retries", "routing_json")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +171,9 @@ class CompletionOutcome(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     FALLBACKS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_JSON_FIELD_NUMBER: _ClassVar[int]
     finish_reason: str
     model: str
     provider_model: str
@@ -151,17 +184,22 @@ class CompletionOutcome(_message.Message):
     attempts: int
     fallbacks: int
     warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
-    def __init__(self, finish_reason: _Optional[str] = ..., model: _Optional[str] = ..., provider_model: _Optional[str] = ..., provider: _Optional[str] = ..., deployment_id: _Optional[str] = ..., response_id: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempts: _Optional[int] = ..., fallbacks: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
+    cached: str
+    retries: int
+    routing_json: bytes
+    def __init__(self, finish_reason: _Optional[str] = ..., model: _Optional[str] = ..., provider_model: _Optional[str] = ..., provider: _Optional[str] = ..., deployment_id: _Optional[str] = ..., response_id: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempts: _Optional[int] = ..., fallbacks: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ..., cached: _Optional[str] = ..., retries: _Optional[int] = ..., routing_json: _Optional[bytes] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "run_id")
+    __slots__ = ("model", "texts", "run_id", "run_budget_microusd")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_BUDGET_MICROUSD_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     run_id: str
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., run_id: _Optional[str] = ...) -> None: ...
+    run_budget_microusd: int
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., run_id: _Optional[str] = ..., run_budget_microusd: _Optional[int] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "model", "dimension", "usage")
@@ -212,3 +250,263 @@ class Model(_message.Message):
     embedding_dimension: int
     simulated: bool
     def __init__(self, name: _Optional[str] = ..., mode: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimension: _Optional[int] = ..., simulated: _Optional[bool] = ...) -> None: ...
+
+class RerankRequest(_message.Message):
+    __slots__ = ("model", "query", "documents", "top_n", "run_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    query: str
+    documents: _containers.RepeatedScalarFieldContainer[str]
+    top_n: int
+    run_id: str
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
+
+class RerankResponse(_message.Message):
+    __slots__ = ("results", "model", "usage")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[RankedDocument]
+    model: str
+    usage: _common_pb2.Usage
+    def __init__(self, results: _Optional[_Iterable[_Union[RankedDocument, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
+
+class RankedDocument(_message.Message):
+    __slots__ = ("index", "score")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    score: float
+    def __init__(self, index: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+
+class CountTokensRequest(_message.Message):
+    __slots__ = ("input",)
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    input: CompletionInput
+    def __init__(self, input: _Optional[_Union[CompletionInput, _Mapping]] = ...) -> None: ...
+
+class CountTokensResponse(_message.Message):
+    __slots__ = ("input_tokens", "input_tokens_bound", "estimated")
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_BOUND_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_FIELD_NUMBER: _ClassVar[int]
+    input_tokens: int
+    input_tokens_bound: int
+    estimated: bool
+    def __init__(self, input_tokens: _Optional[int] = ..., input_tokens_bound: _Optional[int] = ..., estimated: _Optional[bool] = ...) -> None: ...
+
+class GetModelHealthRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetModelHealthResponse(_message.Message):
+    __slots__ = ("deployments",)
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[DeploymentHealth]
+    def __init__(self, deployments: _Optional[_Iterable[_Union[DeploymentHealth, _Mapping]]] = ...) -> None: ...
+
+class DeploymentHealth(_message.Message):
+    __slots__ = ("model", "deployment_id", "breaker", "retry_at", "in_flight", "queued", "latency", "failure_rate")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    BREAKER_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AT_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_RATE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    deployment_id: str
+    breaker: str
+    retry_at: _timestamp_pb2.Timestamp
+    in_flight: int
+    queued: int
+    latency: _duration_pb2.Duration
+    failure_rate: float
+    def __init__(self, model: _Optional[str] = ..., deployment_id: _Optional[str] = ..., breaker: _Optional[str] = ..., retry_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_flight: _Optional[int] = ..., queued: _Optional[int] = ..., latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., failure_rate: _Optional[float] = ...) -> None: ...
+
+class GetBudgetRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class GetBudgetResponse(_message.Message):
+    __slots__ = ("budgets", "limits")
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    budgets: _containers.RepeatedCompositeFieldContainer[BudgetState]
+    limits: _containers.RepeatedCompositeFieldContainer[RateLimitState]
+    def __init__(self, budgets: _Optional[_Iterable[_Union[BudgetState, _Mapping]]] = ..., limits: _Optional[_Iterable[_Union[RateLimitState, _Mapping]]] = ...) -> None: ...
+
+class BudgetState(_message.Message):
+    __slots__ = ("scope", "scope_id", "period", "limit_microusd", "spent_microusd", "reserved_microusd", "resets_at")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    SPENT_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    RESETS_AT_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    scope_id: str
+    period: str
+    limit_microusd: int
+    spent_microusd: int
+    reserved_microusd: int
+    resets_at: _timestamp_pb2.Timestamp
+    def __init__(self, scope: _Optional[str] = ..., scope_id: _Optional[str] = ..., period: _Optional[str] = ..., limit_microusd: _Optional[int] = ..., spent_microusd: _Optional[int] = ..., reserved_microusd: _Optional[int] = ..., resets_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RateLimitState(_message.Message):
+    __slots__ = ("scope", "scope_id", "kind", "limit", "remaining")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    scope_id: str
+    kind: str
+    limit: int
+    remaining: int
+    def __init__(self, scope: _Optional[str] = ..., scope_id: _Optional[str] = ..., kind: _Optional[str] = ..., limit: _Optional[int] = ..., remaining: _Optional[int] = ...) -> None: ...
+
+class EraseSubjectRequest(_message.Message):
+    __slots__ = ("user", "idempotency_key")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    idempotency_key: str
+    def __init__(self, user: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class EraseSubjectResponse(_message.Message):
+    __slots__ = ("erased",)
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    erased: _containers.RepeatedCompositeFieldContainer[ErasedKind]
+    def __init__(self, erased: _Optional[_Iterable[_Union[ErasedKind, _Mapping]]] = ...) -> None: ...
+
+class ErasedKind(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("batch_id", "status", "endpoint", "input_file_id", "output_file_id", "error_file_id", "total", "completed", "failed", "created_at", "expires_at", "ended_at", "usage", "problems", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    status: str
+    endpoint: str
+    input_file_id: str
+    output_file_id: str
+    error_file_id: str
+    total: int
+    completed: int
+    failed: int
+    created_at: _timestamp_pb2.Timestamp
+    expires_at: _timestamp_pb2.Timestamp
+    ended_at: _timestamp_pb2.Timestamp
+    usage: _common_pb2.Usage
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, batch_id: _Optional[str] = ..., status: _Optional[str] = ..., endpoint: _Optional[str] = ..., input_file_id: _Optional[str] = ..., output_file_id: _Optional[str] = ..., error_file_id: _Optional[str] = ..., total: _Optional[int] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., problems: _Optional[_Iterable[str]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class CreateBatchRequest(_message.Message):
+    __slots__ = ("input_jsonl", "input_file_id", "endpoint", "completion_window", "metadata", "idempotency_key")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    INPUT_JSONL_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FILE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    input_jsonl: bytes
+    input_file_id: str
+    endpoint: str
+    completion_window: _duration_pb2.Duration
+    metadata: _containers.ScalarMap[str, str]
+    idempotency_key: str
+    def __init__(self, input_jsonl: _Optional[bytes] = ..., input_file_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., completion_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class CreateBatchResponse(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class GetBatchRequest(_message.Message):
+    __slots__ = ("batch_id",)
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    def __init__(self, batch_id: _Optional[str] = ...) -> None: ...
+
+class GetBatchResponse(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class ListBatchesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListBatchesResponse(_message.Message):
+    __slots__ = ("batches", "next_page_token")
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedCompositeFieldContainer[Batch]
+    next_page_token: str
+    def __init__(self, batches: _Optional[_Iterable[_Union[Batch, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CancelBatchRequest(_message.Message):
+    __slots__ = ("batch_id", "idempotency_key")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    idempotency_key: str
+    def __init__(self, batch_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class CancelBatchResponse(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: Batch
+    def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...

@@ -50,10 +50,35 @@ class LlmServiceStub:
                 request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/bulkhead.llm.v1.LlmService/Rerank',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/bulkhead.llm.v1.LlmService/CountTokens',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/bulkhead.llm.v1.LlmService/ListModels',
                 request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModelHealth = channel.unary_unary(
+                '/bulkhead.llm.v1.LlmService/GetModelHealth',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthResponse.FromString,
+                _registered_method=True)
+        self.GetBudget = channel.unary_unary(
+                '/bulkhead.llm.v1.LlmService/GetBudget',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetResponse.FromString,
+                _registered_method=True)
+        self.EraseSubject = channel.unary_unary(
+                '/bulkhead.llm.v1.LlmService/EraseSubject',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectResponse.FromString,
                 _registered_method=True)
 
 
@@ -82,8 +107,43 @@ class LlmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rerank(self, request, context):
+        """Ranks documents by their relevance to a query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """Counts the tokens of a request without making it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """The models of the registry, one entry a group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelHealth(self, request, context):
+        """Breakers and recent failures of the deployments, as this replica sees them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBudget(self, request, context):
+        """Budgets and rate limits that hold for the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseSubject(self, request, context):
+        """Deletes what the service holds of a user of the caller's tenant: cached and replayable answers, batch files, names in the ledger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,10 +167,35 @@ def add_LlmServiceServicer_to_server(servicer, server):
                     request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EmbedRequest.FromString,
                     response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EmbedResponse.SerializeToString,
             ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsRequest.FromString,
                     response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModelHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelHealth,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthResponse.SerializeToString,
+            ),
+            'GetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBudget,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetResponse.SerializeToString,
+            ),
+            'EraseSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubject,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -206,6 +291,60 @@ class LlmService:
             _registered_method=True)
 
     @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.LlmService/Rerank',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.LlmService/CountTokens',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -222,6 +361,295 @@ class LlmService:
             '/bulkhead.llm.v1.LlmService/ListModels',
             bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsRequest.SerializeToString,
             bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.LlmService/GetModelHealth',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetModelHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.LlmService/GetBudget',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.LlmService/EraseSubject',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.EraseSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class BatchServiceStub:
+    """Completions that may take up to a day, each line exactly once.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateBatch = channel.unary_unary(
+                '/bulkhead.llm.v1.BatchService/CreateBatch',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchResponse.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_unary(
+                '/bulkhead.llm.v1.BatchService/GetBatch',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchResponse.FromString,
+                _registered_method=True)
+        self.ListBatches = channel.unary_unary(
+                '/bulkhead.llm.v1.BatchService/ListBatches',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesResponse.FromString,
+                _registered_method=True)
+        self.CancelBatch = channel.unary_unary(
+                '/bulkhead.llm.v1.BatchService/CancelBatch',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.FromString,
+                _registered_method=True)
+
+
+class BatchServiceServicer:
+    """Completions that may take up to a day, each line exactly once.
+    """
+
+    def CreateBatch(self, request, context):
+        """Begins a batch over an input file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """One batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBatches(self, request, context):
+        """The caller's batches, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBatch(self, request, context):
+        """Ends a batch; lines that are done stay in the output.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_BatchServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBatch,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchResponse.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchResponse.SerializeToString,
+            ),
+            'ListBatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatches,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesResponse.SerializeToString,
+            ),
+            'CancelBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBatch,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'bulkhead.llm.v1.BatchService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('bulkhead.llm.v1.BatchService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class BatchService:
+    """Completions that may take up to a day, each line exactly once.
+    """
+
+    @staticmethod
+    def CreateBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.BatchService/CreateBatch',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CreateBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.BatchService/GetBatch',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.GetBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.BatchService/ListBatches',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.ListBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.llm.v1.BatchService/CancelBatch',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
