@@ -6,5 +6,6 @@ principal = await accounts.resolve(issued.secret)        # cached for at most 10
 """
 
 from services.common.accounts._accounts import ACCOUNT_CACHE, Accounts, IssuedKey, KeyRecord
+from services.common.accounts._limits import NO_LIMITS, LimitSet, Period, PrincipalLimits
 
-__all__ = ["ACCOUNT_CACHE", "Accounts", "IssuedKey", "KeyRecord"]
+__all__ = ["ACCOUNT_CACHE", "NO_LIMITS", "Accounts", "IssuedKey", "KeyRecord", "LimitSet", "Period", "PrincipalLimits"]

@@ -13,6 +13,7 @@ import orjson
 import redis.asyncio as redis
 import structlog
 
+from services.common.accounts._limits import NO_LIMITS, LimitSet, PrincipalLimits
 from services.common.errors import NotFound, Unauthenticated
 from services.common.identity import Principal
 from services.common.valkey import UNAVAILABLE, store_unavailable
@@ -21,7 +22,7 @@ PREFIX = "bh_"
 ACCOUNT_CACHE = timedelta(seconds=10)
 CACHE_SIZE = 10_000
 REVOCATIONS = "acct:revoked"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 log = structlog.get_logger("bulkhead.accounts")
 
 
@@ -38,6 +39,7 @@ class KeyRecord:
     name: str = ""
     created_at: float = 0.0
     expires_at: float = 0.0
+    limits: LimitSet = NO_LIMITS
     schema_version: int = SCHEMA_VERSION
 
     def principal(self) -> Principal:
@@ -78,17 +80,26 @@ class Accounts:
             await asyncio.wait([self._listener], timeout=0.2)
 
     async def create_key(
-        self, *, tenant: str, user: str, tier: str, scopes: Sequence[str], team: str = "", name: str = "", lifetime: timedelta | None = None
+        self,
+        *,
+        tenant: str,
+        user: str,
+        tier: str,
+        scopes: Sequence[str],
+        team: str = "",
+        name: str = "",
+        lifetime: timedelta | None = None,
+        limits: LimitSet = NO_LIMITS,
     ) -> IssuedKey:
         """Makes a key. Raises Overloaded when the store is away."""
         secret = PREFIX + secrets.token_urlsafe(32)
         now = time.time()
         expires = now + lifetime.total_seconds() if lifetime else 0.0
-        record = KeyRecord("key_" + secrets.token_hex(8), tenant, user, team, tier, tuple(scopes), name, now, expires)
+        record = KeyRecord("key_" + secrets.token_hex(8), tenant, user, team, tier, tuple(scopes), name, now, expires, limits)
         digest = _digest(secret)
         try:
             async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.set(f"acct:key:{digest}", orjson.dumps(asdict(record)))
+                pipeline.set(f"acct:key:{digest}", orjson.dumps({**asdict(record), "limits": record.limits.as_dict()}))
                 pipeline.set(f"acct:id:{record.key_id}", digest)
                 pipeline.sadd(f"acct:keys:{tenant}", record.key_id)
                 await pipeline.execute()
@@ -104,6 +115,17 @@ class Accounts:
         if record.expires_at and record.expires_at <= time.time():
             raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
         return record.principal()
+
+    async def limits(self, principal: Principal) -> PrincipalLimits:
+        """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed. Raises Overloaded without a store."""
+        if not principal.key_id:
+            return PrincipalLimits()
+        try:
+            digest = await self._client.get(f"acct:id:{principal.key_id}")
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        record = await self._record(_text(digest)) if digest else None
+        return PrincipalLimits(key=record.limits) if record is not None else PrincipalLimits()
 
     async def _record(self, digest: str) -> KeyRecord | None:
         cached = self._cache.get(digest)
@@ -182,4 +204,5 @@ def _decode(raw: bytes | str) -> KeyRecord:
     data = orjson.loads(raw)
     known = {name: data[name] for name in KeyRecord.__slots__ if name in data}
     known["scopes"] = tuple(known.get("scopes", ()))
+    known["limits"] = LimitSet.from_dict(known.get("limits", {}))
     return KeyRecord(**known)

@@ -1,6 +1,7 @@
 """policies.yaml: what each tier may do, in named sets that the environment's preset picks from."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,10 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.common.config import ConfigProblem
 
 Limit = Annotated[int, Field(ge=1)]
+# A decimal number in the file stays what it says: 0.1 is no binary fraction. A billion dollars fits nano-USD of 64 bits.
+Usd = Annotated[Decimal, Field(ge=0, le=10**9, allow_inf_nan=False)]
+MICRO_PER_USD = 10**6
 
 
 class TierPolicy(BaseModel):
-    """Limits of one tier; a limit that is absent does not hold."""
+    """Limits of one tier; a limit that is absent does not hold.
+
+    Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     requests_per_minute: Limit | None = None
@@ -21,6 +28,15 @@ class TierPolicy(BaseModel):
     task_seconds: Annotated[float, Field(gt=0)] | None = None
     max_steps: Limit | None = None
     max_tool_calls: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    tokens_per_day: Limit | None = None
+    money_per_day_usd: Usd | None = None
+    model_parallel: Limit | None = None
+
+    @property
+    def money_per_day_microusd(self) -> int | None:
+        """The money of a day in micro-USD; what is finer is cut off."""
+        return None if self.money_per_day_usd is None else int(self.money_per_day_usd * MICRO_PER_USD)
 
 
 class Policies(BaseModel):
