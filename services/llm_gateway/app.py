@@ -17,7 +17,8 @@ from services.common.http import UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.llm_gateway.adapters import wordllama
-from services.llm_gateway.adapters.openai import OpenAiUpstream, provider_session
+from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
+from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.model_port.app import ModelPort
@@ -42,7 +43,7 @@ async def build(settings: Settings) -> Service:
     state = valkey.connect(settings.state_url)
     session = provider_session()
     embedder = wordllama.WordLlamaUpstream()
-    upstreams: dict[str, Upstream] = {"openai": OpenAiUpstream(session), "wordllama": embedder}
+    upstreams: dict[str, Upstream] = {"openai": HttpUpstream(session, OpenAiDialect()), "wordllama": embedder}
     completions = Completions(lambda: models.current, upstreams, _policy(settings), random.Random())  # noqa: S311 - jitter
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)

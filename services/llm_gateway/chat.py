@@ -46,6 +46,8 @@ class Chunk:
     opaque: bool = False
     # Whether an event that could not be read came before it.
     after_gap: bool = False
+    # Headers of the provider as in Answer; on the first chunk of a stream.
+    headers: Mapping[str, str] | None = None
 
     def with_text(self, text: str) -> "Chunk":
         """The same event with another content delta."""

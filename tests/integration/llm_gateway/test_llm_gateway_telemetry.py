@@ -17,7 +17,7 @@ def spans(monkeypatch):
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    for module in ("services.llm_gateway.telemetry", "services.llm_gateway.adapters.openai", "services.llm_gateway.model_port.app",
+    for module in ("services.llm_gateway.telemetry", "services.llm_gateway.adapters.http_upstream", "services.llm_gateway.model_port.app",
                    "services.common.rpc.handlers", "services.common.rpc.channel"):  # fmt: skip
         monkeypatch.setattr(f"{module}._tracer", provider.get_tracer(module))
     return exporter
