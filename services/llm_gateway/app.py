@@ -29,6 +29,7 @@ from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
 from services.llm_gateway.settings import MODELS_FILE, Settings
+from services.llm_gateway.testing import OpenGate, OpenPurse
 
 log = structlog.get_logger("bulkhead.llm")
 
@@ -44,7 +45,8 @@ async def build(settings: Settings) -> Service:
     session = provider_session()
     embedder = wordllama.WordLlamaUpstream()
     upstreams: dict[str, Upstream] = {"openai": HttpUpstream(session, OpenAiDialect()), "wordllama": embedder}
-    completions = Completions(lambda: models.current, upstreams, _policy(settings), random.Random())  # noqa: S311 - jitter
+    chance = random.Random()  # noqa: S311 - jitter
+    completions = Completions(lambda: models.current, upstreams, _policy(settings), chance, OpenGate(chance), OpenPurse())
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
     accounts = Accounts(state)

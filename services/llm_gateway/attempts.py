@@ -7,20 +7,21 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NoReturn, Protocol, TypeVar
 
 from services.common.errors import BulkheadError, DeadlineExceeded
-from services.llm_gateway.balancer import Balancer
 from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
-from services.llm_gateway.ports import Limits
+from services.llm_gateway.ports import Gate, Limits, Load
 from services.llm_gateway.registry import Deployment, Group, Registry
 from services.llm_gateway.results import Notice
 from services.llm_gateway.verdicts import error_of
 
 # While another model is left, an answer that stays silent may use this share of what remains of the deadline.
 HOP_SHARE = 0.6
+# No provider heard of the call; what one said that did says more about why it failed.
+NOBODY_ASKED = frozenset({FailureClass.BREAKER_OPEN, FailureClass.SATURATED, FailureClass.UNFIT})
 T = TypeVar("T")
 
 
@@ -68,24 +69,29 @@ class Course:
         registry: Registry,
         start: Group,
         policy: Policy,
-        balancer: Balancer,
+        gate: Gate,
+        load: Load,
         observer: Observer,
         chance: random.Random,
         deadline: float,
+        unfit: Callable[[Deployment], Failure | None] | None = None,
     ) -> None:
-        """`deadline` is on `time.monotonic()`."""
+        """`deadline` is on `time.monotonic()`. `unfit` says why a deployment cannot take the request, None where it can."""
         self._registry = registry
         self._policy = policy
-        self._balancer = balancer
+        self._gate = gate
+        self._load = load
         self._observer = observer
         self._chance = chance
+        self._unfit = unfit
         self.deadline = deadline
         self._most_retries = policy.num_retries if registry.num_retries is None else registry.num_retries
         self._start = start
-        self._ring = deque(registry.ring(start))
+        self._ring: deque[Group] | None = None  # made when it is first needed: most calls never leave their first model
         self._visited = {start.name}
         self._broken: tuple[Deployment, Failure] | None = None
         self._primary: Failure | None = None
+        self._wait_until = 0.0
         self.failures: list[tuple[Deployment, Failure]] = []
         self.attempts = 0
         self.retries = 0
@@ -97,48 +103,79 @@ class Course:
         self._asked: set[str] = set()
         self._spent: set[str] = set()
         self._retried = 0
-        left = max(self.deadline - time.monotonic(), 0.0)
-        self._hop_ends = time.monotonic() + left * HOP_SHARE if self._may_switch() else self.deadline
+        now = time.monotonic()
+        self._hop_ends = now + max(self.deadline - now, 0.0) * HOP_SHARE if self._may_switch() else self.deadline
+
+    @property
+    def _left(self) -> deque[Group]:
+        if self._ring is None:
+            self._ring = deque(self._registry.ring(self._start))
+        return self._ring
 
     def _may_switch(self) -> bool:
         most = self._registry.max_fallbacks
-        return bool(self._ring) and (most is None or self.fallbacks < most) and self.attempts + 1 < self._policy.max_attempts
+        return (most is None or self.fallbacks < most) and (
+            self.attempts + 1 < self._policy.max_attempts and bool(self._registry.ring(self._start) if self._ring is None else self._ring)
+        )
 
     def interrupted(self, deployment: Deployment, failure: Failure) -> BulkheadError:
-        """Says that the opened stream broke, and answers the error of a call that ends there. The next `open` goes on from it."""
+        """Says that the opened stream broke, and answers the error of a call that ends there. The next `step` goes on from it."""
         self._broken = (deployment, failure)
         self._primary = failure
         if time.monotonic() >= self.deadline:
             return _out_of_time(failure)
         return self.error()
 
-    async def open(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> AsyncGenerator[Notice | Opened[T], None]:
-        """Yields each retry and each switch as it happens, and last the successful attempt.
+    async def step(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> Notice | Opened[T]:
+        """One turn of the loop: waits where a wait is due, asks one deployment, and answers the success or what was decided.
 
-        Raises the domain error of the first failure when nothing is left to ask, DeadlineExceeded when the time is up.
+        After a notice the caller comes again. Raises the domain error of the first failure when nothing is left to ask,
+        DeadlineExceeded when the time is up. What `attempt` raises beside UpstreamFault ends the call.
         """
         if self._broken is not None:
             broken, self._broken = self._broken, None
-            async for notice in self._after(*broken):
-                yield notice
-        while True:
-            deployment = self._pick()
-            self.attempts += 1
+            return self._after(*broken)
+        if self._wait_until:
+            wait_s, self._wait_until = self._wait_until - time.monotonic(), 0.0
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+        deployment, failed = self._pick()
+        if failed is None:
+            limits = self._limits(deployment)
             self._asked.add(deployment.id)
+            self.attempts += 1
             try:
-                result = await attempt(deployment, self._limits(deployment), self.attempts)
+                return Opened(deployment, await attempt(deployment, limits, self.attempts))
             except UpstreamFault as fault:
                 failed = fault.failure
-            else:
-                yield Opened(deployment, result)
-                return
-            async for notice in self._after(deployment, failed):
-                yield notice
+            if failed.failure_class in NOBODY_ASKED:
+                self.attempts -= 1
+        return self._after(deployment, failed)
 
-    def _pick(self) -> Deployment:
-        left = [d for d in self.group.deployments if d.id not in self._spent]
-        fresh = [d for d in left if d.id not in self._asked]
-        return self._balancer.pick(fresh or left, self._registry.routing_strategy)
+    def _pick(self) -> tuple[Deployment, Failure | None]:
+        """The deployment to ask, or one that stands for its group with the reason why nobody in it can be asked."""
+        members = self.group.deployments
+        if len(members) > 1:
+            left = [d for d in members if d.id not in self._spent]
+            members = tuple([d for d in left if d.id not in self._asked] or left)
+        if self._unfit is not None:
+            fitting, failure = [], None
+            for deployment in members:
+                found = self._unfit(deployment)
+                if found is None:
+                    fitting.append(deployment)
+                else:
+                    failure = failure or found
+                    self._spent.add(deployment.id)
+            if not fitting:
+                return members[0], failure
+            members = fitting
+        chosen = self._gate.pick(members, self._registry.routing_strategy, self._load)
+        if chosen is not None:
+            return chosen, None
+        self._spent.update(d.id for d in members)
+        retry_after_s = self._gate.retry_after_s(members)
+        return members[0], Failure(FailureClass.BREAKER_OPEN, "the model's breaker is open", retry_after_s=retry_after_s)
 
     def _limits(self, deployment: Deployment) -> Limits:
         policy, now = self._policy, time.monotonic()
@@ -156,19 +193,22 @@ class Course:
             ends_at=min(self.deadline, now + (deployment.timeouts.total_s or policy.total_s)),
         )
 
-    async def _after(self, deployment: Deployment, failure: Failure) -> AsyncGenerator[Notice, None]:
-        """Decides by the failure's class. Returns when another attempt may be made, raises when none may."""
+    def _after(self, deployment: Deployment, failure: Failure) -> Notice:
+        """Decides by the failure's class. Answers what is tried next, raises when nothing may be."""
         self.failures.append((deployment, failure))
         if time.monotonic() >= self.deadline:
             self._give_up()
         move = MOVES[failure.failure_class]
         if move is Move.OTHER_MODEL:
             typed = [g for g in self._registry.typed(self.group, failure.failure_class) if g.name not in self._visited]
-            self._ring.extendleft(reversed(typed))
+            self._left.extendleft(reversed(typed))
             move = Move.OTHER_MODEL if typed or self.fallbacks else Move.STOP
         elif move is Move.STOP and self.fallbacks:
             # What the fallback cannot accept was no fault against the model that was asked for: that target is skipped.
             move = Move.OTHER_MODEL
+        if failure.failure_class is FailureClass.UNFIT and not self.fallbacks and not self.attempts:
+            # The model that was asked for cannot do it at all: another one in its place would be a surprise.
+            move = Move.STOP
         if move is Move.STOP or self.attempts >= self._policy.max_attempts:
             self._stop()
         if move is not Move.RETRY:
@@ -179,11 +219,9 @@ class Course:
                 self._retried += 1
                 self.retries += 1
                 self._observer.retrying(deployment, failure, wait_s, self._retried)
-                yield _retry_notice(self.group, failure, wait_s, self._retried)
-                if wait_s:
-                    await asyncio.sleep(wait_s)
-                return
-        yield self._switch(failure)
+                self._wait_until = time.monotonic() + wait_s if wait_s else 0.0
+                return _retry_notice(self.group, failure, wait_s, self._retried)
+        return self._switch(failure)
 
     def _wait_s(self, failure: Failure) -> float | None:
         """Seconds until the same model may be asked again, None when it may not."""
@@ -224,8 +262,8 @@ class Course:
         most = self._registry.max_fallbacks
         if most is not None and self.fallbacks >= most:
             return None
-        while self._ring:
-            target = self._ring.popleft()
+        while self._left:
+            target = self._left.popleft()
             if target.name not in self._visited:
                 return target
         return None
@@ -236,7 +274,10 @@ class Course:
 
     def error(self) -> BulkheadError:
         """What the caller is told: how the stream broke, or the first failure, that of the model which was asked for."""
-        return error_of(self._primary or self.failures[0][1], self._start.name)
+        if self._primary is not None:
+            return error_of(self._primary, self._start.name)
+        real = [failure for _, failure in self.failures if failure.failure_class not in NOBODY_ASKED]
+        return error_of(real[0] if real else self.failures[0][1], self._start.name)
 
     def _give_up(self) -> NoReturn:
         self._observer.exhausted(self.failures)

@@ -2,42 +2,52 @@
 
 import random
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import orjson
-
 from services.common.errors import BulkheadError
+from services.common.identity import Principal
 from services.common.rpc import context as call_context
+from services.llm_gateway import charges, streams
 from services.llm_gateway.attempts import Course, Opened, Policy
-from services.llm_gateway.balancer import Balancer
-from services.llm_gateway.chat import Answer, Assembly, ChatCall, Chunk, Meter, text_of
-from services.llm_gateway.failures import UpstreamFault
-from services.llm_gateway.money import NOTHING, Usage, priced
-from services.llm_gateway.ports import Attempt, Limits, Upstream, Vectors
-from services.llm_gateway.recovery import RECOVERABLE, Diverged, Stitch
-from services.llm_gateway.registry import Deployment, Group, Registry
-from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, Notice, Outcome
+from services.llm_gateway.bounds import assumed_output, input_bound, output_bound
+from services.llm_gateway.charges import Charge, Payer, usage_of
+from services.llm_gateway.chat import Answer, ChatCall, text_of
+from services.llm_gateway.failures import Failure, UpstreamFault
+from services.llm_gateway.money import Usage, priced
+from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
+from services.llm_gateway.registry import Deployment, Group, Mode, Registry
+from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Outcome, Ranked, RerankCall, StreamEvent
 from services.llm_gateway.telemetry import CallRecord
+from services.llm_gateway.terms import Terms
 
-# OpenAI's price of one high-detail image, as a bound on what a provider counts for a picture that comes as a URL.
-IMAGE_TOKENS = 1_500
+NOBODY = Principal(tenant="default", user="")
 T = TypeVar("T")
-# The first chunks of a stream, and what gives the rest.
-_OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None]]
 
 
 class Completions:
-    """Completes and embeds over the registry that `registry` answers at the time of the call."""
+    """Completes, embeds and ranks over the registry that `registry` answers at the time of the call."""
 
-    def __init__(self, registry: Callable[[], Registry], upstreams: Mapping[str, Upstream], policy: Policy, chance: random.Random) -> None:
+    def __init__(
+        self,
+        registry: Callable[[], Registry],
+        upstreams: Mapping[str, Upstream],
+        policy: Policy,
+        chance: random.Random,
+        gate: Gate,
+        purse: Purse,
+        *,
+        deny_unpriced: bool = False,
+    ) -> None:
         self._registry = registry
-        self._upstreams = upstreams
+        self.upstreams = upstreams
         self._policy = policy
         self._chance = chance
-        self._balancer = Balancer(chance)
+        self.gate = gate
+        self.purse = purse
+        self._deny_unpriced = deny_unpriced
 
     @property
     def registry(self) -> Registry:
@@ -46,213 +56,238 @@ class Completions:
 
     async def complete(self, call: ChatCall) -> Completed:
         """One whole completion. Raises domain errors."""
-        registry = self.registry
-        group, defaulted = registry.resolve(call.model, "chat")
-        notices = [_defaulted(group)] if defaulted else []
-        with self._recorded("chat", registry, group, call) as (record, course):
+        work = self.work("chat", "chat", call.model, call.body, call.run_id, call.terms, size=call.size, thread_id=call.thread_id)
+        with work.recorded():
 
-            async def attempt(deployment: Deployment, limits: Limits, number: int) -> Answer:
-                record.attempts = number
-                made = Attempt(deployment, _body(deployment, call.body), limits, number, record.parent, call.run_id)
-                with self._counted(record, deployment):
-                    return await self._upstreams[deployment.adapter].complete(made)
+            async def attempt(deployment: Deployment, limits: Limits, number: int) -> tuple[Answer, Usage]:
+                charge, body, _ = await work.begin(deployment, limits, number)
+                try:
+                    answer = await self.upstreams[deployment.adapter].complete(work.attempt(deployment, body, limits, number))
+                except UpstreamFault as fault:
+                    work.failed(charge, deployment, fault.failure)
+                    raise
+                except BaseException as error:
+                    work.abandoned(charge, deployment, error)
+                    raise
+                usage = usage_of(deployment, answer.usage, batch=call.terms.discounted)
+                if usage is None:
+                    usage = priced(deployment.prices, work.payer.input_tokens, _output_of(answer, charge), estimated=True)
+                work.served(charge, deployment, usage)
+                return answer, usage
 
-            opened = await _opened(course, attempt, notices)
-            deployment, answer = opened.deployment, opened.result
-            usage = usage_of(deployment, answer.usage, lambda: (input_bound(call.body), len(answer.raw)))
-            choice = answer.data["choices"][0]
-            outcome = _outcome(course, deployment, usage, choice["finish_reason"], answer.data)
-            record.succeeded(deployment, usage, outcome.finish_reason, outcome.response_id, outcome.provider_model)
-            return Completed(answer, outcome, notices)
+            opened = await work.opened(attempt)
+            answer, _ = opened.result
+            outcome = work.outcome(
+                opened.deployment, _finish_reason(answer), text_of(answer.data.get("id")), text_of(answer.data.get("model")), answer.headers
+            )
+            return Completed(answer, outcome, work.notices)
 
-    async def stream(self, call: ChatCall) -> AsyncGenerator[Notice | list[Chunk] | Finished, None]:
+    def stream(self, call: ChatCall) -> AsyncGenerator[StreamEvent, None]:
         """One streamed completion: notices, lists of chunks, and one Finished at the end of a whole answer.
 
         Nothing but notices is yielded before the first token. A stream that breaks later is opened again and joined to
         what was delivered, or ends with UpstreamFailed: never as a success. Close the iterator to end the upstream.
         """
-        registry = self.registry
-        group, defaulted = registry.resolve(call.model, "chat")
-        body: Mapping[str, Any] = {**call.body, "stream": True}
-        if registry.always_include_stream_usage and "stream_options" not in body:
-            body = {**body, "stream_options": {"include_usage": True}}
-        with self._recorded("chat", registry, group, call) as (record, course):
-            if defaulted:
-                yield _defaulted(group)
-            stitch, assembly, wasted = Stitch(), Assembly(), NOTHING
+        return streams.stream(self, call)
 
-            async def attempt(deployment: Deployment, limits: Limits, number: int) -> _OpenStream:
-                record.attempts = number
-                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent, call.run_id)
-                chunks = self._counted_stream(record, deployment, self._upstreams[deployment.adapter].stream(made))
-                return await anext(chunks), chunks
-
-            while True:
-                opened: Opened[_OpenStream] | None = None
-                async with aclosing(course.open(attempt)) as steps:
-                    async for step in steps:
-                        if isinstance(step, Notice):
-                            yield step
-                        else:
-                            opened = step
-                assert opened is not None
-                record.first_chunk()
-                stitch.restart()
-                sent = Meter()
-                first, chunks = opened.result
-                try:
-                    async with aclosing(chunks):
-                        batch: list[Chunk] | None = first
-                        while batch is not None:
-                            for chunk in batch:
-                                sent.add(chunk)
-                                if chunk.after_gap:
-                                    yield Notice(
-                                        "event_skipped",
-                                        "A part of the model's answer could not be read.",
-                                        attributes=(("model", opened.deployment.group),),
-                                    )
-                            new = stitch.feed(batch)
-                            for chunk in new:
-                                assembly.add(chunk)
-                            if new:
-                                yield new
-                            batch = await anext(chunks, None)
-                    break
-                except BaseException as error:
-                    # What the provider has sent is paid, however the stream ends: broken, diverged, or closed by its reader.
-                    wasted += usage_of(opened.deployment, sent.usage, partial(_stream_bounds, body, sent))
-                    record.spent(opened.deployment, wasted)
-                    if isinstance(error, Diverged):
-                        record.recovering("diverged")
-                        raise course.error() from None
-                    if not isinstance(error, UpstreamFault):
-                        raise
-                    broken = course.interrupted(opened.deployment, error.failure)
-                    recoverable = stitch.can_restart and error.failure.failure_class in RECOVERABLE
-                    record.recovering("restarted" if recoverable else "refused")
-                    if not recoverable:
-                        raise broken from error
-            deployment = opened.deployment
-            usage = wasted + usage_of(deployment, sent.usage, partial(_stream_bounds, body, sent))
-            ids = {"id": assembly.response_id, "model": assembly.model}
-            outcome = _outcome(course, deployment, usage, assembly.finish_reason, ids)
-            record.succeeded(deployment, usage, outcome.finish_reason, outcome.response_id, outcome.provider_model)
-            yield Finished(assembly.text, assembly.tool_calls, outcome)
-
-    async def embed(self, asked: EmbedCall) -> Embedded:
+    async def embed(self, call: EmbedCall) -> Embedded:
         """Embeds `body["input"]`, a text or a list of texts. Raises domain errors."""
-        registry = self.registry
-        body = asked.body
-        group, _ = registry.resolve(asked.model, "embedding")
-        call = ChatCall(asked.model, body, asked.run_id)
-        with self._recorded("embeddings", registry, group, call) as (record, course):
+        work = self.work("embeddings", "embedding", call.model, call.body, call.run_id, call.terms)
+        with work.recorded():
 
-            async def attempt(deployment: Deployment, limits: Limits, number: int) -> Vectors:
-                record.attempts = number
-                made = Attempt(deployment, _body(deployment, body), limits, number, record.parent, call.run_id)
-                with self._counted(record, deployment):
-                    return await self._upstreams[deployment.adapter].embed(made)
+            def tokens(vectors: Vectors) -> int | None:
+                return vectors.input_tokens
 
-            opened = await _opened(course, attempt, [])
-            deployment, vectors = opened.deployment, opened.result
-            tokens = vectors.input_tokens
-            usage = priced(deployment.prices, input_bound(body) if tokens is None else tokens, 0, estimated=tokens is None)
-            record.succeeded(deployment, usage, response_model=vectors.model)
-            return Embedded(vectors, _outcome(course, deployment, usage, "", {"model": vectors.model}))
+            opened = await work.opened(work.single(lambda upstream, made: upstream.embed(made), tokens))
+            vectors = opened.result
+            return Embedded(vectors, work.outcome(opened.deployment, "", "", vectors.model), work.notices)
+
+    async def rerank(self, call: RerankCall) -> Ranked:
+        """Ranks `body["documents"]` by `body["query"]`. Raises domain errors."""
+        work = self.work("rerank", "rerank", call.model, call.body, call.run_id, call.terms)
+        with work.recorded():
+
+            def tokens(ranking: Ranking) -> int | None:
+                return ranking.input_tokens
+
+            opened = await work.opened(work.single(lambda upstream, made: upstream.rerank(made), tokens))
+            ranking = opened.result
+            return Ranked(ranking, work.outcome(opened.deployment, "", "", ranking.model), work.notices)
+
+    def work(
+        self,
+        operation: str,
+        mode: Mode,
+        model: str,
+        body: Mapping[str, Any],
+        run_id: str,
+        terms: Terms,
+        *,
+        size: int = 0,
+        thread_id: str = "",
+    ) -> "Work":
+        """What one call is made of. Raises NotFound or InvalidInput for a model that is none."""
+        registry = self._registry()
+        group, defaulted = registry.resolve(model, mode)
+        context = call_context.current()
+        principal = NOBODY if context is None or context.principal is None else context.principal
+        deadline = time.monotonic() + min(self._policy.total_s, registry.request_timeout_s or self._policy.total_s)
+        if context is not None and context.deadline is not None:
+            deadline = min(deadline, context.deadline)
+        tokens = input_bound(body, size)
+        load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority)
+        payer = Payer(uuid.uuid4().hex, principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
+        record = CallRecord(operation, group, model, run_id, thread_id)
+        course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline)
+        return Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
+
+
+class Work:
+    """One logical call on its way: its course, who pays, and what is recorded of it."""
+
+    def __init__(
+        self,
+        owner: Completions,
+        group: Group,
+        body: Mapping[str, Any],
+        run_id: str,
+        payer: Payer,
+        record: CallRecord,
+        course: Course,
+        notices: list[Notice],
+    ) -> None:
+        self._owner = owner
+        self.group = group
+        self.body = body
+        self._run_id = run_id
+        self.payer = payer
+        self.record = record
+        self.course = course
+        self.notices = notices
 
     @contextmanager
-    def _recorded(self, operation: str, registry: Registry, group: Group, call: ChatCall) -> Iterator[tuple[CallRecord, Course]]:
-        record = CallRecord(operation, group, call.model, call.run_id, call.thread_id)
-        course = Course(registry, group, self._policy, self._balancer, record, self._chance, self._deadline(registry))
+    def recorded(self) -> Iterator[None]:
+        """Ends the record with the error of a call that fails."""
         try:
-            yield record, course
+            yield
         except BaseException as error:
-            record.failed(error)
+            self.record.failed(error)
             raise
 
-    def _deadline(self, registry: Registry) -> float:
-        own = time.monotonic() + min(self._policy.total_s, registry.request_timeout_s or self._policy.total_s)
-        context = call_context.current()
-        return own if context is None or context.deadline is None else min(own, context.deadline)
+    async def begin(
+        self, deployment: Deployment, limits: Limits, number: int, body: Mapping[str, Any] | None = None
+    ) -> tuple[Charge, Mapping[str, Any], int]:
+        """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved."""
+        self.record.attempts = number
+        wanted = self.body if body is None else body
+        sent = (
+            {**deployment.defaults, **wanted, "model": deployment.model} if deployment.defaults else {**wanted, "model": deployment.model}
+        )
+        output = 0
+        if self.payer.operation == "chat":
+            output = output_bound(sent)
+            if output == 0:
+                field, output = assumed_output(deployment)
+                sent[field] = output
+                output *= max(_choices(sent), 1)
+        charge = await charges.begin(
+            self._owner.gate, self._owner.purse, self.payer, deployment, number, output, limits.ends_at, fallback=self.course.fallbacks > 0
+        )
+        return charge, sent, output
 
-    @contextmanager
-    def _counted(self, record: CallRecord, deployment: Deployment) -> Iterator[None]:
-        with self._balancer.busy(deployment):
+    def attempt(self, deployment: Deployment, body: Mapping[str, Any], limits: Limits, number: int, *, continues: bool = False) -> Attempt:
+        """What an upstream is given."""
+        return Attempt(deployment, body, limits, number, self.record.parent, self._run_id, continues=continues)
+
+    def single(
+        self, ask: Callable[[Upstream, Attempt], Awaitable[T]], tokens_of: Callable[[T], int | None]
+    ) -> Callable[[Deployment, Limits, int], Awaitable[T]]:
+        """An attempt whose answer costs input tokens only."""
+
+        async def attempt(deployment: Deployment, limits: Limits, number: int) -> T:
+            charge, body, _ = await self.begin(deployment, limits, number)
             try:
-                yield
+                result = await ask(self._owner.upstreams[deployment.adapter], self.attempt(deployment, body, limits, number))
             except UpstreamFault as fault:
-                record.attempted(deployment, fault.failure.failure_class.value)
+                self.failed(charge, deployment, fault.failure)
                 raise
             except BaseException as error:
-                record.attempted(deployment, "refused" if isinstance(error, BulkheadError) else "cancelled")
+                self.abandoned(charge, deployment, error)
                 raise
-            record.attempted(deployment)
+            tokens = tokens_of(result)
+            bound = self.payer.input_tokens if tokens is None else tokens
+            usage = priced(deployment.prices, bound, 0, estimated=tokens is None, batch=self.payer.terms.discounted)
+            self.served(charge, deployment, usage)
+            return result
 
-    async def _counted_stream(
-        self, record: CallRecord, deployment: Deployment, chunks: AsyncGenerator[list[Chunk], None]
-    ) -> AsyncGenerator[list[Chunk], None]:
-        with self._counted(record, deployment):
-            async with aclosing(chunks):
-                async for batch in chunks:
-                    yield batch
+        return attempt
 
-
-async def _opened(course: Course, attempt: Callable[[Deployment, Limits, int], Awaitable[T]], notices: list[Notice]) -> Opened[T]:
-    """Walks the course to its success; what happens on the way is added to `notices`."""
-    async with aclosing(course.open(attempt)) as steps:
-        async for step in steps:
+    async def opened(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> Opened[T]:
+        """Walks the course to its success; what happens on the way is added to the notices."""
+        while True:
+            step = await self.course.step(attempt)
             if isinstance(step, Opened):
                 return step
-            notices.append(step)
-    raise AssertionError("a course ends with a success or raises")
+            self.notices.append(step)
+
+    def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
+        """The attempt gave the answer."""
+        charge.served(usage)
+        self.record.attempted(deployment)
+
+    def failed(self, charge: Charge, deployment: Deployment, failure: Failure, usage: Usage | None = None) -> None:
+        """The attempt failed."""
+        charge.failed(failure, usage)
+        self.record.attempted(deployment, failure.failure_class.value)
+        self.record.spent(deployment, self.payer.spent)
+
+    def abandoned(
+        self, charge: Charge, deployment: Deployment, error: BaseException | None, usage: Usage | None = None, status: str = "cancelled"
+    ) -> None:
+        """Nobody waits for the attempt any more, or it was refused before it was made."""
+        if isinstance(error, BulkheadError) and usage is None:
+            charge.refused()
+            self.record.attempted(deployment, "refused")
+            return
+        charge.abandoned(usage, status)
+        self.record.attempted(deployment, status)
+        self.record.spent(deployment, self.payer.spent)
+
+    def outcome(
+        self, deployment: Deployment, finish_reason: str, response_id: str, provider_model: str, headers: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """How the answer came about; ends the record."""
+        course, payer = self.course, self.payer
+        self.record.succeeded(deployment, payer.spent, finish_reason, response_id, provider_model)
+        return Outcome(
+            deployment,
+            payer.spent,
+            finish_reason,
+            response_id,
+            provider_model or deployment.model,
+            course.attempts,
+            course.retries,
+            course.fallbacks,
+            timing=payer.timing,
+            limits=payer.limits,
+            upstream_headers=headers or {},
+        )
 
 
-def _body(deployment: Deployment, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**deployment.defaults, **body, "model": deployment.model}
+def _choices(body: Mapping[str, Any]) -> int:
+    number = body.get("n")
+    return number if type(number) is int else 1
+
+
+def _finish_reason(answer: Answer) -> str:
+    return answer.data["choices"][0]["finish_reason"]
+
+
+def _output_of(answer: Answer, charge: Charge) -> int:
+    # A token is at least one byte of the body, and never more were asked for than reserved.
+    return min(len(answer.raw), charge.output_tokens)
 
 
 def _defaulted(group: Group) -> Notice:
     message = f"No model was named; {group.name} answers."
     return Notice("model_defaulted", message, fallback=group.name, attributes=(("to_model", group.name),))
-
-
-def _count(holder: Any, key: str) -> int:
-    value = holder.get(key) if isinstance(holder, Mapping) else None
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, bounds: Callable[[], tuple[int, int]]) -> Usage:
-    """The provider's usage with its price; without one, `bounds` (input and output tokens at most), flagged as estimated."""
-    if reported is None or not isinstance(reported.get("prompt_tokens"), int) or not isinstance(reported.get("completion_tokens", 0), int):
-        return priced(deployment.prices, *bounds(), estimated=True)
-    return priced(
-        deployment.prices,
-        _count(reported, "prompt_tokens"),
-        _count(reported, "completion_tokens"),
-        _count(reported.get("prompt_tokens_details"), "cached_tokens"),
-        _count(reported.get("completion_tokens_details"), "reasoning_tokens"),
-    )
-
-
-def input_bound(body: Mapping[str, Any]) -> int:
-    """Most tokens that a request can be counted as: a token is at least one byte, and JSON only adds bytes."""
-    raw = orjson.dumps(body)
-    return len(raw) + IMAGE_TOKENS * raw.count(b'"image_url"')
-
-
-def _stream_bounds(body: Mapping[str, Any], sent: Meter) -> tuple[int, int]:
-    return input_bound(body), sent.output_bytes
-
-
-def _outcome(course: Course, deployment: Deployment, usage: Usage, finish_reason: str, answer: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        deployment=deployment,
-        usage=usage,
-        finish_reason=finish_reason,
-        response_id=text_of(answer.get("id")),
-        provider_model=text_of(answer.get("model")) or deployment.model,
-        attempts=course.attempts,
-        retries=course.retries,
-        fallbacks=course.fallbacks,
-    )

@@ -30,7 +30,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one deployment. `body` is the OpenAI request with the deployment's model; `parent` is the trace context."""
+    """One attempt at one deployment. `body` is the OpenAI request with the deployment's model; `parent` is the trace context.
+
+    With `continues` the last message is the beginning of the answer, which the provider is to go on from without repeating it.
+    """
 
     deployment: Deployment
     body: Mapping[str, Any]
@@ -39,6 +42,7 @@ class Attempt:
     parent: Context
     run_id: str = ""
     idempotency_key: str = ""
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,28 @@ class Stitch:
         self.delivered_any = False
 
     @property
+    def delivered_text(self) -> str:
+        """The text that the caller has."""
+        return "".join(self._delivered)
+
+    @property
+    def delivered_chunks(self) -> int:
+        """Pieces of text that the caller has: about as many tokens, and never more."""
+        return len(self._delivered)
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether an answer could be gone on with from the delivered text alone."""
+        return self._comparable and bool(self._delivered)
+
+    @property
     def can_restart(self) -> bool:
         """Whether a new attempt could be joined to what was delivered."""
         return self._comparable
 
-    def restart(self) -> None:
-        """A new attempt begins."""
-        self._expected = "".join(self._delivered)
+    def restart(self, *, continues: bool = False) -> None:
+        """A new attempt begins; with `continues` it goes on where the delivered text ends."""
+        self._expected = "" if continues else "".join(self._delivered)
         self._restarted = self.delivered_any
 
     def feed(self, batch: list[Chunk]) -> list[Chunk]:

@@ -119,6 +119,7 @@ class Registry:
     drop_params: bool = False
     unsupported: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
+    _rings: dict[str, tuple[Group, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def resolve(self, name: str, mode: Mode) -> tuple[Group, bool]:
         """The group behind a name or alias; for an empty name the first of that mode, and True.
@@ -139,15 +140,21 @@ class Registry:
             )
         return group, False
 
-    def ring(self, start: Group) -> Iterator[Group]:
+    def ring(self, start: Group) -> tuple[Group, ...]:
         """Where a call may go after `start`, each model once: its configured fallbacks, then round the registry.
 
         Embeddings follow configured fallbacks only: vectors of two models cannot be compared with each other.
         """
+        found = self._rings.get(start.name)
+        if found is None:
+            found = self._rings[start.name] = tuple(self._ring(start))
+        return found
+
+    def _ring(self, start: Group) -> Iterator[Group]:
         seen = {start.name}
         ordered = list(self.groups.values())
         names: list[str] = [*self.fallbacks.get(start.name, ()), *self.default_fallbacks]
-        if start.mode == "chat":
+        if start.mode != "embedding":
             names += [group.name for group in (*ordered[start.index + 1 :], *ordered[: start.index])]
         for name in names:
             group = self.groups[self.aliases.get(name, name)]

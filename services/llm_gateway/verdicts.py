@@ -29,6 +29,15 @@ def error_of(failure: Failure, model: str) -> BulkheadError:
         case FailureClass.RATE_LIMITED:
             message = "the model's provider is at its rate limit"
             return Overloaded(message, reason="UPSTREAM_RATE_LIMITED", retry_after_s=failure.retry_after_s or 1.0, metadata=metadata)
+        case FailureClass.SATURATED:
+            message = "the model is at its configured rate limit"
+            return Overloaded(message, reason="UPSTREAM_RATE_LIMITED", retry_after_s=failure.retry_after_s or 1.0, metadata=metadata)
+        case FailureClass.BREAKER_OPEN:
+            message = "the model fails and is left alone for a while"
+            return Overloaded(message, reason="UPSTREAM_UNAVAILABLE", retry_after_s=failure.retry_after_s or 1.0, metadata=metadata)
+        case FailureClass.UNFIT:
+            message = failure.message or "the model cannot take this request"
+            return InvalidInput(message, reason=failure.code or "CAPABILITY_MISSING", metadata=metadata)
         case FailureClass.CREDENTIAL | FailureClass.QUOTA:
             message = "the gateway's credentials for this model are used up"
             return UpstreamFailed(message, reason="UPSTREAM_CREDENTIALS_EXHAUSTED", metadata=metadata)

@@ -12,6 +12,7 @@ from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import Prices
 from services.llm_gateway.registry import Deployment, Group, Registry
+from services.llm_gateway.testing import OpenGate, OpenPurse
 
 CALL = ChatCall("a", {"messages": [{"role": "user", "content": "x"}]})
 TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}],"usage":{"prompt_tokens":5,"completion_tokens":1}}\n\n'
@@ -32,7 +33,7 @@ def completions(provider):
     priced = Deployment("a0", "a", "p", "openai", "a", "chat", prices=Prices(10**6, 2 * 10**6, known=True))
     registry = Registry({"a": Group("a", 0, (priced,))})
     policy = Policy(retry_base_s=0.0001, retry_cap_s=0.001)
-    return Completions(lambda: registry, {"openai": provider}, policy, random.Random(1))
+    return Completions(lambda: registry, {"openai": provider}, policy, chance := random.Random(1), OpenGate(chance), OpenPurse())
 
 
 def told(logs):

@@ -1,0 +1,55 @@
+"""How many tokens a request can come to at most, as far as the request itself says it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from services.common.errors import InvalidInput
+from services.llm_gateway.registry import Deployment
+
+# Reserved, and sent upstream, where a caller sets no bound.
+DEFAULT_OUTPUT_TOKENS = 2_000
+# OpenAI's price of one high-detail image, as a bound on what a provider counts for a picture that comes as a URL.
+IMAGE_TOKENS = 1_500
+
+
+def input_bound(body: Mapping[str, Any], size: int = 0) -> int:
+    """Most tokens that a request can be counted as: a token is at least one byte, and JSON only adds bytes. `size` is the length
+    of the request as it came, 0 where it is not known. Raises InvalidInput for a request that cannot be sent.
+    """
+    try:
+        raw = orjson.dumps(body) if size == 0 else b""
+    except TypeError:
+        raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+    images = raw.count(b'"image_url"') if raw else _images(body)
+    return (size or len(raw)) + IMAGE_TOKENS * images
+
+
+def _images(body: Mapping[str, Any]) -> int:
+    found = 0
+    for message in body.get("messages") or ():
+        content = message.get("content")
+        if isinstance(content, list):
+            found += sum(1 for part in content if isinstance(part, Mapping) and part.get("type") == "image_url")
+    return found
+
+
+def output_bound(body: Mapping[str, Any]) -> int:
+    """Most tokens of the answers that the request allows, 0 where it sets no bound."""
+    most = body.get("max_completion_tokens")
+    if most is None:
+        most = body.get("max_tokens")
+    if type(most) is not int:
+        return 0
+    choices = body.get("n")
+    return most * choices if type(choices) is int and choices > 1 else most
+
+
+def assumed_output(deployment: Deployment) -> tuple[str, int]:
+    """The request field that bounds the answer and the value that is assumed for a caller who sets none."""
+    most = DEFAULT_OUTPUT_TOKENS
+    if deployment.max_output_tokens:
+        most = min(most, deployment.max_output_tokens)
+    # Reasoning models of OpenAI know only the newer name, and others only the older.
+    return ("max_completion_tokens" if deployment.reasoning and deployment.provider == "openai" else "max_tokens"), most

@@ -1,0 +1,193 @@
+"""What one attempt holds while it lasts, a place at the deployment and a reservation of money, and how each of them ends."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.common.errors import BudgetExceeded, InvalidInput, QuotaExceeded
+from services.common.identity import Principal
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
+from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
+from services.llm_gateway.ports import Ask, Gate, LimitState, Load, Permit, Purse, Ticket
+from services.llm_gateway.registry import Deployment
+from services.llm_gateway.results import Timing
+from services.llm_gateway.terms import Terms
+
+NANO_PER_MICRO = 1_000
+# A reservation outlives the deadline of its attempt by this: what has not ended by then has died with its process.
+GRACE_S = 30.0
+# The provider was at work when the answer was lost, so it may have been billed in full.
+MAYBE_BILLED = frozenset(
+    {
+        FailureClass.CUT,
+        FailureClass.STALLED,
+        FailureClass.MALFORMED,
+        FailureClass.TIMEOUT_FIRST_TOKEN,
+        FailureClass.TIMEOUT_TOTAL,
+    }
+)
+
+
+@dataclass(slots=True)
+class Payer:
+    """Who pays for a call, and within which bounds; the same for all of its attempts."""
+
+    call_id: str
+    principal: Principal
+    operation: str
+    run_id: str
+    terms: Terms
+    load: Load
+    input_tokens: int
+    deny_unpriced: bool
+    spent: Usage = NOTHING
+    queue_s: float = 0.0
+    reserve_s: float = 0.0
+    upstream_s: float = 0.0
+    limits: tuple[LimitState, ...] = ()
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time of all attempts went."""
+        return Timing(self.queue_s, self.reserve_s, self.upstream_s)
+
+
+class Charge:
+    """The permit and the ticket of one attempt; ends exactly once, by `served`, `failed`, `abandoned` or `refused`."""
+
+    __slots__ = ("_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "output_tokens")
+
+    def __init__(self, gate: Gate, purse: Purse, payer: Payer, permit: Permit, ticket: Ticket, output_tokens: int) -> None:
+        self._gate, self._purse, self._payer, self._permit = gate, purse, payer, permit
+        self._ticket: Ticket | None = ticket
+        self.output_tokens = output_tokens
+        self._began = time.perf_counter()
+        self._first = 0.0
+
+    @property
+    def upper_bound(self) -> Usage:
+        """The most that the attempt can have cost, flagged as an estimate."""
+        return priced(self._permit.deployment.prices, self._payer.input_tokens, self.output_tokens, estimated=True)
+
+    def first_token(self) -> None:
+        """The answer has begun."""
+        self._first = self._first or time.perf_counter()
+
+    def served(self, usage: Usage) -> None:
+        """The attempt gave the answer."""
+        now = self._end(usage, "ok")
+        self._gate.leave(self._permit, None, latency_s=(self._first or now) - self._began, tokens=usage.input + usage.output)
+
+    def failed(self, failure: Failure, usage: Usage | None = None) -> None:
+        """The attempt failed. `usage` is what the provider has sent and will bill, None where nothing is known of it."""
+        if usage is None and failure.failure_class in MAYBE_BILLED:
+            usage = self.upper_bound
+        self._end(usage, failure.failure_class.value)
+        self._gate.leave(self._permit, failure)
+
+    def abandoned(self, usage: Usage | None = None, status: str = "cancelled") -> None:
+        """Nobody waits for the attempt any more; the provider may bill what it has done by now."""
+        self._end(self.upper_bound if usage is None else usage, status)
+        self._gate.leave(self._permit, None, cancelled=True)
+
+    def refused(self) -> None:
+        """The attempt was never made: the request could not be said to this provider."""
+        self._end(None, "refused")
+        self._gate.leave(self._permit, None, cancelled=True)
+
+    def _end(self, usage: Usage | None, status: str) -> float:
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None
+        now = time.perf_counter()
+        elapsed = now - self._began
+        self._payer.upstream_s += elapsed
+        if usage is None:
+            self._purse.release(ticket)
+        else:
+            self._payer.spent = self._payer.spent + usage if self._payer.spent is not NOTHING else usage
+            self._purse.settle(ticket, usage, status=status, latency_s=elapsed)
+        return now
+
+
+async def begin(
+    gate: Gate, purse: Purse, payer: Payer, deployment: Deployment, number: int, output_tokens: int, ends_at: float, *, fallback: bool
+) -> Charge:
+    """Waits for a place at the deployment and reserves the most that the attempt can cost.
+
+    Raises UpstreamFault where another deployment may still be asked, and else BudgetExceeded, QuotaExceeded, Overloaded, or
+    InvalidInput (PRICE_UNKNOWN, MAX_COST_EXCEEDED). `ends_at` is on `time.monotonic()`.
+    """
+    prices = deployment.prices
+    cost_nanousd = prices.bound_nanousd(payer.input_tokens, output_tokens)
+    most = payer.terms.max_cost_microusd
+    if most is not None and cost_nanousd > most * NANO_PER_MICRO:
+        message = f"the call may cost up to {-(-cost_nanousd // NANO_PER_MICRO)} micro-USD, more than its max_cost of {most}"
+        if fallback:
+            raise UpstreamFault(Failure(FailureClass.UNFIT, message, code="MAX_COST_EXCEEDED"))
+        raise InvalidInput(message, reason="MAX_COST_EXCEEDED", metadata={"param": "max_cost"})
+    if payer.deny_unpriced and not prices.known:
+        raise UpstreamFault(Failure(FailureClass.UNFIT, "the price of the model is not known", code="PRICE_UNKNOWN"))
+    permit = await gate.enter(deployment, payer.load)
+    payer.queue_s += permit.queued_s
+    began = time.perf_counter()
+    try:
+        ticket = await purse.reserve(
+            Ask(
+                payer.call_id,
+                number,
+                payer.principal,
+                deployment.group,
+                deployment.id,
+                deployment.provider,
+                payer.operation,
+                payer.input_tokens + output_tokens,
+                cost_nanousd,
+                ends_at - time.monotonic() + GRACE_S,
+                1 if number == 1 else 0,
+                payer.run_id,
+                payer.terms.run_budget_microusd,
+            )
+        )
+    except BaseException as error:
+        gate.leave(permit, None, cancelled=True)
+        if fallback and isinstance(error, BudgetExceeded | QuotaExceeded):
+            # The model that was asked for was affordable, this one is not: it is skipped, and the first failure stays the answer.
+            raise UpstreamFault(Failure(FailureClass.UNFIT, error.message, code=error.reason)) from error
+        raise
+    payer.reserve_s += time.perf_counter() - began
+    payer.limits = ticket.limits or payer.limits
+    return Charge(gate, purse, payer, permit, ticket, output_tokens)
+
+
+def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batch: bool = False) -> Usage | None:
+    """The provider's usage object with its price, None where it says nothing that can be counted."""
+    if reported is None:
+        return None
+    prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens", 0)
+    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
+        return None
+    details, made = reported.get("prompt_tokens_details"), reported.get("completion_tokens_details")
+    if not details and not made:
+        return priced(deployment.prices, prompt, completion, batch=batch)
+    return priced(
+        deployment.prices,
+        prompt,
+        completion,
+        _count(details, "cached_tokens"),
+        _count(made, "reasoning_tokens"),
+        cache_write=_count(details, "cache_creation_tokens"),
+        batch=batch,
+    )
+
+
+def bounded(usage: Usage, prices_bound_nanousd: int) -> Usage:
+    """An estimate that never exceeds what was reserved for the attempt."""
+    if usage.cost_nanousd <= prices_bound_nanousd:
+        return usage
+    return Usage(usage.input, usage.output, usage.cached_input, usage.reasoning, prices_bound_nanousd * PICO_PER_NANO, True)
+
+
+def _count(holder: Any, key: str) -> int:
+    value = holder.get(key) if isinstance(holder, Mapping) else None
+    return value if type(value) is int and value > 0 else 0

@@ -1,0 +1,155 @@
+"""A streamed completion over the attempt loop: opened, relayed, and joined again where it breaks."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from services.common.errors import BulkheadError
+from services.llm_gateway.attempts import Opened
+from services.llm_gateway.bounds import output_bound
+from services.llm_gateway.charges import MAYBE_BILLED, Charge, bounded, usage_of
+from services.llm_gateway.chat import Assembly, ChatCall, Chunk, Meter
+from services.llm_gateway.failures import UpstreamFault
+from services.llm_gateway.money import Usage, priced
+from services.llm_gateway.ports import Limits
+from services.llm_gateway.recovery import RECOVERABLE, Diverged, Stitch
+from services.llm_gateway.registry import Deployment
+from services.llm_gateway.results import Finished, Notice, StreamEvent
+
+if TYPE_CHECKING:
+    from services.llm_gateway.completions import Completions, Work
+
+# The first chunks of a stream, what gives the rest, and what the attempt holds.
+_OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None], Charge]
+
+
+async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamEvent, None]:
+    """As `Completions.stream`."""
+    body: Mapping[str, Any] = {**call.body, "stream": True}
+    if owner.registry.always_include_stream_usage and "stream_options" not in body:
+        body = {**body, "stream_options": {"include_usage": True}}
+    work = owner.work("chat", "chat", call.model, body, call.run_id, call.terms, size=call.size, thread_id=call.thread_id)
+    with work.recorded():
+        relay = _Relay(owner, work)
+        while True:
+            opened: Opened[_OpenStream] | None = None
+            for notice in work.notices:
+                yield notice
+            work.notices.clear()
+            while opened is None:
+                step = await work.course.step(relay.attempt)
+                if isinstance(step, Opened):
+                    opened = step
+                else:
+                    yield step
+            if relay.continued:
+                message = "The model's answer broke off and was continued."
+                yield Notice("answer_continued", message, attributes=(("model", opened.deployment.group),))
+            async with aclosing(relay.follow(opened)) as events:
+                async for event in events:
+                    yield event
+            if relay.finished:
+                break
+        yield Finished(relay.assembly.text, relay.assembly.tool_calls, relay.outcome(opened.deployment))
+
+
+class _Relay:
+    """Attempts of one streamed call, and what its caller has got of them."""
+
+    def __init__(self, owner: "Completions", work: "Work") -> None:
+        self._owner = owner
+        self._work = work
+        self._stitch = Stitch()
+        self.assembly = Assembly()
+        self.finished = False
+        self.continued = False
+
+    async def attempt(self, deployment: Deployment, limits: Limits, number: int) -> _OpenStream:
+        """Opens a stream and waits for its first token."""
+        work = self._work
+        body: Mapping[str, Any] | None = None
+        # A deployment that goes on from a given beginning needs not write, and bill, it again.
+        self.continued = bool(deployment.capabilities.prefill) and self._stitch.can_continue
+        if self.continued:
+            body = _continuing(work.body, self._stitch)
+        charge, sent, _ = await work.begin(deployment, limits, number, body)
+        made = work.attempt(deployment, sent, limits, number, continues=self.continued)
+        chunks = self._owner.upstreams[deployment.adapter].stream(made)
+        try:
+            first = await anext(chunks)
+        except UpstreamFault as fault:
+            silent = self._silent_usage(deployment, charge) if fault.failure.failure_class in MAYBE_BILLED else None
+            work.failed(charge, deployment, fault.failure, silent)
+            raise
+        except BaseException as error:
+            work.abandoned(charge, deployment, error, None if isinstance(error, BulkheadError) else self._silent_usage(deployment, charge))
+            await chunks.aclose()
+            raise
+        charge.first_token()
+        return first, chunks, charge
+
+    async def follow(self, opened: Opened[_OpenStream]) -> AsyncGenerator[StreamEvent, None]:
+        """Relays the opened stream to its end. Returns when it is whole, or when another attempt may be made."""
+        work, deployment = self._work, opened.deployment
+        first, chunks, charge = opened.result
+        sent = Meter()
+        work.record.first_chunk()
+        self._stitch.restart(continues=self.continued)
+        try:
+            async with aclosing(chunks):
+                batch: list[Chunk] | None = first
+                while batch is not None:
+                    for chunk in batch:
+                        sent.add(chunk)
+                        if chunk.after_gap:
+                            message = "A part of the model's answer could not be read."
+                            yield Notice("event_skipped", message, attributes=(("model", deployment.group),))
+                    new = self._stitch.feed(batch)
+                    if new:
+                        for chunk in new:
+                            self.assembly.add(chunk)
+                        yield new
+                    batch = await anext(chunks, None)
+        except Diverged:
+            work.abandoned(charge, deployment, None, self._usage(deployment, charge, sent), status="diverged")
+            work.record.recovering("diverged")
+            raise work.course.error() from None
+        except UpstreamFault as fault:
+            # What the provider has sent is paid, however the stream ends.
+            work.failed(charge, deployment, fault.failure, self._usage(deployment, charge, sent))
+            broken = work.course.interrupted(deployment, fault.failure)
+            recoverable = self._stitch.can_restart and fault.failure.failure_class in RECOVERABLE
+            work.record.recovering("restarted" if recoverable else "refused")
+            if not recoverable:
+                raise broken from fault
+            return
+        except BaseException as error:
+            work.abandoned(charge, deployment, error, self._usage(deployment, charge, sent))
+            raise
+        self.finished = True
+        work.served(charge, deployment, self._usage(deployment, charge, sent))
+
+    def outcome(self, deployment: Deployment):
+        """How the whole answer came about; ends the record."""
+        return self._work.outcome(deployment, self.assembly.finish_reason, self.assembly.response_id, self.assembly.model)
+
+    def _usage(self, deployment: Deployment, charge: Charge, sent: Meter) -> Usage:
+        payer = self._work.payer
+        reported = usage_of(deployment, sent.usage, batch=payer.terms.discounted)
+        if reported is not None:
+            return reported
+        estimate = priced(deployment.prices, payer.input_tokens, sent.output_bytes, estimated=True)
+        return bounded(estimate, deployment.prices.bound_nanousd(payer.input_tokens, charge.output_tokens))
+
+    def _silent_usage(self, deployment: Deployment, charge: Charge) -> Usage:
+        """What a stream has cost that gave nothing: the prompt, and with a reasoning model nobody knows how much more."""
+        return charge.upper_bound if deployment.reasoning else self._usage(deployment, charge, Meter())
+
+
+def _continuing(body: Mapping[str, Any], stitch: Stitch) -> Mapping[str, Any]:
+    """The request with the delivered text as the beginning of the answer, and with what is left of its bound."""
+    made = {**body, "messages": [*body["messages"], {"role": "assistant", "content": stitch.delivered_text}]}
+    for name in ("max_completion_tokens", "max_tokens"):
+        if type(body.get(name)) is int and output_bound(body):
+            made[name] = max(body[name] - stitch.delivered_chunks, 1)
+    return made
