@@ -1,75 +1,73 @@
-"""API keys in the state store, kept as a hash of the secret."""
+"""Whose key a secret is, and what limits its holder: cached, with changes pushed."""
 
 import asyncio
-import hashlib
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 
-import orjson
 import redis.asyncio as redis
 import structlog
 
+from services.common.accounts._holders import Holders
+from services.common.accounts._keys import PREFIX, Change, Keys, digest_of, new_key
 from services.common.accounts._limits import NO_LIMITS, LimitSet, PrincipalLimits
-from services.common.errors import NotFound, Unauthenticated
+from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, TenantRecord, UserRecord, decode
+from services.common.accounts._store import CHANGES, REVOCATIONS, Store, gone_key, holder_key, id_key, key_key, text
+from services.common.errors import Unauthenticated
 from services.common.identity import Principal
-from services.common.valkey import UNAVAILABLE, store_unavailable
+from services.common.valkey import UNAVAILABLE
 
-PREFIX = "bh_"
 ACCOUNT_CACHE = timedelta(seconds=10)
 CACHE_SIZE = 10_000
-REVOCATIONS = "acct:revoked"
-SCHEMA_VERSION = 2
+# Secrets that are nobody's: remembered apart, so that a flood of them costs no good key its place.
+UNKNOWN_SIZE = 1_000
+MOST_SECRET_CHARS = 256
 log = structlog.get_logger("bulkhead.accounts")
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """One API key. `expires_at` is in Unix seconds, 0 for never."""
+class _Known:
+    """A key as it was read; `until` is on time.monotonic()."""
 
-    key_id: str
-    tenant: str
-    user: str
-    team: str = ""
-    tier: str = "free"
-    scopes: tuple[str, ...] = ()
-    name: str = ""
-    created_at: float = 0.0
-    expires_at: float = 0.0
-    limits: LimitSet = NO_LIMITS
-    schema_version: int = SCHEMA_VERSION
-
-    def principal(self) -> Principal:
-        """Whom calls with this key are made for."""
-        return Principal(self.tenant, self.user, self.key_id, self.team, self.scopes, self.tier)
+    record: KeyRecord
+    principal: Principal
+    ends_at: float
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """A new key with its secret, which is shown once and stored nowhere."""
+class _Held:
+    """What four records say of one principal. `blocked` names the holder that is blocked."""
 
-    secret: str
-    record: KeyRecord
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    limits: PrincipalLimits
+    blocked: str
+    until: float
 
 
 class Accounts:
-    """Reads and writes key records. `start()` subscribes to revocations; without it a revoked key lives up to 10 s."""
+    """Reads and writes accounts. `start()` subscribes to changes; without it a revoked key or an old limit lives up to 10 s.
+
+    `keys`, `users`, `teams` and `tenants` write records. Everything raises Overloaded when the store is away.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
+        store = Store(client)
+        self._store = store
         self._client = client
-        self._cache: OrderedDict[str, tuple[KeyRecord | None, float]] = OrderedDict()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str, str, str], _Held] = OrderedDict()
         self._listener: asyncio.Task | None = None
-        self._revocations = 0
+        self._changes = 0
+        self.keys = Keys(store, self._forget)
+        self.users: Holders[UserRecord] = Holders(store, "user", UserRecord, self._forget)
+        self.teams: Holders[TeamRecord] = Holders(store, "team", TeamRecord, self._forget)
+        self.tenants: Holders[TenantRecord] = Holders(store, "tenant", TenantRecord, self._forget)
 
     async def start(self) -> None:
-        """Listens for revocations."""
+        """Listens for changes."""
         self._listener = asyncio.create_task(self._listen(), name="accounts")
 
     async def stop(self) -> None:
@@ -91,118 +89,147 @@ class Accounts:
         lifetime: timedelta | None = None,
         limits: LimitSet = NO_LIMITS,
     ) -> IssuedKey:
-        """Makes a key. Raises Overloaded when the store is away."""
-        secret = PREFIX + secrets.token_urlsafe(32)
-        now = time.time()
-        expires = now + lifetime.total_seconds() if lifetime else 0.0
-        record = KeyRecord("key_" + secrets.token_hex(8), tenant, user, team, tier, tuple(scopes), name, now, expires, limits)
-        digest = _digest(secret)
-        try:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.set(f"acct:key:{digest}", orjson.dumps({**asdict(record), "limits": record.limits.as_dict()}))
-                pipeline.set(f"acct:id:{record.key_id}", digest)
-                pipeline.sadd(f"acct:keys:{tenant}", record.key_id)
-                await pipeline.execute()
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
-        return IssuedKey(secret, record)
-
-    async def resolve(self, secret: str) -> Principal:
-        """The principal of an API key. Raises Unauthenticated when it is unknown, revoked or expired, Overloaded without a store."""
-        record = await self._record(_digest(secret)) if secret.startswith(PREFIX) and len(secret) < 256 else None
-        if record is None:
-            raise Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
-        if record.expires_at and record.expires_at <= time.time():
-            raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
-        return record.principal()
-
-    async def limits(self, principal: Principal) -> PrincipalLimits:
-        """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed. Raises Overloaded without a store."""
-        if not principal.key_id:
-            return PrincipalLimits()
-        try:
-            digest = await self._client.get(f"acct:id:{principal.key_id}")
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
-        record = await self._record(_text(digest)) if digest else None
-        return PrincipalLimits(key=record.limits) if record is not None else PrincipalLimits()
-
-    async def _record(self, digest: str) -> KeyRecord | None:
-        cached = self._cache.get(digest)
-        if cached is not None and cached[1] > time.monotonic():
-            return cached[0]
-        revocations = self._revocations
-        try:
-            raw = await self._client.get(f"acct:key:{digest}")
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
-        record = _decode(raw) if raw else None
-        if revocations != self._revocations:
-            return record  # read before a revocation that may be of this key: good for this call, not for ten seconds
-        self._cache[digest] = (record, time.monotonic() + ACCOUNT_CACHE.total_seconds())
-        self._cache.move_to_end(digest)
-        if len(self._cache) > CACHE_SIZE:
-            self._cache.popitem(last=False)
-        return record
+        """Makes a key. Raises InvalidInput for names that cannot be."""
+        return await self.keys.create(
+            new_key(tenant=tenant, user=user, tier=tier, scopes=scopes, team=team, name=name, lifetime=lifetime, limits=limits)
+        )
 
     async def list_keys(self, tenant: str) -> list[KeyRecord]:
-        """Keys of a tenant, oldest first. Raises Overloaded when the store is away."""
-        found = []
-        try:
-            for key_id in await self._client.smembers(f"acct:keys:{tenant}"):
-                digest = await self._client.get(f"acct:id:{_text(key_id)}")
-                raw = await self._client.get(f"acct:key:{_text(digest)}") if digest else None
-                if raw:
-                    found.append(_decode(raw))
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
-        return sorted(found, key=lambda record: record.created_at)
+        """Keys of a tenant, oldest first."""
+        return await self.keys.list(tenant)
+
+    async def update_key(self, tenant: str, key_id: str, change: Change) -> KeyRecord:
+        """Changes a key. Raises NotFound for an id that is not the tenant's, InvalidInput, Conflict."""
+        return await self.keys.update(key_id, tenant, change)
 
     async def revoke(self, tenant: str, key_id: str) -> None:
-        """Ends a key at once, in every process. Raises NotFound for an id that is not the tenant's, Overloaded without a store.
+        """Ends a key at once, in every process. Raises NotFound for an id that is not the tenant's."""
+        await self.keys.delete(key_id, tenant)
 
-        The secret's record goes first and the tenant's list last, so that a revocation that broke off can be asked for again.
+    async def resolve(self, secret: str) -> Principal:
+        """The principal of an API key. Raises Unauthenticated when it is unknown, revoked, expired or blocked."""
+        known = await self._key(digest_of(secret)) if secret.startswith(PREFIX) and len(secret) < MOST_SECRET_CHARS else None
+        if known is None:
+            raise Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
+        if known.ends_at and known.ends_at <= time.time():
+            raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
+        if known.record.blocked:
+            raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
+        principal = known.principal
+        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
+        if held is None or held.until <= time.monotonic():
+            held = await self._read_held(principal, known.record)
+        if held.blocked:
+            raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
+        return principal
+
+    async def limits(self, principal: Principal) -> PrincipalLimits:
+        """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed.
+
+        It goes by the names in the principal, so it serves those of internal tokens too, of runs whose key was deleted as well.
         """
-        try:
-            digest = await self._client.get(f"acct:id:{key_id}")
-            if digest is None or not await self._client.sismember(f"acct:keys:{tenant}", key_id):
-                raise NotFound("no such key")
-            await self._client.delete(f"acct:key:{_text(digest)}")
-            self._forget(_text(digest))
-            await self._client.publish(REVOCATIONS, _text(digest))
-            await self._client.delete(f"acct:id:{key_id}")
-            await self._client.srem(f"acct:keys:{tenant}", key_id)
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
+        if held is None or held.until <= time.monotonic():
+            held = await self._read_held(principal, None)
+        return held.limits
 
-    def _forget(self, digest: str) -> None:
-        self._revocations += 1
-        self._cache.pop(digest, None)
+    async def _key(self, digest: str) -> _Known | None:
+        now = time.monotonic()
+        known = self._known.get(digest)
+        if known is not None and known.until > now:
+            return known
+        if self._unknown.get(digest, 0.0) > now:
+            return None
+        changes = self._changes
+        raw = await self._store.get(key_key(digest))
+        record = decode(KeyRecord, raw) if raw else None
+        ends_at = record.expires_at if record is not None else 0.0
+        if record is not None and record.superseded:
+            # An old secret within its grace: it is the key that counts, and the key's own end may be nearer.
+            record = await self._by_id(record.key_id)
+            ends_at = min(ends_at, record.expires_at or ends_at) if record is not None else 0.0
+        until = now + ACCOUNT_CACHE.total_seconds()
+        # What was read before a change that may be of this key is good for this call, not for ten seconds.
+        keep = changes == self._changes
+        if record is None:
+            if keep:
+                _put(self._unknown, digest, until, UNKNOWN_SIZE)
+            return None
+        known = _Known(record, record.principal(), ends_at, until)
+        if keep:
+            _put(self._known, digest, known, CACHE_SIZE)
+        return known
+
+    async def _by_id(self, key_id: str) -> KeyRecord | None:
+        digest = await self._store.get(id_key(key_id))
+        raw = await self._store.get(key_key(text(digest))) if digest else None
+        return decode(KeyRecord, raw) if raw else None
+
+    async def _read_held(self, principal: Principal, key: KeyRecord | None) -> _Held:
+        changes, now = self._changes, time.monotonic()
+        # Nothing stands under an empty name.
+        names = [
+            holder_key("tenant", principal.tenant),
+            holder_key("user", principal.tenant, principal.user),
+            holder_key("team", principal.tenant, principal.team),
+        ]
+        if key is None and principal.key_id:
+            names += [id_key(principal.key_id), gone_key(principal.key_id)]
+        raws = await self._store.many(names)
+        if key is None and principal.key_id:
+            digest, last = raws[3:]
+            raw = await self._store.get(key_key(text(digest))) if digest else last
+            key = decode(KeyRecord, raw) if raw else None
+            if key is not None and key.tenant != principal.tenant:
+                key = None
+        tenant = decode(TenantRecord, raws[0]) if raws[0] else None
+        user = decode(UserRecord, raws[1]) if raws[1] else None
+        team = decode(TeamRecord, raws[2]) if raws[2] else None
+        limits = PrincipalLimits(
+            key=key.limits if key else NO_LIMITS,
+            user=user.limits if user else NO_LIMITS,
+            team=team.limits if team else NO_LIMITS,
+            tenant=tenant.limits if tenant else NO_LIMITS,
+        )
+        blocked = next((kind for kind, holder in (("tenant", tenant), ("team", team), ("user", user)) if holder and holder.blocked), "")
+        held = _Held(limits, blocked, now + ACCOUNT_CACHE.total_seconds())
+        if changes == self._changes:
+            _put(self._held, (principal.tenant, principal.user, principal.team, principal.key_id), held, CACHE_SIZE)
+        return held
+
+    def _forget(self, changed: str) -> None:
+        """`changed` is a digest, or the store key of another record."""
+        self._changes += 1
+        self._known.pop(changed, None)
+        # Changes are rare beside calls, and the records of four holders cost one read.
+        self._held.clear()
+        if changed.startswith(id_key("")):
+            # A key may be known under two secrets while an old one is in its grace.
+            key_id = changed.removeprefix(id_key(""))
+            for digest in [digest for digest, known in self._known.items() if known.record.key_id == key_id]:
+                del self._known[digest]
 
     async def _listen(self) -> None:
         while True:
             try:
                 async with self._client.pubsub() as subscription:
-                    await subscription.subscribe(REVOCATIONS)
-                    # What was revoked while nobody listened must not live on in the cache.
-                    self._revocations += 1
-                    self._cache.clear()
+                    await subscription.subscribe(REVOCATIONS, CHANGES)
+                    # What changed while nobody listened must not live on in the caches.
+                    self._changes += 1
+                    self._known.clear()
+                    self._unknown.clear()
+                    self._held.clear()
                     while True:
                         message = await subscription.get_message(ignore_subscribe_messages=True, timeout=1.0)
                         if message:
-                            self._forget(_text(message["data"]))
+                            self._forget(text(message["data"]))
             except UNAVAILABLE as error:
                 log.warning("revocations_interrupted", error=type(error).__name__)
                 await asyncio.sleep(1.0)
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _decode(raw: bytes | str) -> KeyRecord:
-    data = orjson.loads(raw)
-    known = {name: data[name] for name in KeyRecord.__slots__ if name in data}
-    known["scopes"] = tuple(known.get("scopes", ()))
-    known["limits"] = LimitSet.from_dict(known.get("limits", {}))
-    return KeyRecord(**known)
+def _put(cache: OrderedDict, key: object, value: object, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > most:
+        cache.popitem(last=False)

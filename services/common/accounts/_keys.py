@@ -1,0 +1,225 @@
+"""Making, changing, rotating and ending API keys. Secrets are stored as hashes only."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from redis.asyncio.client import Pipeline
+
+from services.common.accounts._limits import NO_LIMITS, LimitSet
+from services.common.accounts._records import IssuedKey, KeyRecord, decode, encode
+from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, id_key, key_key, keys_key, text
+from services.common.errors import Conflict, NotFound
+
+PREFIX = "bh_"
+ID_PREFIX = "key_"
+HINT_CHARS = 4
+# Runs that a deleted key began may go on, and stay within its limits.
+KEPT_AFTER_DELETE = timedelta(days=30)
+Change = Callable[[KeyRecord], KeyRecord]
+
+
+def digest_of(secret: str) -> str:
+    """Under what a secret is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Keys:
+    """Key records. `forget` is told of every digest and store key that changed, before the call returns."""
+
+    def __init__(self, store: Store, forget: Callable[[str], None]) -> None:
+        self._store = store
+        self._forget = forget
+
+    async def create(self, record: KeyRecord, *, unique_name: bool = False) -> IssuedKey:
+        """Stores `record` as a new key: id, times and hint are made here.
+
+        Raises InvalidInput; Conflict when `unique_name` is asked for and another key of the tenant has the name.
+        """
+        secret = PREFIX + secrets.token_urlsafe(32)
+        now = time.time()
+        record = replace(
+            record, key_id=ID_PREFIX + secrets.token_hex(8), created_at=now, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False
+        )
+        record.check()
+        digest = digest_of(secret)
+
+        async def write(pipeline: Pipeline) -> None:
+            claimed = unique_name and record.name
+            if claimed:
+                await self._refuse_taken(pipeline, record)
+            pipeline.multi()
+            pipeline.set(key_key(digest), encode(record))
+            pipeline.set(id_key(record.key_id), digest)
+            pipeline.sadd(keys_key(record.tenant), record.key_id)
+            if claimed:
+                pipeline.hset(alias_key(record.tenant), record.name, record.key_id)
+
+        await self._store.transaction(write)
+        return IssuedKey(secret, record)
+
+    async def find(self, key_id: str, tenant: str) -> KeyRecord:
+        """The record of a key. Raises NotFound for an id that is not the tenant's."""
+        digest = await self._store.get(id_key(key_id))
+        raw = await self._store.get(key_key(text(digest))) if digest else None
+        record = decode(KeyRecord, raw) if raw else None
+        if record is None or record.tenant != tenant:
+            raise NotFound("no such key")
+        return record
+
+    async def find_id(self, reference: str, tenant: str) -> str:
+        """The id of a key that is named by its id, its secret, or the SHA-256 of its secret. Raises NotFound."""
+        if reference.startswith(ID_PREFIX):
+            return (await self.find(reference, tenant)).key_id
+        digest = digest_of(reference) if reference.startswith(PREFIX) else reference
+        raw = await self._store.get(key_key(digest)) if len(digest) == 64 and digest.isalnum() else None
+        record = decode(KeyRecord, raw) if raw else None
+        if record is None or record.tenant != tenant:
+            raise NotFound("no such key")
+        return record.key_id
+
+    async def find_name(self, name: str, tenant: str) -> str:
+        """The id of the key with this name. Raises NotFound when none or several have it."""
+        if (claimed := await self._store.field(alias_key(tenant), name)) is not None:
+            return claimed
+        found = [record.key_id for record in await self.list(tenant) if record.name == name]
+        if len(found) != 1:
+            raise NotFound("no key has this name" if not found else "several keys have this name")
+        return found[0]
+
+    async def list(self, tenant: str) -> list[KeyRecord]:
+        """Keys of a tenant, oldest first."""
+        digests = await self._store.many([id_key(key_id) for key_id in await self._store.members(keys_key(tenant))])
+        raws = await self._store.many([key_key(text(digest)) for digest in digests if digest])
+        return sorted((decode(KeyRecord, raw) for raw in raws if raw), key=lambda record: (record.created_at, record.key_id))
+
+    async def update(self, key_id: str, tenant: str, change: Change, *, unique_name: bool = False) -> KeyRecord:
+        """Applies `change` to the record as it is now; it may run again when another was faster, and may raise.
+
+        Id, tenant and creation stay. Raises NotFound, InvalidInput, Conflict.
+        """
+
+        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
+            digest, old = await _watched(pipeline, key_id, tenant)
+            new = replace(change(old), key_id=old.key_id, tenant=old.tenant, created_at=old.created_at, updated_at=time.time())
+            new.check()
+            renamed = new.name != old.name
+            freed = renamed and await self._holds_name(pipeline, old)
+            if renamed and unique_name and new.name:
+                await self._refuse_taken(pipeline, new)
+            pipeline.multi()
+            pipeline.set(key_key(digest), encode(new))
+            if freed:
+                pipeline.hdel(alias_key(tenant), old.name)
+            if renamed and unique_name and new.name:
+                pipeline.hset(alias_key(tenant), new.name, key_id)
+            _tell(pipeline, digest, key_id)
+            return digest, new
+
+        digest, record = await self._store.transaction(write)
+        self._forget(digest)
+        self._forget(id_key(key_id))
+        return record
+
+    async def rotate(self, key_id: str, tenant: str, *, grace: timedelta | None = None, change: Change | None = None) -> IssuedKey:
+        """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`, at once without.
+
+        Raises NotFound, InvalidInput, Conflict.
+        """
+        secret = PREFIX + secrets.token_urlsafe(32)
+        fresh = digest_of(secret)
+
+        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
+            digest, old = await _watched(pipeline, key_id, tenant)
+            now = time.time()
+            new = replace(change(old) if change else old, key_id=key_id, tenant=tenant, created_at=old.created_at)
+            new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False)
+            new.check()
+            pipeline.multi()
+            if grace is None:
+                pipeline.delete(key_key(digest))
+            else:
+                # A version that knows no rotation takes this for a key of its own, which ends in time as well.
+                ends = now + grace.total_seconds()
+                old = replace(old, superseded=True, expires_at=min(old.expires_at or ends, ends))
+                pipeline.set(key_key(digest), encode(old), exat=int(ends) + 1)
+            pipeline.set(key_key(fresh), encode(new))
+            pipeline.set(id_key(key_id), fresh)
+            _tell(pipeline, digest, key_id)
+            return digest, new
+
+        digest, record = await self._store.transaction(write)
+        self._forget(digest)
+        self._forget(id_key(key_id))
+        return IssuedKey(secret, record)
+
+    async def delete(self, key_id: str, tenant: str) -> KeyRecord:
+        """Ends a key and every secret of it at once, in every process. Raises NotFound, Conflict."""
+
+        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
+            digest, old = await _watched(pipeline, key_id, tenant)
+            freed = await self._holds_name(pipeline, old)
+            pipeline.multi()
+            # A secret within its grace finds its key by the id, which is gone with the record.
+            pipeline.delete(key_key(digest), id_key(key_id))
+            pipeline.srem(keys_key(tenant), key_id)
+            pipeline.set(gone_key(key_id), encode(old), ex=KEPT_AFTER_DELETE)
+            if freed:
+                pipeline.hdel(alias_key(tenant), old.name)
+            _tell(pipeline, digest, key_id)
+            return digest, old
+
+        digest, record = await self._store.transaction(write)
+        self._forget(digest)
+        self._forget(id_key(key_id))
+        return record
+
+    async def _holds_name(self, pipeline: Pipeline, record: KeyRecord) -> bool:
+        if not record.name:
+            return False
+        await pipeline.watch(alias_key(record.tenant))
+        holder = await pipeline.hget(alias_key(record.tenant), record.name)
+        return holder is not None and text(holder) == record.key_id
+
+    async def _refuse_taken(self, pipeline: Pipeline, record: KeyRecord) -> None:
+        await pipeline.watch(alias_key(record.tenant))
+        holder = await pipeline.hget(alias_key(record.tenant), record.name)
+        if holder is not None and text(holder) != record.key_id:
+            raise Conflict("another key has this name", reason="NAME_TAKEN")
+
+
+async def _watched(pipeline: Pipeline, key_id: str, tenant: str) -> tuple[str, KeyRecord]:
+    await pipeline.watch(id_key(key_id))
+    digest = await pipeline.get(id_key(key_id))
+    if digest is None:
+        raise NotFound("no such key")
+    await pipeline.watch(key_key(text(digest)))
+    raw = await pipeline.get(key_key(text(digest)))
+    record = decode(KeyRecord, raw) if raw else None
+    if record is None or record.tenant != tenant:
+        raise NotFound("no such key")
+    return text(digest), record
+
+
+def _tell(pipeline: Pipeline, digest: str, key_id: str) -> None:
+    pipeline.publish(REVOCATIONS, digest)
+    pipeline.publish(CHANGES, id_key(key_id))
+
+
+def new_key(
+    *,
+    tenant: str,
+    user: str,
+    tier: str,
+    scopes: Sequence[str],
+    team: str = "",
+    name: str = "",
+    lifetime: timedelta | None = None,
+    limits: LimitSet = NO_LIMITS,
+) -> KeyRecord:
+    """A record for `Keys.create`."""
+    expires = time.time() + lifetime.total_seconds() if lifetime else 0.0
+    return KeyRecord("", tenant, user, team, tier, tuple(scopes), name, expires_at=expires, limits=limits)

@@ -1,0 +1,122 @@
+"""Where the records are in the state store, and how they are changed without losing anybody's change.
+
+`acct:key:<digest>` is the record of a key under the SHA-256 of its secret, `acct:id:<key_id>` the digest of its present secret,
+`acct:keys:<tenant>` the ids of a tenant's keys, `acct:alias:<tenant>` its unique names, `acct:gone:<key_id>` the last record of a deleted
+key. `acct:user:`, `acct:team:` and `acct:tenant:` are records, `acct:users:` and `acct:teams:` the names of a tenant's.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+from urllib.parse import quote
+
+import redis.asyncio as redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import WatchError
+
+from services.common.errors import Conflict
+from services.common.valkey import UNAVAILABLE, store_unavailable
+
+# Digests of secrets whose record changed; every version listens to it.
+REVOCATIONS = "acct:revoked"
+# Store keys of other records that changed.
+CHANGES = "acct:changed"
+CHUNK = 500
+MOST_TRIES = 100
+T = TypeVar("T")
+
+
+def key_key(digest: str) -> str:
+    """Of the record under a secret."""
+    return f"acct:key:{digest}"
+
+
+def id_key(key_id: str) -> str:
+    """Of the digest of a key's present secret."""
+    return f"acct:id:{key_id}"
+
+
+def gone_key(key_id: str) -> str:
+    """Of a deleted key's last record."""
+    return f"acct:gone:{key_id}"
+
+
+def keys_key(tenant: str) -> str:
+    """Of the set of a tenant's key ids."""
+    return f"acct:keys:{tenant}"
+
+
+def alias_key(tenant: str) -> str:
+    """Of the hash from unique names to key ids."""
+    return f"acct:alias:{tenant}"
+
+
+def holder_key(kind: str, tenant: str, name: str = "") -> str:
+    """Of the record of a tenant, or of one of its users or teams; quoted, so that no two names meet in one key."""
+    return f"acct:{kind}:{quote(tenant, safe='')}" + (f":{quote(name, safe='')}" if name else "")
+
+
+def names_key(kind: str, tenant: str) -> str:
+    """Of the set of names of a tenant's users or teams."""
+    return f"acct:{kind}s:{quote(tenant, safe='')}"
+
+
+class Store:
+    """Reads, and changes by watch and transaction. Raises Overloaded when the store is away."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    async def get(self, key: str) -> bytes | None:
+        """One value."""
+        return (await self.many([key]))[0]
+
+    async def many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Values of several keys."""
+        found: list[bytes | None] = []
+        try:
+            for start in range(0, len(keys), CHUNK):
+                found += await self._client.mget(keys[start : start + CHUNK])
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return found
+
+    async def field(self, key: str, name: str) -> str | None:
+        """One field of a hash."""
+        try:
+            found = await self._client.hget(key, name)
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        return None if found is None else text(found)
+
+    async def members(self, key: str) -> list[str]:
+        """A set, sorted."""
+        try:
+            return sorted(text(member) for member in await self._client.smembers(key))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def transaction(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+        """Runs `work`, which watches, reads, calls multi() and queues writes, until nobody changed between what it read.
+
+        Raises Conflict when others were faster every time, and what `work` raises: nothing is written then.
+        """
+        try:
+            for _ in range(MOST_TRIES):
+                async with self._client.pipeline(transaction=True) as pipeline:
+                    try:
+                        result = await work(pipeline)
+                        await pipeline.execute()
+                    except WatchError:
+                        await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter
+                        continue
+                    return result
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+        raise Conflict("the record is being changed by others; try again")
+
+
+def text(value: bytes | str) -> str:
+    """What the store answered, as text."""
+    return value.decode() if isinstance(value, bytes) else value
