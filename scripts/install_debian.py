@@ -19,8 +19,8 @@ PROGRAMS = {
 TRIES = 3
 
 
-def missing() -> dict[str, str]:
-    return {program: package for program, package in PROGRAMS.items() if shutil.which(program, path=search_path()) is None}
+def missing(programs: dict[str, str]) -> dict[str, str]:
+    return {program: package for program, package in programs.items() if shutil.which(program, path=search_path()) is None}
 
 
 def search_path() -> str:
@@ -40,8 +40,8 @@ def apt_get(*arguments: str) -> bool:
     return False
 
 
-def main() -> int:
-    wanted = missing()
+def main(programs: dict[str, str] = PROGRAMS) -> int:
+    wanted = missing(programs)
     if not wanted:
         return 0
     packages = sorted(set(wanted.values()))
@@ -53,7 +53,7 @@ def main() -> int:
         print(f"{', '.join(wanted)} missing, and neither root nor sudo: {hint}", file=sys.stderr)
         return 1
     print(f"apt-get install {' '.join(packages)}", flush=True)
-    if not apt_get("update") or not apt_get("install", "-y", "--no-install-recommends", *packages) or missing():
+    if not apt_get("update") or not apt_get("install", "-y", "--no-install-recommends", *packages) or missing(programs):
         print(f"apt-get could not install {' '.join(packages)}: {hint}", file=sys.stderr)
         return 1
     return 0
