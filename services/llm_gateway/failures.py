@@ -90,11 +90,12 @@ class Failure:
 
 
 class UpstreamFault(Exception):
-    """Raised by an upstream when an attempt failed."""
+    """Raised by an upstream when an attempt failed. `usage` is in OpenAI's shape, where the provider bills the failed attempt."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, usage: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"{failure.failure_class}: {failure.message}")
         self.failure = failure
+        self.usage = usage
 
 
 _CONTEXT_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "context_window_exceeded"})
