@@ -226,7 +226,7 @@ class Course:
     def _wait_s(self, failure: Failure) -> float | None:
         """Seconds until the same model may be asked again, None when it may not."""
         left = [d for d in self.group.deployments if d.id not in self._spent]
-        if not left or self._retried >= self._most_retries:
+        if not left or self._retried >= self._registry.retries_by_class.get(failure.failure_class, self._most_retries):
             return None
         if any(d.id not in self._asked for d in left):
             return 0.0

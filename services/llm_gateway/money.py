@@ -18,7 +18,8 @@ class Prices:
     """Prices of one deployment in pico-USD a token. `known` is False where the registry names none: the call costs 0.
 
     `cached_input` is a prompt token read from the provider's cache, `cache_write` one written to it. The `batch_*` prices are
-    those of the provider's batch API, 0 where it has none. `per_request` is added to each call.
+    those of the provider's batch API, 0 where it has none. `per_request` is added to each call. `above` holds in place of these for
+    a call whose prompt is longer than `above_tokens`.
     """
 
     input: int = 0
@@ -30,6 +31,13 @@ class Prices:
     batch_input: int = 0
     batch_output: int = 0
     per_request: int = 0
+    above_tokens: int = 0
+    above: "Prices | None" = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing that a call does costs anything."""
+        return not (self.highest_input or self.highest_output or self.per_request)
 
     @property
     def highest_input(self) -> int:
@@ -44,7 +52,10 @@ class Prices:
     def bound_nanousd(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a call of so many tokens can cost, in nano-USD, rounded up."""
         picousd = input_tokens * self.highest_input + output_tokens * self.highest_output + self.per_request
-        return -(-picousd // PICO_PER_NANO)
+        bound = -(-picousd // PICO_PER_NANO)
+        if self.above is None or input_tokens <= self.above_tokens:
+            return bound
+        return max(bound, self.above.bound_nanousd(input_tokens, output_tokens))
 
 
 UNPRICED = Prices()
@@ -108,6 +119,8 @@ def priced(
     """
     cached, reasoning = min(cached, input_tokens), min(reasoning, output_tokens)
     cache_write = min(cache_write, input_tokens - cached)
+    while prices.above is not None and input_tokens > prices.above_tokens:
+        prices = prices.above
     if batch and (prices.batch_input or prices.batch_output):
         cost = input_tokens * prices.batch_input + output_tokens * prices.batch_output
     else:

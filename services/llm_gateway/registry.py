@@ -1,7 +1,7 @@
 """The model registry: groups of deployments in the order of the configuration, and the rings that a call may walk."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from services.common.errors import InvalidInput, NotFound
@@ -66,13 +66,15 @@ class Deployment:
     model: str
     mode: Mode
     api_base: str = ""
+    api_version: str = ""
     api_key: str = field(default="", repr=False)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeouts: Timeouts = Timeouts()
     weight: float = 1.0
     order: int = 0
     prices: Prices = UNPRICED
+    free: bool = False  # costs nothing on purpose
     max_input_tokens: int = 0
     max_output_tokens: int = 0
     capabilities: Capabilities = Capabilities()
@@ -97,11 +99,35 @@ class Group:
         return self.deployments[0].mode
 
 
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """litellm_settings.cache and cache_params. Times in seconds; None for the process's setting.
+
+    With `opt_in` only calls that ask for a cache use it (LiteLLM's mode: default_off).
+    """
+
+    enabled: bool = False
+    opt_in: bool = False
+    ttl_s: float | None = None
+    semantic_model: str = ""
+    similarity: float | None = None
+
+
 @dataclass(frozen=True)
 class Registry:
-    """All groups by name, in order; immutable, so that a call keeps the one it began with."""
+    """All groups by name, in order; immutable, so that a call keeps the one it began with.
+
+    `wildcards` are groups whose name holds a `*`, as `openai/*`: they serve every name that fits and that no other group has.
+    `tenant_budget_microusd` and `tenant_budget_period` are the budget of each tenant that has none of its own.
+    """
 
     groups: Mapping[str, Group]
+    wildcards: tuple[Group, ...] = ()
+    retries_by_class: Mapping[FailureClass, int] = field(default_factory=dict)
+    cache: CacheConfig = CacheConfig()
+    master_key: str = field(default="", repr=False)
+    tenant_budget_microusd: int | None = None
+    tenant_budget_period: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_fallbacks: tuple[str, ...] = ()
@@ -119,6 +145,7 @@ class Registry:
     drop_params: bool = False
     unsupported: tuple[str, ...] = ()
     unpriced: tuple[str, ...] = ()
+    price_table: Mapping[str, Prices] = field(default_factory=dict, repr=False)
     _rings: dict[str, tuple[Group, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def resolve(self, name: str, mode: Mode) -> tuple[Group, bool]:
@@ -131,7 +158,7 @@ class Registry:
                 if first.mode == mode:
                     return first, True
             raise NotFound(f"no {mode} model is configured", reason="MODEL_NOT_FOUND")
-        group = self.groups.get(self.aliases.get(name, name))
+        group = self.groups.get(self.aliases.get(name, name)) or self._wild(name)
         if group is None:
             raise NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": name[:128]})
         if group.mode != mode:
@@ -140,6 +167,23 @@ class Registry:
             )
         return group, False
 
+    def _wild(self, name: str) -> Group | None:
+        for wildcard in self.wildcards:
+            before, _, after = wildcard.name.partition("*")
+            if len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after):
+                middle = name[len(before) : len(name) - len(after)]
+                members = tuple(
+                    replace(d, group=name, model=d.model.replace("*", middle), prices=self.price_of(d, middle))
+                    for d in wildcard.deployments
+                )
+                return Group(name, wildcard.index, members)
+        return None
+
+    def price_of(self, deployment: Deployment, name: str) -> Prices:
+        """The price of a model behind a wildcard, from the price table; the wildcard's own where the table has none."""
+        table = self.price_table
+        return table.get(f"{deployment.provider}/{name}") or table.get(name) or deployment.prices
+
     def ring(self, start: Group) -> tuple[Group, ...]:
         """Where a call may go after `start`, each model once: its configured fallbacks, then round the registry.
 
@@ -147,14 +191,20 @@ class Registry:
         """
         found = self._rings.get(start.name)
         if found is None:
-            found = self._rings[start.name] = tuple(self._ring(start))
+            found = tuple(self._ring(start))
+            if start.name in self.groups:  # names behind a wildcard come from callers and have no end
+                self._rings[start.name] = found
         return found
 
     def _ring(self, start: Group) -> Iterator[Group]:
         seen = {start.name}
-        ordered = list(self.groups.values())
+        if start.name not in self.groups:
+            # A model behind a wildcard is a name that the caller chose; it has the fallbacks that are configured for it, and no ring.
+            ordered: list[Group] = []
+        else:
+            ordered = list(self.groups.values())
         names: list[str] = [*self.fallbacks.get(start.name, ()), *self.default_fallbacks]
-        if start.mode != "embedding":
+        if start.mode != "embedding" and ordered:
             names += [group.name for group in (*ordered[start.index + 1 :], *ordered[: start.index])]
         for name in names:
             group = self.groups[self.aliases.get(name, name)]

@@ -1,41 +1,65 @@
-"""From a validated models.yaml to the registry: secrets resolved, providers known, names checked against each other."""
+"""From a validated models.yaml and its price table to the registry: secrets resolved, providers known, names checked."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
 from services.common.config import ConfigProblem
-from services.llm_gateway.model_config import STRATEGIES, ModelEntry, ModelsFile, merged
-from services.llm_gateway.money import Prices, picousd
-from services.llm_gateway.registry import Deployment, Group, Mode, Registry, Timeouts
+from services.llm_gateway.failures import FailureClass
+from services.llm_gateway.model_config import RETRY_POLICY, STRATEGIES, ModelEntry, ModelsFile, merged
+from services.llm_gateway.money import Prices
+from services.llm_gateway.price_config import PriceKeys, parse_table, prices_of, zeroed
+from services.llm_gateway.providers import LOCAL_EMBEDDERS, PROVIDERS, Provider
+from services.llm_gateway.registry import (
+    CacheConfig,
+    Capabilities,
+    Deployment,
+    DeploymentLimits,
+    Group,
+    Mode,
+    Registry,
+    Timeouts,
+)
 
 REFERENCE = "os.environ/"
-OPENAI_BASE = "https://api.openai.com/v1"
-# Providers that speak the OpenAI API, with the base URL where there is one for everybody.
-OPENAI_COMPATIBLE: Mapping[str, str] = {
-    "openai": OPENAI_BASE, "hosted_vllm": "", "vllm": "", "litellm_proxy": "", "custom_openai": "", "openai_like": "", "lm_studio": "",
-    "deepseek": "https://api.deepseek.com/v1", "groq": "https://api.groq.com/openai/v1", "mistral": "https://api.mistral.ai/v1",
-    "openrouter": "https://openrouter.ai/api/v1", "together_ai": "https://api.together.xyz/v1", "xai": "https://api.x.ai/v1",
-}  # fmt: skip
-LOCAL_EMBEDDERS: Mapping[str, int] = {"wordllama/l2_supercat_256": 256}
+MICRO_PER_USD = 10**6
+_MODES: Mapping[str, Mode] = {"embedding": "embedding", "rerank": "rerank"}
 
 
-def registry_parser(environment: Mapping[str, str]) -> Callable[[Any], Registry]:
-    """A parser for ConfigFile. `os.environ/NAME` values are looked up in `environment`."""
+class RegistryParser:
+    """A parser for ConfigFile: of models.yaml, and of the price table that lies beside it.
 
-    def parse(data: Any) -> Registry:
-        return _Builder(ModelsFile.model_validate(data), environment).build()
+    `os.environ/NAME` values are looked up in `environment`. A content that would make a known price nothing is refused.
+    """
 
-    return parse
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._last: Registry | None = None
+
+    def __call__(self, data: Any, *beside: tuple[str, Any]) -> Registry:
+        """The registry. `beside` are the other files that exist, as (name, content). Raises ConfigProblem or ValidationError."""
+        table: dict[str, PriceKeys] = {}
+        for name, content in beside:
+            table.update(parse_table(content, name))
+        registry = _Builder(ModelsFile.model_validate(data), self._environment, table).build()
+        if self._last is not None and (problems := zeroed(self._last, registry)):
+            raise ConfigProblem(problems)
+        self._last = registry
+        return registry
+
+
+def registry_parser(environment: Mapping[str, str]) -> Callable[..., Registry]:
+    """A new parser."""
+    return RegistryParser(environment)
 
 
 class _Builder:
-    def __init__(self, file: ModelsFile, environment: Mapping[str, str]) -> None:
+    def __init__(self, file: ModelsFile, environment: Mapping[str, str], table: Mapping[str, PriceKeys]) -> None:
         self._file = file
         self._environment = environment
+        self._table = table
         self._problems: list[str] = []
         self._unsupported = file.without_effect()
 
@@ -69,7 +93,7 @@ class _Builder:
         return groups
 
     def _registry(self, groups: dict[str, Group], declared: set[str]) -> Registry:
-        router, litellm = self._file.router_settings, self._file.litellm_settings
+        router, litellm, general = self._file.router_settings, self._file.litellm_settings, self._file.general_settings
         aliases: dict[str, str] = {}
         for alias, target in router.model_group_alias.items():
             name = target if isinstance(target, str) else str(target.get("model", ""))
@@ -90,19 +114,39 @@ class _Builder:
 
         defaults = (*router.default_fallbacks, *litellm.default_fallbacks)
         kept_defaults = tuple(t for t in defaults if self._known(t, names, "default_fallbacks") and (t in groups or t in aliases))
-        strategy = router.routing_strategy if router.routing_strategy in STRATEGIES else STRATEGIES[0]
+        cache = litellm.cache_params
+        # Wildcards take up no place in the ring: they stand for names that callers choose.
+        plain = {name: group for name, group in groups.items() if "*" not in name}
         return Registry(
-            groups=groups,
+            groups={name: Group(name, index, group.deployments) for index, (name, group) in enumerate(plain.items())},
+            wildcards=tuple(sorted((g for g in groups.values() if "*" in g.name), key=lambda g: -len(g.name))),
             aliases=aliases,
             fallbacks=table("fallbacks"),
             default_fallbacks=kept_defaults,
             context_window_fallbacks=table("context_window_fallbacks"),
             content_policy_fallbacks=table("content_policy_fallbacks"),
             num_retries=router.num_retries if router.num_retries is not None else litellm.num_retries,
+            retries_by_class={
+                FailureClass(name): times for policy, times in router.retry_policy.items() for name in RETRY_POLICY.get(policy, ())
+            },
+            allowed_fails=router.allowed_fails if router.allowed_fails is not None else litellm.allowed_fails,
+            cooldown_s=router.cooldown_time,
+            drop_params=litellm.drop_params,
             max_fallbacks=router.max_fallbacks,
-            routing_strategy=strategy,
+            routing_strategy=STRATEGIES.get(router.routing_strategy, "least-busy"),
             request_timeout_s=router.timeout or litellm.request_timeout,
-            always_include_stream_usage=self._file.general_settings.always_include_stream_usage,
+            always_include_stream_usage=general.always_include_stream_usage,
+            cache=CacheConfig(
+                litellm.cache,
+                cache.mode == "default_off",
+                cache.ttl,
+                cache.redis_semantic_cache_embedding_model or cache.qdrant_semantic_cache_embedding_model or "",
+                cache.similarity_threshold,
+            ),
+            master_key=self._resolved(general.master_key or "", "models.yaml: general_settings.master_key"),
+            tenant_budget_microusd=None if litellm.max_budget is None else int(litellm.max_budget * MICRO_PER_USD),
+            tenant_budget_period=litellm.budget_duration or "",
+            price_table={name: prices_of([keys], output_needed=False) for name, keys in self._table.items()},
             unsupported=tuple(self._unsupported),
             unpriced=tuple(name for name, group in groups.items() if not all(d.prices.known for d in group.deployments)),
         )
@@ -115,55 +159,88 @@ class _Builder:
     def _deployment(self, number: int, entry: ModelEntry) -> Deployment | None:
         params, info = entry.litellm_params, entry.model_info
         where = f"models.yaml: model_list[{number}] ({entry.model_name})"
-        provider, _, model = params.model.partition("/") if "/" in params.model else ("openai", "/", params.model)
-        mode: Mode = "embedding" if info.mode == "embedding" or params.model in LOCAL_EMBEDDERS else "chat"
-        dimension = info.output_vector_size or 0
-        adapter, base, key = "openai", "", ""
-        if provider == "wordllama":
+        name, _, model = params.model.partition("/") if "/" in params.model else ("openai", "/", params.model)
+        mode: Mode = "embedding" if params.model in LOCAL_EMBEDDERS and info.mode != "rerank" else _MODES.get(info.mode or "", "chat")
+        local = name == "wordllama"
+        provider = Provider("wordllama") if local else PROVIDERS.get(name)
+        if provider is None:
+            self._unsupported.append(f"model_list[{number}].litellm_params.model={params.model}")
+            return None
+        dimension, base, key = info.output_vector_size or 0, "", ""
+        if local:
             if params.model not in LOCAL_EMBEDDERS:
                 self._problems.append(f"{where}: unknown local model {params.model!r}; known: {', '.join(LOCAL_EMBEDDERS)}")
                 return None
-            if info.mode not in (None, "embedding"):
+            if info.mode not in (None, "embedding", "rerank"):
                 self._problems.append(f"{where}: {params.model} makes embeddings; model_info.mode is {info.mode}")
-            adapter, dimension = "wordllama", LOCAL_EMBEDDERS[params.model]
-        elif provider not in OPENAI_COMPATIBLE:
-            self._unsupported.append(f"model_list[{number}].litellm_params.model={params.model}")
-            return None
+            dimension = LOCAL_EMBEDDERS[params.model]
         else:
-            base = self._resolved(params.api_base or params.base_url or OPENAI_COMPATIBLE[provider], f"{where}: api_base")
-            key = self._resolved(params.api_key or "", f"{where}: api_key")
-            if base and (urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname):
-                self._problems.append(f"{where}: api_base is not an http or https URL")
-            elif not base and not (params.api_base or params.base_url):
-                self._problems.append(f"{where}: api_base is required for the provider {provider}")
-            if base == OPENAI_BASE and not params.api_key:
-                self._problems.append(f"{where}: api_key is required; write os.environ/OPENAI_API_KEY and set that variable")
+            base, key = self._address(params, provider, where)
         headers = {
-            name.lower(): self._resolved(value, f"{where}: extra_headers.{name}") for name, value in (params.extra_headers or {}).items()
+            header.lower(): self._resolved(value, f"{where}: extra_headers.{header}")
+            for header, value in (params.extra_headers or {}).items()
         }
         if params.organization:
             headers["openai-organization"] = self._resolved(params.organization, f"{where}: organization")
+        if name == "azure" and base:
+            headers.setdefault("api-key", key)
+            base = base if "/openai" in base else f"{base}/openai/deployments/{model}"
+            key = ""
+        listed = self._listed(entry)
+        free = info.free or params.free or any(keys.free for keys in listed) or (local and info.input_cost_per_token is None)
+        default_parallel = self._file.router_settings.default_max_parallel_requests or 0
         return Deployment(
             id=info.id or _identity(entry, params.api_key or ""),
             group=entry.model_name,
-            provider="simulator" if info.simulated else provider,
-            adapter=adapter,
+            provider="simulator" if info.simulated else name,
+            adapter=provider.adapter,
             model=model,
             mode=mode,
-            api_base=base.rstrip("/"),
+            api_base=base,
+            api_version=params.api_version or "",
             api_key=key,
             defaults=params.defaults(),
             headers=headers,
             timeouts=Timeouts(params.timeout, params.stream_timeout),
             weight=params.weight or 1.0,
             order=params.order or 0,
-            prices=_prices(entry, adapter),
+            prices=self._prices(entry, mode, listed, free=free, where=where),
+            free=free,
             max_input_tokens=info.max_input_tokens or 0,
+            max_output_tokens=info.max_output_tokens or 0,
+            capabilities=_capabilities(entry),
+            limits=DeploymentLimits(params.rpm or 0, params.tpm or 0, params.max_parallel_requests or default_parallel),
             dimension=dimension,
             reasoning=info.supports_reasoning,
             simulated=info.simulated,
             trusted=info.trusted,
         )
+
+    def _address(self, params: Any, provider: Provider, where: str) -> tuple[str, str]:
+        base = self._resolved(params.api_base or params.base_url or provider.base, f"{where}: api_base").rstrip("/")
+        key = self._resolved(params.api_key or "", f"{where}: api_key")
+        if base and (urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname):
+            self._problems.append(f"{where}: api_base is not an http or https URL")
+        elif not base and not (params.api_base or params.base_url):
+            self._problems.append(f"{where}: api_base is required for this provider")
+        if provider.key_needed and base == provider.base and not params.api_key:
+            self._problems.append(f"{where}: api_key is required; write os.environ/NAME and set that variable")
+        return base, key
+
+    def _listed(self, entry: ModelEntry) -> list[PriceKeys]:
+        """What the price table says of the model, the most exact name first."""
+        model = entry.litellm_params.model
+        names = (entry.model_info.base_model, model, model.partition("/")[2])
+        return [self._table[name] for name in names if name and name in self._table]
+
+    def _prices(self, entry: ModelEntry, mode: Mode, listed: list[PriceKeys], *, free: bool, where: str) -> Prices:
+        if free:
+            return Prices(known=True)
+        try:
+            return prices_of([entry.model_info, entry.litellm_params, *listed], output_needed=mode == "chat")
+        except ValueError as error:
+            self._problems.append(f"{where}: {error}")
+            return Prices()
 
     def _resolved(self, value: str, where: str) -> str:
         if not value.startswith(REFERENCE):
@@ -175,26 +252,23 @@ class _Builder:
         return found
 
 
+def _capabilities(entry: ModelEntry) -> Capabilities:
+    info, params = entry.model_info, entry.litellm_params
+    return Capabilities(
+        tools=info.supports_function_calling,
+        tool_choice=info.supports_tool_choice,
+        parallel_tools=info.supports_parallel_function_calling,
+        vision=info.supports_vision,
+        json_schema=info.supports_response_schema,
+        system_messages=info.supports_system_messages,
+        reasoning=info.supports_reasoning or None,
+        prefill=info.supports_assistant_prefill,
+        dropped_params=frozenset(params.additional_drop_params),
+    )
+
+
 def _identity(entry: ModelEntry, key_reference: str) -> str:
     """An id that stays the same over restarts and replicas, and that two keys of one provider do not share."""
     params = entry.litellm_params
     parts = (entry.model_name, params.model, params.api_base or params.base_url or "", key_reference, params.organization or "")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _prices(entry: ModelEntry, adapter: str) -> Prices:
-    info, params = entry.model_info, entry.litellm_params
-    paid_in = info.input_cost_per_token if info.input_cost_per_token is not None else params.input_cost_per_token
-    paid_out = info.output_cost_per_token if info.output_cost_per_token is not None else params.output_cost_per_token
-    if adapter == "wordllama" and paid_in is None:
-        return Prices(known=True)
-    known = paid_in is not None and (paid_out is not None or info.mode == "embedding")
-    price_in, price_out = picousd(paid_in or Decimal(0)), picousd(paid_out or Decimal(0))
-    cached, reasoning = info.cache_read_input_token_cost, info.output_cost_per_reasoning_token
-    return Prices(
-        input=price_in,
-        output=price_out,
-        cached_input=price_in if cached is None else picousd(cached),
-        reasoning=price_out if reasoning is None else picousd(reasoning),
-        known=known,
-    )

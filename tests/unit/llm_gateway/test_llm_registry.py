@@ -93,31 +93,32 @@ def test_a_base_url_is_needed_and_must_be_one():
 
 def test_what_has_no_effect_is_named_by_path():
     found = parsed(
-        BASE.replace("temperature: 0.3", "temperature: 0.3, rpm: 5, tpm: 100"),
-        litellm_settings={"cache": True, "drop_params": True},
-        general_settings={"master_key": "sk-1"},
-        router_settings={"routing_strategy": "latency-based-routing", "allowed_fails": 3},
+        BASE.replace("temperature: 0.3", "temperature: 0.3, rpm: 5, mock_response: hi"),
+        litellm_settings={"cache": True, "callbacks": [], "cache_params": {"type": "s3", "host": "x"}},
+        general_settings={"store_model_in_db": True},
+        router_settings={"routing_strategy": "provider-budget-routing", "debug_level": "DEBUG", "retry_policy": {"OtherRetries": 1}},
         guardrails=[],
     )
     assert set(found.unsupported) == {
         "guardrails",
-        "litellm_settings.cache",
-        "litellm_settings.drop_params",
-        "general_settings.master_key",
-        "router_settings.allowed_fails",
-        "router_settings.routing_strategy=latency-based-routing",
-        "model_list[0].litellm_params.rpm",
-        "model_list[0].litellm_params.tpm",
+        "litellm_settings.callbacks",
+        "litellm_settings.cache_params.host",
+        "litellm_settings.cache_params.type=s3",
+        "general_settings.store_model_in_db",
+        "router_settings.debug_level",
+        "router_settings.retry_policy.OtherRetries",
+        "router_settings.routing_strategy=provider-budget-routing",
+        "model_list[0].litellm_params.mock_response",
     }
     assert found.routing_strategy == "least-busy"
 
 
 def test_a_provider_without_adapter_is_named_and_left_out_with_the_fallbacks_to_it():
-    text = BASE + "  - model_name: claude\n    litellm_params: {model: anthropic/claude, api_key: os.environ/NOT_THERE}\n"
+    text = BASE + "  - model_name: claude\n    litellm_params: {model: bedrock/claude, api_key: os.environ/NOT_THERE}\n"
     found = parsed(text, router_settings={"fallbacks": [{"one": ["claude", "two"]}]})
     assert "claude" not in found.groups
     assert found.fallbacks == {"one": ("two",)}
-    assert "model_list[3].litellm_params.model=anthropic/claude" in found.unsupported
+    assert "model_list[3].litellm_params.model=bedrock/claude" in found.unsupported
 
 
 def test_models_without_price_are_named():
