@@ -10,8 +10,8 @@ from datetime import timedelta
 from redis.asyncio.client import Pipeline
 
 from services.common.accounts._limits import NO_LIMITS, LimitSet
-from services.common.accounts._records import IssuedKey, KeyRecord, decode, encode
-from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, id_key, key_key, keys_key, text
+from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, decode, encode
+from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, holder_key, id_key, key_key, keys_key, text
 from services.common.errors import Conflict, NotFound
 
 PREFIX = "bh_"
@@ -34,10 +34,11 @@ class Keys:
         self._store = store
         self._forget = forget
 
-    async def create(self, record: KeyRecord, *, unique_name: bool = False) -> IssuedKey:
+    async def create(self, record: KeyRecord, *, strict: bool = False) -> IssuedKey:
         """Stores `record` as a new key: id, times and hint are made here.
 
-        Raises InvalidInput; Conflict when `unique_name` is asked for and another key of the tenant has the name.
+        With `strict` the name must be unique within the tenant, and the team have a record: without one it would have no limits.
+        Raises InvalidInput; Conflict for a name that is taken and a team that is blocked, NotFound for an unknown team.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         now = time.time()
@@ -48,9 +49,11 @@ class Keys:
         digest = digest_of(secret)
 
         async def write(pipeline: Pipeline) -> None:
-            claimed = unique_name and record.name
+            claimed = strict and record.name
             if claimed:
                 await self._refuse_taken(pipeline, record)
+            if strict and record.team:
+                await _refuse_team(pipeline, record)
             pipeline.multi()
             pipeline.set(key_key(digest), encode(record))
             pipeline.set(id_key(record.key_id), digest)
@@ -96,10 +99,10 @@ class Keys:
         raws = await self._store.many([key_key(text(digest)) for digest in digests if digest])
         return sorted((decode(KeyRecord, raw) for raw in raws if raw), key=lambda record: (record.created_at, record.key_id))
 
-    async def update(self, key_id: str, tenant: str, change: Change, *, unique_name: bool = False) -> KeyRecord:
+    async def update(self, key_id: str, tenant: str, change: Change, *, strict: bool = False) -> KeyRecord:
         """Applies `change` to the record as it is now; it may run again when another was faster, and may raise.
 
-        Id, tenant and creation stay. Raises NotFound, InvalidInput, Conflict.
+        Id, tenant and creation stay. `strict` is as in `create`. Raises NotFound, InvalidInput, Conflict.
         """
 
         async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
@@ -108,13 +111,15 @@ class Keys:
             new.check()
             renamed = new.name != old.name
             freed = renamed and await self._holds_name(pipeline, old)
-            if renamed and unique_name and new.name:
+            if renamed and strict and new.name:
                 await self._refuse_taken(pipeline, new)
+            if strict and new.team and new.team != old.team:
+                await _refuse_team(pipeline, new)
             pipeline.multi()
             pipeline.set(key_key(digest), encode(new))
             if freed:
                 pipeline.hdel(alias_key(tenant), old.name)
-            if renamed and unique_name and new.name:
+            if renamed and strict and new.name:
                 pipeline.hset(alias_key(tenant), new.name, key_id)
             _tell(pipeline, digest, key_id)
             return digest, new
@@ -127,7 +132,7 @@ class Keys:
     async def rotate(self, key_id: str, tenant: str, *, grace: timedelta | None = None, change: Change | None = None) -> IssuedKey:
         """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`, at once without.
 
-        Raises NotFound, InvalidInput, Conflict.
+        `change` may change all but the name. Raises NotFound, InvalidInput, Conflict.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         fresh = digest_of(secret)
@@ -136,8 +141,10 @@ class Keys:
             digest, old = await _watched(pipeline, key_id, tenant)
             now = time.time()
             new = replace(change(old) if change else old, key_id=key_id, tenant=tenant, created_at=old.created_at)
-            new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False)
+            new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False, name=old.name)
             new.check()
+            if new.team and new.team != old.team:
+                await _refuse_team(pipeline, new)
             pipeline.multi()
             if grace is None:
                 pipeline.delete(key_key(digest))
@@ -202,6 +209,17 @@ async def _watched(pipeline: Pipeline, key_id: str, tenant: str) -> tuple[str, K
     if record is None or record.tenant != tenant:
         raise NotFound("no such key")
     return text(digest), record
+
+
+async def _refuse_team(pipeline: Pipeline, record: KeyRecord) -> None:
+    # Watched: a team that is being ended blocks itself first, so no key slips in between the end of its keys and its own.
+    key = holder_key("team", record.tenant, record.team)
+    await pipeline.watch(key)
+    raw = await pipeline.get(key)
+    if raw is None:
+        raise NotFound("no such team")
+    if decode(TeamRecord, raw).blocked:
+        raise Conflict("the team is blocked", reason="TEAM_BLOCKED")
 
 
 def _tell(pipeline: Pipeline, digest: str, key_id: str) -> None:

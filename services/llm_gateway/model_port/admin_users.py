@@ -1,0 +1,159 @@
+"""/user/* and /tenant/*: limits of users, and of a whole tenant, which the master key alone sets."""
+
+import uuid
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import orjson
+
+from services.common.accounts import Accounts, KeyRecord, TeamRecord, TenantRecord, UserRecord
+from services.common.errors import InvalidInput, NotFound
+from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
+from services.llm_gateway.model_port.admin_fields import Fields, read_limits
+from services.llm_gateway.model_port.admin_keys import expiry_of, named, read
+from services.llm_gateway.model_port.admin_spend import SpendBook
+from services.llm_gateway.model_port.admin_views import key_view, team_view, tenant_view, user_view
+from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.request_rules import SCOPE
+
+
+class UserRoutes:
+    """Requests and answers in LiteLLM's shape; /tenant/* is ours."""
+
+    def __init__(self, keys: PortKeys, book: SpendBook) -> None:
+        self._keys = keys
+        self._accounts: Accounts = keys.accounts
+        self._book = book
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("POST", "/user/new", self.new, scope=ADMIN),
+            Route("POST", "/user/update", self.update, scope=ADMIN),
+            Route("POST", "/user/block", partial(self._set_blocked, True), scope=ADMIN),
+            Route("POST", "/user/unblock", partial(self._set_blocked, False), scope=ADMIN),
+            Route("GET", "/user/info", self.info, scope=ADMIN),
+            Route("POST", "/tenant/update", self.update_tenant, scope=ADMIN),
+            Route("GET", "/tenant/info", self.tenant_info, scope=ADMIN),
+        ]
+
+    async def new(self, exchange: Exchange) -> None:
+        """A record for a user, and a first key unless auto_create_key is false."""
+        principal, fields = await read(exchange)
+        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        user = fields.text("user_id") or str(uuid.uuid4())
+        tier = self._keys.tier(principal, fields.text("tier"))
+        record = _changed(fields, UserRecord(tenant, user))
+        teams, with_key = fields.texts("teams"), fields.flag("auto_create_key", default=True)
+        key = KeyRecord("", tenant, user, "", tier, (SCOPE,), fields.text("key_alias") or "", expires_at=expiry_of(fields))
+        unsupported = fields.finish()
+        if with_key:
+            principal.require(*key.scopes)
+        for team in teams:
+            await self._accounts.teams.get(tenant, team)
+        record = await self._accounts.users.create(record, user)
+        for team in teams:
+            await self._accounts.teams.update(tenant, team, partial(_with_member, user))
+        body: dict[str, Any] = {**user_view(record, 0, teams), **named(unsupported)}
+        if with_key:
+            issued = await self._accounts.keys.create(key, strict=True)
+            shown = key_view(issued.record)
+            body |= {"key": issued.secret} | {
+                name: shown[name] for name in ("token", "token_id", "key_name", "key_alias", "expires", "tier")
+            }
+        await exchange.answer(200, orjson.dumps(body))
+
+    async def update(self, exchange: Exchange) -> None:
+        """Changes what the body names; null takes a limit away. A user who has keys but no record gets one."""
+        principal, fields = await read(exchange)
+        tenant, user = self._keys.tenant(principal, fields.text("tenant")), fields.required("user_id")
+        _changed(fields, UserRecord(tenant, user))
+        unsupported = fields.finish()
+
+        def change(old: UserRecord | None) -> UserRecord:
+            return _changed(fields, old or UserRecord(tenant, user))
+
+        record = await self._accounts.users.change(tenant, user, change)
+        view = user_view(record, await self._book.spend(tenant, "user", user))
+        await exchange.answer(200, orjson.dumps({"user_id": user, "data": view, **named(unsupported)}))
+
+    async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
+        """Keys of a blocked user answer 401."""
+        principal, fields = await read(exchange)
+        tenant, user = self._keys.tenant(principal, fields.text("tenant")), fields.required("user_id")
+        fields.finish()
+
+        def change(old: UserRecord | None) -> UserRecord:
+            return replace(old or UserRecord(tenant, user), blocked=blocked)
+
+        record = await self._accounts.users.change(tenant, user, change)
+        await exchange.answer(200, orjson.dumps(user_view(record, await self._book.spend(tenant, "user", user))))
+
+    async def info(self, exchange: Exchange) -> None:
+        """A user with their keys and teams; without user_id the caller's own."""
+        assert exchange.principal is not None
+        principal = exchange.principal
+        tenant, user = self._keys.tenant(principal, exchange.query("tenant")), exchange.query("user_id") or principal.user
+        keys = [key_view(key) for key in await self._accounts.keys.list(tenant) if key.user == user]
+        teams = [team for team in await self._accounts.teams.list(tenant) if user in team.members]
+        record = await self._accounts.users.find(tenant, user)
+        if record is None and not keys and not teams:
+            raise NotFound("no such user")
+        spent = await self._book.spend(tenant, "user", user)
+        view = user_view(record or UserRecord(tenant, user), spent, [team.team for team in teams])
+        body = {"user_id": user, "user_info": view, "keys": keys, "teams": [team_view(team) for team in teams]}
+        await exchange.answer(200, orjson.dumps(body))
+
+    async def update_tenant(self, exchange: Exchange) -> None:
+        """Limits of a whole tenant."""
+        principal, fields = await read(exchange)
+        self._keys.require_master(principal)
+        tenant = fields.text("tenant") or self._keys.default_tenant
+        _changed_tenant(fields, TenantRecord(tenant))
+        unsupported = fields.finish()
+
+        def change(old: TenantRecord | None) -> TenantRecord:
+            return _changed_tenant(fields, old or TenantRecord(tenant))
+
+        record = await self._accounts.tenants.change(tenant, "", change)
+        view = tenant_view(record, await self._book.spend(tenant, "tenant", tenant))
+        await exchange.answer(200, orjson.dumps({**view, **named(unsupported)}))
+
+    async def tenant_info(self, exchange: Exchange) -> None:
+        """Limits and spend of the caller's tenant, or of any for the master key."""
+        assert exchange.principal is not None
+        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
+        if not tenant.isprintable() or len(tenant) > 128:
+            raise InvalidInput.field("tenant", "is no name of a tenant")
+        record = await self._accounts.tenants.find(tenant) or TenantRecord(tenant)
+        await exchange.answer(200, orjson.dumps(tenant_view(record, await self._book.spend(tenant, "tenant", tenant))))
+
+
+def _with_member(user: str, old: TeamRecord) -> TeamRecord:
+    return replace(old, members={**old.members, user: old.members.get(user, "user")})
+
+
+def _changed(fields: Fields, old: UserRecord) -> UserRecord:
+    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
+    if fields.given("user_alias"):
+        found["name"] = fields.text("user_alias") or ""
+    if fields.given("user_email"):
+        found["email"] = fields.text("user_email") or ""
+    if fields.given("metadata"):
+        found["metadata"] = fields.mapping("metadata")
+    if fields.given("blocked"):
+        found["blocked"] = fields.flag("blocked")
+    return replace(old, **found)
+
+
+def _changed_tenant(fields: Fields, old: TenantRecord) -> TenantRecord:
+    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
+    if fields.given("tenant_alias"):
+        found["name"] = fields.text("tenant_alias") or ""
+    if fields.given("metadata"):
+        found["metadata"] = fields.mapping("metadata")
+    if fields.given("blocked"):
+        found["blocked"] = fields.flag("blocked")
+    return replace(old, **found)
