@@ -1,0 +1,115 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API over every model of the registry."""
+
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from services.common.errors import BulkheadError, InvalidInput
+from services.common.rpc import context as call_context
+from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.messages_plain import needs_of
+from services.llm_gateway.model_port.answers import answer_headers, warning_headers
+from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.model_port.messages_answer import PING, MessageEvents, message_body
+from services.llm_gateway.model_port.messages_count import estimated_tokens
+from services.llm_gateway.model_port.messages_errors import ANTHROPIC, error_body, error_event
+from services.llm_gateway.model_port.messages_request import canonical
+from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.terms import terms_of
+from services.llm_gateway.results import Finished, ModelCalls, Notice
+
+# The adapter whose targets take everything that this API has.
+NATIVE = "anthropic"
+_BETAS = "anthropic-beta"
+
+
+class MessagesSurface:
+    """Messages, whole and streamed, and their tokens counted."""
+
+    def __init__(self, calls: ModelCalls, count: Callable[[Mapping[str, Any]], int] = estimated_tokens) -> None:
+        """`count` estimates the prompt tokens of a Messages request."""
+        self._calls = calls
+        self._count = count
+
+    def routes(self) -> list[Route]:
+        """Both routes; their errors have Anthropic's form."""
+        return [
+            Route("POST", "/v1/messages", self.create, errors=ANTHROPIC),
+            Route("POST", "/v1/messages/count_tokens", self.count_tokens, errors=ANTHROPIC),
+        ]
+
+    async def create(self, exchange: Exchange) -> None:
+        """Answers one request, whole or as a stream. Raises domain errors while no byte has gone out."""
+        body, size = await self._read(exchange)
+        model = _model(body)
+        chat = canonical(body, exchange.headers.get(_BETAS, ""))
+        self._check_target(model, chat)
+        terms = terms_of(exchange.headers)
+        stops = body.get("stop_sequences") or ()
+        if body.get("stream"):
+            chat["stream_options"] = {"include_usage": True}
+            await self._stream(exchange, ChatCall(model, chat, terms=terms, size=size), MessageEvents(stops))
+            return
+        completed = await self._calls.complete(ChatCall(model, chat, terms=terms, size=size))
+        headers = answer_headers(completed.outcome, exchange.began, completed.notices)
+        await exchange.answer(200, message_body(completed.answer, stops, completed.outcome.usage), headers)
+
+    async def count_tokens(self, exchange: Exchange) -> None:
+        """An estimate; nobody is asked and nothing is charged."""
+        body, _ = await self._read(exchange)
+        model = _model(body)
+        canonical(body, exchange.headers.get(_BETAS, ""), counting=True)
+        self._calls.registry.resolve(model, "chat")
+        await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
+
+    async def _read(self, exchange: Exchange) -> tuple[dict[str, Any], int]:
+        context = call_context.current()
+        if context is not None:
+            exchange.common_headers.append((b"request-id", context.request_id.encode()))
+        return await exchange.json()
+
+    def _check_target(self, model: str, chat: Mapping[str, Any]) -> None:
+        """Says by name what none of the model's deployments can take; a fallback is no reason to take it."""
+        group, _ = self._calls.registry.resolve(model, "chat")
+        if any(deployment.adapter == NATIVE for deployment in group.deployments):
+            return
+        for where, what in needs_of(chat):
+            message = f"{where}: only Anthropic's API takes {what}, and {model[:128]} is served by another"
+            raise InvalidInput(message, reason="CAPABILITY_MISSING", metadata={"param": where})
+
+    async def _stream(self, exchange: Exchange, call: ChatCall, made: MessageEvents) -> None:
+        notices: list[Notice] = []
+        try:
+            async with aclosing(self._calls.stream(call)) as events:
+                async for event in events:
+                    if isinstance(event, list):
+                        if not exchange.started:
+                            await exchange.begin_stream(warning_headers(notices))
+                        if written := made.feed(event):
+                            await exchange.write(written)
+                    elif isinstance(event, Notice):
+                        notices.append(event)
+                        # The answer is being fetched elsewhere, which takes its time.
+                        if exchange.started:
+                            await exchange.write(PING)
+                    else:
+                        await exchange.end_stream(_closing(made, event))
+        except BulkheadError as error:
+            if not exchange.started:
+                raise
+            # Headers have gone out with 200: the error is the last event, and message_stop does not follow.
+            await exchange.end_stream(error_event(error_body(error)))
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidInput.field("model", "Field required")
+    return model
+
+
+def _closing(made: MessageEvents, finished: Finished) -> bytes:
+    usage = finished.outcome.usage
+    return f": cost_microusd={usage.cost_microusd}\n\n".encode() + made.end(usage)
