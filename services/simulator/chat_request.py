@@ -15,6 +15,9 @@ from services.simulator import tokens
 from services.simulator.refusals import Refused
 
 MAX_TOOLS = 128
+MAX_CHOICES = 128
+EFFORT_TOKENS: Mapping[str, int] = {"none": 0, "minimal": 4, "low": 8, "medium": 16, "high": 32, "xhigh": 64, "max": 128}
+"""How many tokens are thought before an answer, by the effort that is asked for."""
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
 
@@ -54,6 +57,7 @@ class ChatRequest:
     """A valid request.
 
     `tool_choice` is none, auto, required or `=<name>`; `response_schema` is a JSON Schema, `{}` for any object, None for text.
+    `thinking_tokens` are wanted before the answer.
     """
 
     model: str
@@ -68,6 +72,15 @@ class ChatRequest:
     seed: int | None
     response_schema: Mapping[str, Any] | None
     labels: tuple[str, ...]
+    choices: int = 1
+    thinking_tokens: int = 0
+    show_thinking: bool = False
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the request ends with the beginning of the answer."""
+        last = self.messages[-1]
+        return last.role == "assistant" and not last.tool_calls
 
     @property
     def asked_at(self) -> int:
@@ -115,8 +128,9 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     _number(body, "top_p", 0, 1)
     _number(body, "frequency_penalty", -2, 2)
     _number(body, "presence_penalty", -2, 2)
-    if _integer(body, "n", 1) not in (None, 1):
-        raise Refused("This server makes one choice a request: 'n' must be 1.", param="n", code="unsupported_value")
+    choices = _integer(body, "n", 1) or 1
+    if choices > MAX_CHOICES:
+        raise Refused(f"Invalid 'n': at most {MAX_CHOICES}, got {choices}.", param="n", code="integer_above_max_value")
     messages = tuple(_messages(body.get("messages")))
     return ChatRequest(
         model=_model(body),
@@ -131,7 +145,21 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         seed=_integer(body, "seed", -(2**63)),
         response_schema=_response_schema(body.get("response_format")),
         labels=tuple(_labels(body)),
+        choices=choices,
+        thinking_tokens=_reasoning_effort(body.get("reasoning_effort")),
     )
+
+
+def _reasoning_effort(value: Any) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, str) or value not in EFFORT_TOKENS:
+        raise Refused(
+            f"Invalid value for 'reasoning_effort': expected one of {', '.join(EFFORT_TOKENS)}.",
+            param="reasoning_effort",
+            code="invalid_value",
+        )
+    return EFFORT_TOKENS[value]
 
 
 def _first(*values: int | None) -> int | None:

@@ -9,6 +9,7 @@ from services.simulator.faults import Faults
 from services.simulator.refusals import Refused
 
 MAX_ORDERS = 1_000
+ENDPOINTS = ("chat", "messages", "gemini", "embeddings", "rerank", "batch")
 _MATCH_KEYS = frozenset(("model", "run", "contains", "endpoint"))
 
 
@@ -73,8 +74,8 @@ class FaultBook:
         match = body.get("match") or {}
         if not isinstance(match, dict) or match.keys() - _MATCH_KEYS or not all(isinstance(value, str) for value in match.values()):
             raise Refused(f"'match' must be an object of strings with any of: {', '.join(sorted(_MATCH_KEYS))}.", param="match")
-        if match.get("endpoint") not in (None, "chat", "embeddings"):
-            raise Refused("'match.endpoint' must be chat or embeddings.", param="match")
+        if match.get("endpoint") not in (None, *ENDPOINTS):
+            raise Refused(f"'match.endpoint' must be one of: {', '.join(ENDPOINTS)}.", param="match")
         ordered = body.get("fault")
         if isinstance(ordered, str):
             parsed = faults.parse_text(ordered, "fault")
@@ -110,6 +111,20 @@ class FaultBook:
                 order.applied += 1
                 return order.faults
         return faults.NO_FAULTS
+
+    def take_unread(self, fault: str, endpoint: str, labels: tuple[str, ...]) -> bool:
+        """As `take`, for a fault that comes before the body is read: of the orders that ask for it and name no model and no text."""
+        subject = Subject(endpoint, "", "", labels)
+        for order in self._orders.values():
+            if fault in order.faults and not {"model", "contains"} & order.match.keys() and order.fits(subject):
+                if order.skip:
+                    order.skip -= 1
+                elif order.remaining != 0:
+                    order.applied += 1
+                    if order.remaining is not None:
+                        order.remaining -= 1
+                    return True
+        return False
 
     def orders(self) -> Iterable[Order]:
         """All orders, spent ones too."""

@@ -1,6 +1,7 @@
 """The errors this server answers with, in the shape and with the codes that OpenAI clients branch on."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 import orjson
 
@@ -19,6 +20,17 @@ _TYPE_BY_STATUS: Mapping[int, str] = {
 }
 
 
+class Failure(StrEnum):
+    """What went wrong, where the dialects tell it in words of their own."""
+
+    PLAIN = "plain"
+    RATE_LIMIT = "rate_limit"
+    QUOTA = "quota"
+    CONTEXT = "context"
+    POLICY = "policy"
+    BAD_KEY = "bad_key"
+
+
 def error_type(status: int) -> str:
     """The `type` of the error body for an HTTP status."""
     return _TYPE_BY_STATUS.get(status, "server_error" if status >= 500 else "invalid_request_error")
@@ -32,17 +44,30 @@ def error_body(message: str, *, type: str, code: str | None, param: str | None =
 class Refused(Exception):
     """A request that is answered with an error instead of a completion.
 
-    `status` is the HTTP status; `code` and `param` are OpenAI's machine-readable hints, None where it has none.
+    `status` is the HTTP status; `code` and `param` are OpenAI's machine-readable hints, None where it has none. `retry_after_s` is a
+    wait that is told in the body where the dialect has a place for it.
     """
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None, type: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        type: str | None = None,
+        kind: Failure = Failure.PLAIN,
+        retry_after_s: float | None = None,
+    ):
         super().__init__(message)
         self.message = message
         self.status = status
         self.code = code
         self.param = param
         self.type = type or error_type(status)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
-        """The JSON error body."""
+        """The JSON error body in OpenAI's form."""
         return error_body(self.message, type=self.type, code=self.code, param=self.param)

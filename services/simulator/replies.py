@@ -21,15 +21,27 @@ class CallPiece:
     arguments: str = ""
 
 
-Piece = str | CallPiece
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+Piece = str | CallPiece | Thought
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model says. Each piece counts as one completion token; `finish_reason` is OpenAI's."""
+    """What the model says. Each piece counts as one completion token; `finish_reason` is OpenAI's.
+
+    The first `reasoning_tokens` pieces are thoughts. `stop_sequence` is the one that ended the text.
+    """
 
     pieces: Sequence[Piece]
     finish_reason: str
+    reasoning_tokens: int = 0
+    stop_sequence: str | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -52,19 +64,35 @@ class Reply:
                 call["function"]["arguments"] += piece.arguments
         return list(calls.values())
 
-    def cut(self, max_tokens: int, finish_reason: str) -> "Reply":
-        """The first `max_tokens` pieces; the whole reply where it has no more."""
-        if len(self.pieces) <= max_tokens:
+    def thoughts(self) -> str:
+        """All that was thought."""
+        return "".join(piece.text for piece in self.pieces[: self.reasoning_tokens] if isinstance(piece, Thought))
+
+    def cut(self, max_tokens: int, finish_reason: str, *, always: bool = False) -> "Reply":
+        """The first `max_tokens` pieces; the reply as it is where it has no more, but for the reason if `always`."""
+        if len(self.pieces) <= max_tokens and not always:
             return self
-        return Reply(self.pieces[:max_tokens], finish_reason)
+        return Reply(self.pieces[:max_tokens], finish_reason, min(self.reasoning_tokens, max_tokens))
+
+    def after_thinking(self, reasoning_tokens: int, max_tokens: int | None) -> "Reply":
+        """The reply with that many tokens of thought before it, both within `max_tokens`."""
+        thoughts = [Thought(_THOUGHTS[index % len(_THOUGHTS)]) for index in range(reasoning_tokens)]
+        reply = Reply([*thoughts, *self.pieces], self.finish_reason, reasoning_tokens, self.stop_sequence)
+        return reply if max_tokens is None else reply.cut(max_tokens, "length")
+
+
+_THOUGHTS = tuple(tokens.split(" The request is read, the rules are gone through, and the first that fits decides the answer."))
 
 
 def text_reply(text: str, *, stop: Sequence[str] = (), max_tokens: int | None = None) -> Reply:
     """A reply of text, ended before the first stop sequence and after `max_tokens`."""
+    ended_by = None
     if stop:
-        ends = [end for end in (text.find(sequence) for sequence in stop) if end >= 0]
-        text = text[: min(ends)] if ends else text
-    reply = Reply(tokens.split(text), "stop")
+        ends = [(end, sequence) for end, sequence in ((text.find(sequence), sequence) for sequence in stop) if end >= 0]
+        if ends:
+            end, ended_by = min(ends)
+            text = text[:end]
+    reply = Reply(tokens.split(text), "stop", stop_sequence=ended_by)
     return reply if max_tokens is None else reply.cut(max_tokens, "length")
 
 

@@ -63,6 +63,9 @@ class Scenario:
     def step_for(self, request: ChatRequest) -> Step:
         """The step that this request is at."""
         done = sum(message.role == "assistant" for message in request.messages[request.asked_at + 1 :])
+        if done and request.prefilled:
+            # The beginning of this step's own answer.
+            done -= 1
         return self.steps[min(done, len(self.steps) - 1)]
 
 

@@ -31,7 +31,7 @@ LOGGED_HEADERS = frozenset(
         "user-agent",
     )
 )
-"""The request headers a line repeats. Never `authorization`."""
+"""The request headers a line repeats. Never one that holds a key."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,11 @@ class Visit:
     finish_reason: str | None = None
     tool_calls: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    batch_id: str | None = None
     billed: bool = False
     usage_sent: bool = False
     aborted: bool = False
@@ -69,7 +73,20 @@ class Visit:
 
     def as_dict(self) -> dict[str, Any]:
         """The line, but for what only the end of the request knows."""
-        cost_nanousd = prices.bill_nanousd(self.model, self.prompt_tokens, self.completion_tokens) if self.billed and self.model else 0
+        billed = self.billed and self.model is not None
+        # Thinking comes first: what was generated before an early end is reasoning as far as there is any.
+        reasoning_tokens = min(self.reasoning_tokens, self.completion_tokens)
+        cost_nanousd = 0
+        if self.billed and self.model is not None:
+            cost_nanousd = prices.bill_nanousd(
+                self.model,
+                self.prompt_tokens,
+                self.completion_tokens,
+                cached_tokens=self.cached_tokens,
+                cache_write_tokens=self.cache_write_tokens,
+                reasoning_tokens=reasoning_tokens,
+                batch=self.batch_id is not None,
+            )
         return {
             "id": self.id,
             "endpoint": self.endpoint,
@@ -78,12 +95,16 @@ class Visit:
             "stream": self.stream,
             "status": self.status,
             "error_code": self.error_code,
-            "faults": dict(self.faults),
+            "faults": {name: "***" if name == "require_key" else value for name, value in self.faults.items()} if self.faults else {},
             "scenario": self.scenario,
             "finish_reason": self.finish_reason,
             "tool_calls": self.tool_calls,
-            "prompt_tokens": self.prompt_tokens if self.billed else 0,
-            "completion_tokens": self.completion_tokens if self.billed else 0,
+            "prompt_tokens": self.prompt_tokens if billed else 0,
+            "cached_tokens": self.cached_tokens if billed else 0,
+            "cache_write_tokens": self.cache_write_tokens if billed else 0,
+            "completion_tokens": self.completion_tokens if billed else 0,
+            "reasoning_tokens": reasoning_tokens if billed else 0,
+            "batch_id": self.batch_id,
             "billed_nanousd": cost_nanousd,
             "usage_sent": self.usage_sent,
             "aborted": self.aborted,

@@ -1,5 +1,6 @@
 """What all requests share: the log, the ordered faults, the scenarios, and how fast the simulator speaks by default."""
 
+import hmac
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from services.simulator import faults
 from services.simulator.chat_request import ChatRequest
 from services.simulator.fault_book import FaultBook, Subject
 from services.simulator.faults import Faults
-from services.simulator.refusals import Refused
+from services.simulator.prompt_cache import PromptCache
+from services.simulator.refusals import Failure, Refused
 from services.simulator.scenarios import ScenarioBook
 from services.simulator.served_log import ServedLog
 
@@ -21,11 +23,24 @@ _PREFIX = "x-sim-"
 class Simulator:
     """The state of one simulator process. All of it lives on one event loop."""
 
-    def __init__(self, log: ServedLog, scenarios: ScenarioBook, *, first_token_delay_ms: float = 0, tokens_per_s: float = 0):
-        """`first_token_delay_ms` and `tokens_per_s` hold for every request that asks for no other; 0 is at once."""
+    def __init__(
+        self,
+        log: ServedLog,
+        scenarios: ScenarioBook,
+        *,
+        first_token_delay_ms: float = 0,
+        tokens_per_s: float = 0,
+        required_key: str = "",
+    ):
+        """`first_token_delay_ms` and `tokens_per_s` hold for every request that asks for no other; 0 is at once.
+
+        `required_key` is the key that every request must bring, empty where any will do.
+        """
         self.log = log
         self.scenarios = scenarios
         self.fault_book = FaultBook()
+        self.prompt_cache = PromptCache()
+        self._required_key = required_key
         self._numbers = count(1)
         self._process = secrets.token_hex(4)
         pace: dict[str, float | str] = {"first_token_delay": float(first_token_delay_ms), "tokens_per_s": float(tokens_per_s)}
@@ -45,6 +60,20 @@ class Simulator:
         if not (of_headers or ordered or of_model):
             return self._pace
         return {**self._pace, **of_model, **of_headers, **ordered}
+
+    def closes_early(self, endpoint: str, headers: Mapping[str, str]) -> bool:
+        """Whether a connection is to be closed before the body is read: by a header, or by an order that needs no body to fit."""
+        if "close_before_body" in header_faults(headers):
+            return True
+        if not len(self.fault_book):
+            return False
+        return self.fault_book.take_unread("close_before_body", endpoint, labels_of(headers))
+
+    def check_key(self, brought: str, asked: Faults) -> None:
+        """Refuse (401) a request that does not bring the key that the setting or the fault `require_key` asks for."""
+        wanted = str(asked["require_key"]) if "require_key" in asked else self._required_key
+        if wanted and not hmac.compare_digest(wanted.encode(), brought.encode()):
+            raise Refused("Incorrect API key provided.", status=401, code="invalid_api_key", kind=Failure.BAD_KEY)
 
 
 def header_faults(headers: Mapping[str, str]) -> Faults:
@@ -72,14 +101,15 @@ def labels_of(headers: Mapping[str, str], *more: str) -> tuple[str, ...]:
     return (*(headers[name] for name in names if name in headers), *more)
 
 
-def tool_call_ids(request: ChatRequest, answer_id: str, wanted: int) -> Sequence[str]:
+def tool_call_ids(request: ChatRequest, answer_id: str, wanted: int, *, prefix: str = "call_", choice: int = 0) -> Sequence[str]:
     """Ids for tool calls: as with real providers never the same twice, unless the request has a seed."""
     if request.seed is None:
-        unique = answer_id.rpartition("-")[2]
-        return [f"call_{unique}_{index}" for index in range(wanted)]
+        unique = answer_id.rpartition("-")[2].rpartition("_")[2]
+        unique = f"{unique}_{choice}" if choice else unique
+        return [f"{prefix}{unique}_{index}" for index in range(wanted)]
     # The length of the conversation tells the steps of one turn apart.
     told = f"{request.seed} {len(request.messages)} {request.asked}".encode()
-    return [f"call_{zlib.crc32(told):08x}_{len(request.messages)}_{index}" for index in range(wanted)]
+    return [f"{prefix}{zlib.crc32(told) + choice:08x}_{len(request.messages)}_{index}" for index in range(wanted)]
 
 
 def check_context(prompt_tokens: int, context_tokens: int) -> None:
@@ -89,4 +119,5 @@ def check_context(prompt_tokens: int, context_tokens: int) -> None:
             f"This model's maximum context length is {context_tokens} tokens. However, your messages resulted in {prompt_tokens} tokens.",
             code="context_length_exceeded",
             param="messages",
+            kind=Failure.CONTEXT,
         )

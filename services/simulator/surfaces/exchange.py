@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from services.simulator.refusals import Refused
-from services.simulator.surfaces.protocol import RESET
+from services.simulator.surfaces.protocol import RAW, RESET
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 # A body that is too large is read to its end before the 413, or the client sees a reset instead of it; but not for ever.
@@ -14,6 +14,7 @@ _MAX_DRAINED_BYTES = 64 * 1024 * 1024
 _BREAK_OFF_LIMIT_S = 2.0
 
 JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 Header = tuple[bytes, bytes]
@@ -37,6 +38,7 @@ class Exchange:
         self._watch: asyncio.Task[None] | None = None
         self.started = False
         self.answer_id = ""
+        self.more_headers: tuple[Header, ...] = ()
         self.path: str = scope["path"]
         self.headers: dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
@@ -44,6 +46,12 @@ class Exchange:
         """The first value of a query parameter."""
         values = parse_qs(self._scope["query_string"].decode("latin-1")).get(name)
         return values[0] if values else None
+
+    @property
+    def bearer_key(self) -> str:
+        """The key of the authorization header, empty without one."""
+        kind, _, key = self.headers.get("authorization", "").partition(" ")
+        return key.strip() if kind.lower() == "bearer" else ""
 
     async def body(self) -> bytes:
         """The whole request body; raises Refused (413) beyond 10 MiB."""
@@ -68,13 +76,23 @@ class Exchange:
     async def start(self, status: int, headers: tuple[Header, ...], content_type: bytes) -> None:
         """The status and the headers; without a content-length the body is chunked."""
         self.started = True
-        sent = [(b"content-type", content_type), (b"x-simulator", b"true"), *headers]
-        if self.answer_id:
-            # As a provider does, so that an answer without a body of ours can be found in the log too.
-            sent.append((b"x-request-id", self.answer_id.encode()))
+        sent = self.head(headers, content_type)
         if status == 413:
             sent.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
+
+    def head(self, headers: tuple[Header, ...], content_type: bytes) -> list[Header]:
+        """The headers that an answer has."""
+        sent = [(b"content-type", content_type), (b"x-simulator", b"true"), *self.more_headers, *headers]
+        if self.answer_id:
+            # As a provider does, so that an answer without a body of ours can be found in the log too.
+            sent.append((b"x-request-id", self.answer_id.encode()))
+        return sent
+
+    def write_raw(self, data: bytes) -> None:
+        """Bytes as they are, past the HTTP of the server; the connection has to be broken off afterwards."""
+        self.started = True
+        self._extension(RAW)(data)
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """Some of the body."""
@@ -94,13 +112,17 @@ class Exchange:
 
     async def break_off(self, *, at_once: bool) -> None:
         """End the connection without ending the answer: RST at once, or a close after what was written."""
-        reset = self._scope.get("extensions", {}).get(RESET)
-        if reset is None:
-            raise RuntimeError("this ASGI server cannot break connections; run the simulator on its own protocol class")
+        reset = self._extension(RESET)
         watching = self._watching()
         reset(at_once=at_once)
         # uvicorn takes a return before the connection is down for a mistake of the application and says so in its log.
         await asyncio.wait((watching,), timeout=_BREAK_OFF_LIMIT_S)
+
+    def _extension(self, name: str) -> Callable[..., None]:
+        found: Callable[..., None] | None = self._scope.get("extensions", {}).get(name)
+        if found is None:
+            raise RuntimeError("this ASGI server cannot break connections; run the simulator on its own protocol class")
+        return found
 
     def watch(self) -> None:
         """Notice from now on when the client goes away."""

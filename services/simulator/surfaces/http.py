@@ -9,6 +9,7 @@ import structlog
 
 from services.simulator.refusals import Refused
 from services.simulator.simulator import Simulator
+from services.simulator.surfaces.anthropic import AnthropicSurface
 from services.simulator.surfaces.control import ControlSurface
 from services.simulator.surfaces.exchange import Exchange
 from services.simulator.surfaces.openai import OpenAiSurface
@@ -30,9 +31,11 @@ class HttpApp:
     def __init__(self, simulator: Simulator, *, ready: Callable[[], bool] = lambda: True):
         self.closing = asyncio.Event()
         self._ready = ready
-        openai, control = OpenAiSurface(simulator), ControlSurface(simulator)
+        openai, anthropic, control = OpenAiSurface(simulator), AnthropicSurface(simulator), ControlSurface(simulator)
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/chat/completions": {"POST": openai.chat},
+            "/v1/messages": {"POST": anthropic.messages},
+            "/v1/messages/count_tokens": {"POST": anthropic.count_tokens},
             "/v1/embeddings": {"POST": openai.embed},
             "/v1/models": {"GET": openai.models},
             "/health": {"GET": _healthy},

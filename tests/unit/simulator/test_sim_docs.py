@@ -33,6 +33,8 @@ def test_prices_are_those_of_the_table():
     for model in MODELS.values():
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{model.name}`") and "e-" in line)
         assert [cell.strip() for cell in row.split("|")[2:4]] == [str(model.input_nanousd), str(model.output_nanousd)]
+        further = (model.cached_nanousd, model.cache_write_nanousd, model.reasoning_nanousd)
+        assert [cell.strip() for cell in row.split("|")[4:7]] == [str(price) for price in further]
         costs = [float(cost) for cost in re.findall(r"[\d.]+e-\d+", row)]
         assert [round(cost * 1e9) for cost in costs] == [price for price in (model.input_nanousd, model.output_nanousd) if price]
 
