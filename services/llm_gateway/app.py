@@ -17,6 +17,7 @@ from services.common.http import UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.llm_gateway.adapters import wordllama
+from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.attempts import Policy
@@ -24,6 +25,7 @@ from services.llm_gateway.completions import Completions
 from services.llm_gateway.model_port.app import ModelPort
 from services.llm_gateway.model_port.chat import ChatSurface
 from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
+from services.llm_gateway.model_port.messages import MessagesSurface
 from services.llm_gateway.ports import Upstream
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
@@ -44,7 +46,11 @@ async def build(settings: Settings) -> Service:
     state = valkey.connect(settings.state_url)
     session = provider_session()
     embedder = wordllama.WordLlamaUpstream()
-    upstreams: dict[str, Upstream] = {"openai": HttpUpstream(session, OpenAiDialect()), "wordllama": embedder}
+    upstreams: dict[str, Upstream] = {
+        "openai": HttpUpstream(session, OpenAiDialect()),
+        "anthropic": HttpUpstream(session, AnthropicDialect()),
+        "wordllama": embedder,
+    }
     chance = random.Random()  # noqa: S311 - jitter
     completions = Completions(lambda: models.current, upstreams, _policy(settings), chance, OpenGate(chance), OpenPurse())
     checks = {"state": partial(valkey.ping, state)}
@@ -53,7 +59,7 @@ async def build(settings: Settings) -> Service:
     watch = _Background(models.watch)
     listeners, start, close = [], [watch.start], [state.aclose, session.close, embedder.close, watch.stop]
     if settings.http_port:
-        surfaces = [ChatSurface(completions), EmbeddingsSurface(completions)]
+        surfaces = [ChatSurface(completions), EmbeddingsSurface(completions), MessagesSurface(completions)]
         port = ModelPort(lambda: models.current, surfaces, accounts, health)
         listeners.append(UvicornListener(port, settings.host, settings.http_port))
         start.append(accounts.start)

@@ -51,7 +51,7 @@ _EXACT_STOPS = frozenset({"pause_turn", "model_context_window_exceeded"})
 
 def unfit(message: str, param: str) -> UpstreamFault:
     """This target cannot take the request as it stands; another one may."""
-    return UpstreamFault(Failure(FailureClass.UNFIT, message, code="unsupported_parameter", param=param))
+    return UpstreamFault(Failure(FailureClass.UNFIT, f"{param}: {message}", param=param))
 
 
 def tool_id(value: Any) -> str:

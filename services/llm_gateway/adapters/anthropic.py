@@ -127,7 +127,8 @@ def failure_of(error: Mapping[str, Any], status: int = 200, retry_after: float |
     details = error.get("details")
     code = text_of(details.get("error_code")) if isinstance(details, Mapping) else ""
     found = classify(status, error, retry_after)
-    return replace(found, failure_class=_class(kind, status, text_of(error.get("message")), found.failure_class), code=(code or kind)[:64])
+    failure_class = _class(kind, status, text_of(error.get("message")), found.failure_class)
+    return replace(found, failure_class=failure_class, code="" if failure_class is FailureClass.UNFIT else (code or kind)[:64])
 
 
 def _class(kind: str, status: int, message: str, found: FailureClass) -> FailureClass:

@@ -12,6 +12,7 @@ import orjson
 from services.common.errors import InvalidInput
 from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, text_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
+from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, Vectors, WireRequest
 from services.llm_gateway.retry_after import retry_after_s
 
@@ -23,7 +24,7 @@ class OpenAiDialect:
 
     def chat(self, attempt: Attempt, *, stream: bool) -> WireRequest:
         """POST /chat/completions. `stream` stands in the body already."""
-        return _request(attempt, "/chat/completions")
+        return _request(attempt, "/chat/completions", plain(attempt.body, attempt.deployment))
 
     def read_answer(self, raw: bytes) -> Answer:
         """A whole completion."""
@@ -74,13 +75,13 @@ class OpenAiDialect:
         return classify(status, error, retry_after_s(headers, time.time()))
 
 
-def _request(attempt: Attempt, path: str) -> WireRequest:
+def _request(attempt: Attempt, path: str, body: Mapping[str, Any] | None = None) -> WireRequest:
     deployment = attempt.deployment
     headers = {"content-type": "application/json", **deployment.headers}
     if deployment.api_key:
         headers["authorization"] = f"Bearer {deployment.api_key}"
     try:
-        return WireRequest(deployment.api_base + path, headers, orjson.dumps(attempt.body))
+        return WireRequest(deployment.api_base + path, headers, orjson.dumps(attempt.body if body is None else body))
     except TypeError:
         raise InvalidInput(NOT_JSON) from None
 

@@ -307,6 +307,25 @@ async def stack(module_stack) -> Stack:
     return module_stack
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_apis(identities, _state_server, tmp_path_factory) -> AsyncIterator[Stack]:
+    """One gateway with `claude` behind Anthropic's API and `main` behind OpenAI's, and one simulator that speaks both."""
+    async with simulated() as sim:
+        own = entry("claude", "sim-1", sim.url, api_key="sk-ant-sim")
+        own["litellm_params"]["model"] = "anthropic/sim-1"
+        content = {"model_list": [own, entry("main", "sim-1", f"{sim.url}/v1")]}
+        folder = tmp_path_factory.mktemp("apis")
+        async with served(content, identities, _state_server, folder, sim, model_total_timeout_s=6.0) as made:
+            yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def apis(module_apis) -> Stack:
+    """The module's gateway over both APIs, with a simulator that has no fault ordered and an empty log."""
+    await module_apis.sim.reset()
+    return module_apis
+
+
 @pytest.fixture
 def models():
     """Makes the content of a models.yaml."""
