@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,12 +29,15 @@ _SECRETS = re.compile(
 )
 _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
+# Names and ids in hexadecimal, which are most of what is logged: none of the patterns can match. Digits alone may be a card.
+_HARMLESS = re.compile(r"(?!bh_)[a-z_]*\Z|[0-9]*[a-f][0-9a-f]*\Z")
+_PLAIN = frozenset({int, float, bool, type(None)})
 _PHONE = re.compile(r"(?<![\w.:-])\+\d{1,3}[ ./-]?(?:\(\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,11}(?![\w.-])")
 
 
 def redact(text: str) -> str:
     """`text` without API keys, tokens, passwords in URLs, e-mail addresses, payment cards and phone numbers."""
-    if len(text) < 6:
+    if len(text) < 6 or _HARMLESS.match(text):
         return text
     text = _SECRETS.sub(REDACTED, text)
     if "@" in text:
@@ -49,16 +53,21 @@ def _luhn(text: str) -> bool:
     return sum(digits[-1::-2]) + sum(doubled) > 0 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
+@lru_cache(maxsize=2048)
+def _names_a_secret(key: Any) -> bool:
+    return isinstance(key, str) and _SECRET_NAMES.search(key) is not None
+
+
 def _redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Mapping):
-        return {k: REDACTED if isinstance(k, str) and _SECRET_NAMES.search(k) else _redacted(v) for k, v in value.items()}
+        return {k: REDACTED if _names_a_secret(k) else v if type(v) in _PLAIN else _redacted(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_redacted(v) for v in value]
-    if isinstance(value, (int, float, bool)) or value is None:
-        return value
-    return redact(str(value))
+    return value if isinstance(value, (int, float)) else redact(str(value))
 
 
 def redaction(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -109,18 +118,20 @@ def configure(settings: ServiceSettings) -> None:
     """Sends structlog and the standard library's loggers through one pipeline."""
     level = getattr(logging, settings.log_level)
     fixed = {"service": settings.service_name, "instance": settings.instance, "version": settings.version, "track": settings.track}
+    fixed = _redacted(fixed)
 
     def identity(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # After the redaction: neither the time nor the process's own names can hold anything to redact.
+        event["ts"] = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
         event.update(fixed)
         return event
 
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
         _correlation,
-        identity,
         structlog.processors.format_exc_info,
         redaction,
+        identity,
     ]
     daily = settings.log_sink == "jsonl_daily"
     renderer: Any

@@ -1,11 +1,14 @@
 """Sets up the one tracer provider and the one meter provider of a process."""
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricReader, MetricsData, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -14,10 +17,32 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 from prometheus_client import start_http_server
 
 from services.common.settings import ServiceSettings, StartRefused
+from services.common.telemetry._instruments import SECONDS, joined
 
 # The Python exporter reads seconds here, and its own default would hold up a shutdown for longer than the flush may take.
 EXPORT_TIMEOUT_S = 2
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _Prometheus(PrometheusMetricReader):
+    """Also reads the instruments of hot paths."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(disable_target_info=False)
+        self._resource = resource
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        super()._receive_metrics(joined(metrics_data, self._resource), timeout_millis, **kwargs)
+
+
+class _Periodic(PeriodicExportingMetricReader):
+    """Also reads the instruments of hot paths."""
+
+    def __init__(self, exporter: MetricExporter, resource: Resource) -> None:
+        self._resource = resource
+        super().__init__(exporter, export_interval_millis=15_000)
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        super()._receive_metrics(joined(metrics_data, self._resource), timeout_millis, **kwargs)
 
 
 def configure(settings: ServiceSettings) -> Callable[[], None]:
@@ -48,10 +73,10 @@ def configure(settings: ServiceSettings) -> Callable[[], None]:
         spans = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
         tracers.add_span_processor(BatchSpanProcessor(spans, max_queue_size=8192, schedule_delay_millis=1000))
         values = OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
-        readers.append(PeriodicExportingMetricReader(values, export_interval_millis=15_000))
+        readers.append(_Periodic(values, resource))
     stop_metrics: Callable[[], None] = _nothing
     if settings.metrics_port:
-        readers.append(PrometheusMetricReader(disable_target_info=False))
+        readers.append(_Prometheus(resource))
         try:
             server, thread = start_http_server(settings.metrics_port, addr=settings.host)
         except OSError:
@@ -64,6 +89,11 @@ def configure(settings: ServiceSettings) -> Callable[[], None]:
 
     views = [View(instrument_unit="s", instrument_name="*", aggregation=ExplicitBucketHistogramAggregation(SECONDS))]
     meters = MeterProvider(resource=resource, metric_readers=readers, views=views, shutdown_on_exit=False)
+    # A reader without any instrument of the SDK's is never called, and those of hot paths would be missing with it.
+    started = time.time()
+    meters.get_meter("bulkhead.process").create_observable_gauge(
+        "bulkhead_process_started_seconds", [lambda _: [Observation(started)]], description="When the process started, in Unix seconds."
+    )
     trace.set_tracer_provider(tracers)
     metrics.set_meter_provider(meters)
 
