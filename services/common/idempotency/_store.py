@@ -64,14 +64,32 @@ class IdempotencyStore:
             )
         return Claim(name, token, value if verdict == "done" else None)
 
-    async def finish(self, claim: Claim, answer: bytes) -> bool:
-        """Stores the answer; False when the claim was lost to another holder meanwhile."""
+    async def renew(self, claim: Claim, *, lease_s: float = 30.0) -> bool:
+        """Holds the claim for another lease; False when it was lost to another holder meanwhile."""
         if not claim.key:
             return True
         try:
-            return bool(
-                await self._library.call("idempotency_finish_v1", [claim.key], [claim.token, answer, int(KEPT.total_seconds() * 1000)])
-            )
+            return bool(await self._library.call("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def finish(self, claim: Claim, answer: bytes, *, owner: str = "") -> bool:
+        """Stores the answer; False when the claim was lost to another holder meanwhile.
+
+        `owner` stands for the person whose data the answer may hold, and is what `erase` finds it by.
+        """
+        if not claim.key:
+            return True
+        keys = [claim.key, _owned(claim.key.partition(":{")[2].partition("}")[0], owner)] if owner else [claim.key]
+        try:
+            return bool(await self._library.call("idempotency_finish_v1", keys, [claim.token, answer, int(KEPT.total_seconds() * 1000)]))
+        except UNAVAILABLE as error:
+            raise store_unavailable(error) from error
+
+    async def erase(self, tenant: str, owner: str) -> int:
+        """Deletes the answers of an owner; answers how many there were."""
+        try:
+            return int(await self._library.call("idempotency_erase_v1", [_owned(tenant, owner)], []))
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
 
@@ -82,3 +100,7 @@ class IdempotencyStore:
                 await self._library.call("idempotency_abandon_v1", [claim.key], [claim.token])
             except UNAVAILABLE as error:
                 raise store_unavailable(error) from error
+
+
+def _owned(tenant: str, owner: str) -> str:
+    return f"idem:{{{tenant}}}:of:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"

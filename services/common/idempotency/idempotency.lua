@@ -19,12 +19,34 @@ local function begin(keys, args)
   return {'claimed', ''}
 end
 
--- ARGV: token, answer, kept ms.
+-- ARGV: token, lease ms.
+local function renew(keys, args)
+  local stored = redis.call('HMGET', keys[1], 'token', 'answer')
+  if stored[1] ~= args[1] or stored[2] then return 0 end
+  redis.call('HSET', keys[1], 'until', now_ms() + tonumber(args[2]))
+  return 1
+end
+
+-- KEYS: the claim, and the answers of its owner where it has one. ARGV: token, answer, kept ms.
 local function finish(keys, args)
   if redis.call('HGET', keys[1], 'token') ~= args[1] then return 0 end
   redis.call('HSET', keys[1], 'answer', args[2])
   redis.call('PEXPIRE', keys[1], args[3])
+  if keys[2] then
+    local now = now_ms()
+    redis.call('ZREMRANGEBYSCORE', keys[2], '-inf', now)
+    redis.call('ZADD', keys[2], now + tonumber(args[3]), keys[1])
+    redis.call('PEXPIRE', keys[2], args[3])
+  end
   return 1
+end
+
+-- KEYS: the answers of an owner; they share its hash tag.
+local function erase(keys)
+  local count = 0
+  for _, claim in ipairs(redis.call('ZRANGE', keys[1], 0, -1)) do count = count + redis.call('DEL', claim) end
+  redis.call('DEL', keys[1])
+  return count
 end
 
 -- ARGV: token.
@@ -37,3 +59,5 @@ end
 redis.register_function('idempotency_begin_v1', begin)
 redis.register_function('idempotency_finish_v1', finish)
 redis.register_function('idempotency_abandon_v1', abandon)
+redis.register_function('idempotency_renew_v1', renew)
+redis.register_function('idempotency_erase_v1', erase)

@@ -1,0 +1,353 @@
+"""Idempotency-Key: the same key with the same request gives the first answer again, and is charged once.
+
+Kept for 24 hours in the state store, by tenant and operation, with a fingerprint of the request. A stream is replayed as
+the same chunks, a whole answer as the same bytes, each in the other form where that is asked for.
+
+Another request under the key is IdempotencyMismatch. While the first is at work, a second call joins it in the same process,
+and waits for it in another; Conflict (IDEMPOTENCY_IN_FLIGHT, with retry_after_s) only when that takes too long. A call that
+failed frees its key, so does a process that died, when its lease has run out. The work of a call with a key goes on to its
+end when the caller hangs up: that caller is expected to come back for the answer. Without the store such a call is refused
+(Overloaded): it could be charged twice.
+
+An answer that is too large to be kept, or that this version cannot read, answers Gone (ANSWER_NOT_KEPT), never a second charge.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMismatch, Overloaded
+from services.common.idempotency import Claim, fingerprint
+from services.common.rpc import context as call_context
+from services.llm_gateway.answer_forms import answer_of, finished_of
+from services.llm_gateway.cache_telemetry import answered, counted
+from services.llm_gateway.caching import owner_of
+from services.llm_gateway.caching_records import (
+    Record,
+    decode,
+    for_free,
+    record_of_answer,
+    record_of_ranking,
+    record_of_stream,
+    record_of_vectors,
+)
+from services.llm_gateway.canonical_key import canonical
+from services.llm_gateway.chat import ChatCall, Chunk
+from services.llm_gateway.registry import Registry
+from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, ModelCalls, Notice, Outcome, Ranked, RerankCall
+from services.llm_gateway.results import StreamEvent as Event
+from services.llm_gateway.shared_work import SharedAnswer, SharedStream
+from services.llm_gateway.single_flight import deadline_of, may_go_on, time_left, timeout_of
+
+log = structlog.get_logger("bulkhead.llm")
+LEASE_S = 30.0
+WAIT_S = 30.0
+MAX_BYTES = 4 * 1024 * 1024
+_FIRST_POLL_S = 0.05
+_LAST_POLL_S = 1.0
+# Stands for an answer that was given and is too large to be kept.
+_NOT_KEPT = b"not-kept"
+Result = TypeVar("Result", Completed, Embedded, Ranked)
+Call = TypeVar("Call", ChatCall, EmbedCall, RerankCall)
+
+
+class Claims(Protocol):
+    """`services.common.idempotency.IdempotencyStore`."""
+
+    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float) -> Claim:
+        """Claims a key."""
+        ...
+
+    async def renew(self, claim: Claim, *, lease_s: float) -> bool:
+        """Holds it longer."""
+        ...
+
+    async def finish(self, claim: Claim, answer: bytes, *, owner: str) -> bool:
+        """Stores the answer."""
+        ...
+
+    async def abandon(self, claim: Claim) -> None:
+        """Gives the key back."""
+        ...
+
+    async def erase(self, tenant: str, owner: str) -> int:
+        """Deletes an owner's answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Under what a call is kept."""
+
+    tenant: str
+    operation: str
+    key: str
+    print: str
+    owner: str
+    own_deadline: float | None
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        return self.tenant, self.operation, self.key
+
+
+class Replay:
+    """A layer around other model calls. `wait_s` bounds the wait for another process that works on the same key."""
+
+    def __init__(
+        self, inner: ModelCalls, claims: Claims, *, lease_s: float = LEASE_S, wait_s: float = WAIT_S, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._inner = inner
+        self._claims = claims
+        self._lease_s = lease_s
+        self._wait_s = wait_s
+        self._max_bytes = max_bytes
+        self._answers: dict[tuple[str, str, str], tuple[str, SharedAnswer[Any]]] = {}
+        self._streams: dict[tuple[str, str, str], tuple[str, SharedStream]] = {}
+
+    @property
+    def registry(self) -> Registry:
+        """The registry as it is now."""
+        return self._inner.registry
+
+    async def complete(self, call: ChatCall) -> Completed:
+        """As the inner one."""
+        place = _place("chat", call) if call.terms.idempotency_key else None
+        if place is None:
+            return await self._inner.complete(call)
+        return await self._joined(place, call, self._inner.complete, self._completed, _kept_answer)
+
+    def stream(self, call: ChatCall) -> AsyncGenerator[Event, None]:
+        """As the inner one."""
+        place = _place("chat", call) if call.terms.idempotency_key else None
+        return self._inner.stream(call) if place is None else self._stream(place, call)
+
+    async def embed(self, call: EmbedCall) -> Embedded:
+        """As the inner one."""
+        place = _place("embed", call) if call.terms.idempotency_key else None
+        if place is None:
+            return await self._inner.embed(call)
+        return await self._joined(place, call, self._inner.embed, self._embedded, _kept_vectors)
+
+    async def rerank(self, call: RerankCall) -> Ranked:
+        """As the inner one."""
+        place = _place("rerank", call) if call.terms.idempotency_key else None
+        if place is None:
+            return await self._inner.rerank(call)
+        return await self._joined(place, call, self._inner.rerank, self._ranked, _kept_ranking)
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes the answers that a user's calls left for replay. Raises Overloaded when the store is away."""
+        return await self._claims.erase(tenant, owner_of(user))
+
+    async def _joined(
+        self,
+        place: _Place,
+        call: Call,
+        work: Callable[[Call], Awaitable[Result]],
+        replayed: Callable[[Record], Result],
+        kept: Callable[[Result, str], Record],
+    ) -> Result:
+        own, began = place.own_deadline, time.perf_counter()
+        while True:
+            print_, flight = self._answers.get(place.name, ("", None))
+            joins = flight is not None
+            if flight is None:
+                flight = SharedAnswer(
+                    self._once(place, call, work, replayed, kept), deadline=own, detached=True, ended=_forget(self._answers, place.name)
+                )
+                self._answers[place.name] = (place.print, flight)
+            elif print_ != place.print:
+                raise _mismatch()
+            try:
+                result, first = await flight.result(timeout_of(flight.deadline, own) if joins else None)
+            except BulkheadError as error:
+                if joins and may_go_on(error, own):
+                    continue
+                raise
+            if first and not joins:
+                return result
+            outcome = for_free(result.outcome, "replayed")
+            self._told(place, call, outcome, began)
+            return replace(result, outcome=outcome)
+
+    async def _once(
+        self,
+        place: _Place,
+        call: Call,
+        work: Callable[[Call], Awaitable[Result]],
+        replayed: Callable[[Record], Result],
+        kept: Callable[[Result, str], Record],
+    ) -> tuple[Result, bool]:
+        """The result, and whether it was made here."""
+        claim, record = await self._claim(place)
+        if record is not None:
+            return replayed(record), False
+        async with self._held(claim):
+            result = await work(call)
+            await self._finish(claim, kept(result, place.owner).encode(), place)
+            return result, True
+
+    async def _stream(self, place: _Place, call: ChatCall) -> AsyncGenerator[Event, None]:
+        own, began = place.own_deadline, time.perf_counter()
+        while True:
+            print_, flight = self._streams.get(place.name, ("", None))
+            joins = flight is not None
+            if flight is None:
+                flight = SharedStream(self._stream_once(place, call), deadline=own, detached=True, ended=_forget(self._streams, place.name))
+                self._streams[place.name] = (place.print, flight)
+            elif print_ != place.print:
+                raise _mismatch()
+            reader = flight.join()
+            timeout_s = time_left(own) if joins and timeout_of(flight.deadline, own) is not None else None
+            delivered = False
+            try:
+                while (event := await flight.next(reader, timeout_s)) is not None:
+                    delivered = delivered or isinstance(event, list)
+                    if isinstance(event, Finished) and (joins or event.outcome.cached == "replayed"):
+                        outcome = for_free(event.outcome, "replayed")
+                        self._told(place, call, outcome, began)
+                        event = replace(event, outcome=outcome)
+                    yield event
+                return
+            except BulkheadError as error:
+                if not joins or delivered or not may_go_on(error, own):
+                    raise
+            finally:
+                await flight.leave(reader)
+
+    async def _stream_once(self, place: _Place, call: ChatCall) -> AsyncGenerator[Event, None]:
+        claim, record = await self._claim(place)
+        if record is not None:
+            chunks = record.chunks()
+            yield chunks
+            yield finished_of(chunks, self._outcome(record))
+            return
+        chunks = []
+        async with self._held(claim), aclosing(self._inner.stream(call)) as events:
+            async for event in events:
+                if isinstance(event, list):
+                    chunks += event
+                elif not isinstance(event, Notice):
+                    # Before the caller hears of the end: an answer that was given whole can be given again.
+                    await self._finish(claim, self._kept_stream(chunks, event, place.owner), place)
+                yield event
+
+    def _kept_stream(self, chunks: list[Chunk], finished: Finished, owner: str) -> bytes:
+        now = time.time()
+        record = record_of_stream(chunks, finished.outcome, owner, now, now)
+        if len(record.body) > self._max_bytes and (answer := answer_of(chunks)) is not None:
+            # Put together, a stream takes a fraction of its events.
+            record = record_of_answer(answer, finished.outcome, owner, now, now)
+        return record.encode()
+
+    async def _claim(self, place: _Place) -> tuple[Claim, Record | None]:
+        until = time.monotonic() + self._wait_s
+        if place.own_deadline is not None:
+            until = min(until, place.own_deadline)
+        pause_s = _FIRST_POLL_S
+        while True:
+            try:
+                claim = await self._claims.begin(place.tenant, f"llm.{place.operation}", place.key, place.print, lease_s=self._lease_s)
+                break
+            except Conflict:
+                if time.monotonic() + pause_s >= until:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LAST_POLL_S)
+        if claim.answer is None:
+            return claim, None
+        record = decode(claim.answer)
+        if record is None:
+            raise Gone("the first answer was too large to be kept", reason="ANSWER_NOT_KEPT")
+        return claim, record
+
+    @asynccontextmanager
+    async def _held(self, claim: Claim) -> AsyncIterator[None]:
+        """Holds the claim while the work lasts; frees the key when it fails."""
+        renewing = asyncio.create_task(self._renew(claim))
+        try:
+            yield
+        except BaseException:
+            with suppress(Overloaded):
+                await self._claims.abandon(claim)
+            raise
+        finally:
+            renewing.cancel()
+
+    async def _renew(self, claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            with suppress(Overloaded):
+                if not await self._claims.renew(claim, lease_s=self._lease_s):
+                    return
+
+    async def _finish(self, claim: Claim, record: bytes, place: _Place) -> None:
+        try:
+            kept = await self._claims.finish(claim, record if len(record) <= self._max_bytes else _NOT_KEPT, owner=place.owner)
+        except Overloaded:
+            kept = False
+        counted("replay", "stored" if kept else "error")
+        if not kept:
+            # The answer exists and is paid; it is not withheld because it cannot be given twice.
+            log.warning("replay_not_kept", operation=place.operation)
+
+    def _told(self, place: _Place, call: ChatCall | EmbedCall | RerankCall, outcome: Outcome, began: float) -> None:
+        counted("replay", "hit")
+        answered(place.operation, call.model, outcome, time.perf_counter() - began)
+
+    def _outcome(self, record: Record) -> Outcome:
+        outcome = record.outcome(self.registry, "replayed")
+        if outcome is None:
+            raise Gone("the model of the first answer is no longer configured", reason="ANSWER_NOT_KEPT")
+        return outcome
+
+    def _completed(self, record: Record) -> Completed:
+        answer = record.answer()
+        if answer is None:
+            raise Gone("the first answer was a stream that cannot be put together", reason="ANSWER_NOT_KEPT")
+        return Completed(answer, self._outcome(record))
+
+    def _embedded(self, record: Record) -> Embedded:
+        return Embedded(record.vectors(), self._outcome(record))
+
+    def _ranked(self, record: Record) -> Ranked:
+        return Ranked(record.ranking(), self._outcome(record))
+
+
+def _place(operation: str, call: ChatCall | EmbedCall | RerankCall) -> _Place | None:
+    context = call_context.current()
+    if context is None or context.principal is None:
+        return None
+    principal = context.principal
+    print_ = fingerprint(call.model, canonical(call.body, notes=True))
+    return _Place(principal.tenant, operation, call.terms.idempotency_key, print_, owner_of(principal.user), deadline_of(context))
+
+
+def _forget(flights: dict[tuple[str, str, str], Any], name: tuple[str, str, str]) -> Callable[[Any], None]:
+    def ended(flight: Any) -> None:
+        if flights.get(name, ("", None))[1] is flight:
+            del flights[name]
+
+    return ended
+
+
+def _mismatch() -> IdempotencyMismatch:
+    return IdempotencyMismatch("the idempotency key was used before with another body")
+
+
+def _kept_answer(result: Completed, owner: str) -> Record:
+    return record_of_answer(result.answer, result.outcome, owner, time.time(), time.time())
+
+
+def _kept_vectors(result: Embedded, owner: str) -> Record:
+    return record_of_vectors(result.vectors, result.outcome, owner, time.time(), time.time())
+
+
+def _kept_ranking(result: Ranked, owner: str) -> Record:
+    return record_of_ranking(result.ranking, result.outcome, owner, time.time(), time.time())
