@@ -8,6 +8,7 @@ from typing import Any
 
 from bulkhead.tools.v1 import tools_pb2_grpc
 
+from services.common.breaker import Breakers
 from services.common.config import ConfigFile
 from services.common.limits import parse_policies
 from services.common.rpc.addresses import Addresses
@@ -21,6 +22,7 @@ from services.tool_executor.adapters.http_tools import HttpTools
 from services.tool_executor.adapters.rate_limit import ToolCallRate
 from services.tool_executor.adapters.sandbox import MontySandbox
 from services.tool_executor.adapters.web import OpenWeb
+from services.tool_executor.breaker import TOOL_BREAKER, ToolBreaker
 from services.tool_executor.builtin.calculator import calculator
 from services.tool_executor.builtin.current_time import Clock
 from services.tool_executor.builtin.http_fetch import HttpFetch
@@ -32,6 +34,8 @@ from services.tool_executor.registry import parse_tools
 from services.tool_executor.servicer import ToolServicer
 from services.tool_executor.settings import Settings
 from services.tool_executor.tools import built_ins
+
+STORE_TIMEOUT_S = 0.05
 
 
 class _Watching:
@@ -68,16 +72,19 @@ def build(settings: Settings) -> Service:
     watching = _Watching([tools, policies])
     ledger = ValkeyCallLedger(state)
     claims = Claims(ledger)
-    executor = Executor(lambda: tools.current, claims, ToolCallRate(state, policies, settings.policy_set))
+    # Short timeouts of its own: no call waits for what the breaker wants to know.
+    shared = connect(settings.state_url, timeout_s=STORE_TIMEOUT_S, max_connections=8)
+    breakers = Breakers(shared, key="tools:{{b:{}}}:breaker".format, channel="tools:breakers", policy=TOOL_BREAKER)
+    executor = Executor(lambda: tools.current, claims, ToolCallRate(state, policies, settings.policy_set), ToolBreaker(breakers))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,
         add_servicers=[partial(tools_pb2_grpc.add_ToolServiceServicer_to_server, servicer)],
         # The memory service is no dependency: without it only search_documents fails, and says so.
         checks={"state": lambda: ping(state)},
-        start=[watching.start],
+        start=[watching.start, breakers.start],
         # Run from the last to the first: outcomes are stored before the store is let go.
-        close=[state.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, watching.stop],
+        close=[state.aclose, shared.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, breakers.stop, watching.stop],
         verifier=verifier_of(settings),
     )
 

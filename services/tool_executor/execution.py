@@ -1,7 +1,7 @@
 """The order of operations of one call, on one page.
 
-resolve → scopes → rate limit → idempotency → validate → coerce, validate again → execute with a deadline, repeat where
-that is harmless → output schema and size → store → one log line. Source: design page "tools".
+resolve → scopes → rate limit → idempotency → validate → coerce, validate again → breaker → execute with a deadline, repeat
+where that is harmless → output schema and size → store → one log line. Source: design page "tools".
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from services.common.errors import BulkheadError, DeadlineExceeded, InvalidInput
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
 from services.tool_executor.attempts import Attempt, Ended, Slots, TimedOut
+from services.tool_executor.breaker import ToolBreaker
 from services.tool_executor.claims import LEASE_S, Claims
 from services.tool_executor.coercion import coerce
 from services.tool_executor.failures import ToolFailure, Violation
@@ -75,10 +76,11 @@ class _Work:
 class Executor:
     """Executes calls. `registry` answers the registry that holds at this moment."""
 
-    def __init__(self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit) -> None:
+    def __init__(self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit, breaker: ToolBreaker) -> None:
         self._registry = registry
         self._claims = claims
         self._rate = rate
+        self._breaker = breaker
         self._slots = Slots()
 
     async def execute(self, request: Request, principal: Principal, remaining_s: float) -> AsyncIterator[Event | CallResult]:
@@ -152,7 +154,7 @@ class Executor:
 
     async def _worked(self, work: _Work, arguments: Any, deadline: float) -> AsyncIterator[Event | CallResult]:
         """Validates, runs, checks what came back, stores, tells."""
-        tool = work.tool
+        tool, tenant = work.tool, work.call.principal.tenant
         result: CallResult | ToolFailure
         try:
             arguments, changed = _valid(tool, arguments)
@@ -160,14 +162,16 @@ class Executor:
                 yield Warned("arguments_coerced", "Some arguments were converted to the type that the tool declares.", {"paths": changed})
             while True:
                 try:
-                    async for event in self._attempted(work, arguments, deadline):
-                        yield event
-                    assert work.attempt is not None
-                    result = CallResult(Outcome.DONE, output=_output(tool, work.attempt.value()))
+                    cut_short = deadline - asyncio.get_running_loop().time() < tool.limits.timeout_s
+                    async with self._breaker.attempt(tool, tenant, cut_short=cut_short):
+                        async for event in self._attempted(work, arguments, deadline):
+                            yield event
+                        assert work.attempt is not None
+                        result = CallResult(Outcome.DONE, output=_output(tool, work.attempt.value()))
                     break
                 except ToolFailure as failure:
                     wait_s = _wait_before_retry(tool, failure, work.attempts, deadline)
-                    if wait_s is None:
+                    if wait_s is None or self._breaker.is_open(tool, tenant):
                         raise
                     _retries.add(1, {"tool": tool.name})
                     yield Warned("tool_retried", f"The tool {tool.name} is tried again.", {"code": failure.code, "attempt": work.attempts})
@@ -175,7 +179,7 @@ class Executor:
         except ToolFailure as failure:
             result = failure
             # Nothing has happened and the tool may be free soon: the same key may be used again.
-            work.free = failure.code == "limit.concurrency"
+            work.free = failure.code in ("limit.concurrency", "limit.breaker_open")
         work.result = self._told(work, result)
         await self._finish(work)
         yield work.result

@@ -26,6 +26,7 @@ KINDS: Mapping[str, Kind] = {
     "auth.scope_missing": Kind(False),
     "policy.denied": Kind(False),
     "limit.concurrency": Kind(True),
+    "limit.breaker_open": Kind(True),
     "upstream.bad_request": Kind(False),
     "upstream.auth": Kind(False),
     "upstream.not_found": Kind(False),
