@@ -7,26 +7,28 @@ pieces. A test holds the vectors equal to the wheel's own.
 
 import asyncio
 import importlib.util
+import operator
 import struct
 import time
 from array import array
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.chat import Answer, Chunk
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.ports import Attempt, Vectors
+from services.llm_gateway.ports import Attempt, Ranking, Vectors
 
 NAME = "l2_supercat_256"
 # Shorter prefixes of the vectors are meaningful on their own (Matryoshka training).
 DIMENSIONS = (64, 128, 256)
 _TOKENS_A_PIECE = 4096
 _TENSOR = "embedding.weight"
+T = TypeVar("T")
 
 
 def model_files() -> tuple[Path, Path]:
@@ -110,13 +112,31 @@ class WordLlamaUpstream:
         dimension = attempt.body.get("dimensions", DIMENSIONS[-1])
         if dimension not in DIMENSIONS:
             raise InvalidInput.field("dimensions", "this model offers 64, 128 and 256")
+        vectors, tokens = await self._in_thread(attempt, self._work, texts, dimension)
+        return Vectors(vectors, tokens, attempt.deployment.model)
+
+    async def rerank(self, attempt: Attempt) -> Ranking:
+        """Ranks by the cosine of the angle between static embeddings, no less than 0.
+
+        This compares the words of a query with the words of a document and reads neither: cheap and without network, but it
+        is no cross-encoder, and knows no order of words and no negation.
+        """
+        body = attempt.body
+        scores, tokens = await self._in_thread(attempt, self._cosines, body["query"], body["documents"])
+        ranked = sorted(enumerate(scores), key=lambda entry: (-entry[1], entry[0]))
+        return Ranking(ranked[: body.get("top_n")], tokens, attempt.deployment.model)
+
+    async def _in_thread(self, attempt: Attempt, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(attempt.limits.ends_at - time.monotonic()):
-                vectors, tokens = await loop.run_in_executor(self._threads, self._work, texts, dimension)
+                return await loop.run_in_executor(self._threads, work, *arguments)
         except TimeoutError:
             raise UpstreamFault(Failure(FailureClass.TIMEOUT_TOTAL, "no embeddings in time")) from None
-        return Vectors(vectors, tokens, attempt.deployment.model)
+
+    def _cosines(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        (one, *others), tokens = self._work([query, *documents], DIMENSIONS[-1])
+        return [max(sum(map(operator.mul, one, other)), 0.0) for other in others], tokens
 
     def _work(self, texts: Sequence[str], dimension: int) -> tuple[list[array], int]:
         if self._model is None:

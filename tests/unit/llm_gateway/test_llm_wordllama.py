@@ -29,6 +29,18 @@ def attempt(**body) -> Attempt:
     return Attempt(DEPLOYMENT, body, Limits(5, 10, 10, 10, time.monotonic() + 60), 1, Context())
 
 
+async def test_documents_are_ranked_by_their_words(upstream):
+    documents = ["The stock market fell on Monday.", "A bulkhead divides the hull of a ship.", "Ships and boats sail."]
+    ranking = await upstream.rerank(attempt(query="How is a ship's hull divided?", documents=documents))
+    assert [index for index, _ in ranking.ranked] == [1, 2, 0]
+    scores = [score for _, score in ranking.ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1.000001 for score in scores)
+    assert ranking.input_tokens > 20
+    first = await upstream.rerank(attempt(query="ship", documents=["ship", "", "ship"], top_n=2))
+    assert [index for index, _ in first.ranked] == [0, 2]
+
+
 async def test_vectors_equal_those_of_the_package(upstream):
     import wordllama
 
