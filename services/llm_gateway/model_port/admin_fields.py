@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import ROUND_FLOOR, Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from services.common.accounts import NO_LIMITS, LimitSet, Period
 from services.common.errors import FieldViolation, InvalidInput
@@ -57,8 +57,9 @@ class Fields:
         return name in self._body
 
     def wrong(self, name: str, reason: str) -> None:
-        """Notes a problem."""
-        self._problems.append(FieldViolation(name, reason))
+        """Notes a problem; the first of a field is the one that is told."""
+        if not any(problem.field == name for problem in self._problems):
+            self._problems.append(FieldViolation(name, reason))
 
     def value(self, name: str, kind: type, description: str) -> Any:
         """A field of one type, None where it is absent, null or wrong."""
@@ -76,7 +77,7 @@ class Fields:
     def required(self, name: str) -> str:
         """A string that must be there."""
         value = self.value(name, str, "a string")
-        if not value and not any(problem.field == name for problem in self._problems):
+        if not value:
             self.wrong(name, "is needed")
         return value or ""
 
@@ -161,6 +162,24 @@ class Fields:
         return unsupported
 
 
+class Checked(Protocol):
+    """A record that can tell what is wrong with it."""
+
+    def check(self) -> None:
+        """Raises InvalidInput."""
+        ...
+
+
+def check(fields: Fields, record: Checked, kind: str) -> None:
+    """Notes what is wrong with a record of a key, team, user or tenant, in the names that the request has for it."""
+    try:
+        record.check()
+    except InvalidInput as error:
+        for problem in error.violations:
+            name = {"name": f"{kind}_alias", "user": "user_id", "team": "team_id", "email": "user_email"}.get(problem.field, problem.field)
+            fields.wrong(_PUBLIC.get(name, name), problem.description)
+
+
 def read_limits(fields: Fields, base: LimitSet = NO_LIMITS) -> LimitSet:
     """`base` with every limit that the body names; null takes a limit away."""
     found: dict[str, Any] = {}
@@ -184,8 +203,6 @@ def read_limits(fields: Fields, base: LimitSet = NO_LIMITS) -> LimitSet:
     for name in _FACETS:
         if fields.given(name):
             limits = replace(limits, model_limits=_model_limits(fields, name, limits.model_limits))
-    for where, reason in limits.problems():
-        fields.wrong(_PUBLIC.get(where, where), reason)
     return limits
 
 

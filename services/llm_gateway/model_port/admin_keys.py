@@ -13,7 +13,7 @@ from services.common.accounts import Accounts, KeyRecord
 from services.common.errors import InvalidInput, NotFound, PermissionDenied
 from services.common.identity import Principal
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_fields import Fields, read_limits
+from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_query import flag_of, number_of
 from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view
@@ -68,6 +68,7 @@ class KeyRoutes:
         )
         if fields.text("key") is not None:
             fields.wrong("key", "secrets are made here and cannot be chosen")
+        check(fields, record, "key")
         unsupported = fields.finish()
         principal.require(*record.scopes)
         issued = await self._accounts.keys.create(record, strict=True)
@@ -79,7 +80,7 @@ class KeyRoutes:
         tenant = self._keys.tenant(principal, fields.text("tenant"))
         reference = fields.required("key")
         # The change runs on the record as it is at that moment, so the body is read once before, to tell what is wrong with it.
-        _changed(fields, KeyRecord("", tenant, principal.user))
+        check(fields, _changed(fields, KeyRecord("", tenant, principal.user)), "key")
         unsupported = fields.finish()
 
         def change(old: KeyRecord) -> KeyRecord:
@@ -134,7 +135,7 @@ class KeyRoutes:
         reference = exchange.parameters.get("key") or fields.required("key")
         fields.given("key")
         grace = fields.period("grace_period")
-        _changed(fields, KeyRecord("", tenant, principal.user))
+        check(fields, _changed(fields, KeyRecord("", tenant, principal.user)), "key")
         unsupported = fields.finish()
 
         def change(old: KeyRecord) -> KeyRecord:

@@ -11,7 +11,7 @@ import orjson
 from services.common.accounts import Accounts, KeyRecord, TeamRecord
 from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_fields import Fields, read_limits
+from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE, named, read
 from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view, team_view
@@ -47,6 +47,7 @@ class TeamRoutes:
         tenant = self._keys.tenant(principal, fields.text("tenant"))
         team = fields.text("team_id") or str(uuid.uuid4())
         record = _changed(fields, TeamRecord(tenant, team))
+        check(fields, record, "team")
         unsupported = fields.finish()
         record = await self._accounts.teams.create(record, team)
         await exchange.answer(200, orjson.dumps({**team_view(record), **named(unsupported)}))
@@ -55,7 +56,7 @@ class TeamRoutes:
         """Changes what the body names; null takes a limit away. Members that are named replace all."""
         principal, fields = await read(exchange)
         tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
-        _changed(fields, TeamRecord(tenant, team))
+        check(fields, _changed(fields, TeamRecord(tenant, team)), "team")
         unsupported = fields.finish()
         record = await self._accounts.teams.update(tenant, team, lambda old: _changed(fields, old))
         view = team_view(record, await self._book.spend(tenant, "team", team))
@@ -94,6 +95,7 @@ class TeamRoutes:
         added = _members(fields, "member", fields.objects("member"))
         if not added:
             fields.wrong("member", "is needed")
+        check(fields, TeamRecord(tenant, team, members=added), "team")
         unsupported = fields.finish()
 
         def change(old: TeamRecord) -> TeamRecord:

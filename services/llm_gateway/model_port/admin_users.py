@@ -10,7 +10,7 @@ import orjson
 from services.common.accounts import Accounts, KeyRecord, TeamRecord, TenantRecord, UserRecord
 from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_fields import Fields, read_limits
+from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_keys import expiry_of, named, read
 from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view, team_view, tenant_view, user_view
@@ -47,7 +47,9 @@ class UserRoutes:
         tier = self._keys.tier(principal, fields.text("tier"))
         record = _changed(fields, UserRecord(tenant, user))
         teams, with_key = fields.texts("teams"), fields.flag("auto_create_key", default=True)
+        check(fields, record, "user")
         key = KeyRecord("", tenant, user, "", tier, (SCOPE,), fields.text("key_alias") or "", expires_at=expiry_of(fields))
+        check(fields, key, "key")
         unsupported = fields.finish()
         if with_key:
             principal.require(*key.scopes)
@@ -69,7 +71,7 @@ class UserRoutes:
         """Changes what the body names; null takes a limit away. A user who has keys but no record gets one."""
         principal, fields = await read(exchange)
         tenant, user = self._keys.tenant(principal, fields.text("tenant")), fields.required("user_id")
-        _changed(fields, UserRecord(tenant, user))
+        check(fields, _changed(fields, UserRecord(tenant, user)), "user")
         unsupported = fields.finish()
 
         def change(old: UserRecord | None) -> UserRecord:
@@ -111,7 +113,7 @@ class UserRoutes:
         principal, fields = await read(exchange)
         self._keys.require_master(principal)
         tenant = fields.text("tenant") or self._keys.default_tenant
-        _changed_tenant(fields, TenantRecord(tenant))
+        check(fields, _changed_tenant(fields, TenantRecord(tenant)), "tenant")
         unsupported = fields.finish()
 
         def change(old: TenantRecord | None) -> TenantRecord:
