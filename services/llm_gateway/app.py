@@ -18,15 +18,21 @@ from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
+from services.llm_gateway.adapters.gemini import GeminiDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
+from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.model_port.app import ModelPort
 from services.llm_gateway.model_port.chat import ChatSurface
+from services.llm_gateway.model_port.completions import CompletionsSurface
 from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
 from services.llm_gateway.model_port.messages import MessagesSurface
+from services.llm_gateway.model_port.rerank import RerankSurface
+from services.llm_gateway.model_port.responses import ResponsesSurface
 from services.llm_gateway.ports import Upstream
+from services.llm_gateway.price_config import TABLE_NAMES
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
@@ -39,7 +45,9 @@ log = structlog.get_logger("bulkhead.llm")
 async def build(settings: Settings) -> Service:
     """The service. Raises StartRefused with every problem of the configuration."""
     assert settings.identity_keys_file is not None
-    models = ConfigFile(settings.config_dir / MODELS_FILE, registry_parser(os.environ))
+    models = ConfigFile(
+        settings.config_dir / MODELS_FILE, registry_parser(os.environ), beside=[settings.config_dir / name for name in TABLE_NAMES]
+    )
     _refuse_missing_files(models.current)
     _tell(models.current)
     models.on_change(_tell)
@@ -49,24 +57,34 @@ async def build(settings: Settings) -> Service:
     upstreams: dict[str, Upstream] = {
         "openai": HttpUpstream(session, OpenAiDialect()),
         "anthropic": HttpUpstream(session, AnthropicDialect()),
+        "gemini": HttpUpstream(session, GeminiDialect()),
         "wordllama": embedder,
     }
     chance = random.Random()  # noqa: S311 - jitter
-    completions = Completions(lambda: models.current, upstreams, _policy(settings), chance, OpenGate(chance), OpenPurse())
+    gate, purse = OpenGate(chance), OpenPurse()
+    completions = Completions(lambda: models.current, upstreams, _policy(settings), chance, gate, purse, hedge=_hedge(settings))
+    servicer = LlmServicer(completions, gate, purse)
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
     accounts = Accounts(state)
     watch = _Background(models.watch)
     listeners, start, close = [], [watch.start], [state.aclose, session.close, embedder.close, watch.stop]
     if settings.http_port:
-        surfaces = [ChatSurface(completions), EmbeddingsSurface(completions), MessagesSurface(completions)]
+        surfaces = [
+            ChatSurface(completions),
+            EmbeddingsSurface(completions),
+            MessagesSurface(completions),
+            ResponsesSurface(completions),
+            CompletionsSurface(completions),
+            RerankSurface(completions),
+        ]
         port = ModelPort(lambda: models.current, surfaces, accounts, health)
         listeners.append(UvicornListener(port, settings.host, settings.http_port))
         start.append(accounts.start)
         close.append(accounts.stop)
     return Service(
         "llm_gateway",
-        add_servicers=[partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, LlmServicer(completions))],
+        add_servicers=[partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)],
         checks=checks,
         listeners=listeners,
         start=start,
@@ -105,6 +123,10 @@ def _policy(settings: Settings) -> Policy:
         retry_base_s=settings.model_retry_base_s,
         retry_cap_s=settings.model_retry_cap_s,
     )
+
+
+def _hedge(settings: Settings) -> Hedge | None:
+    return Hedge(settings.hedge_extra_cost) if settings.hedge_after_p95 else None
 
 
 def _refuse_missing_files(registry: Registry) -> None:

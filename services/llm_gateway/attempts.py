@@ -7,12 +7,13 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from services.common.errors import BulkheadError, DeadlineExceeded
 from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
+from services.llm_gateway.hedging import Hedge, race
 from services.llm_gateway.ports import Gate, Limits, Load
 from services.llm_gateway.registry import Deployment, Group, Registry
 from services.llm_gateway.results import Notice
@@ -57,6 +58,9 @@ class Observer(Protocol):
     def switching(self, start: Group, target: Group, failure: Failure) -> None:
         """Another model is asked."""
 
+    def hedging(self, deployment: Deployment, other: Deployment, after_s: float) -> None:
+        """A second deployment is asked as well, because the first has been silent for `after_s`."""
+
     def exhausted(self, tried: list[tuple[Deployment, Failure]]) -> None:
         """Nothing is left to ask."""
 
@@ -75,6 +79,7 @@ class Course:
         chance: random.Random,
         deadline: float,
         unfit: Callable[[Deployment], Failure | None] | None = None,
+        hedge: Hedge | None = None,
     ) -> None:
         """`deadline` is on `time.monotonic()`. `unfit` says why a deployment cannot take the request, None where it can."""
         self._registry = registry
@@ -84,6 +89,7 @@ class Course:
         self._observer = observer
         self._chance = chance
         self._unfit = unfit
+        self._hedge = hedge
         self.deadline = deadline
         self._most_retries = policy.num_retries if registry.num_retries is None else registry.num_retries
         self._start = start
@@ -126,11 +132,16 @@ class Course:
             return _out_of_time(failure)
         return self.error()
 
-    async def step(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> Notice | Opened[T]:
+    async def step(
+        self,
+        attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]],
+        discard: Callable[[T], Awaitable[None]] | None = None,
+    ) -> Notice | Opened[T]:
         """One turn of the loop: waits where a wait is due, asks one deployment, and answers the success or what was decided.
 
         After a notice the caller comes again. Raises the domain error of the first failure when nothing is left to ask,
-        DeadlineExceeded when the time is up. What `attempt` raises beside UpstreamFault ends the call.
+        DeadlineExceeded when the time is up. What `attempt` raises beside UpstreamFault ends the call. `discard` is given the
+        success of a second request that came after another's; without it such a success needs no end.
         """
         if self._broken is not None:
             broken, self._broken = self._broken, None
@@ -145,12 +156,46 @@ class Course:
             self._asked.add(deployment.id)
             self.attempts += 1
             try:
-                return Opened(deployment, await attempt(deployment, limits, self.attempts))
+                if self._hedge is None or len(self.group.deployments) == 1:
+                    return Opened(deployment, await attempt(deployment, limits, self.attempts))
+                return await self._hedged(deployment, limits, attempt, discard)
             except UpstreamFault as fault:
                 failed = fault.failure
             if failed.failure_class in NOBODY_ASKED:
                 self.attempts -= 1
         return self._after(deployment, failed)
+
+    async def _hedged(
+        self,
+        deployment: Deployment,
+        limits: Limits,
+        attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]],
+        discard: Callable[[T], Awaitable[None]] | None,
+    ) -> Opened[T]:
+        assert self._hedge is not None
+        hedge = self._hedge
+        after_s = hedge.after_s(deployment.id)
+        if after_s is None:
+            return Opened(deployment, await attempt(deployment, limits, self.attempts))
+        asked = [deployment]
+
+        def second() -> Coroutine[Any, Any, T] | None:
+            others = [d for d in self.group.deployments if d.id not in self._asked and d.id not in self._spent]
+            if self._unfit is not None:
+                others = [d for d in others if self._unfit(d) is None]
+            if not others or self.attempts >= self._policy.max_attempts:
+                return None
+            other = self._gate.pick(others, self._registry.routing_strategy, self._load)
+            if other is None or not hedge.take():
+                return None
+            self._asked.add(other.id)
+            self.attempts += 1
+            asked.append(other)
+            self._observer.hedging(deployment, other, after_s)
+            return attempt(other, self._limits(other), self.attempts)
+
+        result, by_second = await race(attempt(deployment, limits, self.attempts), second, after_s, discard or _keep)
+        return Opened(asked[1] if by_second else deployment, result)
 
     def _pick(self) -> tuple[Deployment, Failure | None]:
         """The deployment to ask, or one that stands for its group with the reason why nobody in it can be asked."""
@@ -282,6 +327,10 @@ class Course:
     def _give_up(self) -> NoReturn:
         self._observer.exhausted(self.failures)
         raise _out_of_time(self.failures[-1][1] if self.failures else None)
+
+
+async def _keep(_: object) -> None:
+    """The success of a whole call has been charged and needs no end."""
 
 
 def _out_of_time(last: Failure | None) -> DeadlineExceeded:

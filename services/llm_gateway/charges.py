@@ -66,6 +66,11 @@ class Charge:
         self._first = 0.0
 
     @property
+    def deployment(self) -> Deployment:
+        """Who is asked."""
+        return self._permit.deployment
+
+    @property
     def upper_bound(self) -> Usage:
         """The most that the attempt can have cost, flagged as an estimate."""
         return priced(self._permit.deployment.prices, self._payer.input_tokens, self.output_tokens, estimated=True)
@@ -74,10 +79,12 @@ class Charge:
         """The answer has begun."""
         self._first = self._first or time.perf_counter()
 
-    def served(self, usage: Usage) -> None:
-        """The attempt gave the answer."""
+    def served(self, usage: Usage) -> float:
+        """The attempt gave the answer. Answers the seconds to its first token, or to the whole of it."""
         now = self._end(usage, "ok")
-        self._gate.leave(self._permit, None, latency_s=(self._first or now) - self._began, tokens=usage.input + usage.output)
+        latency_s = (self._first or now) - self._began
+        self._gate.leave(self._permit, None, latency_s=latency_s, tokens=usage.input + usage.output)
+        return latency_s
 
     def failed(self, failure: Failure, usage: Usage | None = None) -> None:
         """The attempt failed. `usage` is what the provider has sent and will bill, None where nothing is known of it."""

@@ -3,7 +3,7 @@
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ from services.llm_gateway.attempts import Course, Opened, Policy
 from services.llm_gateway.bounds import assumed_output, input_bound, output_bound
 from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.chat import Answer, ChatCall, text_of
-from services.llm_gateway.failures import Failure, UpstreamFault
+from services.llm_gateway.failures import UpstreamFault
+from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
 from services.llm_gateway.registry import Deployment, Group, Mode, Registry
@@ -40,6 +41,7 @@ class Completions:
         purse: Purse,
         *,
         deny_unpriced: bool = False,
+        hedge: Hedge | None = None,
     ) -> None:
         self._registry = registry
         self.upstreams = upstreams
@@ -48,6 +50,7 @@ class Completions:
         self.gate = gate
         self.purse = purse
         self._deny_unpriced = deny_unpriced
+        self.hedge = hedge
 
     @property
     def registry(self) -> Registry:
@@ -64,7 +67,7 @@ class Completions:
                 try:
                     answer = await self.upstreams[deployment.adapter].complete(work.attempt(deployment, body, limits, number))
                 except UpstreamFault as fault:
-                    work.failed(charge, deployment, fault.failure)
+                    work.failed(charge, deployment, fault)
                     raise
                 except BaseException as error:
                     work.abandoned(charge, deployment, error)
@@ -138,7 +141,7 @@ class Completions:
         load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority)
         payer = Payer(uuid.uuid4().hex, principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
         record = CallRecord(operation, group, model, run_id, thread_id)
-        course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline)
+        course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)
         return Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
 
 
@@ -201,7 +204,7 @@ class Work:
 
     def single(
         self, ask: Callable[[Upstream, Attempt], Awaitable[T]], tokens_of: Callable[[T], int | None]
-    ) -> Callable[[Deployment, Limits, int], Awaitable[T]]:
+    ) -> Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]:
         """An attempt whose answer costs input tokens only."""
 
         async def attempt(deployment: Deployment, limits: Limits, number: int) -> T:
@@ -209,7 +212,7 @@ class Work:
             try:
                 result = await ask(self._owner.upstreams[deployment.adapter], self.attempt(deployment, body, limits, number))
             except UpstreamFault as fault:
-                self.failed(charge, deployment, fault.failure)
+                self.failed(charge, deployment, fault)
                 raise
             except BaseException as error:
                 self.abandoned(charge, deployment, error)
@@ -222,7 +225,7 @@ class Work:
 
         return attempt
 
-    async def opened(self, attempt: Callable[[Deployment, Limits, int], Awaitable[T]]) -> Opened[T]:
+    async def opened(self, attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]) -> Opened[T]:
         """Walks the course to its success; what happens on the way is added to the notices."""
         while True:
             step = await self.course.step(attempt)
@@ -232,13 +235,15 @@ class Work:
 
     def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
         """The attempt gave the answer."""
-        charge.served(usage)
+        first_s = charge.served(usage)
+        if self._owner.hedge is not None:
+            self._owner.hedge.observe(deployment.id, first_s, usage.cost_nanousd)
         self.record.attempted(deployment)
 
-    def failed(self, charge: Charge, deployment: Deployment, failure: Failure, usage: Usage | None = None) -> None:
-        """The attempt failed."""
-        charge.failed(failure, usage)
-        self.record.attempted(deployment, failure.failure_class.value)
+    def failed(self, charge: Charge, deployment: Deployment, fault: UpstreamFault, usage: Usage | None = None) -> None:
+        """The attempt failed. `usage` is what it will be billed as far as we know; what the provider says of it itself wins."""
+        charge.failed(fault.failure, usage_of(deployment, fault.usage, batch=self.payer.terms.discounted) or usage)
+        self.record.attempted(deployment, fault.failure.failure_class.value)
         self.record.spent(deployment, self.payer.spent)
 
     def abandoned(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from opentelemetry.context import Context
 
 from services.common.identity import Principal
+from services.llm_gateway.accounting.states import BudgetStates
 from services.llm_gateway.chat import Answer, Chunk
 from services.llm_gateway.failures import Failure
 from services.llm_gateway.money import Usage
@@ -225,6 +226,10 @@ class Purse(Protocol):
         """Ends the ticket of an attempt that cost nothing. Does not wait."""
         ...
 
+    async def budgets(self, principal: Principal, run_id: str = "") -> BudgetStates:
+        """What limits the caller, and how it stands. Raises Overloaded when the store is away."""
+        ...
+
     async def budget_left(self, principal: Principal) -> float:
         """The smallest share (0 to 1) that is left of the caller's money budgets; 1 without any. May be a few seconds old."""
         ...
@@ -253,6 +258,18 @@ class Load:
     affinity: str = ""  # calls of one conversation or prompt prefix, so that they meet the same provider cache
 
 
+@dataclass(frozen=True, slots=True)
+class DeploymentState:
+    """How one deployment does, as this process sees it. `breaker` is closed, open or half_open; `retry_after_s` is 0 unless open."""
+
+    breaker: str = "closed"
+    retry_after_s: float = 0.0
+    in_flight: int = 0
+    queued: int = 0
+    latency_s: float = 0.0
+    failure_rate: float = 0.0
+
+
 class Gate(Protocol):
     """Decides which deployment is asked, and when: breakers, deployments' own limits, fair queues."""
 
@@ -266,6 +283,10 @@ class Gate(Protocol):
 
     async def enter(self, deployment: Deployment, load: Load) -> Permit:
         """Waits for a place. Raises UpstreamFault (BREAKER_OPEN, SATURATED) to try elsewhere, Overloaded when the queue is full."""
+        ...
+
+    def state(self, deployment: Deployment) -> DeploymentState:
+        """How the deployment does."""
         ...
 
     def leave(self, permit: Permit, failure: Failure | None, *, latency_s: float = 0.0, tokens: int = 0, cancelled: bool = False) -> None:

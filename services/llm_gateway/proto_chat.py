@@ -1,5 +1,6 @@
 """CompletionInput to an OpenAI request and back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -11,7 +12,9 @@ from services.llm_gateway.chat import ChatCall, Chunk, index_of, text_of
 from services.llm_gateway.money import Usage
 from services.llm_gateway.request_rules import check_request
 from services.llm_gateway.results import Notice, Outcome
+from services.llm_gateway.terms import CacheTerms, Terms
 
+MAX_IDEMPOTENCY_KEY = 255
 # Fields that have a place of their own in CompletionInput, or that a surface decides.
 _RESERVED = frozenset(
     {"model", "messages", "tools", "tool_choice", "temperature", "max_tokens", "response_format", "stream", "stream_options", "n"}
@@ -28,7 +31,53 @@ def _json(raw: bytes, field: str, *kinds: type) -> Any:
     return value
 
 
-def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool) -> ChatCall:
+def terms_of(wanted: llm_pb2.CompletionInput, idempotency_key: str = "") -> Terms:
+    """What a CompletionInput asks of the gateway itself. Raises InvalidInput."""
+    cache = CacheTerms()
+    if wanted.HasField("cache"):
+        asked = wanted.cache
+        if not 0.0 <= asked.importance <= 1.0:
+            raise InvalidInput.field("input.cache.importance", "must be a number from 0 to 1")
+        cache = CacheTerms(
+            read=not asked.no_cache,
+            write=not asked.no_store,
+            max_age_s=_seconds(asked.max_age, "max_age") if asked.HasField("max_age") else None,
+            ttl_s=_seconds(asked.ttl, "ttl") if asked.HasField("ttl") else None,
+            semantic=asked.semantic,
+            importance=asked.importance,
+        )
+    if len(idempotency_key) > MAX_IDEMPOTENCY_KEY:
+        raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
+    return Terms(
+        cache=cache,
+        idempotency_key=idempotency_key,
+        run_budget_microusd=money(wanted, "run_budget_microusd"),
+        max_cost_microusd=money(wanted, "max_cost_microusd"),
+        low_priority=wanted.low_priority,
+        arm=wanted.arm,
+    )
+
+
+def money(message: Any, name: str) -> int | None:
+    """An optional amount. Raises InvalidInput below zero, and for the budget of a run that is not named."""
+    if not message.HasField(name):
+        return None
+    amount: int = getattr(message, name)
+    if amount < 0:
+        raise InvalidInput.field(name, "must not be negative")
+    if name == "run_budget_microusd" and not message.run_id:
+        raise InvalidInput.field(name, "needs the run_id that it is the budget of")
+    return amount
+
+
+def _seconds(duration: Any, name: str) -> float:
+    seconds = duration.ToNanoseconds() / 1e9
+    if seconds < 0:
+        raise InvalidInput.field(f"input.cache.{name}", "must not be negative")
+    return seconds
+
+
+def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key: str = "") -> ChatCall:
     """The call that a CompletionInput asks for. Raises InvalidInput. Fields that are not set are not sent."""
     body: dict[str, Any] = {}
     if wanted.extra_json:
@@ -50,7 +99,7 @@ def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool) -> ChatCall:
         # The caller is a service of ours, which wants exact usage.
         body["stream_options"] = {"include_usage": True}
     check_request(body, prefix="input.")
-    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id)
+    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id, terms=terms_of(wanted, idempotency_key))
 
 
 def _message(message: llm_pb2.Message, number: int) -> dict[str, Any]:
@@ -162,7 +211,7 @@ def usage_message(usage: Usage, model_calls: int = 1) -> common_pb2.Usage:
     )
 
 
-def outcome_message(outcome: Outcome, notices: list[Notice]) -> llm_pb2.CompletionOutcome:
+def outcome_message(outcome: Outcome, notices: Sequence[Notice]) -> llm_pb2.CompletionOutcome:
     """How a completion came about."""
     return llm_pb2.CompletionOutcome(
         finish_reason=outcome.finish_reason,
@@ -174,5 +223,8 @@ def outcome_message(outcome: Outcome, notices: list[Notice]) -> llm_pb2.Completi
         usage=usage_message(outcome.usage),
         attempts=outcome.attempts,
         fallbacks=outcome.fallbacks,
+        retries=outcome.retries,
+        cached=outcome.cached,
+        routing_json=orjson.dumps(dict(outcome.routing)) if outcome.routing else b"",
         warnings=[warning_of(notice) for notice in notices],
     )

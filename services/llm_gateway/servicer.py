@@ -1,7 +1,6 @@
 """LlmService: protos to domain and back."""
 
-import base64
-import binascii
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
@@ -9,37 +8,55 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from services.common.errors import InvalidInput
 from services.common.rpc.context import principal
 from services.llm_gateway import proto_chat
-from services.llm_gateway.completions import Completions
-from services.llm_gateway.registry import Group
+from services.llm_gateway.bounds import input_bound
+from services.llm_gateway.ports import Gate, Purse
+from services.llm_gateway.proto_models import budgets_of, health_of, page_of
+from services.llm_gateway.registry import Deployment
 from services.llm_gateway.request_rules import SCOPE, check_texts
-from services.llm_gateway.results import EmbedCall, Finished, Notice
+from services.llm_gateway.results import EmbedCall, Finished, ModelCalls, Notice, RerankCall
+from services.llm_gateway.terms import Terms
 
-DEFAULT_PAGE = 100
-MAX_PAGE = 1_000
 # Half a MiB below the limit of a message, for everything that is no vector.
 MAX_VECTOR_BYTES = 3_500_000
+MAX_DOCUMENTS = 1_000
+ERASE_SCOPE = "admin"
+# Erases what one part holds of (tenant, user) and answers what it was and how many.
+Eraser = Callable[[str, str], Awaitable[tuple[str, int]]]
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
-    """Serves completions, embeddings and the registry over gRPC."""
+    """Serves model calls, the registry, its health and budgets over gRPC."""
 
-    def __init__(self, completions: Completions) -> None:
-        self._completions = completions
+    def __init__(
+        self,
+        calls: ModelCalls,
+        gate: Gate,
+        purse: Purse,
+        expected_tokens: Callable[[Deployment, llm_pb2.CompletionInput], int] | None = None,
+        erasers: Sequence[Eraser] = (),
+    ) -> None:
+        """`expected_tokens` says how many tokens a prompt will most likely have; without it the upper bound is answered."""
+        self._calls = calls
+        self._gate = gate
+        self._purse = purse
+        self._expected_tokens = expected_tokens
+        self._erasers = erasers
 
     async def Complete(self, request, context):
         """One whole completion."""
         principal().require(SCOPE)
-        completed = await self._completions.complete(proto_chat.chat_call(request.input, stream=False))
+        call = proto_chat.chat_call(request.input, stream=False, idempotency_key=request.idempotency_key)
+        completed = await self._calls.complete(call)
         return llm_pb2.CompleteResponse(
             message=proto_chat.answer_message(completed.answer.data["choices"][0]["message"]),
             outcome=proto_chat.outcome_message(completed.outcome, completed.notices),
         )
 
-    async def StreamComplete(self, request, context):
+    async def StreamComplete(self, request, context) -> AsyncIterator[llm_pb2.StreamCompleteResponse]:
         """One completion as deltas; `finished` comes last and only for a whole answer."""
         principal().require(SCOPE)
-        call = proto_chat.chat_call(request.input, stream=True)
-        async with aclosing(self._completions.stream(call)) as events:
+        call = proto_chat.chat_call(request.input, stream=True, idempotency_key=request.idempotency_key)
+        async with aclosing(self._calls.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):
                     for response in proto_chat.delta_events(event):
@@ -54,7 +71,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         principal().require(SCOPE)
         texts = list(request.texts)
         check_texts(texts, "texts")
-        embedded = await self._completions.embed(EmbedCall(request.model, {"input": texts}, request.run_id))
+        terms = Terms(run_budget_microusd=proto_chat.money(request, "run_budget_microusd"))
+        embedded = await self._calls.embed(EmbedCall(request.model, {"input": texts}, request.run_id, terms))
         vectors, outcome = embedded.vectors.vectors, embedded.outcome
         if sum(len(vector) for vector in vectors) * 4 > MAX_VECTOR_BYTES:
             raise InvalidInput.field("texts", "the vectors of so many texts do not fit into one message; send fewer")
@@ -65,16 +83,66 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             response.embeddings.add().values.extend(vector)
         return response
 
+    async def Rerank(self, request, context):
+        """Ranks documents."""
+        principal().require(SCOPE)
+        if not request.query:
+            raise InvalidInput.field("query", "must not be empty")
+        if not 1 <= len(request.documents) <= MAX_DOCUMENTS:
+            raise InvalidInput.field("documents", f"must hold 1 to {MAX_DOCUMENTS} texts")
+        if request.top_n < 0:
+            raise InvalidInput.field("top_n", "must not be negative")
+        body: dict = {"query": request.query, "documents": list(request.documents)}
+        if request.top_n:
+            body["top_n"] = request.top_n
+        ranked = await self._calls.rerank(RerankCall(request.model, body, request.run_id))
+        response = llm_pb2.RerankResponse(model=ranked.outcome.deployment.group, usage=proto_chat.usage_message(ranked.outcome.usage))
+        for index, score in ranked.ranking.ranked:
+            response.results.add(index=index, score=score)
+        return response
+
+    async def CountTokens(self, request, context):
+        """Tokens of a request that is not made."""
+        principal().require(SCOPE)
+        call = proto_chat.chat_call(request.input, stream=False)
+        group, _ = self._calls.registry.resolve(call.model, "chat")
+        bound = input_bound(call.body)
+        expected = bound if self._expected_tokens is None else self._expected_tokens(group.deployments[0], request.input)
+        return llm_pb2.CountTokensResponse(input_tokens=min(expected, bound), input_tokens_bound=bound, estimated=True)
+
     async def ListModels(self, request, context):
         """One entry a model group."""
-        if request.page_size < 0 or request.page_size > MAX_PAGE:
-            raise InvalidInput.field("page_size", f"must be 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}")
-        size = request.page_size or DEFAULT_PAGE
-        groups = list(self._completions.registry.groups.values())
-        start = _offset(request.page_token)
-        page = groups[start : start + size]
-        token = _token(start + size) if start + size < len(groups) else ""
-        return llm_pb2.ListModelsResponse(models=[_model(group) for group in page], next_page_token=token)
+        return page_of(request, list(self._calls.registry.groups.values()))
+
+    async def GetModelHealth(self, request, context):
+        """Breakers and queues of this replica."""
+        registry = self._calls.registry
+        if request.model:
+            name = registry.aliases.get(request.model, request.model)
+            groups = [registry.groups[name]] if name in registry.groups else []
+            if not groups:
+                raise InvalidInput.field("model", "is not in the registry")
+        else:
+            groups = list(registry.groups.values())
+        return llm_pb2.GetModelHealthResponse(
+            deployments=[health_of(deployment, self._gate.state(deployment)) for group in groups for deployment in group.deployments]
+        )
+
+    async def GetBudget(self, request, context):
+        """What limits the caller."""
+        return budgets_of(await self._purse.budgets(principal(), request.run_id))
+
+    async def EraseSubject(self, request, context):
+        """Deletes what is held of a user of the caller's tenant. Doing it again is harmless, so the key needs no record."""
+        caller = principal()
+        caller.require(ERASE_SCOPE)
+        if not request.user:
+            raise InvalidInput.field("user", "is required")
+        response = llm_pb2.EraseSubjectResponse()
+        for erase in self._erasers:
+            kind, count = await erase(caller.tenant, request.user)
+            response.erased.add(kind=kind, count=count)
+        return response
 
 
 def _finished(event: Finished) -> llm_pb2.StreamCompleteResponse:
@@ -82,31 +150,3 @@ def _finished(event: Finished) -> llm_pb2.StreamCompleteResponse:
         message=proto_chat.message_of(event.text, event.tool_calls), outcome=proto_chat.outcome_message(event.outcome, [])
     )
     return llm_pb2.StreamCompleteResponse(finished=finished)
-
-
-def _token(offset: int) -> str:
-    return base64.urlsafe_b64encode(b"models:%d" % offset).decode()
-
-
-def _offset(token: str) -> int:
-    if not token:
-        return 0
-    try:
-        kind, _, number = base64.b64decode(token, altchars=b"-_", validate=True).partition(b":")
-        if kind == b"models" and len(number) < 10 and number.isdigit():
-            return int(number)
-    except (binascii.Error, ValueError):
-        pass
-    raise InvalidInput.field("page_token", "is not a token of this list")
-
-
-def _model(group: Group) -> llm_pb2.Model:
-    deployments = group.deployments
-    return llm_pb2.Model(
-        name=group.name,
-        mode=group.mode,
-        providers=sorted({d.provider for d in deployments}),
-        max_input_tokens=min((d.max_input_tokens for d in deployments if d.max_input_tokens), default=0),
-        embedding_dimension=max(d.dimension for d in deployments),
-        simulated=any(d.simulated for d in deployments),
-    )

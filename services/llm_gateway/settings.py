@@ -8,7 +8,7 @@ BULKHEAD_MODEL_FIRST_TOKEN_TIMEOUT_S=10          # one of the four timeouts of a
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,35 @@ class Settings(ServiceSettings):
     metrics_port: Port = Field(9463, description="Port of the Prometheus metrics; 0 turns them off.")
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder that holds models.yaml.")
     state_url: str = Field("", description="Valkey with the accounts, as redis://host:port/0.")
-    cache_url: str = Field("", description="Valkey for what may be lost; not used yet.")
+    cache_url: str = Field("", description="Valkey for cached answers; empty: in the process and in cache_dir only.")
+    cache_ttl_s: PositiveSeconds = Field(3600.0, description="Life of a cached answer; cache_params.ttl of models.yaml wins.")
+    cache_l1_entries: Annotated[int, Field(ge=0)] = Field(1000, description="Answers that a process keeps in its own memory.")
+    cache_dir: Path | None = Field(None, description="Folder of the disk cache; absent turns it off.")
+    cache_per_user: bool = Field(False, description="Keep cached answers apart by user, not only by tenant.")
+    cache_semantic_static: bool = Field(
+        False, description="Let static embedders decide about similar questions; they tell 'cancel' from 'do not cancel' badly."
+    )
+    store_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        50, description="Longest wait for a store on the way of a call. Budgets fail closed after it, caches open."
+    )
+    price_unknown: Literal["deny", "zero"] = Field(
+        "zero", description="What happens to calls of models without a known price: refused, or counted as free with a warning."
+    )
+    master_key: str = Field(
+        "", repr=False, description="The operator's key for the admin routes of the model port; wins over general_settings.master_key."
+    )
+    http_workers: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Worker processes that share the model port.")
+    files_dir: Path | None = Field(None, description="Folder of uploaded files and batch results; absent: no files, no batches.")
+    ledger_dir: Path | None = Field(None, description="Folder to export the ledger to, one JSONL file a day.")
+    ledger_lines: Annotated[int, Field(ge=1000)] = Field(1_000_000, description="Ledger lines a tenant that the store keeps, about.")
+    queue_wait_s: PositiveSeconds = Field(10.0, description="Longest wait for a place at a deployment that is full.")
+    queue_length: Annotated[int, Field(ge=0)] = Field(1000, description="Calls that may wait at one deployment before more are refused.")
+    genai_semconv: Literal["latest", "previous"] = Field(
+        "latest", description="Names of the GenAI metrics and attributes: today's conventions, or those before them."
+    )
+    capture_content: bool = Field(False, description="Put prompts and answers into spans. They hold what users wrote.")
+    hedge_after_p95: bool = Field(False, description="Ask a second deployment when the first token takes longer than it mostly does.")
+    hedge_extra_cost: Annotated[float, Field(ge=0, le=0.5)] = Field(0.05, description="Most that second requests may cost, as a share.")
     model_connect_timeout_s: PositiveSeconds = Field(5.0, description="Time to connect to a provider.")
     model_first_token_timeout_s: PositiveSeconds = Field(10.0, description="Time to the first token of a stream.")
     model_reasoning_first_token_timeout_s: PositiveSeconds = Field(

@@ -37,7 +37,7 @@ async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamE
                 yield notice
             work.notices.clear()
             while opened is None:
-                step = await work.course.step(relay.attempt)
+                step = await work.course.step(relay.attempt, relay.discard)
                 if isinstance(step, Opened):
                     opened = step
                 else:
@@ -79,7 +79,7 @@ class _Relay:
             first = await anext(chunks)
         except UpstreamFault as fault:
             silent = self._silent_usage(deployment, charge) if fault.failure.failure_class in MAYBE_BILLED else None
-            work.failed(charge, deployment, fault.failure, silent)
+            work.failed(charge, deployment, fault, silent)
             raise
         except BaseException as error:
             work.abandoned(charge, deployment, error, None if isinstance(error, BulkheadError) else self._silent_usage(deployment, charge))
@@ -87,6 +87,15 @@ class _Relay:
             raise
         charge.first_token()
         return first, chunks, charge
+
+    async def discard(self, opened: _OpenStream) -> None:
+        """Ends a stream that another one has overtaken."""
+        first, chunks, charge = opened
+        await chunks.aclose()
+        sent = Meter()
+        for chunk in first:
+            sent.add(chunk)
+        charge.abandoned(self._usage(charge.deployment, charge, sent), "overtaken")
 
     async def follow(self, opened: Opened[_OpenStream]) -> AsyncGenerator[StreamEvent, None]:
         """Relays the opened stream to its end. Returns when it is whole, or when another attempt may be made."""
@@ -116,7 +125,7 @@ class _Relay:
             raise work.course.error() from None
         except UpstreamFault as fault:
             # What the provider has sent is paid, however the stream ends.
-            work.failed(charge, deployment, fault.failure, self._usage(deployment, charge, sent))
+            work.failed(charge, deployment, fault, self._usage(deployment, charge, sent))
             broken = work.course.interrupted(deployment, fault.failure)
             recoverable = self._stitch.can_restart and fault.failure.failure_class in RECOVERABLE
             work.record.recovering("restarted" if recoverable else "refused")

@@ -38,6 +38,7 @@ _fallbacks = Counter(
     SCOPE, "bulkhead_llm_fallbacks_total", ("from_model", "to_model", "class"), description="Switches from one model to another."
 )
 _exhausted = Counter(SCOPE, "bulkhead_llm_exhausted_total", ("model", "class"), description="Calls for which every model failed.")
+_hedges = Counter(SCOPE, "bulkhead_llm_hedges_total", ("model",), description="Second requests because the first was slow.")
 _recoveries = Counter(
     SCOPE, "bulkhead_llm_stream_recoveries_total", ("model", "outcome"), description="Broken streams that were opened again, by outcome."
 )
@@ -172,6 +173,11 @@ class CallRecord:
         log.warning(
             "switching_to_next_model", **fields, failure_class=failure.failure_class.value, status=failure.status, error=failure.message
         )
+
+    def hedging(self, deployment: Deployment, other: Deployment, after_s: float) -> None:
+        """Observer: a second deployment is asked as well."""
+        _hedges.add(1, deployment.group)
+        self.span.add_event("model_hedged", {"bulkhead.deployment_id": other.id, "after_s": after_s})
 
     def exhausted(self, tried: list[tuple[Deployment, Failure]]) -> None:
         """Observer: nothing is left. A caller's own fault is no error of ours."""

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.common.identity import Principal
+from services.llm_gateway.accounting.states import BudgetStates
 from services.llm_gateway.balancer import Balancer
 from services.llm_gateway.failures import Failure
 from services.llm_gateway.money import Usage
-from services.llm_gateway.ports import Ask, Load, Permit, Ticket
+from services.llm_gateway.ports import Ask, DeploymentState, Load, Permit, Ticket
 from services.llm_gateway.registry import Deployment
 
 
@@ -31,6 +32,10 @@ class OpenGate:
         """Leave to ask."""
         self.inside += 1
         return Permit(deployment)
+
+    def state(self, deployment: Deployment) -> DeploymentState:
+        """As good as can be."""
+        return DeploymentState(in_flight=self.inside)
 
     def leave(self, permit: Permit, failure: Failure | None, *, latency_s: float = 0.0, tokens: int = 0, cancelled: bool = False) -> None:
         """One call less."""
@@ -61,6 +66,10 @@ class OpenPurse:
         """Ends a ticket."""
         del self.open[ticket.id]
         self.released.append(ticket)
+
+    async def budgets(self, principal: Principal, run_id: str = "") -> BudgetStates:
+        """None."""
+        return BudgetStates()
 
     async def budget_left(self, principal: Principal) -> float:
         """All of it."""
