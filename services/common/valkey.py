@@ -98,11 +98,15 @@ class Library:
         A store that is slow gets fewer and larger pipelines, and not a connection for each tick. The calls are not a
         transaction; each succeeds or fails alone. A cancelled caller's call is still made.
         """
+        return await self.submit(name, keys, args)
+
+    def submit(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> asyncio.Future:
+        """As `batched`, without waiting: the future gets the answer, or the redis error. Whoever ends it before is left alone."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future = loop.create_future()
         self._batch.append((self.command(name, keys, args), future))
         self._schedule(loop)
-        return await future
+        return future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._batch and not self._scheduled and self._in_flight < MOST_PIPELINES:
