@@ -238,26 +238,27 @@ class ResponseEvents:
             call.pieces += [arguments] if arguments else []
             if not call.name:
                 return []
-            events += [*self._close_reasoning(), *self._close_message("completed"), self._open_call(call)]
-            arguments = "".join(call.pieces)
-        elif arguments:
-            call.pieces.append(arguments)
+            return [*self._close_reasoning(), *self._close_message("completed"), *self._open_call(call)]
         if arguments:
-            where = {"item_id": call.id, "output_index": call.place}
-            events.append(self._event("response.function_call_arguments.delta", **where, delta=arguments))
+            call.pieces.append(arguments)
+            events.append(self._arguments(call, arguments))
         return events
 
-    def _open_call(self, call: _Call) -> bytes:
+    def _open_call(self, call: _Call) -> list[bytes]:
         call.id, call.place = new_id("fc"), len(self._output)
         call.call_id = call.call_id or new_id("call")
-        return self._open(call_item(call.id, "in_progress", call.call_id, call.name, ""))
+        opened = self._open(call_item(call.id, "in_progress", call.call_id, call.name, ""))
+        return [opened, self._arguments(call, "".join(call.pieces))] if call.pieces else [opened]
+
+    def _arguments(self, call: _Call, delta: str) -> bytes:
+        return self._event("response.function_call_arguments.delta", item_id=call.id, output_index=call.place, delta=delta)
 
     def _close_calls(self, status: str) -> list[bytes]:
         events: list[bytes] = []
         for index in sorted(self._calls):
             call = self._calls[index]
             if call.place < 0:
-                events.append(self._open_call(call))
+                events += self._open_call(call)
             item = call.item(status)
             fields = {"item_id": call.id, "output_index": call.place, "name": call.name, "arguments": item["arguments"]}
             events.append(self._event("response.function_call_arguments.done", **fields))
