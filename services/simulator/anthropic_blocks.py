@@ -7,10 +7,10 @@ from typing import Any
 
 import orjson
 
-from services.simulator import anthropic_wire
 from services.simulator.chat_request import Message, PastCall
 from services.simulator.prompt_cache import Boundary
 from services.simulator.refusals import Refused
+from services.simulator.signatures import is_signed
 
 _CALL_ID = re.compile(r"[a-zA-Z0-9_-]{1,256}")
 # Blocks of tools that run on Anthropic's side; they are carried along and never made here.
@@ -71,7 +71,7 @@ class BlockReader:
             self.results.append(_tool_result(block, where))
         elif kind == "thinking" and self._role == "assistant":
             thinking = _string(block, "thinking", f"{where}.thinking.thinking")
-            if not anthropic_wire.is_signed(thinking, _string(block, "signature", f"{where}.thinking.signature")):
+            if not is_signed(thinking, _string(block, "signature", f"{where}.thinking.signature")):
                 raise Refused(f"{where}: Invalid `signature` in `thinking` block")
         elif kind == "redacted_thinking" and self._role == "assistant":
             _string(block, "data", f"{where}.redacted_thinking.data")

@@ -4,8 +4,6 @@ The events of a stream come in the order of https://docs.anthropic.com/en/docs/b
 each block content_block_start, its deltas and content_block_stop, at last message_delta with the stop reason and message_stop.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from services.simulator.faults import Faults, count
 from services.simulator.plans import BodyPlan, Head, Script, StreamPlan, argument_range, assemble, body_plan, error_plan, is_error_body
 from services.simulator.refusals import Failure, Refused
 from services.simulator.replies import CallPiece, Piece, Reply, Thought
+from services.simulator.signatures import signature_of
 
 Header = tuple[bytes, bytes]
 
@@ -37,7 +36,6 @@ _MESSAGE_BY_FAILURE: Mapping[Failure, str] = {
     Failure.BAD_KEY: "invalid x-api-key",
 }
 _STOP_REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-_SIGNED = b"bulkhead-simulator:"
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _BROKEN_EVENT = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":\n\n'
 _UNKNOWN_EVENT = b'event: simulator_odd\ndata: {"type":"simulator_odd","told":"an event of a kind that no client knows"}\n\n'
@@ -60,20 +58,6 @@ def refusal(refused: Refused, answer_id: str) -> tuple[int, bytes, tuple[Header,
     kind = _TYPE_BY_STATUS.get(status, "api_error" if status >= 500 else "invalid_request_error")
     message = _MESSAGE_BY_FAILURE.get(refused.kind, refused.message)
     return status, error_json(kind, message, answer_id), ()
-
-
-def signature_of(thinking: str) -> str:
-    """The signature of a thinking block, which an answer to it must give back."""
-    return base64.b64encode(_SIGNED + hashlib.blake2b(thinking.encode(), digest_size=24).digest()).decode()
-
-
-def is_signed(thinking: str, signature: str) -> bool:
-    """Whether this server signed the block. Of thinking that was left out only the form of the signature can be looked at."""
-    try:
-        decoded = base64.b64decode(signature, validate=True)
-    except ValueError:
-        return False
-    return decoded.startswith(_SIGNED) and (not thinking or signature == signature_of(thinking))
 
 
 def usage(head: Head, completion_tokens: int, reasoning_tokens: int, faults: Faults) -> dict[str, Any]:
@@ -137,17 +121,17 @@ def _blocks(reply: Reply, head: Head) -> list[dict[str, Any]]:
         blocks.append({"type": "text", "text": text})
     for call in reply.tool_calls():
         blocks.append(
-            {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _input(call["function"]["arguments"])}
+            {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _input(call["function"]["arguments"], reply)}
         )
     return blocks
 
 
-def _input(arguments: str) -> Any:
-    """The arguments as an object; where they break off, the text of what there is."""
+def _input(arguments: str, reply: Reply) -> Any:
+    """The arguments as an object; an empty one where max_tokens cut them, the text of what there is where a fault did."""
     try:
         return orjson.loads(arguments)
     except orjson.JSONDecodeError:
-        return arguments
+        return {} if reply.finish_reason == "length" else arguments
 
 
 def _event(name: bytes, data: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.simulator import anthropic_wire, openai_wire
+from services.simulator import anthropic_wire, gemini_wire, openai_wire
 from services.simulator.faults import Faults
 from services.simulator.plans import BodyPlan, Head, StreamPlan
 from services.simulator.refusals import Refused
@@ -27,8 +27,19 @@ class Dialect:
     stream: Callable[[Sequence[Reply], Head, Faults], StreamPlan]
     refusal: Callable[[Refused, str], tuple[int, bytes, tuple[Header, ...]]]
     waits_in_body: bool = False
+    stream_type: bytes = b"text/event-stream; charset=utf-8"
     blocks_in_answer: bool = False
 
 
 OPENAI = Dialect("chat", "chatcmpl-sim-", "call_", openai_wire.whole_body, openai_wire.stream, openai_wire.refusal)
 ANTHROPIC = Dialect("messages", "msg_sim_", "toolu_", anthropic_wire.whole_body, anthropic_wire.stream, anthropic_wire.refusal)
+GEMINI = Dialect(
+    "gemini",
+    "gmn-sim-",
+    "fc_",
+    gemini_wire.whole_body,
+    gemini_wire.stream,
+    gemini_wire.refusal,
+    waits_in_body=True,
+    blocks_in_answer=True,
+)

@@ -11,7 +11,7 @@ from services.simulator.plans import HTML_PAGE, BodyPlan, Ending, StreamPlan
 from services.simulator.served_log import Visit
 from services.simulator.simulator import Simulator
 from services.simulator.surfaces import odd_delivery
-from services.simulator.surfaces.exchange import EVENT_STREAM, HTML, JSON, Exchange, Header
+from services.simulator.surfaces.exchange import HTML, JSON, Exchange, Header
 
 STALL_LIMIT_S = 600.0
 """How long a stalled or hanging answer is held at most."""
@@ -84,12 +84,16 @@ async def send_body(exchange: Exchange, visit: Visit, plan: BodyPlan, faults: Fa
     await _end(exchange, visit, plan.ending)
 
 
-async def send_stream(exchange: Exchange, visit: Visit, plan: StreamPlan, faults: Faults) -> None:
+async def send_stream(exchange: Exchange, visit: Visit, plan: StreamPlan, faults: Faults, content_type: bytes) -> None:
     """Send a stream; `visit.completion_tokens` grows with it."""
     visit.completion_tokens = 0
     visit.status = 200
     visit.first_byte_monotonic_s = time.monotonic()
-    complete = await (_send_odd_stream(exchange, visit, plan, faults) if faults else _send_plain_stream(exchange, visit, plan))
+    if faults:
+        complete = await _send_odd_stream(exchange, visit, plan, faults, _content_type(faults, content_type))
+    else:
+        await exchange.start(200, _STREAM_HEADERS, content_type)
+        complete = await _send_at_once(exchange, visit, plan)
     if not complete:
         visit.note_abort()
         return
@@ -120,14 +124,8 @@ async def _send_odd_body(exchange: Exchange, visit: Visit, body: bytes, content_
         visit.note_abort()
 
 
-async def _send_plain_stream(exchange: Exchange, visit: Visit, plan: StreamPlan) -> bool:
-    await exchange.start(200, _STREAM_HEADERS, EVENT_STREAM)
-    return await _send_at_once(exchange, visit, plan)
-
-
-async def _send_odd_stream(exchange: Exchange, visit: Visit, plan: StreamPlan, faults: Faults) -> bool:
+async def _send_odd_stream(exchange: Exchange, visit: Visit, plan: StreamPlan, faults: Faults, content_type: bytes) -> bool:
     """Send a stream under faults; False where the client left."""
-    content_type = _content_type(faults, EVENT_STREAM)
     orderly = plan.ending is Ending.ORDERLY
     if odd_delivery.RAW_FAULTS & faults.keys():
         sent = await odd_delivery.send_raw(exchange, b"".join(plan.events), _STREAM_HEADERS, content_type, faults)

@@ -15,7 +15,6 @@ _BREAK_OFF_LIMIT_S = 2.0
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 Header = tuple[bytes, bytes]
 Message = MutableMapping[str, Any]

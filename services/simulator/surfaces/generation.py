@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.simulator import faults, planner, plans, prices
@@ -10,7 +10,7 @@ from services.simulator.chat_request import ChatRequest
 from services.simulator.dialects import Dialect
 from services.simulator.fault_book import Subject
 from services.simulator.faults import Faults, count
-from services.simulator.plans import Head
+from services.simulator.plans import Head, StreamPlan
 from services.simulator.prices import Model
 from services.simulator.prompt_cache import NO_USE, Boundary, CacheUse
 from services.simulator.refusals import Refused
@@ -112,6 +112,11 @@ def costs_nothing(asked: Faults) -> bool:
     return bool(asked) and ("error_body" in asked or "empty_body" in asked or "html_body" in asked or asked.get("error_event_after") == 0)
 
 
+def with_stream(dialect: Dialect, change: Callable[[StreamPlan], StreamPlan], content_type: bytes) -> Dialect:
+    """The dialect with streams in another form."""
+    return replace(dialect, stream=lambda replies, head, asked: change(dialect.stream(replies, head, asked)), stream_type=content_type)
+
+
 async def generate(simulator: Simulator, exchange: Exchange, visit: Visit, dialect: Dialect, asked: Asked, key: str) -> None:
     """Answer a request; raises Refused where it has none."""
     made = prepare(simulator, visit, dialect, asked, exchange.headers, key)
@@ -122,7 +127,7 @@ async def generate(simulator: Simulator, exchange: Exchange, visit: Visit, diale
     if blocked:
         visit.completion_tokens = visit.reasoning_tokens = visit.tool_calls = 0
     if visit.stream and "error_body" not in made.faults:
-        await delivery.send_stream(exchange, visit, dialect.stream(made.replies, made.head, made.faults), made.faults)
+        await delivery.send_stream(exchange, visit, dialect.stream(made.replies, made.head, made.faults), made.faults, dialect.stream_type)
     else:
         await delivery.send_body(exchange, visit, dialect.whole_body(made.replies, made.head, made.faults), made.faults)
 

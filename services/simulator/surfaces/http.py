@@ -12,6 +12,7 @@ from services.simulator.simulator import Simulator
 from services.simulator.surfaces.anthropic import AnthropicSurface
 from services.simulator.surfaces.control import ControlSurface
 from services.simulator.surfaces.exchange import Exchange
+from services.simulator.surfaces.gemini import GeminiSurface
 from services.simulator.surfaces.openai import OpenAiSurface
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -31,13 +32,15 @@ class HttpApp:
     def __init__(self, simulator: Simulator, *, ready: Callable[[], bool] = lambda: True):
         self.closing = asyncio.Event()
         self._ready = ready
-        openai, anthropic, control = OpenAiSurface(simulator), AnthropicSurface(simulator), ControlSurface(simulator)
+        openai, anthropic, gemini = OpenAiSurface(simulator), AnthropicSurface(simulator), GeminiSurface(simulator)
+        control = ControlSurface(simulator)
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/chat/completions": {"POST": openai.chat},
             "/v1/messages": {"POST": anthropic.messages},
             "/v1/messages/count_tokens": {"POST": anthropic.count_tokens},
             "/v1/embeddings": {"POST": openai.embed},
             "/v1/models": {"GET": openai.models},
+            "/v1beta/models": {"GET": gemini.models},
             "/health": {"GET": _healthy},
             "/ready": {"GET": self._answer_ready},
             "/": {"GET": _front_page},
@@ -47,7 +50,8 @@ class HttpApp:
             "/sim/in-flight": {"GET": control.in_flight},
         }
         self._named_routes: Mapping[str, Mapping[str, Handler]] = {
-            "/v1/models/": {"GET": openai.model},
+            "/v1/models/": {"GET": openai.model, "POST": gemini.call},
+            "/v1beta/models/": {"GET": gemini.model, "POST": gemini.call},
             "/sim/faults/": {"DELETE": control.delete_fault},
             "/sim/scenarios/": {"PUT": control.put_scenario, "DELETE": control.delete_scenario},
         }
