@@ -132,7 +132,8 @@ def _user(asked: Mapping[str, Any]) -> str:
 
 
 def _tools(made: dict[str, Any], asked: Mapping[str, Any]) -> None:
-    tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(asked.get("tools") or ())]
+    native = EXTRAS in asked
+    tools = [_tool(tool, f"tools[{number}]", native=native) for number, tool in enumerate(asked.get("tools") or ())]
     choice = asked.get("tool_choice")
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools")
@@ -152,7 +153,8 @@ def _tools(made: dict[str, Any], asked: Mapping[str, Any]) -> None:
         made["tool_choice"] = found
 
 
-def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], where: str, *, native: bool) -> dict[str, Any]:
+    """A tool; the schemas of `native` callers, who speak this API, are sent as they are."""
     if tool.get("type", "function") != "function":
         if isinstance(tool.get("custom"), Mapping):
             raise unfit("the Messages API has no tools of free text", where)
@@ -166,9 +168,9 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {"name": function["name"]}
     if isinstance(function.get("description"), str):
         made["description"] = function["description"]
-    strict = function.get("strict") is True
-    made["input_schema"] = compilable(schema) if strict else schema
-    return {**made, **({"strict": True} if strict else {}), **rest}
+    strict = function.get("strict")
+    made["input_schema"] = compilable(schema) if strict and not native else schema
+    return {**made, **({"strict": strict} if strict or (native and strict is not None) else {}), **rest}
 
 
 def _choice(choice: Any) -> dict[str, Any] | None:

@@ -54,10 +54,10 @@ class MessagesReader:
         return self._chunks(self._parser.feed(read))
 
     def end(self) -> list[Chunk]:
-        """What the end of the stream completes."""
-        return self._chunks(self._parser.end())
+        """What the end of the stream completes. A last event that is none was cut off, which `finished` tells."""
+        return self._chunks(self._parser.end(), closing=True)
 
-    def _chunks(self, events: list[bytes]) -> list[Chunk]:
+    def _chunks(self, events: list[bytes], *, closing: bool = False) -> list[Chunk]:
         found: list[Chunk] = []
         for raw in events:
             if self.done:
@@ -65,7 +65,8 @@ class MessagesReader:
             try:
                 event = orjson.loads(raw)
             except orjson.JSONDecodeError:
-                self._spoilt("an event is not JSON")
+                if not closing:
+                    self._spoilt("an event is not JSON")
                 continue
             if not isinstance(event, dict):
                 self._spoilt("an event is no object")
