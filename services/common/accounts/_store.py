@@ -54,12 +54,16 @@ def alias_key(tenant: str) -> str:
 
 def holder_key(kind: str, tenant: str, name: str = "") -> str:
     """Of the record of a tenant, or of one of its users or teams; quoted, so that no two names meet in one key."""
-    return f"acct:{kind}:{quote(tenant, safe='')}" + (f":{quote(name, safe='')}" if name else "")
+    return f"acct:{kind}:{_quoted(tenant)}" + (f":{_quoted(name)}" if name else "")
 
 
 def names_key(kind: str, tenant: str) -> str:
     """Of the set of names of a tenant's users or teams."""
-    return f"acct:{kind}s:{quote(tenant, safe='')}"
+    return f"acct:{kind}s:{_quoted(tenant)}"
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="", errors="surrogatepass")
 
 
 class Store:
