@@ -152,7 +152,7 @@ async def test_a_failing_provider_is_not_asked_again_by_the_sdk(client, apis, mo
     asked = len(await apis.sim.log())
     assert asked <= 8
     await apis.sim.reset()
-    await apis.sim.order("rate_limit")
+    await apis.sim.order("rate_limit=ms:10")
     with pytest.raises(anthropic.OverloadedError) as caught:
         await client.messages.create(model=model, max_tokens=10, messages=HELLO)
     assert caught.value.type == "overloaded_error"
