@@ -102,7 +102,8 @@ def _said(candidate: Mapping[str, Any]) -> _Said:
 def _call(call: Any, signature: str) -> dict[str, Any]:
     name = call.get("name") if isinstance(call, Mapping) else None
     if not isinstance(name, str) or not name or not isinstance(call.get("args"), Mapping | None):
-        raise malformed("a function call has no name, or arguments that are no object")
+        # A stream without this event would be an answer that leaves a call out: it is no event to skip.
+        raise _billed(FailureClass.MALFORMED, "a function call has no name, or arguments that are no object", "malformed_call", None)
     made = {
         # Older models name no ids; a caller needs one to say which call a result belongs to.
         "id": text_of(call.get("id")) or f"call_{uuid.uuid4().hex[:24]}",

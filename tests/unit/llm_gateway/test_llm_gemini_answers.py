@@ -18,10 +18,29 @@ from services.llm_gateway.failures import FailureClass, UpstreamFault
 USAGE = {
     "promptTokenCount": 100, "candidatesTokenCount": 20, "thoughtsTokenCount": 300, "cachedContentTokenCount": 60, "totalTokenCount": 420,
 }  # fmt: skip
-NAMES = (
-    "error code status message details @type violations quotaId retryDelay content parts text functionCall name args index "
-    "chosenCandidates topCandidates candidates blockReason inlineData"
-).split()
+NAMES = [
+    "error",
+    "code",
+    "status",
+    "message",
+    "details",
+    "@type",
+    "violations",
+    "quotaId",
+    "retryDelay",
+    "content",
+    "parts",
+    "text",
+    "functionCall",
+    "name",
+    "args",
+    "index",
+    "chosenCandidates",
+    "topCandidates",
+    "candidates",
+    "blockReason",
+    "inlineData",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 600) | st.text(max_size=5),
     lambda s: st.lists(s, max_size=3) | st.dictionaries(st.sampled_from(NAMES), s, max_size=4),
@@ -276,6 +295,11 @@ def test_one_event_that_is_spoilt_loses_no_stream_and_two_do():
     assert [chunk.after_gap for chunk in chunks] == [False, True, False, False]
     fault = _stream_fault(stream(TALK[1], spoilt, {"candidates": [3]}, TALK[4]))
     assert fault.failure.failure_class is FailureClass.MALFORMED
+
+
+def test_a_call_that_cannot_be_read_is_never_left_out():
+    spoilt = {"candidates": [{"index": 0, "content": {"parts": [{"functionCall": {"name": "f", "args": "x"}}]}}]}
+    assert _stream_fault(stream(TALK[1], spoilt, TALK[4])).failure.failure_class is FailureClass.MALFORMED
 
 
 @settings(max_examples=300, deadline=None)
