@@ -27,7 +27,7 @@ from scripts.bench.machine import Figure
 
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 SATURATING = 64
-STREAMS = 32
+STREAMS = 128
 CLIENTS = (1, 4, 16, 64)
 SOAK_S = 600.0
 CALIBRATION = 1.5
@@ -37,7 +37,7 @@ CALIBRATION = 1.5
 class Size:
     """How long each run of wrk takes, in seconds, and how often all of them are repeated."""
 
-    seconds: float
+    seconds: int
     rounds: int
 
 
@@ -62,9 +62,11 @@ class Bench:
     def warm(self) -> None:
         """Lets every target make its connections and compile its patterns."""
         for target in self._whole.values():
-            load(target, clients=SATURATING, seconds=1.0)
+            load(target, clients=1, seconds=1)
+            load(target, clients=SATURATING, seconds=1)
         for target in self._streams.values():
-            load(target, clients=STREAMS, seconds=1.0, stream=True)
+            load(target, clients=1, seconds=1, stream=True)
+            load(target, clients=STREAMS, seconds=1, stream=True)
 
     def saturated(self, others: dict[str, Target]) -> tuple[list[Figure], float]:
         """Completions a second of each target, and CPU time a completion; the second value is the gateway's rate."""
@@ -127,7 +129,7 @@ class Bench:
         samples: list[tuple[float, float]] = []
         began = time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
-            load(gateway, clients=SATURATING, seconds=min(10.0, seconds / 20), delay_ms=delay_ms)
+            load(gateway, clients=SATURATING, seconds=10, delay_ms=delay_ms)
             samples.append((elapsed / 60, gateway.rss_mib()))
         late = samples[len(samples) // 2 :]
         slope = statistics.linear_regression([x for x, _ in late], [y for _, y in late]).slope
@@ -168,7 +170,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if shutil.which("wrk") is None and install_debian.main({"wrk": "wrk", "taskset": "util-linux"}) != 0:
         return 1
-    size = Size(2.0, 1) if chosen.quick else Size(5.0, 3)
+    size = Size(2, 1) if chosen.quick else Size(5, 3)
     where = machine.describe()
     console = Console(width=110)
     console.print(" · ".join(f"{k} {v}" for k, v in where.items()))

@@ -63,13 +63,13 @@ def pin(process: testing.Process, cores: set[int]) -> None:
         os.sched_setaffinity(int(task.name), cores)
 
 
-def load(target: Target, *, clients: int, seconds: float, stream: bool = False, delay_ms: int = 0) -> Load:
+def load(target: Target, *, clients: int, seconds: int, stream: bool = False, delay_ms: int = 0) -> Load:
     """Drives a target. Raises RuntimeError when an answer was no success: figures of failures say nothing."""
     environment = {
         **os.environ, "BENCH_KEY": target.key, "BENCH_STREAM": "1" if stream else "0", "BENCH_DELAY_MS": str(delay_ms),
         "BENCH_SEED": str(secrets.randbelow(65536)),
     }  # fmt: skip
-    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "20s", "-s", str(LUA), target.url + "/v1/chat/completions"]
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "20s", "-s", str(LUA), target.url + "/v1/chat/completions"]
     before = target.cpu_s()
     # The load stays off the gateway's core.
     command = ["taskset", "-c", ",".join(map(str, sorted(REST_CORES))), *command]
