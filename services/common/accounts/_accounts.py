@@ -146,7 +146,7 @@ class Accounts:
         ends_at = record.expires_at if record is not None else 0.0
         if record is not None and record.superseded:
             # An old secret within its grace: it is the key that counts, and the key's own end may be nearer.
-            record = await self._by_id(record.key_id)
+            record = await self.keys.current(record.key_id)
             ends_at = min(ends_at, record.expires_at or ends_at) if record is not None else 0.0
         until = now + ACCOUNT_CACHE.total_seconds()
         # What was read before a change that may be of this key is good for this call, not for ten seconds.
@@ -160,11 +160,6 @@ class Accounts:
             _put(self._known, digest, known, CACHE_SIZE)
         return known
 
-    async def _by_id(self, key_id: str) -> KeyRecord | None:
-        digest = await self._store.get(id_key(key_id))
-        raw = await self._store.get(key_key(text(digest))) if digest else None
-        return decode(KeyRecord, raw) if raw else None
-
     async def _read_held(self, principal: Principal, key: KeyRecord | None) -> _Held:
         changes, now = self._changes, time.monotonic()
         # Nothing stands under an empty name.
@@ -174,12 +169,12 @@ class Accounts:
             holder_key("team", principal.tenant, principal.team),
         ]
         if key is None and principal.key_id:
-            names += [id_key(principal.key_id), gone_key(principal.key_id)]
+            names.append(gone_key(principal.key_id))
         raws = await self._store.many(names)
         if key is None and principal.key_id:
-            digest, last = raws[3:]
-            raw = await self._store.get(key_key(text(digest))) if digest else last
-            key = decode(KeyRecord, raw) if raw else None
+            key = await self.keys.current(principal.key_id)
+            if key is None and raws[3]:
+                key = decode(KeyRecord, raws[3])
             if key is not None and key.tenant != principal.tenant:
                 key = None
         tenant = decode(TenantRecord, raws[0]) if raws[0] else None

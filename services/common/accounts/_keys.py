@@ -19,6 +19,8 @@ ID_PREFIX = "key_"
 HINT_CHARS = 4
 # Runs that a deleted key began may go on, and stay within its limits.
 KEPT_AFTER_DELETE = timedelta(days=30)
+# Between two reads of one call.
+MOST_ROTATIONS = 10
 Change = Callable[[KeyRecord], KeyRecord]
 
 
@@ -66,12 +68,23 @@ class Keys:
 
     async def find(self, key_id: str, tenant: str) -> KeyRecord:
         """The record of a key. Raises NotFound for an id that is not the tenant's."""
-        digest = await self._store.get(id_key(key_id))
-        raw = await self._store.get(key_key(text(digest))) if digest else None
-        record = decode(KeyRecord, raw) if raw else None
+        record = await self.current(key_id)
         if record is None or record.tenant != tenant:
             raise NotFound("no such key")
         return record
+
+    async def current(self, key_id: str) -> KeyRecord | None:
+        """The record of a key of whatever tenant, None without one."""
+        for _ in range(MOST_ROTATIONS):
+            digest = await self._store.get(id_key(key_id))
+            if digest is None:
+                return None
+            raw = await self._store.get(key_key(text(digest)))
+            record = decode(KeyRecord, raw) if raw else None
+            if record is not None and not record.superseded:
+                return record
+            # The key was rotated, or deleted, between the two reads.
+        return None
 
     async def find_id(self, reference: str, tenant: str) -> str:
         """The id of a key that is named by its id, its secret, or the SHA-256 of its secret. Raises NotFound."""

@@ -15,7 +15,7 @@ import redis.asyncio as redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import WatchError
 
-from services.common.errors import Conflict
+from services.common.errors import BulkheadError, Conflict
 from services.common.valkey import UNAVAILABLE, store_unavailable
 
 # Digests of secrets whose record changed; every version listens to it.
@@ -104,21 +104,30 @@ class Store:
     async def transaction(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
         """Runs `work`, which watches, reads, calls multi() and queues writes, until nobody changed between what it read.
 
-        Raises Conflict when others were faster every time, and what `work` raises: nothing is written then.
+        Raises Conflict when others were faster every time, and what `work` raises before multi(): nothing is written then.
         """
         try:
             for _ in range(MOST_TRIES):
                 async with self._client.pipeline(transaction=True) as pipeline:
                     try:
-                        result = await work(pipeline)
-                        await pipeline.execute()
+                        return await _run(pipeline, work)
                     except WatchError:
                         await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter
-                        continue
-                    return result
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         raise Conflict("the record is being changed by others; try again")
+
+
+async def _run(pipeline: Pipeline, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+    try:
+        result = await work(pipeline)
+    except BulkheadError:
+        # Two reads with a change between them may look like a record that is not there: a refusal must be true at one moment.
+        pipeline.multi()
+        await pipeline.execute()
+        raise
+    await pipeline.execute()
+    return result
 
 
 def text(value: bytes | str) -> str:

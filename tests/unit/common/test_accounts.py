@@ -304,7 +304,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, together=st.booleans())
 def test_whatever_two_replicas_change_in_whatever_order_both_see_one_truth(_state_server, steps, together):
     async def scenario():
@@ -347,7 +347,7 @@ async def _play(replicas, steps, together) -> None:
         elif action == "team":
             await accounts.teams.update("acme", "blue", lambda t: replace(t, blocked=value))
         else:
-            for secret in secrets_:
+            for secret in list(secrets_):
                 await reason(accounts, secret)
 
     if together:
