@@ -1,0 +1,236 @@
+"""Idempotency-Key over a real state store: the provider's log says how often it was asked, the purse who paid."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+import pytest_asyncio
+
+from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMismatch, Overloaded
+from services.common.idempotency import IdempotencyStore
+from services.common.testing import eventually_async, free_port
+from services.common.valkey import connect
+from services.llm_gateway.replay import Replay
+from services.llm_gateway.results import EmbedCall
+
+
+@pytest_asyncio.fixture
+async def replay(layers, valkey):
+    return Replay(layers.completions, IdempotencyStore(valkey), wait_s=5.0)
+
+
+def keyed(layers, text="Tell me about ships.", key="k-1", **body):
+    return layers.chat(text, terms=layers.terms(key), **body)
+
+
+async def test_the_same_key_gives_the_same_answer_and_costs_once(layers, replay):
+    async with layers.as_user():
+        first = await replay.complete(keyed(layers))
+        again = await replay.complete(keyed(layers))
+        _, _, end = await layers.collected(replay.stream(keyed(layers)))
+    assert await layers.asked() == 1
+    assert len(layers.charged) == 1
+    assert (first.outcome.cached, again.outcome.cached, end.outcome.cached) == ("", "replayed", "replayed")
+    assert again.answer.raw == first.answer.raw
+    assert again.outcome.usage.cost_picousd == 0
+    assert end.text == first.answer.data["choices"][0]["message"]["content"]
+
+
+async def test_a_stream_is_replayed_as_the_same_chunks(layers, replay):
+    async with layers.as_user():
+        first, _, end = await layers.collected(replay.stream(keyed(layers)))
+        again, _, second = await layers.collected(replay.stream(keyed(layers)))
+        whole = await replay.complete(keyed(layers))
+    assert again == first
+    assert (end.outcome.cached, second.outcome.cached, whole.outcome.cached) == ("", "replayed", "replayed")
+    assert whole.answer.data["choices"][0]["message"]["content"] == end.text == second.text
+    assert await layers.asked() == 1
+
+
+async def test_without_a_key_or_with_another_one_a_call_is_a_call(layers, replay):
+    async with layers.as_user():
+        for call in (layers.chat(), layers.chat(), keyed(layers, key="a"), keyed(layers, key="b")):
+            assert (await replay.complete(call)).outcome.cached == ""
+    async with layers.as_user(tenant="globex"):
+        assert (await replay.complete(keyed(layers, key="a"))).outcome.cached == ""
+    assert await layers.asked() == 5
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_another_request_under_the_key_is_refused(layers, replay, streamed):
+    await layers.sim.order("first_token_delay=200")
+
+    async def once(call):
+        return await (layers.collected(replay.stream(call)) if streamed else replay.complete(call))
+
+    async with layers.as_user():
+        at_work = asyncio.create_task(once(keyed(layers)))
+        await asyncio.sleep(0.02)
+        for other in (keyed(layers, "else"), keyed(layers, metadata={"a": "b"}), keyed(layers, temperature=0.5), keyed(layers, model="x")):
+            with pytest.raises(IdempotencyMismatch):
+                await once(other)
+        await at_work
+        with pytest.raises(IdempotencyMismatch):
+            await once(keyed(layers, "else"))
+    assert await layers.asked() == 1
+
+
+async def test_a_second_call_joins_the_first_in_this_process(layers, replay):
+    await layers.sim.order({"tokens_per_s": 100, "first_token_delay": 100})
+    async with layers.as_user():
+        streams = [asyncio.create_task(layers.collected(replay.stream(keyed(layers)))) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        # In the other form: it waits for the first to end.
+        whole = asyncio.create_task(replay.complete(keyed(layers)))
+        results = await asyncio.gather(*streams)
+        assert (await whole).outcome.cached == "replayed"
+    assert await layers.asked() == 1
+    assert sorted(end.outcome.cached for _, _, end in results) == ["", "replayed", "replayed", "replayed"]
+    assert all(raws == results[0][0] for raws, _, _ in results)
+    assert len(layers.charged) == 1
+
+
+async def test_a_call_waits_for_another_process_or_is_told_to_come_back(layers, replay, valkey):
+    await layers.sim.order("first_token_delay=400")
+    elsewhere = Replay(layers.completions, IdempotencyStore(valkey), wait_s=5.0)
+    hasty = Replay(layers.completions, IdempotencyStore(valkey), wait_s=0.1)
+    async with layers.as_user():
+        first = asyncio.create_task(replay.complete(keyed(layers)))
+        await asyncio.sleep(0.1)
+        with pytest.raises(Conflict) as caught:
+            await hasty.complete(keyed(layers))
+        assert caught.value.reason == "IDEMPOTENCY_IN_FLIGHT"
+        assert caught.value.retry_after_s > 0
+        assert (await elsewhere.complete(keyed(layers))).outcome.cached == "replayed"
+        assert (await first).outcome.cached == ""
+    assert await layers.asked() == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_failed_call_frees_its_key(layers, replay, streamed):
+    await layers.sim.order("cut_after=3" if streamed else "status=500", times=1)
+
+    async def once():
+        if streamed:
+            return (await layers.collected(replay.stream(keyed(layers))))[2].outcome
+        return (await replay.complete(keyed(layers))).outcome
+
+    async with layers.as_user():
+        with pytest.raises(BulkheadError):
+            await once()
+        assert (await once()).cached == ""
+        assert (await once()).cached == "replayed"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_caller_that_hangs_up_finds_the_answer_later(layers, replay, streamed):
+    await layers.sim.order({"first_token_delay": 100, "tokens_per_s": 200})
+    async with layers.as_user():
+        if streamed:
+            stream = replay.stream(keyed(layers))
+            assert isinstance(await anext(stream), list)
+            await stream.aclose()
+        else:
+            hasty = asyncio.create_task(replay.complete(keyed(layers)))
+            await asyncio.sleep(0.05)
+            hasty.cancel()
+            with suppress(asyncio.CancelledError):
+                await hasty
+        again = await replay.complete(keyed(layers))
+    assert again.outcome.cached == "replayed"
+    assert again.outcome.finish_reason == "stop"
+    assert await layers.asked() == 1
+
+
+async def test_the_key_of_a_process_that_died_is_free_after_its_lease(layers, valkey):
+    store = IdempotencyStore(valkey)
+    survivor = Replay(layers.completions, store, wait_s=5.0)
+    dying = Replay(layers.completions, store, lease_s=0.5)
+    await layers.sim.order("first_token_delay=3000", times=1)
+    async with layers.as_user():
+        task = asyncio.create_task(dying.complete(keyed(layers)))
+        await layers_busy(layers)
+        # What a killed process leaves behind: a claim that nobody renews or gives back.
+        (_, flight) = next(iter(dying._answers.values()))
+        store_abandon = store.abandon
+        store.abandon = forgotten
+        flight._task.cancel()
+        with pytest.raises(BulkheadError):
+            await task
+        store.abandon = store_abandon
+        assert (await survivor.complete(keyed(layers))).outcome.cached == ""
+
+
+async def forgotten(claim):
+    """Does what a dead process does."""
+
+
+async def layers_busy(layers):
+    await eventually_async(layers.sim.in_flight, "the provider is asked")
+
+
+async def test_the_lease_is_renewed_while_the_work_lasts(layers, valkey):
+    await layers.sim.order("first_token_delay=900", times=1)
+    slow = Replay(layers.completions, IdempotencyStore(valkey), lease_s=0.3)
+    other = Replay(layers.completions, IdempotencyStore(valkey), lease_s=0.3, wait_s=5.0)
+    async with layers.as_user():
+        first = asyncio.create_task(slow.complete(keyed(layers)))
+        await layers_busy(layers)
+        assert (await other.complete(keyed(layers))).outcome.cached == "replayed"
+        await first
+    assert await layers.asked() == 1
+
+
+async def test_an_answer_that_is_too_large_is_never_charged_twice(layers, valkey):
+    small = Replay(layers.completions, IdempotencyStore(valkey), max_bytes=100)
+    async with layers.as_user():
+        await small.complete(keyed(layers))
+        with pytest.raises(Gone) as caught:
+            await small.complete(keyed(layers))
+    assert caught.value.reason == "ANSWER_NOT_KEPT"
+    assert await layers.asked() == 1
+
+
+async def test_a_long_stream_is_kept_put_together(layers, valkey):
+    tight = Replay(layers.completions, IdempotencyStore(valkey), max_bytes=3_000)
+    async with layers.as_user():
+        raws, _, end = await layers.collected(tight.stream(keyed(layers)))
+        assert sum(map(len, raws)) > 3_000
+        _, _, again = await layers.collected(tight.stream(keyed(layers)))
+    assert (again.text, again.outcome.cached) == (end.text, "replayed")
+
+
+async def test_embeddings_are_replayed(layers, replay):
+    call = EmbedCall("vectors", {"input": ["one", "two"]}, terms=layers.terms("k"))
+    async with layers.as_user():
+        first, again = await replay.embed(call), await replay.embed(call)
+    assert again.vectors.vectors == first.vectors.vectors
+    assert again.outcome.cached == "replayed"
+    assert await layers.asked() == 1
+
+
+async def test_without_the_store_nothing_is_charged(layers):
+    client = connect(f"redis://127.0.0.1:{free_port()}/0", timeout_s=0.5)
+    replay = Replay(layers.completions, IdempotencyStore(client))
+    async with layers.as_user():
+        with pytest.raises(Overloaded):
+            await replay.complete(keyed(layers))
+        with pytest.raises(Overloaded):
+            await layers.collected(replay.stream(keyed(layers)))
+    assert await layers.asked() == 0
+    await client.aclose()
+
+
+async def test_what_a_user_left_can_be_erased(layers, replay, valkey):
+    async with layers.as_user("ana"):
+        await replay.complete(keyed(layers, key="a"))
+        await layers.collected(replay.stream(keyed(layers, key="b")))
+    async with layers.as_user("ben"):
+        await replay.complete(keyed(layers, key="c"))
+    assert await replay.erase("globex", "ana") == 0
+    assert await replay.erase("acme", "ana") == 2
+    assert await replay.erase("acme", "ana") == 0
+    async with layers.as_user("ana"):
+        assert (await replay.complete(keyed(layers, key="a"))).outcome.cached == ""
+    async with layers.as_user("ben"):
+        assert (await replay.complete(keyed(layers, key="c"))).outcome.cached == "replayed"
