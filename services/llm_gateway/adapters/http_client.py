@@ -228,8 +228,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment] - uvloop's transports inherit from nothing
 
     def data_received(self, data: bytes) -> None:
         if not self.asked or self.complete:
