@@ -33,7 +33,11 @@ def build(settings: Settings) -> Service:
     if problems:
         raise StartRefused(problems)
     simulator = Simulator(
-        served, book, first_token_delay_ms=settings.simulator_first_token_delay_ms, tokens_per_s=settings.simulator_tokens_per_s
+        served,
+        book,
+        first_token_delay_ms=settings.simulator_first_token_delay_ms,
+        tokens_per_s=settings.simulator_tokens_per_s,
+        required_key=settings.simulator_require_key,
     )
     metrics.observe(served)
     health = Health({})

@@ -91,6 +91,9 @@ KINDS: Mapping[str, Kind] = {
     "delay_after_headers": Kind("waits between the headers and the body", "ms", default="1000", high=_MAX_DELAY_MS),
     "bad_chunked": Kind("breaks the chunked transfer encoding in the middle", default="1"),
     "content_length": Kind("tells a content-length that is so much too long, or too short", "bytes", default="10", low=-1_000_000),
+    "batch_delay": Kind("lets a batch wait so long before its first line", "ms", default="1000", high=_MAX_DELAY_MS),
+    "batch_line_delay": Kind("lets a batch wait so long after each line", "ms", default="100", high=_MAX_DELAY_MS),
+    "batch_expires_after": Kind("lets a batch expire after so many lines", "lines", default="1"),
     "huge_event": Kind("pads one event of a stream to that size", "bytes", default="262144", high=32_000_000),
     "crlf": Kind("ends the lines of a stream with CRLF", default="1"),
 }  # fmt: skip

@@ -34,6 +34,11 @@ def refusal(refused: Refused, answer_id: str) -> tuple[int, bytes, tuple[Header,
     return refused.status, refused.body(), ()
 
 
+def simulated_failure() -> bytes:
+    """The error that faults put inside a 200."""
+    return _ERROR_BODY
+
+
 def usage(head: Head, completion_tokens: int, reasoning_tokens: int, faults: Faults) -> dict[str, Any]:
     """OpenAI's usage object."""
     if "usage_zero" in faults:

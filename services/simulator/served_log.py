@@ -167,13 +167,22 @@ class ServedLog:
             self.file.write(serialised)
             self.file.flush()
 
-    def page(self, after: int, limit: int) -> bytes:
-        """JSON of the lines with a `seq` beyond `after`, oldest first; `dropped` of them are no longer in memory."""
+    def page(self, after: int, limit: int, run: str = "") -> bytes:
+        """JSON of the lines with a `seq` beyond `after`, oldest first; `dropped` of them are no longer in memory.
+
+        With `run` only lines that hold that text, in a header or anywhere else.
+        """
         first = self._seq - len(self._lines) + 1
         start = max(after - first + 1, 0)
-        lines = list(islice(self._lines, start, start + limit))
+        if run:
+            # As it stands in a JSON string.
+            wanted = orjson.dumps(run)[1:-1]
+            found = (line for line in islice(self._lines, start, None) if wanted in line)
+            lines = list(islice(found, limit))
+        else:
+            lines = list(islice(self._lines, start, start + limit))
         rest = {
-            "last_seq": first + start + len(lines) - 1 if lines else max(after, 0),
+            "last_seq": orjson.loads(lines[-1])["seq"] if run and lines else first + start + len(lines) - 1 if lines else max(after, 0),
             "dropped": max(first - 1 - max(after, self._forgotten), 0),
             "totals": self.totals,
         }

@@ -57,8 +57,9 @@ class ControlSurface:
         await exchange.respond(200, orjson.dumps({"deleted": 1}))
 
     async def read_log(self, exchange: Exchange) -> None:
-        """GET /sim/log?after=0&limit=1000"""
-        page = self._simulator.log.page(_number(exchange, "after", 0, 2**53), _number(exchange, "limit", 1_000, MAX_PAGE))
+        """GET /sim/log?after=0&limit=1000&run=run-7"""
+        after, limit = _number(exchange, "after", 0, 2**53), _number(exchange, "limit", 1_000, MAX_PAGE)
+        page = self._simulator.log.page(after, limit, exchange.query("run") or "")
         await exchange.respond(200, page)
 
     async def clear_log(self, exchange: Exchange) -> None:

@@ -52,19 +52,19 @@ class Exchange:
         kind, _, key = self.headers.get("authorization", "").partition(" ")
         return key.strip() if kind.lower() == "bearer" else ""
 
-    async def body(self) -> bytes:
-        """The whole request body; raises Refused (413) beyond 10 MiB."""
+    async def body(self, limit: int = MAX_BODY_BYTES) -> bytes:
+        """The whole request body; raises Refused (413) beyond `limit` bytes."""
         chunks: list[bytes] = []
         size, more = 0, True
         while more and size <= _MAX_DRAINED_BYTES:
             message = await self._receive()
             chunk: bytes = message.get("body", b"")
             size += len(chunk)
-            if size <= MAX_BODY_BYTES:
+            if size <= limit:
                 chunks.append(chunk)
             more = message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
-            raise Refused(f"The request body is larger than {MAX_BODY_BYTES} bytes.", status=413, code="request_too_large")
+        if size > limit:
+            raise Refused(f"The request body is larger than {limit} bytes.", status=413, code="request_too_large")
         return b"".join(chunks)
 
     async def respond(self, status: int, body: bytes, headers: tuple[Header, ...] = (), content_type: bytes = JSON) -> None:

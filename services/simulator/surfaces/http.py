@@ -10,6 +10,7 @@ import structlog
 from services.simulator.refusals import Refused
 from services.simulator.simulator import Simulator
 from services.simulator.surfaces.anthropic import AnthropicSurface
+from services.simulator.surfaces.batches import BatchSurface
 from services.simulator.surfaces.control import ControlSurface
 from services.simulator.surfaces.exchange import Exchange
 from services.simulator.surfaces.gemini import GeminiSurface
@@ -19,7 +20,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 _PAGE = b"""<!doctype html><title>Bulkhead model simulator</title>
 <h1>Bulkhead model simulator</h1>
-<p>This is no language model. It answers OpenAI's API by rules, for development, tests and load: see docs/simulator.md.</p>
+<p>This is no language model. It answers the APIs of OpenAI, Anthropic and Gemini by rules: see docs/simulator.md.</p>
 <ul><li><a href="/v1/models">/v1/models</a><li><a href="/sim/log">/sim/log</a><li><a href="/sim/faults">/sim/faults</a>
 <li><a href="/sim/scenarios">/sim/scenarios</a><li><a href="/sim/in-flight">/sim/in-flight</a></ul>
 """
@@ -33,7 +34,8 @@ class HttpApp:
         self.closing = asyncio.Event()
         self._ready = ready
         openai, anthropic, gemini = OpenAiSurface(simulator), AnthropicSurface(simulator), GeminiSurface(simulator)
-        control = ControlSurface(simulator)
+        control, batches = ControlSurface(simulator), BatchSurface(simulator)
+        self._batches = batches
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/chat/completions": {"POST": openai.chat},
             "/v1/messages": {"POST": anthropic.messages},
@@ -41,6 +43,11 @@ class HttpApp:
             "/v1/embeddings": {"POST": openai.embed},
             "/v1/models": {"GET": openai.models},
             "/v1beta/models": {"GET": gemini.models},
+            "/v1/rerank": {"POST": openai.rerank},
+            "/v2/rerank": {"POST": openai.rerank},
+            "/rerank": {"POST": openai.rerank},
+            "/v1/files": {"GET": batches.files, "POST": batches.upload},
+            "/v1/batches": {"GET": batches.batches, "POST": batches.create},
             "/health": {"GET": _healthy},
             "/ready": {"GET": self._answer_ready},
             "/": {"GET": _front_page},
@@ -52,6 +59,8 @@ class HttpApp:
         self._named_routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/models/": {"GET": openai.model, "POST": gemini.call},
             "/v1beta/models/": {"GET": gemini.model, "POST": gemini.call},
+            "/v1/files/": {"GET": batches.file, "DELETE": batches.delete_file},
+            "/v1/batches/": {"GET": batches.batch, "POST": batches.cancel},
             "/sim/faults/": {"DELETE": control.delete_fault},
             "/sim/scenarios/": {"PUT": control.put_scenario, "DELETE": control.delete_scenario},
         }
@@ -78,6 +87,7 @@ class HttpApp:
     def release(self) -> None:
         """Let go of stalled answers: the process is to end."""
         self.closing.set()
+        self._batches.stop()
 
     def _handler(self, method: str, path: str) -> Handler:
         handlers = self._routes.get(path)
