@@ -129,7 +129,8 @@ class DiskCache:
             if not tenant.is_dir():
                 continue
             for entry in os.scandir(tenant):
-                with suppress(OSError):
+                # A file that went away meanwhile is none, and one with another name is not ours.
+                with suppress(OSError, ValueError):
                     state = entry.stat()
                     if entry.name.endswith(_TEMPORARY):
                         # Of a process that is gone; a write takes no minute.

@@ -1,0 +1,99 @@
+"""Whole answers and streams, made from one another."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.llm_gateway.answer_forms import answer_of, chunks_in, chunks_of, events_of
+from services.llm_gateway.chat import Assembly, ChunkReader, parse_answer
+
+NAMES, TEXTS = st.text(min_size=1, max_size=8), st.text(max_size=20)
+CALLS = st.lists(st.fixed_dictionaries({"id": NAMES, "name": NAMES, "arguments": TEXTS}), max_size=3)
+MESSAGES = st.fixed_dictionaries({"content": st.none() | TEXTS, "reasoning_content": st.none() | TEXTS, "calls": CALLS})
+
+
+def answer(messages, usage=True):
+    choices = []
+    for index, made in enumerate(messages):
+        message = {"role": "assistant", "content": made["content"]}
+        if made["reasoning_content"] is not None:
+            message["reasoning_content"] = made["reasoning_content"]
+        if made["calls"]:
+            message["tool_calls"] = [
+                {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+                for call in made["calls"]
+            ]
+        choices.append({"index": index, "message": message, "finish_reason": "tool_calls" if made["calls"] else "stop"})
+    data = {"id": "c-1", "created": 7, "model": "m", "object": "chat.completion", "choices": choices}
+    if usage:
+        data["usage"] = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    return data
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=3), st.booleans())
+def test_there_and_back(messages, usage):
+    data = answer(messages, usage)
+    chunks = chunks_of(data)
+    assert answer_of(chunks).data == data
+    parse_answer(answer_of(chunks).raw)
+    reader = ChunkReader()
+    reader.feed(events_of(chunks))
+    assert reader.finished
+    assert reader.malformed_events == 0
+    assembly = Assembly()
+    for chunk in chunks:
+        assembly.add(chunk)
+    assert assembly.text == (data["choices"][0]["message"]["content"] or "")
+    assert assembly.tool_calls == messages[0]["calls"]
+
+
+@given(st.text(min_size=1), st.lists(st.integers(1, 5), max_size=8))
+def test_deltas_of_any_size_add_up(text, sizes):
+    events, rest = [], text
+    for size in [*sizes, len(text)]:
+        events.append({"id": "c", "choices": [{"index": 0, "delta": {"content": rest[:size]}}]})
+        rest = rest[size:]
+    events.append({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks = chunks_in(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events))
+    assert answer_of(chunks).data["choices"][0]["message"]["content"] == text
+
+
+def test_events_keep_their_bytes():
+    raw = b'data: {"id" : "x",\ndata:  "choices":[]}\n\ndata: {"choices": [], "usage": {"prompt_tokens": 1}}\n\n'
+    assert [chunk.raw for chunk in chunks_in(events_of(chunks_in(raw)))] == [chunk.raw for chunk in chunks_in(raw)]
+
+
+def test_interleaved_tool_calls_and_thinking_blocks():
+    def delta(finish=None, **fields):
+        return {"choices": [{"index": 0, "delta": fields, "finish_reason": finish}]}
+
+    block = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    events = [
+        delta(role="assistant", thinking_blocks=[block], reasoning_content="hm"),
+        delta(tool_calls=[{"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": ""}}]),
+        delta(tool_calls=[{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{"}}]),
+        delta(tool_calls=[{"index": 1, "function": {"arguments": "{}"}}, {"index": 0, "function": {"arguments": "}"}}]),
+        delta("tool_calls"),
+    ]
+    made = answer_of(chunks_in(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)))
+    message = made.data["choices"][0]["message"]
+    assert message["thinking_blocks"] == [block]
+    assert [(call["id"], call["function"]) for call in message["tool_calls"]] == [
+        ("a", {"name": "f", "arguments": "{}"}),
+        ("b", {"name": "g", "arguments": "{}"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": [{"index": 0, "delta": {"content": "x"}}]},
+        {"choices": [{"index": 0, "delta": {"hologram": "x"}, "finish_reason": "stop"}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}, {"index": 1, "delta": {"content": "x"}}]},
+        {"choices": []},
+    ],
+    ids=["unfinished", "unknown content", "one choice unfinished", "empty"],
+)
+def test_what_cannot_be_put_together_is_no_answer(event):
+    assert answer_of(chunks_in(b"data: " + orjson.dumps(event) + b"\n\n")) is None
