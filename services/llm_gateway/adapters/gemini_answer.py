@@ -223,6 +223,7 @@ class GeminiReader:
         self._parser = SseParser()
         self._progress: dict[int, _Progress] = {}
         self._usage: dict[str, Any] | None = None
+        self._head: dict[str, Any] = {}
         self._malformed_events = 0
         self._gap = False
 
@@ -264,9 +265,11 @@ class GeminiReader:
         if not any(progress.said_any for progress in self._progress.values()):
             _check_blocked(data)
         was_finished = self.finished
-        usage = usage_of(data.get("usageMetadata"))
+        ending = was_finished or any("finishReason" in candidate for candidate in candidates)
+        usage = usage_of(data.get("usageMetadata")) if ending else None
+        head = self._head_of(data)
         try:
-            chunk = self._chunk(_head(data), candidates, usage)
+            chunk = self._chunk(head, candidates, usage)
         except UpstreamFault as fault:
             # A shape that nobody can read is one lost event; an end that is no answer is the end.
             if fault.failure.status == 200:
@@ -276,9 +279,15 @@ class GeminiReader:
         # The counts grow with the stream; those of an answer that is not whole would bill too little.
         if self.finished and usage is not None and (not was_finished or usage != self._usage):
             self._usage = usage
-            told = {**_head(data), "object": "chat.completion.chunk", "choices": [], "usage": usage}
+            told = {**head, "choices": [], "usage": usage}
             chunks.append(Chunk(orjson.dumps(told), told, usage=usage))
         return chunks
+
+    def _head_of(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Id, time and model: those of the first event stand for all."""
+        if not self._head:
+            self._head = {**_head(data), "object": "chat.completion.chunk"}
+        return self._head
 
     def _chunk(self, head: dict[str, Any], candidates: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> Chunk | None:
         # All of an event is read before any of it counts, so that one that is spoilt leaves no trace.
@@ -286,7 +295,7 @@ class GeminiReader:
             (candidate, _index(candidate, number), _said(candidate), _logprobs(candidate)) for number, candidate in enumerate(candidates)
         ]
         choices = []
-        chunk = Chunk(b"", {**head, "object": "chat.completion.chunk", "choices": choices}, after_gap=self._gap)
+        chunk = Chunk(b"", {**head, "choices": choices}, after_gap=self._gap)
         for candidate, index, said, logprobs in read:
             fresh = index not in self._progress
             progress = self._progress.setdefault(index, _Progress())

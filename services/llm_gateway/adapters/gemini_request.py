@@ -20,7 +20,7 @@ _VERSION = re.compile(r"gemini-(\d+)(?:\.\d+)?")
 _BUDGETS: Mapping[str, int] = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576, "max": 24576}
 # The same for models that take a level; they cannot stop thinking altogether.
 _LEVELS: Mapping[str, str] = {
-    "none": "minimal", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
+    "none": "MINIMAL", "minimal": "MINIMAL", "low": "LOW", "medium": "MEDIUM", "high": "HIGH", "xhigh": "HIGH", "max": "HIGH",
 }  # fmt: skip
 _NUMBERS: Mapping[str, str] = {
     "temperature": "temperature", "top_p": "topP", "top_k": "topK", "seed": "seed", "n": "candidateCount",
@@ -294,30 +294,30 @@ def _part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
             url = image.get("url") if isinstance(image, Mapping) else image
             if not isinstance(url, str) or not url:
                 raise InvalidInput.field(f"{where}.image_url.url", "is required")
-            return _media(url, "image/jpeg", f"{where}.image_url.url")
+            return _media(url, f"{where}.image_url.url")
         case "input_audio" if isinstance(audio := part.get("input_audio"), Mapping) and isinstance(audio.get("data"), str):
             return {"inlineData": {"mimeType": f"audio/{audio.get('format') or 'wav'}", "data": audio["data"]}}
         case "file" if isinstance(file := part.get("file"), Mapping):
             if isinstance(data := file.get("file_data"), str) and data:
                 named = mimetypes.guess_type(text_of(file.get("filename")))[0]
-                return _media(data, named or "application/pdf", f"{where}.file.file_data", bare=True)
+                return _media(data, f"{where}.file.file_data", bare=named or "application/pdf")
             if isinstance(uri := file.get("file_id"), str) and "://" in uri:
-                return _media(uri, text_of(file.get("format")), f"{where}.file.file_id")
+                return {"fileData": {"fileUri": uri, **({"mimeType": file["format"]} if file.get("format") else {})}}
             raise unfit("Gemini does not know OpenAI's file ids")
     raise InvalidInput.field(f"{where}.type", "must be text, image_url, input_audio or file, with its content")
 
 
-def _media(url: str, default: str, where: str, *, bare: bool = False) -> dict[str, Any]:
-    """A data: URL (or, with `bare`, base64 of the type `default`) as inline data, every other URL for the provider to fetch."""
+def _media(url: str, where: str, *, bare: str = "") -> dict[str, Any]:
+    """A data: URL as inline data, every other URL for the provider to fetch; `bare` is the type of base64 that comes without a URL."""
     if url.startswith("data:"):
         head, comma, data = url[5:].partition(",")
         kind, *flags = head.split(";")
         if not comma or "base64" not in flags:
             raise InvalidInput.field(where, "a data: URL must hold base64")
-        return {"inlineData": {"mimeType": kind or default, "data": data}}
+        return {"inlineData": {"mimeType": kind or bare or "image/jpeg", "data": data}}
     if "://" not in url[:16]:
         if bare:
-            return {"inlineData": {"mimeType": default, "data": url}}
+            return {"inlineData": {"mimeType": bare, "data": url}}
         raise InvalidInput.field(where, "must be a URL")
-    known = mimetypes.guess_type(urlsplit(url).path)[0] or default
+    known = mimetypes.guess_type(urlsplit(url).path)[0]
     return {"fileData": {"fileUri": url, **({"mimeType": known} if known else {})}}

@@ -120,17 +120,18 @@ STREAMED = [("end_after=2", "cut", 2), ("missing_finish", "cut", 2), ("error_eve
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_faults_are_told_apart(serve, content, sim, stream):
+async def test_faults_are_told_apart(serve, sim, stream):
+    table = [*FAULTS, *(STREAMED if stream else WHOLE)]
+    # A deployment for each fault, so that no breaker opens for the next.
+    models = [gemini(fault, f"{sim.url}/v1beta", f"sim-1+{fault}") for fault, _, _ in table]
+    content = {"model_list": models, "router_settings": {"max_fallbacks": 0}}
     async with serve(content, model_num_retries=1) as stack, client_of(stack) as client:
-        for fault, expected, asked in [*FAULTS, *(STREAMED if stream else WHOLE)]:
+        for fault, expected, asked in table:
             await sim.reset()
-            await sim.order(fault)
-            calculation = "arguments" in fault
-            messages = [{"role": "user", "content": "What is 17 * 23?"}] if calculation else HELLO
+            more = {"tools": TOOLS} if "arguments" in fault else {}
+            messages = [{"role": "user", "content": "What is 17 * 23?"}] if more else HELLO
             with pytest.raises(openai.APIError) as failed:
-                answer = await client.chat.completions.create(
-                    model="main", messages=messages, stream=stream, **({"tools": TOOLS} if calculation else {})
-                )
+                answer = await client.chat.completions.create(model=fault, messages=messages, stream=stream, **more)
                 if stream:
                     async for _ in answer:
                         pass

@@ -144,9 +144,9 @@ def test_structured_output():
 @pytest.mark.parametrize(
     ("model", "effort", "thinking"),
     [
-        ("gemini-3-pro-preview", "low", {"thinkingLevel": "low", "includeThoughts": True}),
-        ("gemini-3.5-flash", "none", {"thinkingLevel": "minimal"}),
-        ("gemini-flash-latest", "xhigh", {"thinkingLevel": "high", "includeThoughts": True}),
+        ("gemini-3-pro-preview", "low", {"thinkingLevel": "LOW", "includeThoughts": True}),
+        ("gemini-3.5-flash", "none", {"thinkingLevel": "MINIMAL"}),
+        ("gemini-flash-latest", "xhigh", {"thinkingLevel": "HIGH", "includeThoughts": True}),
         ("gemini-2.5-flash", "none", {"thinkingBudget": 0}),
         ("gemini-2.5-pro", "medium", {"thinkingBudget": 8192, "includeThoughts": True}),
     ],
