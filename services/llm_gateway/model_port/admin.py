@@ -6,9 +6,10 @@ surface = AdminSurface(PortKeys(accounts, master_key=...), lambda: models.curren
 from collections.abc import Callable
 
 from services.llm_gateway.model_port.admin_access import PortKeys
+from services.llm_gateway.model_port.admin_book import SpendBook
 from services.llm_gateway.model_port.admin_keys import KeyRoutes
 from services.llm_gateway.model_port.admin_models import ModelRoutes
-from services.llm_gateway.model_port.admin_spend import SpendBook, SpendRoutes
+from services.llm_gateway.model_port.admin_spend import SpendRoutes
 from services.llm_gateway.model_port.admin_teams import TeamRoutes
 from services.llm_gateway.model_port.admin_users import UserRoutes
 from services.llm_gateway.model_port.routing import Route

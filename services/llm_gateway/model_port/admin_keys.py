@@ -13,9 +13,9 @@ from services.common.accounts import Accounts, KeyRecord
 from services.common.errors import InvalidInput, NotFound, PermissionDenied
 from services.common.identity import Principal
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
+from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
 from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_query import flag_of, number_of
-from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -91,7 +91,7 @@ class KeyRoutes:
 
         key_id = await self._accounts.keys.find_id(reference, tenant)
         record = await self._accounts.keys.update(key_id, tenant, change, strict=True)
-        view = key_view(record, await self._book.spend(tenant, "key", key_id))
+        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
         await exchange.answer(200, orjson.dumps({"key": reference_view(record), **view, **named(unsupported)}))
 
     async def delete(self, exchange: Exchange) -> None:
@@ -125,7 +125,7 @@ class KeyRoutes:
 
         key_id = await self._accounts.keys.find_id(reference, tenant)
         record = await self._accounts.keys.update(key_id, tenant, change)
-        view = key_view(record, await self._book.spend(tenant, "key", key_id))
+        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
         await exchange.answer(200, orjson.dumps({"key": reference_view(record), **view}))
 
     async def regenerate(self, exchange: Exchange) -> None:
@@ -169,7 +169,7 @@ class KeyRoutes:
         if key_id != principal.key_id:
             principal.require(ADMIN)
         record = await self._accounts.keys.find(key_id, tenant)
-        view = key_view(record, await self._book.spend(tenant, "key", key_id))
+        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
         await exchange.answer(200, orjson.dumps({"key": reference_view(record), "info": view}))
 
     async def list(self, exchange: Exchange) -> None:
@@ -188,7 +188,7 @@ class KeyRoutes:
         shown = found[(page - 1) * size : page * size]
         keys: Sequence[Any] = [record.key_id for record in shown]
         if full:
-            keys = [key_view(record, await self._book.spend(tenant, "key", record.key_id)) for record in shown]
+            keys = [key_view(record, await spent_by(self._book, tenant, "key", record.key_id, record.limits)) for record in shown]
         body = {"keys": keys, "total_count": len(found), "current_page": page, "total_pages": -(-len(found) // size)}
         await exchange.answer(200, orjson.dumps(body))
 

@@ -1,36 +1,38 @@
 """What was spent: GET /spend/logs and GET /global/spend/report, from the ledger."""
 
-import datetime
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import orjson
 
 from services.common.errors import InvalidInput
+from services.llm_gateway.adapters.ledger import DayReport
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
+from services.llm_gateway.model_port.admin_book import SpendBook
 from services.llm_gateway.model_port.admin_query import flag_of, number_of
 from services.llm_gateway.model_port.admin_views import usd
-from services.llm_gateway.model_port.exchange import Exchange
+from services.llm_gateway.model_port.exchange import Exchange, Header
 from services.llm_gateway.model_port.routing import Route
 
-# A plain list is bounded; who wants more asks for pages.
+# A plain list is bounded, and says where it goes on; who wants more asks for pages.
 MOST_LINES = 10_000
 MOST_PAGE = 1_000
 MOST_DAYS = 366
-DAY_MS = 86_400_000
+# Reads of one request; each looks at thousands of lines, and a filter may find nothing among them.
+MOST_READS = 50
 GROUPS: Mapping[str, str] = {"team": "team", "api_key": "key", "user": "user", "model": "model"}
-
-
-class SpendBook(Protocol):
-    """The part of the ledger that the admin API reads. Money is in nano-USD, times are Unix milliseconds."""
-
-    async def spend(self, tenant: str, scope: str, name: str) -> int:
-        """All that a holder has spent; `scope` is key, user, team or tenant, and `name` its id. Raises Overloaded."""
-        ...
-
-    def lines(self, tenant: str, *, since_ms: int, until_ms: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Lines of a tenant, newest first, from `since_ms` to before `until_ms`. Raises Overloaded."""
-        ...
+_NOTED = (
+    "id",
+    "attempt",
+    "run",
+    "estimated",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "cost_nanousd",
+    "reserved_nanousd",
+)
 
 
 class SpendRoutes:
@@ -48,112 +50,104 @@ class SpendRoutes:
         ]
 
     async def logs(self, exchange: Exchange) -> None:
-        """Lines, newest first; sums of days with `summarize`, a part with `page` and `page_size`."""
-        assert exchange.principal is not None
-        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
-        since_ms, until_ms, dated = _range(exchange)
-        wanted = await self._filter(exchange, tenant)
-        lines = self._book.lines(tenant, since_ms=since_ms, until_ms=until_ms)
-        if flag_of(exchange, "summarize", default=dated):
-            await _answer(exchange, await _days(lines, wanted))
+        """Sums of days where both dates are given, as in LiteLLM; lines with `summarize=false`, or without dates.
+
+        Lines are a list, newest first, of at most 10,000. One that is longer has the oldest of them, and a header x-bulkhead-cursor:
+        as `cursor` it goes on behind them. With `page` and `page_size` they are an object with a page of them, oldest first.
+        """
+        tenant, wanted = await self._wanted(exchange)
+        first, last = _dates(exchange)
+        call_id = exchange.query("request_id") or ""
+        if flag_of(exchange, "summarize", default=first is not None and last is not None and not call_id):
+            await self._days(exchange, tenant, wanted, first, last)
             return
-        if exchange.query("page") is not None or exchange.query("page_size") is not None:
-            page, size = number_of(exchange, "page", 1, 10**6), number_of(exchange, "page_size", 50, MOST_PAGE)
-            first, rows, total = (page - 1) * size, [], 0
-            async for line in lines:
-                if wanted(line):
-                    if first <= total < first + size:
-                        rows.append(_row(line))
-                    total += 1
-            body = {"data": rows, "total": total, "page": page, "page_size": size, "total_pages": -(-total // size)}
-            await _answer(exchange, body)
-            return
-        rows = []
-        async for line in lines:
-            if wanted(line):
-                if len(rows) == MOST_LINES:
-                    await exchange.answer(200, orjson.dumps(rows), [(b"x-bulkhead-truncated", b"true")])
-                    return
-                rows.append(_row(line))
-        await _answer(exchange, rows)
+        bounds = {"start_ms": None if first is None else _ms(first), "end_ms": None if last is None else _ms(last + timedelta(days=1))}
+        paged = exchange.query("page") is not None or exchange.query("page_size") is not None
+        page, size = number_of(exchange, "page", 1, 10_000), number_of(exchange, "page_size", 50, MOST_PAGE)
+        skipped, most = ((page - 1) * size, page * size) if paged else (0, MOST_LINES)
+        if most > MOST_LINES:
+            raise InvalidInput.field("page", f"pages reach {MOST_LINES} lines; narrow the dates, or follow the cursor")
+        rows: list[dict[str, Any]] = []
+        seen, cursor = 0, exchange.query("cursor") or ""
+        for _ in range(MOST_READS):
+            found = await self._book.lines(tenant, **bounds, **wanted, call_id=call_id, limit=min(MOST_PAGE, most - seen), cursor=cursor)
+            rows += [_row(line) for number, line in enumerate(found.lines, seen) if number >= skipped]
+            seen, cursor = seen + len(found.lines), found.cursor
+            if not cursor or seen >= most:
+                break
+        headers: list[Header] = [(b"x-bulkhead-cursor", cursor.encode())] if cursor else []
+        body = {"data": rows, "page": page, "page_size": size, "next_cursor": cursor or None} if paged else rows[::-1]
+        await exchange.answer(200, orjson.dumps(body), headers)
 
     async def report(self, exchange: Exchange) -> None:
         """Spend of each day and group. `group_by` is team (default), api_key, user or model."""
-        assert exchange.principal is not None
-        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
         group = exchange.query("group_by") or "team"
         if group not in GROUPS:
             raise InvalidInput.field("group_by", f"must be one of {', '.join(GROUPS)}")
-        since_ms, until_ms, dated = _range(exchange)
-        if not dated:
-            raise InvalidInput.field("start_date", "start_date and end_date are needed")
-        wanted = await self._filter(exchange, tenant)
-        days: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-        async for line in self._book.lines(tenant, since_ms=since_ms, until_ms=until_ms):
-            if not wanted(line):
-                continue
-            models = days.setdefault(_day(line["at"]), {}).setdefault(str(line.get(GROUPS[group]) or ""), {})
-            entry = models.setdefault(line.get("model", ""), {"nanousd": 0, "tokens": 0, "requests": 0})
-            entry["nanousd"] += line["cost_nanousd"]
-            entry["tokens"] += line.get("input_tokens", 0) + line.get("output_tokens", 0)
-            entry["requests"] += 1
+        tenant, wanted = await self._wanted(exchange)
+        first, last = _needed(*_dates(exchange))
+        days: dict[str, dict[str, list[DayReport]]] = {}
+        async for report in self._book.reports(tenant, first, last, **wanted):
+            days.setdefault(report.day.isoformat(), {}).setdefault(getattr(report, GROUPS[group]), []).append(report)
         body = [
-            {"group_by_day": day, f"{group}s": [_group(group, name, models) for name, models in sorted(groups.items())]}
-            for day, groups in sorted(days.items())
+            {"group_by_day": day, f"{group}s": [_group(group, name, reports) for name, reports in sorted(groups.items())]}
+            for day, groups in days.items()
         ]
-        await _answer(exchange, body)
+        await exchange.answer(200, orjson.dumps(body))
 
-    async def _filter(self, exchange: Exchange, tenant: str) -> Callable[[Mapping[str, Any]], bool]:
-        asked = {
-            "key": exchange.query("api_key"),
-            "user": exchange.query("user_id"),
-            "team": exchange.query("team_id"),
-            "model": exchange.query("model"),
-            "call_id": exchange.query("request_id"),
-        }
-        wanted = {field: value for field, value in asked.items() if value}
-        # Lines of a deleted key stay: an id needs no record. A secret must be one of the tenant's.
-        if "key" in wanted and not wanted["key"].startswith("key_"):
-            wanted["key"] = await self._keys.accounts.keys.find_id(wanted["key"], tenant)
-        return lambda line: all(line.get(field) == value for field, value in wanted.items())
+    async def _days(self, exchange: Exchange, tenant: str, wanted: Mapping[str, str], first: date | None, last: date | None) -> None:
+        if exchange.query("request_id"):
+            raise InvalidInput.field("request_id", "stands in lines, not in sums; add summarize=false")
+        first, last = _needed(first, last)
+        days: dict[str, dict[str, Any]] = {}
+        async for report in self._book.reports(tenant, first, last, **wanted):
+            day = days.setdefault(report.day.isoformat(), {"nanousd": 0, "users": {}, "models": {}, "requests": 0})
+            day["nanousd"] += report.counts.cost_nanousd
+            day["requests"] += report.counts.calls
+            for part, name in (("users", report.user), ("models", report.model)):
+                day[part][name] = day[part].get(name, 0) + report.counts.cost_nanousd
+        body = [
+            {
+                "startTime": day,
+                "spend": usd(found["nanousd"]),
+                "users": {name: usd(cost) for name, cost in found["users"].items()},
+                "models": {name: usd(cost) for name, cost in found["models"].items()},
+                "requests": found["requests"],
+            }
+            for day, found in days.items()
+        ]
+        await exchange.answer(200, orjson.dumps(body))
+
+    async def _wanted(self, exchange: Exchange) -> tuple[str, dict[str, str]]:
+        """The tenant, and the filters of the query."""
+        assert exchange.principal is not None
+        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
+        key = exchange.query("api_key") or ""
+        # Lines of a deleted key stay, so an id needs no record. A secret must be one of the tenant's.
+        if key and not key.startswith("key_"):
+            key = await self._keys.accounts.keys.find_id(key, tenant)
+        others = {"user": "user_id", "team": "team_id", "model": "model"}
+        return tenant, {"key_id": key, **{name: exchange.query(parameter) or "" for name, parameter in others.items()}}
 
 
-def _group(group: str, name: str, models: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+def _group(group: str, name: str, reports: list[DayReport]) -> dict[str, Any]:
+    models: dict[str, list[int]] = {}
+    for report in reports:
+        sums = models.setdefault(report.model, [0, 0, 0])
+        sums[0] += report.counts.cost_nanousd
+        sums[1] += report.counts.input_tokens + report.counts.output_tokens
+        sums[2] += report.counts.calls
     return {
         "team_name" if group == "team" else group: name,
-        "total_spend": usd(sum(entry["nanousd"] for entry in models.values())),
+        "total_spend": usd(sum(cost for cost, _, _ in models.values())),
         "metadata": [
-            {"model": model, "spend": usd(entry["nanousd"]), "total_tokens": entry["tokens"], "requests": entry["requests"]}
-            for model, entry in sorted(models.items())
+            {"model": model, "spend": usd(cost), "total_tokens": tokens, "requests": calls}
+            for model, (cost, tokens, calls) in sorted(models.items())
         ],
     }
 
 
-async def _days(lines: AsyncIterator[Mapping[str, Any]], wanted: Callable[[Mapping[str, Any]], bool]) -> list[dict[str, Any]]:
-    days: dict[str, dict[str, Any]] = {}
-    async for line in lines:
-        if not wanted(line):
-            continue
-        day = days.setdefault(_day(line["at"]), {"nanousd": 0, "users": {}, "models": {}, "requests": 0})
-        cost = line["cost_nanousd"]
-        day["nanousd"] += cost
-        day["requests"] += 1
-        for part, name in (("users", line.get("user", "")), ("models", line.get("model", ""))):
-            day[part][name] = day[part].get(name, 0) + cost
-    return [
-        {
-            "startTime": day,
-            "spend": usd(found["nanousd"]),
-            "users": {name: usd(cost) for name, cost in found["users"].items()},
-            "models": {name: usd(cost) for name, cost in found["models"].items()},
-            "requests": found["requests"],
-        }
-        for day, found in sorted(days.items())
-    ]
-
-
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
-    end_ms = line["at"]
     return {
         "request_id": line.get("call_id", ""),
         "call_type": line.get("operation", ""),
@@ -162,57 +156,47 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
         "total_tokens": line.get("input_tokens", 0) + line.get("output_tokens", 0),
         "prompt_tokens": line.get("input_tokens", 0),
         "completion_tokens": line.get("output_tokens", 0),
-        "startTime": _moment(end_ms - int(line.get("latency_ms", 0))),
-        "endTime": _moment(end_ms),
+        "startTime": _moment(line["at"] - int(line.get("latency_ms") or 0)),
+        "endTime": _moment(line["at"]),
         "model": line.get("model", ""),
         "model_id": line.get("deployment", ""),
         "custom_llm_provider": line.get("provider", ""),
         "user": line.get("user", ""),
         "team_id": line.get("team") or None,
         "status": line.get("status", ""),
-        "metadata": {
-            **(line.get("metadata") or {}),
-            **{
-                name: line[name]
-                for name in (
-                    "id", "attempt", "run", "estimated", "cached_tokens", "cache_write_tokens", "reasoning_tokens", "cost_nanousd",
-                    "reserved_nanousd",
-                )
-                if name in line
-            },
-        },
-    }  # fmt: skip
+        "metadata": {**(line.get("metadata") or {}), **{name: line[name] for name in _NOTED if name in line}},
+    }
 
 
-def _range(exchange: Exchange) -> tuple[int, int, bool]:
-    """From the beginning of start_date to the end of end_date (UTC), and whether there are dates."""
-    start, end = exchange.query("start_date"), exchange.query("end_date")
-    if start is None and end is None:
-        return 0, 1 << 53, False
-    since = _date("start_date", start) if start is not None else 0
-    until = _date("end_date", end) + DAY_MS if end is not None else 1 << 53
-    if since >= until:
+def _dates(exchange: Exchange) -> tuple[date | None, date | None]:
+    first, last = (_date(exchange, name) for name in ("start_date", "end_date"))
+    if first is not None and last is not None and last < first:
         raise InvalidInput.field("end_date", "must not be before start_date")
-    return since, until, start is not None and end is not None
+    return first, last
 
 
-def _date(name: str, value: str) -> int:
+def _date(exchange: Exchange, name: str) -> date | None:
+    value = exchange.query(name)
+    if value is None:
+        return None
     try:
-        parsed = datetime.datetime.strptime(value[:10], "%Y-%m-%d").replace(tzinfo=datetime.UTC)
+        # LiteLLM's clients send a time of day as well; days are whole here, in UTC.
+        return date.fromisoformat(value[:10]) if len(value) <= 32 else date.fromisoformat("")
     except ValueError:
         raise InvalidInput.field(name, "must be a date as 2026-01-31") from None
-    if len(value) > 32:
-        raise InvalidInput.field(name, "must be a date as 2026-01-31")
-    return int(parsed.timestamp() * 1000)
 
 
-def _day(at_ms: int) -> str:
-    return datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC).date().isoformat()
+def _needed(first: date | None, last: date | None) -> tuple[date, date]:
+    if first is None or last is None:
+        raise InvalidInput.field("start_date", "start_date and end_date are needed")
+    if (last - first).days >= MOST_DAYS:
+        raise InvalidInput.field("end_date", f"must be at most {MOST_DAYS} days after start_date")
+    return first, last
+
+
+def _ms(day: date) -> int:
+    return max(0, int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000))
 
 
 def _moment(at_ms: int) -> str:
-    return datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC).isoformat()
-
-
-async def _answer(exchange: Exchange, body: Any) -> None:
-    await exchange.answer(200, orjson.dumps(body))
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()

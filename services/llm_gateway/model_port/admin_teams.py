@@ -11,9 +11,9 @@ import orjson
 from services.common.accounts import Accounts, KeyRecord, TeamRecord
 from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
+from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
 from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE, named, read
-from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view, team_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -59,7 +59,7 @@ class TeamRoutes:
         check(fields, _changed(fields, TeamRecord(tenant, team)), "team")
         unsupported = fields.finish()
         record = await self._accounts.teams.update(tenant, team, lambda old: _changed(fields, old))
-        view = team_view(record, await self._book.spend(tenant, "team", team))
+        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
         await exchange.answer(200, orjson.dumps({"team_id": team, "data": view, **named(unsupported)}))
 
     async def delete(self, exchange: Exchange) -> None:
@@ -86,7 +86,7 @@ class TeamRoutes:
         tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
         fields.finish()
         record = await self._accounts.teams.update(tenant, team, lambda old: replace(old, blocked=blocked))
-        await exchange.answer(200, orjson.dumps(team_view(record, await self._book.spend(tenant, "team", team))))
+        await exchange.answer(200, orjson.dumps(team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))))
 
     async def member_add(self, exchange: Exchange) -> None:
         """Adds one member or several; who is one already gets the role that is named."""
@@ -102,7 +102,7 @@ class TeamRoutes:
             return replace(old, members={**old.members, **added})
 
         record = await self._accounts.teams.update(tenant, team, change)
-        view = team_view(record, await self._book.spend(tenant, "team", team))
+        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
         body = {**view, "updated_users": [{"user_id": user} for user in added], "updated_team_memberships": [], **named(unsupported)}
         await exchange.answer(200, orjson.dumps(body))
 
@@ -120,7 +120,7 @@ class TeamRoutes:
 
         record = await self._accounts.teams.update(tenant, team, change)
         ended = await self._end_keys(tenant, lambda key: key.team == team and key.user == user)
-        view = team_view(record, await self._book.spend(tenant, "team", team))
+        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
         await exchange.answer(200, orjson.dumps({**view, "deleted_keys": ended}))
 
     async def info(self, exchange: Exchange) -> None:
@@ -131,7 +131,7 @@ class TeamRoutes:
             raise InvalidInput.field("team_id", "is needed")
         record = await self._accounts.teams.get(tenant, team)
         keys = [key_view(key) for key in await self._accounts.keys.list(tenant) if key.team == team]
-        view = team_view(record, await self._book.spend(tenant, "team", team))
+        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
         await exchange.answer(200, orjson.dumps({"team_id": team, "team_info": view, "keys": keys, "team_memberships": []}))
 
     async def list(self, exchange: Exchange) -> None:
@@ -139,7 +139,7 @@ class TeamRoutes:
         assert exchange.principal is not None
         tenant, user = self._keys.tenant(exchange.principal, exchange.query("tenant")), exchange.query("user_id")
         records = [record for record in await self._accounts.teams.list(tenant) if not user or user in record.members]
-        views = [team_view(record, await self._book.spend(tenant, "team", record.team)) for record in records]
+        views = [team_view(record, await spent_by(self._book, tenant, "team", record.team, record.limits)) for record in records]
         await exchange.answer(200, orjson.dumps(views))
 
     async def _end_keys(self, tenant: str, wanted: Any) -> Iterable[str]:

@@ -10,9 +10,9 @@ import orjson
 from services.common.accounts import Accounts, KeyRecord, TeamRecord, TenantRecord, UserRecord
 from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
+from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
 from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
 from services.llm_gateway.model_port.admin_keys import expiry_of, named, read
-from services.llm_gateway.model_port.admin_spend import SpendBook
 from services.llm_gateway.model_port.admin_views import key_view, team_view, tenant_view, user_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -58,7 +58,7 @@ class UserRoutes:
         record = await self._accounts.users.create(record, user)
         for team in teams:
             await self._accounts.teams.update(tenant, team, partial(_with_member, user))
-        body: dict[str, Any] = {**user_view(record, 0, teams), **named(unsupported)}
+        body: dict[str, Any] = {**user_view(record, teams=teams), **named(unsupported)}
         if with_key:
             issued = await self._accounts.keys.create(key, strict=True)
             shown = key_view(issued.record)
@@ -78,7 +78,7 @@ class UserRoutes:
             return _changed(fields, old or UserRecord(tenant, user))
 
         record = await self._accounts.users.change(tenant, user, change)
-        view = user_view(record, await self._book.spend(tenant, "user", user))
+        view = user_view(record, await spent_by(self._book, tenant, "user", user, record.limits))
         await exchange.answer(200, orjson.dumps({"user_id": user, "data": view, **named(unsupported)}))
 
     async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
@@ -91,7 +91,7 @@ class UserRoutes:
             return replace(old or UserRecord(tenant, user), blocked=blocked)
 
         record = await self._accounts.users.change(tenant, user, change)
-        await exchange.answer(200, orjson.dumps(user_view(record, await self._book.spend(tenant, "user", user))))
+        await exchange.answer(200, orjson.dumps(user_view(record, await spent_by(self._book, tenant, "user", user, record.limits))))
 
     async def info(self, exchange: Exchange) -> None:
         """A user with their keys and teams; without user_id the caller's own."""
@@ -103,8 +103,9 @@ class UserRoutes:
         record = await self._accounts.users.find(tenant, user)
         if record is None and not keys and not teams:
             raise NotFound("no such user")
-        spent = await self._book.spend(tenant, "user", user)
-        view = user_view(record or UserRecord(tenant, user), spent, [team.team for team in teams])
+        record = record or UserRecord(tenant, user)
+        spent = await spent_by(self._book, tenant, "user", user, record.limits)
+        view = user_view(record, spent, [team.team for team in teams])
         body = {"user_id": user, "user_info": view, "keys": keys, "teams": [team_view(team) for team in teams]}
         await exchange.answer(200, orjson.dumps(body))
 
@@ -120,7 +121,7 @@ class UserRoutes:
             return _changed_tenant(fields, old or TenantRecord(tenant))
 
         record = await self._accounts.tenants.change(tenant, "", change)
-        view = tenant_view(record, await self._book.spend(tenant, "tenant", tenant))
+        view = tenant_view(record, await spent_by(self._book, tenant, "tenant", tenant, record.limits))
         await exchange.answer(200, orjson.dumps({**view, **named(unsupported)}))
 
     async def tenant_info(self, exchange: Exchange) -> None:
@@ -130,7 +131,7 @@ class UserRoutes:
         if not tenant.isprintable() or len(tenant) > 128:
             raise InvalidInput.field("tenant", "is no name of a tenant")
         record = await self._accounts.tenants.find(tenant) or TenantRecord(tenant)
-        await exchange.answer(200, orjson.dumps(tenant_view(record, await self._book.spend(tenant, "tenant", tenant))))
+        await exchange.answer(200, orjson.dumps(tenant_view(record, await spent_by(self._book, tenant, "tenant", tenant, record.limits))))
 
 
 def _with_member(user: str, old: TeamRecord) -> TeamRecord:

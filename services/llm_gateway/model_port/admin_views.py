@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.common.accounts import KeyRecord, LimitSet, TeamRecord, TenantRecord, UserRecord
+from services.llm_gateway.model_port.admin_book import NOTHING_SPENT, Spent
 
 NANO_PER_USD = 10**9
 MICRO_PER_USD = 10**6
@@ -18,6 +19,11 @@ def usd(nanousd: int) -> float:
 def moment(unix_s: float) -> str | None:
     """A time, None for none."""
     return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).isoformat() if unix_s else None
+
+
+def spent_view(spent: Spent) -> dict[str, Any]:
+    """`spend` is what counts against max_budget now."""
+    return {"spend": usd(spent.now), "total_spend": usd(spent.total), "budget_reset_at": moment(spent.resets_at)}
 
 
 def limits_view(limits: LimitSet) -> dict[str, Any]:
@@ -42,14 +48,14 @@ def limits_view(limits: LimitSet) -> dict[str, Any]:
     }
 
 
-def key_view(record: KeyRecord, spend_nanousd: int = 0) -> dict[str, Any]:
+def key_view(record: KeyRecord, spent: Spent = NOTHING_SPENT) -> dict[str, Any]:
     """A key. `token` is its id, which every request takes in place of the secret."""
     return {
         "token": record.key_id,
         "token_id": record.key_id,
         "key_name": f"bh_...{record.hint}",
         "key_alias": record.name or None,
-        "spend": usd(spend_nanousd),
+        **spent_view(spent),
         "expires": moment(record.expires_at),
         **limits_view(record.limits),
         "user_id": record.user,
@@ -64,7 +70,7 @@ def key_view(record: KeyRecord, spend_nanousd: int = 0) -> dict[str, Any]:
     }
 
 
-def team_view(record: TeamRecord, spend_nanousd: int = 0) -> dict[str, Any]:
+def team_view(record: TeamRecord, spent: Spent = NOTHING_SPENT) -> dict[str, Any]:
     """A team."""
     return {
         "team_id": record.team,
@@ -72,7 +78,7 @@ def team_view(record: TeamRecord, spend_nanousd: int = 0) -> dict[str, Any]:
         "members_with_roles": [{"user_id": user, "role": role} for user, role in record.members.items()],
         "members": list(record.members),
         "admins": [user for user, role in record.members.items() if role == "admin"],
-        "spend": usd(spend_nanousd),
+        **spent_view(spent),
         **limits_view(record.limits),
         "metadata": record.metadata,
         "blocked": record.blocked,
@@ -82,14 +88,14 @@ def team_view(record: TeamRecord, spend_nanousd: int = 0) -> dict[str, Any]:
     }
 
 
-def user_view(record: UserRecord, spend_nanousd: int = 0, teams: Sequence[str] = ()) -> dict[str, Any]:
+def user_view(record: UserRecord, spent: Spent = NOTHING_SPENT, teams: Sequence[str] = ()) -> dict[str, Any]:
     """A user."""
     return {
         "user_id": record.user,
         "user_alias": record.name or None,
         "user_email": record.email or None,
         "teams": list(teams),
-        "spend": usd(spend_nanousd),
+        **spent_view(spent),
         **limits_view(record.limits),
         "metadata": record.metadata,
         "blocked": record.blocked,
@@ -99,12 +105,12 @@ def user_view(record: UserRecord, spend_nanousd: int = 0, teams: Sequence[str] =
     }
 
 
-def tenant_view(record: TenantRecord, spend_nanousd: int = 0) -> dict[str, Any]:
+def tenant_view(record: TenantRecord, spent: Spent = NOTHING_SPENT) -> dict[str, Any]:
     """A tenant."""
     return {
         "tenant": record.tenant,
         "tenant_alias": record.name or None,
-        "spend": usd(spend_nanousd),
+        **spent_view(spent),
         **limits_view(record.limits),
         "metadata": record.metadata,
         "blocked": record.blocked,

@@ -1,7 +1,8 @@
 """The admin API as LiteLLM's scripts use it: two replicas of a model port over one store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,13 @@ import orjson
 import pytest_asyncio
 
 from services.common import testing
-from services.common.accounts import Accounts, LimitSet
+from services.common.accounts import NO_LIMITS, Accounts, LimitSet
 from services.common.health import Health
 from services.common.http import UvicornListener
 from services.common.valkey import connect
+from services.llm_gateway.accounting.lines import Counts
+from services.llm_gateway.accounting.states import Budget
+from services.llm_gateway.adapters.ledger import DayReport, Page
 from services.llm_gateway.model_port.admin import AdminSurface
 from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.app import ModelPort
@@ -40,20 +44,34 @@ WRONG = [
 
 
 class Lines:
-    """A ledger of given lines."""
+    """A ledger of given lines, at times that no store's clock would give them."""
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
 
-    async def spend(self, tenant: str, scope: str, name: str) -> int:
-        """A sum."""
-        return sum(x["cost_nanousd"] for x in self.kept if x["tenant"] == tenant and (scope == "tenant" or x[scope] == name))
+    async def spend(self, tenant: str, scope: str, id_: str, limits: LimitSet = NO_LIMITS) -> list[Budget]:
+        """All of it in any period."""
+        sums = sum(x["cost_nanousd"] for x in self.kept if x["tenant"] == tenant and (scope == "tenant" or x[scope] == id_))
+        return [Budget(scope, id_, "", None, sums, 0)]
 
-    async def lines(self, tenant: str, *, since_ms: int, until_ms: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Newest first."""
-        for line in sorted(self.kept, key=lambda x: -x["at"]):
-            if line["tenant"] == tenant and since_ms <= line["at"] < until_ms:
-                yield line
+    async def lines(self, tenant: str, *, start_ms=None, end_ms=None, key_id="", call_id="", limit=100, cursor="", **wanted: str) -> Page:
+        """Oldest first; the cursor is a position."""
+        wanted = {name: value for name, value in {**wanted, "key": key_id, "call_id": call_id, "tenant": tenant}.items() if value}
+        found = [
+            line
+            for line in sorted(self.kept, key=lambda line: line["at"])
+            if (start_ms or 0) <= line["at"] < (end_ms or 1 << 60) and all(line[name] == value for name, value in wanted.items())
+        ]
+        first = int(cursor or 0)
+        return Page(found[first : first + limit], str(first + limit) if len(found) > first + limit else "")
+
+    async def reports(self, tenant: str, first: date, last: date, *, key_id="", **wanted: str) -> AsyncIterator[DayReport]:
+        """A report for each line."""
+        for line in (await self.lines(tenant, key_id=key_id, limit=1000, **wanted)).lines:
+            day = datetime.fromtimestamp(line["at"] / 1000, UTC).date()
+            if first <= day <= last:
+                counts = Counts(1, line["input_tokens"], line["output_tokens"], cost_nanousd=line["cost_nanousd"])
+                yield DayReport(day, line["key"], line["user"], line["team"], line["model"], counts)
 
     def add(self, at: int, cost: int, **more: Any) -> None:
         """One line."""
@@ -381,7 +399,8 @@ async def test_spend_is_listed_summed_and_reported(ports):
     assert rows[1]["startTime"] == "2026-03-01T00:00:00.750000+00:00"
     assert len((await ports.call("GET", "/spend/logs?user_id=bob"))[1]) == 1
     page = (await ports.call("GET", "/spend/logs?page=2&page_size=2"))[1]
-    assert (page["total"], page["total_pages"], [row["spend"] for row in page["data"]]) == (3, 2, [2.0])
+    assert (page["next_cursor"], [row["spend"] for row in page["data"]]) == (None, [1e-9])
+    assert [row["request_id"] for row in (await ports.call("GET", "/spend/logs?request_id=c1"))[1]] == ["c1"]
     days = (await ports.call("GET", "/spend/logs?start_date=2026-03-01&end_date=2026-03-02"))[1]
     assert [(day["startTime"], day["spend"], day["models"]) for day in days] == [
         ("2026-03-01", 2.0, {"main": 2.0}),
@@ -392,7 +411,17 @@ async def test_spend_is_listed_summed_and_reported(ports):
     report = (await ports.call("GET", "/global/spend/report?start_date=2026-03-02&end_date=2026-03-02"))[1]
     assert [(team["team_name"], team["total_spend"]) for team in report[0]["teams"]] == [("", 1e-9), ("blue", 0.5)]
     assert (await ports.call("GET", f"/key/info?key={key['token']}"))[1]["info"]["spend"] == 2.5
-    for query in ("start_date=x", "start_date=2026-03-02&end_date=2026-03-01", "start_date=2026-02-30", "summarize=si", "page=0"):
+    for query in (
+        "start_date=x",
+        "start_date=2026-03-02&end_date=2026-03-01",
+        "start_date=2026-02-30",
+        "summarize=si",
+        "page=0",
+        "summarize=true",
+        "page=11&page_size=1000",
+        "start_date=2026-01-01&end_date=2027-02-01",
+        "start_date=2026-01-01&end_date=2026-01-02&request_id=c1&summarize=true",
+    ):
         assert (await ports.call("GET", f"/spend/logs?{query}"))[0] == 400, query
     assert (await ports.call("GET", "/global/spend/report"))[0] == 400
     assert (await ports.call("GET", "/global/spend/report?start_date=2026-03-02&end_date=2026-03-02&group_by=x"))[0] == 400
