@@ -184,3 +184,28 @@ async def test_signatures_go_back_to_where_they_came_from(serve, provider, wire)
     for request in (made.received[1], made.received[3]):
         assert request.body["contents"][1]["parts"][0]["thoughtSignature"] == "c2lnbmVk"
         assert request.body["contents"][2]["parts"][0]["functionResponse"]["name"] == "calculator"
+
+
+REFUSED = [
+    ({"logit_bias": {"5": 1}}, "capability_missing", None),
+    ({"stop": ["a", "b", "c", "d", "e", "f"]}, "capability_missing", None),
+    ({"tools": [{"type": "web_search"}]}, "capability_missing", None),
+    ({"response_format": {"type": "xml"}}, None, "response_format.type"),
+    ({"reasoning_effort": "much"}, None, "reasoning_effort"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, None, "messages[0].content[0].type"),
+    ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "1"}]}, None, "messages[0].tool_call_id"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_cannot_be_said_reaches_no_provider_and_costs_nothing(serve, content, sim, stream):
+    async with serve(content) as stack:
+        for fields, code, param in REFUSED:
+            body = {"model": "main", "messages": HELLO, "stream": stream, **fields}
+            status, answer, headers = await stack.post("/v1/chat/completions", body)
+            assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param), fields
+            assert headers["content-type"] == "application/json"
+        assert await sim.log() == []
+        # Nothing of it counted against the deployment.
+        status, _, _ = await stack.post("/v1/chat/completions", {"model": "main", "messages": HELLO})
+        assert status == 200
