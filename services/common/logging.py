@@ -4,6 +4,7 @@ import datetime
 import logging
 import re
 import sys
+import time
 from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w.-])")
 # Names and ids in hexadecimal, which are most of what is logged: none of the patterns can match. Digits alone may be a card.
 _HARMLESS = re.compile(r"(?!bh_)[a-z_]*\Z|[0-9]*[a-f][0-9a-f]*\Z")
+_LEVELS = {"exception": "error", "warn": "warning", "fatal": "critical"}
 _PLAIN = frozenset({int, float, bool, type(None)})
 _PHONE = re.compile(r"(?<![\w.:-])\+\d{1,3}[ ./-]?(?:\(\d{1,4}\)[ ./-]?)?\d(?:[ ./-]?\d){5,11}(?![\w.-])")
 
@@ -75,7 +77,11 @@ def redaction(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
     return _redacted(event)
 
 
-def _correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def _correlate(event: MutableMapping[str, Any]) -> None:
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         event["trace_id"], event["span_id"] = f"{span.trace_id:032x}", f"{span.span_id:016x}"
@@ -88,7 +94,6 @@ def _correlation(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMap
             event.setdefault("tenant", context.principal.tenant)
             if context.principal.run_id:
                 event.setdefault("run_id", context.principal.run_id)
-    return event
 
 
 class _DailyFile:
@@ -114,40 +119,72 @@ class _DailyFile:
             self._file.flush()
 
 
+class _Clock:
+    """The time as in `2026-11-21T13:48:13.123456Z`; the part before the point is rendered once a second."""
+
+    def __init__(self) -> None:
+        self._second, self._rendered = -1, ""
+
+    def __call__(self) -> str:
+        second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+        if second != self._second:
+            self._rendered = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second
+        return f"{self._rendered}.{micros:06d}Z"
+
+
+class _Finish:
+    """structlog processor, the last before a renderer: everything that each line gets, and the redaction.
+
+    One function in place of five: a service writes a line a call, and that was a tenth of what a call cost.
+    """
+
+    def __init__(self, fixed: Mapping[str, str]) -> None:
+        self._fixed = _redacted(fixed)
+        self._clock = _Clock()
+
+    def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["level"] = _LEVELS.get(method, method)
+        _correlate(event)
+        if event.get("exc_info"):
+            event = structlog.processors.format_exc_info(None, method, event)
+        event = _redacted(event)
+        # After the redaction: neither the time nor the process's own names can hold anything to redact.
+        event["ts"] = self._clock()
+        event.update(self._fixed)
+        return event
+
+
+class _Lines:
+    """A structlog logger that writes whole lines, each of them at once."""
+
+    def __init__(self, stream: Any) -> None:
+        self._write, self._flush = stream.write, stream.flush
+
+    def msg(self, line: str) -> None:
+        self._write(line + "\n")
+        self._flush()
+
+    debug = info = warning = warn = error = exception = critical = fatal = log = msg
+
+
 def configure(settings: ServiceSettings) -> None:
     """Sends structlog and the standard library's loggers through one pipeline."""
     level = getattr(logging, settings.log_level)
     fixed = {"service": settings.service_name, "instance": settings.instance, "version": settings.version, "track": settings.track}
-    fixed = _redacted(fixed)
-
-    def identity(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        # After the redaction: neither the time nor the process's own names can hold anything to redact.
-        event["ts"] = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
-        event.update(fixed)
-        return event
-
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        _correlation,
-        structlog.processors.format_exc_info,
-        redaction,
-        identity,
-    ]
+    finish = _Finish(fixed)
     daily = settings.log_sink == "jsonl_daily"
-    renderer: Any
-    if settings.log_format == "console" and not daily:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    else:
-        renderer = structlog.processors.JSONRenderer(serializer=lambda value, **_: orjson.dumps(value, default=str).decode())
+    console = settings.log_format == "console" and not daily
+    renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()) if console else _json
     stream: Any = _DailyFile(settings.log_dir, settings.instance) if daily else sys.stdout
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[finish, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[finish], processor=renderer))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Libraries speak up from WARNING on: at DEBUG an HTTP client alone drowns everything else.
