@@ -5,6 +5,8 @@ from opentelemetry.metrics import get_meter
 
 from services.llm_gateway.results import Outcome
 
+# The operations as the attempt loop's own lines call them.
+_NAMES = {"embed": "embeddings"}
 log = structlog.get_logger("bulkhead.llm")
 _lookups = get_meter("bulkhead.llm").create_counter(
     "bulkhead_llm_cache_total",
@@ -20,6 +22,7 @@ def counted(layer: str, outcome: str, count: int = 1) -> None:
 def answered(operation: str, asked: str, outcome: Outcome, latency_s: float) -> None:
     """The log line of a call that was answered without a provider of its own."""
     log.info(
-        "llm_call", operation=operation, model=outcome.deployment.group, asked_model=asked, input_tokens=0, output_tokens=0, tokens=0,
-        cost_usd=0.0, latency_ms=round(latency_s * 1000, 1), outcome="ok", cached=outcome.cached, attempt=0, estimated=False,
+        "llm_call", operation=_NAMES.get(operation, operation), model=outcome.deployment.group, asked_model=asked, input_tokens=0,
+        output_tokens=0, tokens=0, cost_usd=0.0, latency_ms=round(latency_s * 1000, 1), outcome="ok", cached=outcome.cached, attempt=0,
+        estimated=False,
     )  # fmt: skip

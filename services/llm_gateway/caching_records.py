@@ -116,7 +116,12 @@ def record_of_answer(answer: Answer, outcome: Outcome, owner: str, at: float, fr
 
 def record_of_stream(chunks: Sequence[Chunk], outcome: Outcome, owner: str, at: float, fresh_until: float) -> Record:
     """A streamed completion that has come to its end."""
-    return _record("stream", events_of(chunks), outcome, owner, at, fresh_until)
+    return record_of_events(events_of(chunks), outcome, owner, at, fresh_until)
+
+
+def record_of_events(events: bytes, outcome: Outcome, owner: str, at: float, fresh_until: float) -> Record:
+    """The same from the body of its event stream."""
+    return _record("stream", events, outcome, owner, at, fresh_until)
 
 
 def record_of_vectors(vectors: Vectors, outcome: Outcome, owner: str, at: float, fresh_until: float) -> Record:

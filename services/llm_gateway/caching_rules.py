@@ -7,6 +7,7 @@ from typing import Any
 from services.common.errors import BulkheadError, DeadlineExceeded, Overloaded, UpstreamFailed
 from services.llm_gateway.caching_records import Record
 from services.llm_gateway.chat import Chunk
+from services.llm_gateway.failures import FailureClass
 from services.llm_gateway.results import Notice, Outcome
 from services.llm_gateway.terms import CacheTerms
 
@@ -47,12 +48,12 @@ def acceptable(record: Record, cache: CacheTerms, now: float) -> bool:
 def stale_helps(error: BulkheadError, cache: CacheTerms) -> bool:
     """Whether an expired answer may stand in for this failure: every provider failed, and the caller set no bounds to its age.
 
-    Faults of the caller, budgets, full queues and our own stores are none of it.
+    Faults of the caller, budgets, full queues, limits that we set a deployment ourselves and our own stores are none of it.
     """
     if not cache.read or not cache.write or cache.max_age_s is not None:
         return False
     if isinstance(error, Overloaded):
-        return "failure_class" in error.metadata
+        return error.metadata.get("failure_class", FailureClass.SATURATED) != FailureClass.SATURATED
     return isinstance(error, UpstreamFailed | DeadlineExceeded)
 
 

@@ -23,6 +23,8 @@ AFFINE_BYTES = 4_096
 # What is read of a long prefix. Conversations that differ only behind it share a deployment, which does no harm.
 _AFFINITY_READS = 16_384
 _DIGEST_BYTES = 20
+# Above it, not every integer is a float.
+_EXACT = 2**53
 
 
 def digest_of(*parts: str | bytes) -> str:
@@ -47,7 +49,7 @@ def canonical(body: Mapping[str, Any], *, notes: bool = False, without: Iterable
 def _number(value: Any) -> Any:
     # JSON has one kind of number. Only the parameters on top are made equal: to walk a whole prompt for it would cost more
     # than the miss.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and abs(value) < _EXACT and value.is_integer() else value
 
 
 def request_key(tenant: str, operation: str, registry: Registry, model: str, content: bytes, *scope: str) -> str:

@@ -24,7 +24,7 @@ import structlog
 from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMismatch, Overloaded
 from services.common.idempotency import Claim, fingerprint
 from services.common.rpc import context as call_context
-from services.llm_gateway.answer_forms import answer_of, finished_of
+from services.llm_gateway.answer_forms import answer_of, chunks_in, events_of, finished_of
 from services.llm_gateway.cache_telemetry import answered, counted
 from services.llm_gateway.caching import owner_of
 from services.llm_gateway.caching_records import (
@@ -32,12 +32,12 @@ from services.llm_gateway.caching_records import (
     decode,
     for_free,
     record_of_answer,
+    record_of_events,
     record_of_ranking,
-    record_of_stream,
     record_of_vectors,
 )
 from services.llm_gateway.canonical_key import canonical
-from services.llm_gateway.chat import ChatCall, Chunk
+from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, ModelCalls, Notice, Outcome, Ranked, RerankCall
 from services.llm_gateway.results import StreamEvent as Event
@@ -48,6 +48,8 @@ log = structlog.get_logger("bulkhead.llm")
 LEASE_S = 30.0
 WAIT_S = 30.0
 MAX_BYTES = 4 * 1024 * 1024
+# So many times that may a stream send and still be kept, put together.
+_FOLDED = 4
 _FIRST_POLL_S = 0.05
 _LAST_POLL_S = 1.0
 # Stands for an answer that was given and is too large to be kept.
@@ -109,6 +111,16 @@ class Replay:
         self._max_bytes = max_bytes
         self._answers: dict[tuple[str, str, str], tuple[str, SharedAnswer[Any]]] = {}
         self._streams: dict[tuple[str, str, str], tuple[str, SharedStream]] = {}
+        self._working: set[asyncio.Task[Any]] = set()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Lets work that goes on without its caller come to its end; what is left then is cancelled, and its key freed."""
+        if self._working:
+            await asyncio.wait(self._working, timeout=grace_s)
+        for task in (left := set(self._working)):
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
     @property
     def registry(self) -> Registry:
@@ -228,23 +240,25 @@ class Replay:
             yield chunks
             yield finished_of(chunks, self._outcome(record))
             return
-        chunks = []
+        # Bytes, and not what was read from them: an answer may be long.
+        sent = bytearray()
         async with self._held(claim), aclosing(self._inner.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):
-                    chunks += event
+                    if len(sent) <= _FOLDED * self._max_bytes:
+                        sent += events_of(event)
                 elif not isinstance(event, Notice):
                     # Before the caller hears of the end: an answer that was given whole can be given again.
-                    await self._finish(claim, self._kept_stream(chunks, event, place.owner), place)
+                    await self._finish(claim, await self._kept_stream(bytes(sent), event, place.owner), place)
                 yield event
 
-    def _kept_stream(self, chunks: list[Chunk], finished: Finished, owner: str) -> bytes:
+    async def _kept_stream(self, sent: bytes, finished: Finished, owner: str) -> bytes:
         now = time.time()
-        record = record_of_stream(chunks, finished.outcome, owner, now, now)
-        if len(record.body) > self._max_bytes and (answer := answer_of(chunks)) is not None:
-            # Put together, a stream takes a fraction of its events.
-            record = record_of_answer(answer, finished.outcome, owner, now, now)
-        return record.encode()
+        if len(sent) <= self._max_bytes:
+            return record_of_events(sent, finished.outcome, owner, now, now).encode()
+        # Put together, a stream takes a fraction of its events. That takes a while, so not on the loop.
+        answer = None if len(sent) > _FOLDED * self._max_bytes else await asyncio.to_thread(lambda: answer_of(chunks_in(sent)))
+        return _NOT_KEPT if answer is None else record_of_answer(answer, finished.outcome, owner, now, now).encode()
 
     async def _claim(self, place: _Place) -> tuple[Claim, Record | None]:
         until = time.monotonic() + self._wait_s
@@ -270,7 +284,9 @@ class Replay:
     @asynccontextmanager
     async def _held(self, claim: Claim) -> AsyncIterator[None]:
         """Holds the claim while the work lasts; frees the key when it fails."""
-        renewing = asyncio.create_task(self._renew(claim))
+        renewing, working = asyncio.create_task(self._renew(claim)), asyncio.current_task()
+        assert working is not None
+        self._working.add(working)
         try:
             yield
         except BaseException:
@@ -279,6 +295,7 @@ class Replay:
             raise
         finally:
             renewing.cancel()
+            self._working.discard(working)
 
     async def _renew(self, claim: Claim) -> None:
         while True:

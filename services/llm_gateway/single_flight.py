@@ -2,7 +2,7 @@
 
 Which calls share: those that a cache may answer (`CacheTerms.read`) and whose answers are interchangeable. That is so for
 embeddings, rankings and calls that are deterministic by their own word (`temperature` 0, or a `seed`); for all others only
-where `share_all` says so (caches are switched on) or the call itself asks for caching (max-age, ttl, semantic). Two callers
+where caches are switched on or the call itself asks for one (max-age, ttl, semantic). Two callers
 who sample at temperature 1 without a cache want two answers, and get them. Calls that the provider is to `store` never share.
 
 Who pays: the call that began the work, even when it has left since. The others are told cost 0 and `cached` = "shared".
@@ -22,6 +22,7 @@ from services.common.rpc import context as call_context
 from services.common.rpc.context import CallContext
 from services.llm_gateway.cache_telemetry import answered, counted
 from services.llm_gateway.caching_records import for_free
+from services.llm_gateway.caching_rules import CachePolicy
 from services.llm_gateway.canonical_key import canonical, request_key
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.registry import Registry
@@ -38,17 +39,13 @@ Call = TypeVar("Call", ChatCall, EmbedCall, RerankCall)
 Admit = Callable[[str], Awaitable[None]]
 
 
-def never() -> bool:
-    """The default of `share_all`."""
-    return False
-
-
 class SingleFlight:
     """A layer around other model calls."""
 
-    def __init__(self, inner: ModelCalls, *, share_all: Callable[[], bool] = never, admit: Admit | None = None) -> None:
+    def __init__(self, inner: ModelCalls, policy: Callable[[], CachePolicy] = CachePolicy, *, admit: Admit | None = None) -> None:
+        """`policy` is that of the caches, as it is now; `admit` is asked for each call that joins another's work."""
         self._inner = inner
-        self._share_all = share_all
+        self._policy = policy
         self._admit = admit
         self._answers: dict[str, SharedAnswer[Any]] = {}
         self._streams: dict[str, SharedStream] = {}
@@ -87,7 +84,7 @@ class SingleFlight:
             return False
         if body.get("temperature") == 0 or body.get("seed") is not None:
             return True
-        return cache.semantic or cache.max_age_s is not None or cache.ttl_s is not None or self._share_all()
+        return self._policy().concerns("chat", cache)
 
     def _key(self, operation: str, call: ChatCall | EmbedCall | RerankCall, context: CallContext | None) -> str | None:
         if context is None or context.principal is None:
@@ -97,7 +94,8 @@ class SingleFlight:
             options = call.body.get("stream_options")
             form = "usage" if isinstance(options, dict) and options.get("include_usage") else "plain"
         # Urgent calls do not wait behind batch lines, and nobody's answer is charged at another price.
-        scope = (form, "low" if terms.low_priority else "", "batch" if terms.discounted else "")
+        user = context.principal.user if self._policy().per_user else ""
+        scope = (form, "low" if terms.low_priority else "", "batch" if terms.discounted else "", user)
         return request_key(context.principal.tenant, operation, self.registry, call.model, canonical(call.body), *scope)
 
     async def _shared(self, operation: str, call: Call, work: Callable[[Call], Awaitable[Result]]) -> Result:
@@ -156,7 +154,7 @@ class SingleFlight:
                     delivered = delivered or isinstance(event, list)
                     if follows and isinstance(event, Finished):
                         outcome = for_free(event.outcome, "shared")
-                        answered("stream", call.model, outcome, time.perf_counter() - began)
+                        answered("chat", call.model, outcome, time.perf_counter() - began)
                         event = replace(event, outcome=outcome)
                     yield event
                 return

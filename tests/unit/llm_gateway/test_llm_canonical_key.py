@@ -54,6 +54,7 @@ def test_only_equal_requests_have_equal_keys(one, other):
         ({"temperature": 1}, {"temperature": 1.0}),
         ({"temperature": 0}, {"temperature": -0.0}),
         ({}, {"stream": True, "stream_options": {"include_usage": True}}),
+        ({"seed": 2.0**64}, {"seed": 2.0**64}),
         ({}, {"metadata": {"a": "b"}}),
         ({}, {"model": "x"}),
     ],

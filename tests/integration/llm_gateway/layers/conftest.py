@@ -68,7 +68,7 @@ class Layers:
             lambda: Registry(dict(self.groups), always_include_stream_usage=True),
             {"openai": HttpUpstream(session, OpenAiDialect())}, policy, chance, OpenGate(chance), self.purse,
         )  # fmt: skip
-        self.flight = SingleFlight(self.completions, share_all=lambda: True, admit=self.admit)
+        self.flight = SingleFlight(self.completions, lambda: self.policy, admit=self.admit)
         self.choosy = SingleFlight(self.completions)
         self.memory = MemoryCache()
         self.caches = self.cached()

@@ -234,3 +234,16 @@ async def test_what_a_user_left_can_be_erased(layers, replay, valkey):
         assert (await replay.complete(keyed(layers, key="a"))).outcome.cached == ""
     async with layers.as_user("ben"):
         assert (await replay.complete(keyed(layers, key="c"))).outcome.cached == "replayed"
+
+
+async def test_a_stop_ends_what_goes_on_without_its_caller_and_frees_the_key(layers, valkey):
+    replay = Replay(layers.completions, IdempotencyStore(valkey))
+    await layers.sim.order("first_token_delay=3000", times=1)
+    async with layers.as_user():
+        gone = asyncio.create_task(replay.complete(keyed(layers)))
+        await layers_busy(layers)
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+        await replay.stop(grace_s=0.01)
+        assert (await replay.complete(keyed(layers))).outcome.cached == ""

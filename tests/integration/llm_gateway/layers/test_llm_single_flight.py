@@ -149,3 +149,14 @@ async def test_a_caller_who_may_not_use_the_model_gets_no_answer_of_others(layer
         await leader
         with pytest.raises(PermissionDenied):
             await layers.caches.complete(layers.chat())
+
+
+async def test_users_whom_the_policy_keeps_apart_do_not_share(layers):
+    await layers.sim.order("first_token_delay=200")
+    layers.policy = replace(layers.policy, per_user=True)
+    tasks = []
+    for user in ("ana", "ben", "ana"):
+        async with layers.as_user(user):
+            tasks.append(asyncio.create_task(layers.flight.complete(layers.chat())))
+    await asyncio.gather(*tasks)
+    assert await layers.asked() == 2
