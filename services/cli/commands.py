@@ -134,12 +134,19 @@ def keys_create(
     scope: Annotated[list[str] | None, typer.Option(help="A scope, as runs:write. Repeatable. Default: all.")] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     days: Annotated[int, typer.Option(min=0, help="Days until it expires; 0 for never.")] = 0,
+    max_budget: Annotated[str | None, typer.Option(help="US dollars that may be spent on models, as 10 or 0.25.")] = None,
+    budget_period: Annotated[str, typer.Option(help="When the budget begins anew, as 24h, 7d or 1mo; without it, it is the total.")] = "",
+    rpm: Annotated[int | None, typer.Option(min=1, help="Model calls a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, help="Tokens a minute.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Model calls at the same time.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model that may be called. Repeatable. Default: all.")] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Make an API key and print it."""
     from services.cli import keys
 
-    keys.create(data_dir, tenant=tenant, user=user, tier=tier, scopes=scope or ["*"], name=name, days=days)
+    limits = keys.limits(max_budget=max_budget, budget_period=budget_period, rpm=rpm, tpm=tpm, parallel=parallel, models=model or [])
+    keys.create(data_dir, tenant=tenant, user=user, tier=tier, scopes=scope or ["*"], name=name, days=days, limits=limits)
 
 
 @keys_app.command("list")

@@ -6,28 +6,36 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.failure import CommandFailure, Unreachable
+from services.cli.failure import CommandFailure, Unreachable, UsageProblem
 from services.cli.rendering import wide_console
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
-from services.common.accounts import Accounts
+from services.common.accounts import NO_LIMITS, Accounts, LimitSet, Period
 from services.common.errors import BulkheadError
 from services.common.valkey import UNAVAILABLE, connect
 
 T = TypeVar("T")
+MICRO_PER_USD = 10**6
+MOST_USD = 10**9
 
 
-def create(data_dir: Path, *, tenant: str, user: str, tier: str, scopes: Sequence[str], name: str, days: int) -> None:
+def create(
+    data_dir: Path, *, tenant: str, user: str, tier: str, scopes: Sequence[str], name: str, days: int, limits: LimitSet = NO_LIMITS
+) -> None:
     """Makes a key and prints it, the only time that it is shown. Raises CommandFailure."""
     lifetime = datetime.timedelta(days=days) if days else None
     issued = _with_accounts(
-        data_dir, lambda accounts: accounts.create_key(tenant=tenant, user=user, tier=tier, scopes=scopes, name=name, lifetime=lifetime)
+        data_dir,
+        lambda accounts: accounts.create_key(
+            tenant=tenant, user=user, tier=tier, scopes=scopes, name=name, lifetime=lifetime, limits=limits
+        ),
     )
     Console(stderr=True).print(
         f"{issued.record.key_id}: tier {tier}, scopes {' '.join(scopes)}; the key is not shown again", highlight=False
@@ -35,14 +43,46 @@ def create(data_dir: Path, *, tenant: str, user: str, tier: str, scopes: Sequenc
     print(issued.secret)
 
 
+def limits(
+    *, max_budget: str | None, budget_period: str, rpm: int | None, tpm: int | None, parallel: int | None, models: Sequence[str]
+) -> LimitSet:
+    """Limits as the options name them; `max_budget` is in US dollars. Raises UsageProblem."""
+    microusd = None
+    if max_budget is not None:
+        try:
+            usd = Decimal(max_budget)
+        except InvalidOperation:
+            usd = Decimal("NaN")
+        if not usd.is_finite() or not 0 <= usd <= MOST_USD or usd * MICRO_PER_USD % 1:
+            raise UsageProblem(f"--max-budget must be US dollars from 0 to {MOST_USD}, to the millionth")
+        microusd = int(usd * MICRO_PER_USD)
+    if budget_period and max_budget is None:
+        raise UsageProblem("--budget-period needs --max-budget")
+    try:
+        period = Period.parse(budget_period) if budget_period else None
+    except ValueError as error:
+        raise UsageProblem(f"--budget-period {error}") from None
+    return LimitSet(
+        max_budget_microusd=microusd,
+        budget_period=f"{period.count}{period.unit}" if period else "",
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        max_parallel=parallel,
+        models=tuple(models),
+    )
+
+
 def show(data_dir: Path, tenant: str) -> None:
     """Lists the keys of a tenant, without their secrets. Raises CommandFailure."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES"):
+    for title in ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES", "BUDGET", "LIMITS", "MODELS"):
         table.add_column(title)
     for record in _with_accounts(data_dir, lambda accounts: accounts.list_keys(tenant)):
         expires = _day(record.expires_at) if record.expires_at else "never"
-        table.add_row(record.key_id, record.name, record.user, record.tier, " ".join(record.scopes), _day(record.created_at), expires)
+        if record.blocked:
+            expires = "blocked"
+        about = (record.key_id, record.name, record.user, record.tier, " ".join(record.scopes), _day(record.created_at), expires)
+        table.add_row(*about, *_limits_shown(record.limits))
     wide_console().print(table)
 
 
@@ -54,6 +94,14 @@ def revoke(data_dir: Path, tenant: str, key_id: str) -> None:
 
 def _day(moment: float) -> str:
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat()
+
+
+def _limits_shown(held: LimitSet) -> tuple[str, str, str]:
+    budget = "" if held.max_budget_microusd is None else f"${Decimal(held.max_budget_microusd) / MICRO_PER_USD:f}"
+    if budget and held.budget_period:
+        budget += f" each {held.budget_period}"
+    counts = ((held.requests_per_minute, "rpm"), (held.tokens_per_minute, "tpm"), (held.max_parallel, "parallel"))
+    return budget, ", ".join(f"{count} {unit}" for count, unit in counts if count is not None), " ".join(held.models)
 
 
 def _with_accounts(data_dir: Path, work: Callable[[Accounts], Awaitable[T]]) -> T:
