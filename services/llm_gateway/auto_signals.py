@@ -77,8 +77,10 @@ WORK_SIGNS = (
 
 # How questions of fact begin where their mark is left out, and commands that ask for no more than a fact.
 ASKING_WORDS = frozenset(
-    ("what", "whats", "what's", "who", "whose", "when", "where", "which", "is", "are", "was", "were", "does", "did", "how",
-     "define", "name", "wer", "wann", "wo", "wie", "nenne", "qui", "combien", "qué", "quién", "cuándo", "dónde", "кто", "когда", "где", "сколько")
+    (
+        "what", "whats", "what's", "who", "whose", "when", "where", "which", "is", "are", "was", "were", "does", "did", "how", "define",
+        "name", "wer", "wann", "wo", "wie", "nenne", "qui", "combien", "qué", "quién", "cuándo", "dónde", "кто", "когда", "где", "сколько",
+    )
 )  # fmt: skip
 ASKING_STEMS = (
     "translat", "convert", "spell", "extract", "übersetz", "tradui", "traduc", "traduz", "tradur", "vertaal", "przetłumacz", "перевед",
