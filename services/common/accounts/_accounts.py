@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import redis.asyncio as redis
@@ -105,6 +105,25 @@ class Accounts:
     async def revoke(self, tenant: str, key_id: str) -> None:
         """Ends a key at once, in every process. Raises NotFound for an id that is not the tenant's."""
         await self.keys.delete(key_id, tenant)
+
+    async def erase_user(self, tenant: str, user: str) -> int:
+        """Ends a user's keys and removes what is known of them; answers how many records that were. Idempotent.
+
+        The last records of keys that were deleted before end by themselves within 30 days.
+        """
+        erased = 0
+        for record in await self.keys.list(tenant):
+            if record.user == user:
+                await self.keys.delete(record.key_id, tenant, kept=False)
+                erased += 1
+        for team in await self.teams.list(tenant):
+            if user in team.members:
+                await self.teams.update(tenant, team.team, lambda old: replace(old, members=_without(old.members, user)))
+                erased += 1
+        if await self.users.find(tenant, user) is not None:
+            await self.users.delete(tenant, user)
+            erased += 1
+        return erased
 
     async def resolve(self, secret: str) -> Principal:
         """The principal of an API key. Raises Unauthenticated when it is unknown, revoked, expired or blocked."""
@@ -221,6 +240,10 @@ class Accounts:
             except UNAVAILABLE as error:
                 log.warning("revocations_interrupted", error=type(error).__name__)
                 await asyncio.sleep(1.0)
+
+
+def _without(members: Mapping[str, str], user: str) -> dict[str, str]:
+    return {name: role for name, role in members.items() if name != user}
 
 
 def _put(cache: OrderedDict, key: object, value: object, most: int) -> None:

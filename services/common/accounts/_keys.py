@@ -176,8 +176,11 @@ class Keys:
         self._forget(id_key(key_id))
         return IssuedKey(secret, record)
 
-    async def delete(self, key_id: str, tenant: str) -> KeyRecord:
-        """Ends a key and every secret of it at once, in every process. Raises NotFound, Conflict."""
+    async def delete(self, key_id: str, tenant: str, *, kept: bool = True) -> KeyRecord:
+        """Ends a key and every secret of it at once, in every process. Its limits are `kept` for runs that go on.
+
+        Raises NotFound, Conflict.
+        """
 
         async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
             digest, old = await _watched(pipeline, key_id, tenant)
@@ -186,7 +189,8 @@ class Keys:
             # A secret within its grace finds its key by the id, which is gone with the record.
             pipeline.delete(key_key(digest), id_key(key_id))
             pipeline.srem(keys_key(tenant), key_id)
-            pipeline.set(gone_key(key_id), encode(old), ex=KEPT_AFTER_DELETE)
+            if kept:
+                pipeline.set(gone_key(key_id), encode(old), ex=KEPT_AFTER_DELETE)
             if freed:
                 pipeline.hdel(alias_key(tenant), old.name)
             _tell(pipeline, digest, key_id)

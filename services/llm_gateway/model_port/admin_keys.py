@@ -188,9 +188,14 @@ class KeyRoutes:
         shown = found[(page - 1) * size : page * size]
         keys: Sequence[Any] = [record.key_id for record in shown]
         if full:
-            keys = [key_view(record, await spent_by(self._book, tenant, "key", record.key_id, record.limits)) for record in shown]
+            keys = await key_views(self._book, shown)
         body = {"keys": keys, "total_count": len(found), "current_page": page, "total_pages": -(-len(found) // size)}
         await exchange.answer(200, orjson.dumps(body))
+
+
+async def key_views(book: SpendBook, records: Sequence[KeyRecord]) -> list[dict[str, Any]]:
+    """Keys with what they have spent."""
+    return [key_view(record, await spent_by(book, record.tenant, "key", record.key_id, record.limits)) for record in records]
 
 
 async def read(exchange: Exchange) -> tuple[Principal, Fields]:

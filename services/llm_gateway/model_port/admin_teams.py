@@ -13,8 +13,8 @@ from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
 from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
 from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
-from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE, named, read
-from services.llm_gateway.model_port.admin_views import key_view, team_view
+from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE, key_views, named, read
+from services.llm_gateway.model_port.admin_views import team_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
 
@@ -130,7 +130,7 @@ class TeamRoutes:
         if not team:
             raise InvalidInput.field("team_id", "is needed")
         record = await self._accounts.teams.get(tenant, team)
-        keys = [key_view(key) for key in await self._accounts.keys.list(tenant) if key.team == team]
+        keys = await key_views(self._book, [key for key in await self._accounts.keys.list(tenant) if key.team == team])
         view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
         await exchange.answer(200, orjson.dumps({"team_id": team, "team_info": view, "keys": keys, "team_memberships": []}))
 

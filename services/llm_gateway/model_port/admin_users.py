@@ -12,7 +12,7 @@ from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
 from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
 from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
-from services.llm_gateway.model_port.admin_keys import expiry_of, named, read
+from services.llm_gateway.model_port.admin_keys import expiry_of, key_views, named, read
 from services.llm_gateway.model_port.admin_views import key_view, team_view, tenant_view, user_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -98,7 +98,7 @@ class UserRoutes:
         assert exchange.principal is not None
         principal = exchange.principal
         tenant, user = self._keys.tenant(principal, exchange.query("tenant")), exchange.query("user_id") or principal.user
-        keys = [key_view(key) for key in await self._accounts.keys.list(tenant) if key.user == user]
+        keys = await key_views(self._book, [key for key in await self._accounts.keys.list(tenant) if key.user == user])
         teams = [team for team in await self._accounts.teams.list(tenant) if user in team.members]
         record = await self._accounts.users.find(tenant, user)
         if record is None and not keys and not teams:
@@ -106,8 +106,11 @@ class UserRoutes:
         record = record or UserRecord(tenant, user)
         spent = await spent_by(self._book, tenant, "user", user, record.limits)
         view = user_view(record, spent, [team.team for team in teams])
-        body = {"user_id": user, "user_info": view, "keys": keys, "teams": [team_view(team) for team in teams]}
+        body = {"user_id": user, "user_info": view, "keys": keys, "teams": [await self._team(team) for team in teams]}
         await exchange.answer(200, orjson.dumps(body))
+
+    async def _team(self, record: TeamRecord) -> dict[str, Any]:
+        return team_view(record, await spent_by(self._book, record.tenant, "team", record.team, record.limits))
 
     async def update_tenant(self, exchange: Exchange) -> None:
         """Limits of a whole tenant."""

@@ -266,6 +266,22 @@ async def test_a_change_that_fails_writes_nothing(valkey):
             await accounts.keys.find_id(reference, "other")
 
 
+async def test_a_user_is_erased_without_a_trace(valkey):
+    accounts = Accounts(valkey)
+    await accounts.teams.create(TeamRecord("acme", "blue", members={"ana": "admin", "bob": "user"}), "blue")
+    await accounts.users.create(UserRecord("acme", "ana", email="ana@example.org"), "ana")
+    issued = await accounts.create_key(tenant="acme", user="ana", tier="pro", scopes=())
+    await accounts.keys.rotate(issued.record.key_id, "acme")
+    other = await accounts.create_key(tenant="acme", user="bob", tier="pro", scopes=())
+    assert await accounts.erase_user("acme", "ana") == 3
+    assert await accounts.erase_user("acme", "ana") == 0
+    assert (await accounts.teams.get("acme", "blue")).members == {"bob": "user"}
+    await accounts.resolve(other.secret)
+    for key in await valkey.keys("*"):
+        value = await (valkey.get(key) if await valkey.type(key) == b"string" else valkey.smembers(key))
+        assert "ana" not in f"{key}{value}"
+
+
 async def test_without_a_store_everything_is_an_overload():
     client = connect(f"redis://127.0.0.1:{testing.free_port()}/0")
     accounts = Accounts(client)
