@@ -12,13 +12,14 @@ from typing import Any
 
 import structlog
 from opentelemetry.metrics import get_meter
-from redis.exceptions import ResponseError
+from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ResponseError, TryAgainError
 
 from services.common.valkey import UNAVAILABLE, Library
 from services.common.valkey import ValkeyTimeoutError as StoreTimeout
 
 # Answers of a store that is there and cannot take a write now.
-_NOT_NOW = ("OOM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN", "READONLY")
+_NOT_NOW = (OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
+_NOT_NOW_TEXT = ("MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
 # What a settlement that a store refuses for another reason is worth; it would be refused for ever.
 MOST_REFUSALS = 5
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 2.0
@@ -33,7 +34,7 @@ _dropped = _meter.create_counter(
 
 def is_away(error: BaseException | None) -> bool:
     """Whether the store could not be reached, or could not write."""
-    return isinstance(error, UNAVAILABLE) or (isinstance(error, ResponseError) and str(error).startswith(_NOT_NOW))
+    return isinstance(error, (*UNAVAILABLE, *_NOT_NOW)) or (isinstance(error, ResponseError) and str(error).startswith(_NOT_NOW_TEXT))
 
 
 class StoreBreaker:
