@@ -180,6 +180,7 @@ def test_a_blocked_prompt():
         ("SOMETHING_NEW", FailureClass.UNKNOWN),
     ],
 )
+@pytest.mark.filterwarnings("ignore:SOMETHING_NEW")
 def test_an_end_that_is_no_answer_is_a_failure(reason, expected):
     assert fault_of(response([{"text": "half of"}], reason)).failure.failure_class is expected
     fault = _stream_fault(stream(response([{"text": "half of"}], None), response([], reason, usageMetadata=USAGE)))
