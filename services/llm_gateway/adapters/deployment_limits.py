@@ -1,6 +1,7 @@
 """What all replicas together ask of one deployment: its declared requests and tokens a minute, and what was used of late."""
 
 import asyncio
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from services.llm_gateway.registry import DeploymentLimits
 STORE_TROUBLE = (RedisError, OSError)
 # Beyond this many, what would be given back is forgotten: the buckets fill up by themselves within a minute.
 MOST_PENDING = 10_000
+# A store that did not answer is left alone for so long; then one call finds out.
+PAUSE_S = 0.5
 log = structlog.get_logger("bulkhead.llm")
 
 
@@ -32,6 +35,7 @@ class ValkeyDeploymentLimits:
         self._unsent: dict[str, tuple[int, int]] = {}
         self._known: dict[str, tuple[int, int]] = {}
         self._away = False
+        self._ask_again_at = 0.0
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -48,6 +52,11 @@ class ValkeyDeploymentLimits:
 
     async def take(self, deployment_id: str, limits: DeploymentLimits, tokens: int) -> float:
         """Takes a request and its tokens, or nothing; answers 0, or seconds until it may be tried again."""
+        if self._away:
+            now = time.monotonic()
+            if now < self._ask_again_at:
+                return 0.0
+            self._ask_again_at = now + PAUSE_S
         args = (limits.requests_per_minute, limits.tokens_per_minute, 1, tokens)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -82,6 +91,7 @@ class ValkeyDeploymentLimits:
         if not self._away:
             log.warning("deployment_limits_store_away", error=type(error).__name__, until="it answers, limits of deployments do not hold")
         self._away = True
+        self._ask_again_at = time.monotonic() + PAUSE_S
 
     async def _give_all(self) -> None:
         while self._pending:

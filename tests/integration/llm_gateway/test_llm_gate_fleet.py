@@ -73,6 +73,7 @@ async def test_calls_go_on_when_the_store_is_slow_or_gone(tmp_path, how):
     # The bound is 50 ms; what is above it is the machine's.
     took = sorted(line["took"] for line in calls)
     assert took[len(took) * 9 // 10] < 0.15
+    assert took[len(took) // 2] < 0.04  # once it is known to be away, nobody waits for it
     assert {line["outcome"] for line in calls} <= {"passed", "breaker_open", "saturated"}
     assert len([line for line in calls if line["outcome"] == "passed"]) > 20
 
