@@ -10,6 +10,12 @@ from services.llm_gateway.request_rules import MAX_TOOLS, check_request
 
 # What asks for state, or for work that goes on behind the answer. None, False and empty values ask for nothing.
 _STATEFUL = ("previous_response_id", "conversation", "background", "background_options", "prompt", "context_management", "moderation")
+# Fields of chat completions, which this API says in another way or not at all.
+_OF_CHAT: Mapping[str, str] = {
+    "messages": "send them as input", "max_tokens": "say max_output_tokens", "max_completion_tokens": "say max_output_tokens",
+    "response_format": "say text.format", "reasoning_effort": "say reasoning.effort", "n": "a response is one answer",
+    "functions": "say tools", "function_call": "say tool_choice",
+}  # fmt: skip
 # Fields that a chat completion has under the same name.
 _SHARED = (
     "temperature", "top_p", "parallel_tool_calls", "metadata", "user", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -28,6 +34,9 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     for name in _STATEFUL:
         if body.get(name):
             raise _unsupported(name, "this gateway keeps no responses: send the whole conversation as input")
+    for name, instead in _OF_CHAT.items():
+        if body.get(name) is not None:
+            raise _unsupported(name, f"it belongs to chat completions; {instead}")
     if body.get("truncation") not in (None, "disabled"):
         raise _unsupported("truncation", "the gateway shortens no input")
     # What is unknown to both APIs goes to the provider as it came.

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from services.common.errors import InvalidInput, UpstreamFailed
 from services.llm_gateway.chat import ChunkReader
+from services.llm_gateway.model_port.responses import RESPONSES
 from services.llm_gateway.model_port.responses_reasoning import sealed, unsealed
 from services.llm_gateway.model_port.responses_request import chat_body
 from services.llm_gateway.model_port.responses_shape import Frame, items_of
@@ -121,6 +122,9 @@ UNSUPPORTED = [
     ({"prompt": {"id": "pmpt_1"}}, "prompt"),
     ({"context_management": [{"type": "compaction"}]}, "context_management"),
     ({"truncation": "auto"}, "truncation"),
+    ({"max_tokens": 5}, "max_tokens"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"n": 2}, "n"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [ADD, {"type": "mcp", "server_label": "x"}]}, "tools[1].type"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
@@ -363,3 +367,8 @@ def test_a_stream_that_breaks_off_failed_and_is_not_completed():
     response = found[-1]["response"]
     assert (response["status"], response["error"]) == ("failed", {"code": "server_error", "message": "the model's answer broke off"})
     assert [item["status"] for item in response["output"]] == ["completed", "incomplete"]
+
+
+def test_an_error_of_the_gateway_itself_is_an_error_event():
+    (event,) = sse(RESPONSES.event(RESPONSES.internal("abc")))
+    assert (event["type"], event["code"], event["message"]) == ("error", "internal", "internal error abc")
