@@ -134,6 +134,9 @@ class Race:
             assert await purse.drain(10.0) == 0
         self.racing = False
         await watcher
+
+    async def stop(self) -> None:
+        self.racing = False
         for purse in self.purses:
             await purse.stop()
 
@@ -173,8 +176,11 @@ class Race:
 @pytest.mark.parametrize("seed", range(15))
 async def test_no_race_passes_a_cap_or_leaves_anything_over(valkey, seed):
     race = Race(valkey, seed)
-    await race.run()
-    await race.check()
+    try:
+        await race.run()
+        await race.check()
+    finally:
+        await race.stop()
     # The seeds are of use only where caps were met and calls went through.
     assert race.refused
     assert race.granted
