@@ -149,6 +149,39 @@ async def test_a_probe_whose_caller_went_away_makes_way_and_a_refused_request_pr
     assert gate.state([one])[0].breaker == "closed"
 
 
+async def test_a_success_breaks_the_row(gate):
+    one = deployment("one")
+    for failure in (TRANSIENT, TRANSIENT, None, TRANSIENT, TRANSIENT):
+        await ask(gate, one, failure)
+    assert gate.pick([one], "least-busy", load()) is one
+
+
+async def test_a_probe_may_have_to_wait_for_a_place_and_then_goes(gate, clock):
+    one = deployment("one", limits=DeploymentLimits(parallel=1))
+    for _ in range(3):
+        await ask(gate, one, TRANSIENT)
+    held = one.id  # a call that began before it opened still holds the only place
+    gate._lanes[held].in_flight = 1
+    clock.now += 5
+    probe = asyncio.create_task(gate.enter(one, load()))
+    await testing.eventually_async(lambda: gate.state([one])[0].queued == 1, "the probe waits")
+    gate._vacate(gate._lanes[held])
+    assert (await probe).probe
+
+
+async def test_who_waits_when_the_breaker_opens_is_sent_elsewhere(gate):
+    one = deployment("one", limits=DeploymentLimits(parallel=3))
+    permits = [await gate.enter(one, load()) for _ in range(3)]
+    waiting = asyncio.create_task(gate.enter(one, load()))
+    await testing.eventually_async(lambda: gate.state([one])[0].queued == 1, "one waits")
+    for permit in permits:
+        gate.leave(permit, TRANSIENT)
+    with pytest.raises(UpstreamFault) as sent:
+        await waiting
+    assert sent.value.failure.failure_class is FailureClass.BREAKER_OPEN
+    assert gate.state([one])[0].in_flight == 0
+
+
 async def test_places_are_bounded_and_passed_on_in_order(gate):
     one = deployment("one", limits=DeploymentLimits(parallel=2))
     permits = [await gate.enter(one, load()) for _ in range(2)]
