@@ -24,6 +24,8 @@ REVOCATIONS = "acct:revoked"
 CHANGES = "acct:changed"
 CHUNK = 500
 MOST_TRIES = 100
+# Each holds a connection of a pool that calls on the hot path share.
+MOST_TRANSACTIONS = 8
 T = TypeVar("T")
 
 
@@ -71,6 +73,7 @@ class Store:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
+        self._places = asyncio.Semaphore(MOST_TRANSACTIONS)
 
     async def get(self, key: str) -> bytes | None:
         """One value."""
@@ -108,7 +111,7 @@ class Store:
         """
         try:
             for _ in range(MOST_TRIES):
-                async with self._client.pipeline(transaction=True) as pipeline:
+                async with self._places, self._client.pipeline(transaction=True) as pipeline:
                     try:
                         return await _run(pipeline, work)
                     except WatchError:

@@ -247,6 +247,19 @@ async def test_no_key_slips_into_a_team_that_is_being_ended(valkey):
         await accounts.keys.create(record, strict=True)
 
 
+async def test_a_hundred_changes_at_once_are_all_made_and_take_few_connections(valkey):
+    accounts = Accounts(valkey)
+    await accounts.teams.create(TeamRecord("acme", "blue"), "blue")
+    before = (await valkey.info("clients"))["connected_clients"]
+
+    def with_member(number: int):
+        return lambda team: replace(team, members={**team.members, f"u{number}": "user"})
+
+    await asyncio.gather(*(accounts.teams.update("acme", "blue", with_member(number)) for number in range(100)))
+    assert len((await accounts.teams.get("acme", "blue")).members) == 100
+    assert (await valkey.info("clients"))["connected_clients"] - before <= 8
+
+
 async def test_a_change_that_fails_writes_nothing(valkey):
     accounts = Accounts(valkey)
     issued = await accounts.create_key(tenant="acme", user="ana", tier="pro", scopes=(), limits=SMALL)
