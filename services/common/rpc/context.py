@@ -1,8 +1,8 @@
 """What travels with a call: one context variable, read by channels, logs and servicers."""
 
 import contextvars
+import secrets
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from services.common.identity import Principal
 
 def new_request_id() -> str:
     """A request id for a call that arrived without one."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,6 +195,8 @@ async def run_service(
     # What was made until now lives as long as the process: the collector need not walk it again and again.
     gc.collect()
     gc.freeze()
+    # At a thousand calls a second the default of 700 objects has the collector run for every other call: 7 % of the CPU.
+    gc.set_threshold(20_000, 20, 20)
     if started is not None:
         started.set()
     log.info("started", grpc_port=settings.grpc_port if server else 0, version=settings.version, track=settings.track)

@@ -13,7 +13,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import CANARY, REQUEST_ID
-from services.llm_gateway.adapters.http_client import BrokenOff, ConnectTimeout, HttpClient, Response, Unreachable, target_of
+from services.llm_gateway.adapters.http_client import HttpClient, Response
+from services.llm_gateway.adapters.http_connection import BrokenOff, ConnectTimeout, Unreachable, target_of
 from services.llm_gateway.chat import Answer, Chunk, malformed
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.ports import Attempt, Dialect, Limits, Ranking, Vectors, WireRequest

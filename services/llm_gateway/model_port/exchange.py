@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from services.common.http import LINE, Line
 from services.common.identity import Principal
 from services.llm_gateway.model_port.errors import Refused
 
@@ -27,6 +28,9 @@ class Exchange:
     def __init__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
         self._receive = receive
         self._send = send
+        # Below ASGI where the server offers it: no task that waits for the client to leave, one write for an answer.
+        self._line: Line | None = scope.get("extensions", {}).get(LINE)
+        self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._complete = False
         self._query: dict[str, list[str]] | None = None
@@ -68,6 +72,10 @@ class Exchange:
 
     async def body(self, most: int = MAX_BODY_BYTES) -> bytes:
         """The whole body. Raises Refused (413) beyond `most` bytes. From here on a client that leaves cancels this task."""
+        if self._line is not None and (whole := self._line.body(most)) is not None:
+            self._task = asyncio.current_task()
+            self._line.watch(self._left)
+            return whole
         pieces: list[bytes] = []
         size, more = 0, True
         while more and size <= max(most, MAX_DRAINED_BYTES):
@@ -82,22 +90,29 @@ class Exchange:
             more = message.get("more_body", False)
         if size > most:
             raise Refused(413, f"the request body is larger than {most} bytes", code="request_too_large")
-        task = asyncio.current_task()
-        assert task is not None
-        self._watcher = asyncio.create_task(self._watch(task))
+        self._task = asyncio.current_task()
+        if self._line is not None:
+            self._line.watch(self._left)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
         return b"".join(pieces)
 
-    async def _watch(self, task: asyncio.Task) -> None:
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         # After a complete answer the server says "disconnect" as well.
-        if not self._complete:
+        if not self._complete and self._task is not None:
             self.gone = True
-            task.cancel()
+            self._task.cancel()
 
     async def close(self) -> None:
         """Ends the watch."""
         self._complete = True
+        if self._line is not None:
+            self._line.unwatch()
         if self._watcher is not None and not self._watcher.done():
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
@@ -107,7 +122,9 @@ class Exchange:
         """A whole answer."""
         self._complete = self.started = True
         self.status = status
-        head = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *self.common_headers, *headers]
+        head = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *self.common_headers, *headers]
+        if self._line is not None and self._line.answer(status, head, body):
+            return
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -123,11 +140,13 @@ class Exchange:
             *self.common_headers,
             *headers,
         ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        if self._line is None or not self._line.begin(200, head):
+            await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
     async def write(self, body: bytes) -> None:
         """Part of a stream."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        if self._line is None or not self._line.write(body):
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end_stream(self, body: bytes = b"") -> None:
         """The last part of a stream."""

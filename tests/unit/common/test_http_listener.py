@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from services.common import testing
-from services.common.http import MAX_HEAD_BYTES, UvicornListener
+from services.common.http import LINE, MAX_HEAD_BYTES, UvicornListener
 from services.common.settings import StartRefused
 
 
@@ -53,3 +53,128 @@ async def test_ordinary_heads_and_large_bodies_pass(port):
 async def test_a_taken_port_refuses_the_start(port):
     with pytest.raises(StartRefused, match=str(port)):
         await UvicornListener(answer_ok, "127.0.0.1", port).start()
+
+
+class Direct:
+    """An application that uses the line below ASGI. `hold` keeps it from answering; `left` tells that its client has gone."""
+
+    def __init__(self) -> None:
+        self.hold = asyncio.Event()
+        self.left = asyncio.Event()
+        self.started = asyncio.Event()
+        self.wrote: list[bool] = []
+
+    async def __call__(self, scope, receive, send):
+        line = scope["extensions"][LINE]
+        path = scope["path"]
+        self.started.set()
+        if path == "/echo":
+            body = line.body(1_000_000)
+            if body is None:
+                body, more = b"", True
+                while more:
+                    message = await receive()
+                    body, more = body + message["body"], message["more_body"]
+            assert line.answer(200, [(b"content-length", b"%d" % len(body))], body)
+        elif path == "/chunks":
+            assert line.begin(200, [(b"content-type", b"text/plain")])
+            for piece in (b"one", b"", b"two"):
+                assert line.write(piece)
+            await send({"type": "http.response.body", "body": b"end"})
+        elif path == "/flood":
+            assert line.begin(200, [])
+            while not self.left.is_set():
+                self.wrote.append(line.write(b"x" * 100_000))
+                if not self.wrote[-1]:
+                    line.watch(self.left.set)
+                    await send({"type": "http.response.body", "body": b"x", "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+        elif path == "/wait":
+            line.watch(self.left.set)
+            await self.hold.wait()
+            line.unwatch()
+            line.answer(200, [(b"content-length", b"2")], b"ok")
+        else:
+            with pytest.raises(ValueError):
+                line.answer(200, [(b"content-length", b"0"), (b"x-a", b"1\r\nx-evil: 1")], b"")
+            line.answer(200, [(b"content-length", b"0"), (b"connection", b"close")], b"")
+
+
+@pytest.fixture
+async def direct():
+    app = Direct()
+    listener = UvicornListener(app, "127.0.0.1", testing.free_port())
+    await listener.start()
+    app.port = listener.bound_port
+    yield app
+    await listener.close()
+
+
+async def test_requests_below_asgi_share_a_connection_whatever_way_their_bodies_come(direct):
+    reader, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    for parts in ([b"hello"], [b"hel", b"lo"], [b"x" * 500_000, b"y" * 400_000]):
+        length = sum(map(len, parts))
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % length)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head == b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % length
+        assert await reader.readexactly(length) == b"".join(parts)
+    writer.close()
+
+
+async def test_pipelined_requests_get_their_own_answers_in_order(direct):
+    reader, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    writer.write(b"".join(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n%d" % n for n in range(5)))
+    answers = await reader.readexactly(5 * len(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n0"))
+    assert [answers[i] for i in range(len(answers)) if answers[: i + 1].endswith(b"\r\n\r\n" + answers[i : i + 1])] == list(b"01234")
+    writer.close()
+
+
+async def test_chunks_below_asgi_end_with_what_send_adds(direct):
+    reader, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    writer.write(b"GET /chunks HTTP/1.1\r\nhost: x\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    assert await reader.readexactly(29) == b"3\r\none\r\n3\r\ntwo\r\n3\r\nend\r\n0\r\n\r\n"
+    writer.close()
+
+
+async def test_a_client_that_leaves_is_told_at_once(direct):
+    _, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    writer.write(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")
+    await direct.started.wait()
+    assert not direct.left.is_set()
+    writer.close()
+    async with asyncio.timeout(30):
+        await direct.left.wait()
+    direct.hold.set()
+
+
+async def test_a_client_that_stays_is_never_taken_for_one_that_left(direct):
+    direct.hold.set()
+    assert await exchange(direct.port, b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n") == b"HTTP/1.1 200 OK"
+    await asyncio.sleep(0.05)
+    assert not direct.left.is_set()
+
+
+async def test_a_client_that_does_not_read_is_waited_for(direct):
+    _, writer = await asyncio.open_connection("127.0.0.1", direct.port, limit=1024)
+    writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+    await testing.eventually_async(lambda: False in direct.wrote, "a write that has to wait")
+    written = len(direct.wrote)
+    await asyncio.sleep(0.1)
+    assert len(direct.wrote) == written
+    writer.transport.abort()
+    async with asyncio.timeout(30):
+        await direct.left.wait()
+
+
+async def test_a_header_with_a_line_break_never_leaves(direct):
+    reader, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    writer.write(b"GET /evil HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert await reader.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    writer.close()
