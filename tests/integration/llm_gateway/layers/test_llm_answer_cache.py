@@ -12,7 +12,9 @@ from services.common.valkey import connect
 from services.llm_gateway.adapters.answer_cache import PAUSE_S, AnswerCache
 from services.llm_gateway.adapters.disk_cache import DiskCache
 from services.llm_gateway.caching import owner_of
+from services.llm_gateway.caching_levels import Levels
 from services.llm_gateway.caching_memory import MemoryCache
+from services.llm_gateway.caching_records import Record
 
 ANA, BEN = owner_of("ana"), owner_of("ben")
 
@@ -89,6 +91,30 @@ async def test_erasure_on_one_replica_reaches_the_memory_of_another(layers, stor
         assert (await two.complete(layers.chat())).outcome.cached == "exact"
         assert await one.erase("acme", "ana") == 1
         assert (await two.complete(layers.chat())).outcome.cached == ""
+
+
+async def test_what_expired_here_another_replica_may_have_made_anew(layers, store):
+    one, two = layers.cached(store, memory=MemoryCache()), layers.cached(store, memory=MemoryCache())
+    async with layers.as_user():
+        for caches in (one, two):
+            await caches.complete(layers.chat())
+            await store.stop()
+        layers.clock.now += 150
+        assert (await one.complete(layers.chat())).outcome.cached == ""
+        await store.stop()
+        assert (await two.complete(layers.chat())).outcome.cached == "exact"
+
+
+async def test_what_was_erased_elsewhere_leaves_the_memory(store, monkeypatch):
+    monkeypatch.setattr("services.llm_gateway.caching_levels.TRUSTED_S", 0.0)
+    memory = MemoryCache()
+    levels = Levels(memory, store)
+    levels.put("acme", [("k1", Record("answer", b"x", 1.0, 9e9, ANA, "d", "g"))], 60.0)
+    await kept(store, "acme", "k1")
+    assert (await levels.get("acme", ["k1"]))[0].body == b"x"
+    await store.erase("acme", ANA)
+    assert await levels.get("acme", ["k1"]) == [None]
+    assert len(memory) == 0
 
 
 async def test_a_store_that_hangs_slows_nobody_down(layers):

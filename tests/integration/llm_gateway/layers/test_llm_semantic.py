@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import replace
 
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -10,6 +11,7 @@ from services.common import testing
 from services.common.valkey import connect
 from services.llm_gateway.adapters.answer_cache import AnswerCache
 from services.llm_gateway.caching_memory import MemoryCache
+from services.llm_gateway.caching_records import Record
 from services.llm_gateway.ports import Vectors
 from services.llm_gateway.registry import Group
 from services.llm_gateway.semantic import SemanticCache
@@ -126,6 +128,16 @@ async def test_only_important_questions_are_kept(layers, semantic):
         await layers.store.stop()
         assert await layers.client.zcard("llmc:{acme}:questions") == 0
         assert layers.embedder.calls == 0
+
+
+async def test_an_answer_that_calls_a_tool_is_not_given_to_another_question(layers, semantic):
+    call = layers.chat(ASKED, terms=layers.terms(semantic=True, importance=1.0))
+    made = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    for message in ({"content": "x", "tool_calls": made}, {"content": None}, {"content": "x"}):
+        body = orjson.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
+        semantic.remember(semantic.question(call, "acme", ()), call, "key", "owner", Record("answer", body, 1.0, 9e9, "o", "d", "g"), 60.0)
+    await remembered(layers)
+    assert layers.embedder.calls == 1
 
 
 async def test_embeddings_that_are_far_apart_are_a_miss(layers, semantic):
