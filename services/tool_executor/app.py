@@ -22,7 +22,7 @@ from services.tool_executor.adapters.http_tools import HttpTools
 from services.tool_executor.adapters.rate_limit import ToolCallRate
 from services.tool_executor.adapters.sandbox import MontySandbox
 from services.tool_executor.adapters.web import OpenWeb
-from services.tool_executor.breaker import TOOL_BREAKER, ToolBreaker
+from services.tool_executor.breaker import TOOL_BREAKER, ToolBreaker, tool_of
 from services.tool_executor.builtin.calculator import calculator
 from services.tool_executor.builtin.current_time import Clock
 from services.tool_executor.builtin.http_fetch import HttpFetch
@@ -74,7 +74,7 @@ def build(settings: Settings) -> Service:
     claims = Claims(ledger)
     # Short timeouts of its own: no call waits for what the breaker wants to know.
     shared = connect(settings.state_url, timeout_s=STORE_TIMEOUT_S, max_connections=8)
-    breakers = Breakers(shared, key="tools:{{b:{}}}:breaker".format, channel="tools:breakers", policy=TOOL_BREAKER)
+    breakers = Breakers(shared, key="tools:{{b:{}}}:breaker".format, channel="tools:breakers", policy=TOOL_BREAKER, label=tool_of)
     executor = Executor(lambda: tools.current, claims, ToolCallRate(state, policies, settings.policy_set), ToolBreaker(breakers))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(

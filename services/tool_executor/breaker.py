@@ -55,3 +55,8 @@ class ToolBreaker:
 
 def _name(tool: Tool, tenant: str) -> str:
     return f"{tool.name}@{tool.version}:{tenant}"
+
+
+def tool_of(name: str) -> str:
+    """`tool@version` of a breaker's name, which also holds the tenant."""
+    return name.partition(":")[0]

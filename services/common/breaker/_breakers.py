@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from opentelemetry.metrics import get_meter
 from redis.exceptions import RedisError
 
 from services.common.breaker._circuit import SLICES, BreakerPolicy, Circuit
+from services.common.tasks import end
 from services.common.valkey import Library
 
 # A store that refuses (no memory, read-only, a script that hangs) is as little help as one that is away.
 STORE_TROUBLE = (RedisError, OSError)
 log = structlog.get_logger("bulkhead.breaker")
-_transitions = get_meter("bulkhead.breaker").create_counter(
-    "bulkhead_breaker_transitions_total", description="Circuits that this process saw open or close."
-)
+_meter = get_meter("bulkhead.breaker")
+_transitions = _meter.create_counter("bulkhead_breaker_transitions_total", description="Circuits that this process saw open or close.")
+_open_now = _meter.create_up_down_counter("bulkhead_breaker_open", description="Circuits that are open, as this process sees them.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class _Told:
 class Breakers:
     """Circuits by name.
 
-    `key` makes the store's key of a name, `channel` is where openings are published. The client should be one of its own with short
-    timeouts. Without a client, or while the store is slow or away, each process decides by what it has seen itself; no method but
-    `probe` waits for anything, and that one never longer than the store's time limit.
+    `key` makes the store's key of a name, `label` its name in metrics; `channel` is where openings are published. The client should
+    be one of its own with short timeouts. Without a client, or while the store is slow or away, each process decides by what it has
+    seen itself; no method but `probe` waits for anything, and that one never longer than the store's time limit.
     """
 
     def __init__(
@@ -83,9 +83,11 @@ class Breakers:
         channel: str,
         policy: BreakerPolicy = BreakerPolicy(),
         sync: Sync = Sync(),
+        label: Callable[[str], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
+        self._label = label
         self._client = client
         self._library = None if client is None else Library(client, Path(__file__).with_name("breaker.lua"))
         self._key = key
@@ -110,13 +112,8 @@ class Breakers:
 
     async def stop(self) -> None:
         """Ends the background work; a probe that is under way is given up by its lease."""
-        tasks = [*self._tasks, *([self._telling] if self._telling else [])]
+        await end([*self._tasks, self._telling])
         self._tasks = []
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
 
     @property
     def tripped(self) -> dict[str, Circuit]:
@@ -226,11 +223,13 @@ class Breakers:
         if name not in self._tripped:
             self._tripped[name] = circuit
             _transitions.add(1, {"state": "open"})
+            _open_now.add(1, {"name": self._label(name)})
             log.warning("breaker_opened", name=name, retry_in_s=round(circuit.wait_s(self._clock()), 3), alone=self._alone)
 
     def _close(self, name: str) -> None:
         if self._tripped.pop(name, None) is not None:
             _transitions.add(1, {"state": "closed"})
+            _open_now.add(-1, {"name": self._label(name)})
             log.info("breaker_closed", name=name)
 
     def _tell(self, told: _Told) -> None:
