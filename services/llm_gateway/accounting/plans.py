@@ -1,9 +1,11 @@
 """From a principal to the holders that pay for its calls, with everything precomputed that does not change from call to call."""
 
+import asyncio
 import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import orjson
@@ -123,6 +125,7 @@ class Plans:
         self._plans: dict[tuple[str, ...], tuple[float, Plan, PrincipalLimits, TierPolicy | None]] = {}
         self._accounts_of: dict[tuple[str, ...], Account] = {}
         self._subjects_of: dict[tuple[str, str], tuple[float, Subject]] = {}
+        self._finding: dict[tuple[str, ...], asyncio.Task[Plan]] = {}
 
     def known(self, principal: Principal, group: str) -> Plan | None:
         """The plan if it was made or confirmed within the last second."""
@@ -130,10 +133,23 @@ class Plans:
         return found[1] if found is not None and found[0] > time.monotonic() else None
 
     async def find(self, principal: Principal, group: str) -> Plan:
-        """The plan. `group` "" is for no model in particular.
+        """The plan. `group` "" is for no model in particular. Many that ask at once share one look-up.
 
         Raises PermissionDenied (MODEL_NOT_ALLOWED), Overloaded when the store is away.
         """
+        key = (principal.tenant, principal.user, principal.key_id, principal.team, principal.tier, group)
+        finding = self._finding.get(key)
+        if finding is None:
+            finding = self._finding[key] = asyncio.get_running_loop().create_task(self._find(principal, group))
+            finding.add_done_callback(partial(self._found, key))
+        return await asyncio.shield(finding)
+
+    def _found(self, key: tuple[str, ...], finding: asyncio.Task) -> None:
+        del self._finding[key]
+        if not finding.cancelled():
+            finding.exception()  # whoever asked may have left; nobody else needs to hear of it
+
+    async def _find(self, principal: Principal, group: str) -> Plan:
         limits = await self._accounts.limits(principal)
         if group and not limits.allows(group):
             raise PermissionDenied("the model is not allowed for this key", reason="MODEL_NOT_ALLOWED", metadata={"model": group[:128]})

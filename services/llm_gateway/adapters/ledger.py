@@ -23,6 +23,7 @@ from services.llm_gateway.accounting.states import Budget
 from services.llm_gateway.accounting.subjects import Subject
 from services.llm_gateway.accounting.views import spending_of
 
+LEDGERS = "llm:{purse}:ledgers"
 MOST_PAGE = 1_000
 # Lines that one page looks at; a filter that finds little answers a short page with a cursor and holds nobody up.
 MOST_SCANNED = 20_000
@@ -139,7 +140,7 @@ class Ledger:
                     return Page([], "")
                 wanted["user"] = subject.pseudonym
             found, after = await self._scan(tenant, wanted, start_ms, end_ms, max(1, min(limit, MOST_PAGE)), cursor)
-            await self._name(tenant, found)
+            await self._named(tenant, found)
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         return Page(found, after)
@@ -167,7 +168,7 @@ class Ledger:
                 return found, cursor
             at = f"({cursor}"
 
-    async def _name(self, tenant: str, lines: list[dict[str, Any]]) -> None:
+    async def _named(self, tenant: str, lines: list[dict[str, Any]]) -> None:
         subjects = await self._subjects.behind(tenant, list({line["user"] for line in lines}))
         for line in lines:
             subject = subjects.get(line["user"])

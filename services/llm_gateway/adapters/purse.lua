@@ -375,10 +375,11 @@ local function look(keys, args)
   return answer
 end
 
--- Says that a tenant has, or may soon have, reservations. KEYS: tenants  ARGV: tenant
+-- Says that a tenant has, or may soon have, reservations and with them a ledger. KEYS: tenants, ledgers  ARGV: tenant
 local function announce(keys, args)
   local _, ms = clock()
   call('ZADD', keys[1], ms, args[1])
+  call('SADD', keys[2], args[1])
   return ms
 end
 

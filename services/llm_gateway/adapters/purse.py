@@ -30,11 +30,13 @@ from services.llm_gateway.accounting.lines import Entry, about_of, corrected, se
 from services.llm_gateway.accounting.plans import RUN_KEPT_MS, Holder, prefix
 from services.llm_gateway.accounting.refusals import budget_exceeded, quota_exceeded
 from services.llm_gateway.accounting.views import left_of, states_of
+from services.llm_gateway.adapters.ledger import LEDGERS
 from services.llm_gateway.adapters.purse_store import Deadlines, Outbox, Sending, StoreBreaker, is_away
 from services.llm_gateway.adapters.purse_sweeper import Sweeper
 from services.llm_gateway.money import NOTHING, Usage
 from services.llm_gateway.ports import Ask, LimitState, Ticket
 
+# Tenants that may have reservations, with the time they were last named, and all that have a ledger.
 TENANTS = "llm:{purse}:tenants"
 # A process says again that a tenant may have reservations; a tenant that nobody named for much longer is forgotten.
 ANNOUNCED_S = 60.0
@@ -178,7 +180,7 @@ class ValkeyPurse:
         return Ticket(id_, ask, limits)
 
     async def _announce(self, tenant: str, now: float) -> None:
-        future = self._library.submit("purse_announce_v1", [TENANTS], [tenant])
+        future = self._library.submit("purse_announce_v1", [TENANTS, LEDGERS], [tenant])
         self._deadlines.watch(future)
         try:
             await future

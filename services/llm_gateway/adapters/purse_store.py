@@ -148,11 +148,10 @@ class Outbox:
     async def drain(self, timeout_s: float) -> int:
         """Waits until everything has reached the store; answers how much has not after `timeout_s`."""
         if len(self):
-            self._idle = asyncio.Event()
+            idle = self._idle = self._idle or asyncio.Event()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._idle.wait()
-            self._idle = None
+                    await idle.wait()
         return len(self)
 
     async def stop(self) -> None:
@@ -188,6 +187,7 @@ class Outbox:
             sending.answered(future.result())
         if self._idle is not None and not len(self):
             self._idle.set()
+            self._idle = None
 
     def _keep(self, sending: Sending) -> None:
         if len(self._waiting) >= self._most:
