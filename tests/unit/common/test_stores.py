@@ -131,6 +131,34 @@ async def test_two_versions_of_a_library_run_their_own_code_side_by_side(valkey,
         assert await new.batched("answer_v1", ["k"], []) == 2
 
 
+async def test_a_claim_is_held_as_long_as_it_is_renewed(valkey):
+    store = IdempotencyStore(valkey)
+    claim = await store.begin("acme", "M", "k", "p", lease_s=0.05)
+    assert await store.renew(claim, lease_s=30.0)
+    await asyncio.sleep(0.1)
+    with pytest.raises(Conflict):
+        await store.begin("acme", "M", "k", "p")
+    await store.finish(claim, b"answer")
+    assert not await store.renew(claim)
+    lost = await store.begin("acme", "M", "other", "p", lease_s=0.001)
+    await asyncio.sleep(0.01)
+    await store.begin("acme", "M", "other", "p")
+    assert not await store.renew(lost)
+    assert await store.renew(await store.begin("acme", "M", "", "p"))
+
+
+async def test_an_owners_answers_can_be_erased(valkey):
+    store = IdempotencyStore(valkey)
+    for tenant, key, owner in (("acme", "a", "ana"), ("acme", "b", "ana"), ("acme", "c", "ben"), ("globex", "a", "ana"), ("acme", "d", "")):
+        await store.finish(await store.begin(tenant, "M", key, "p"), key.encode(), owner=owner)
+    assert await store.erase("acme", "ana") == 2
+    assert await store.erase("acme", "ana") == 0
+    left = [
+        (await store.begin(tenant, "M", key, "p")).answer for tenant, key in (("acme", "a"), ("acme", "c"), ("globex", "a"), ("acme", "d"))
+    ]
+    assert left == [None, b"c", b"a", b"d"]
+
+
 async def test_idempotency_one_worker_one_answer(valkey):
     store = IdempotencyStore(valkey)
     print_ = fingerprint("body")

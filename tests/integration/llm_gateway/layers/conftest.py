@@ -75,7 +75,7 @@ class Layers:
 
     def cached(self, shared=None, disk=None, memory=None, **options):
         """The caching layer over these levels."""
-        levels = Levels(memory or self.memory, shared, disk, clock=self.clock)
+        levels = Levels(self.memory if memory is None else memory, shared, disk, clock=self.clock)
         return Caches(self.flight, levels, lambda: self.policy, admit=self.admit, **options)
 
     async def admit(self, model):

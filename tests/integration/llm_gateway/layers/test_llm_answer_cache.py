@@ -178,3 +178,21 @@ async def test_the_disk_answers_after_a_restart(layers, tmp_path):
         assert not [path for path in (tmp_path / "answers").rglob("*") if path.is_file()]
         await disk.stop()
     assert await layers.asked() == 1
+
+
+async def test_erasure_is_complete_where_the_store_has_dropped_indexes(store, client):
+    await client.config_set("maxmemory", "3mb")
+    try:
+        number = 0
+        while not int((await client.info("stats"))["evicted_keys"]):
+            store.put("acme", [(f"{number:04x}", b"x" * 20_000)], ANA if number % 2 else BEN, 60.0)
+            await store.stop()
+            number += 1
+            assert number < 1_000
+        await client.delete(f"llmc:{{acme}}:o:{ANA}")
+        assert await store.erase("acme", ANA) > 0
+        owners = [await client.hget(name, "o") for name in await client.keys("llmc:*:a:*")]
+        assert owners
+        assert ANA.encode() not in owners
+    finally:
+        await client.config_set("maxmemory", "256mb")

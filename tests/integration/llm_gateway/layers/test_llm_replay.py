@@ -247,3 +247,20 @@ async def test_a_stop_ends_what_goes_on_without_its_caller_and_frees_the_key(lay
             await gone
         await replay.stop(grace_s=0.01)
         assert (await replay.complete(keyed(layers))).outcome.cached == ""
+
+
+async def test_all_layers_together(layers, valkey):
+    whole = Replay(layers.caches, IdempotencyStore(valkey))
+    await layers.sim.order("first_token_delay=200", times=1)
+    async with layers.as_user():
+        calls = [whole.complete(keyed(layers, key=key)) for key in ("a", "a", "b")] + [whole.complete(keyed(layers, key=""))]
+        found = await asyncio.gather(*calls)
+        later = [await whole.complete(keyed(layers, key=key)) for key in ("a", "b", "c", "")]
+        with pytest.raises(IdempotencyMismatch):
+            await whole.complete(keyed(layers, "else", key="c"))
+    # One key twice, three callers in flight: one request, paid by one of them.
+    assert sorted(one.outcome.cached for one in found) == ["", "replayed", "shared", "shared"]
+    assert [one.outcome.cached for one in later] == ["replayed", "replayed", "exact", "exact"]
+    assert len({one.answer.raw for one in [*found, *later]}) == 1
+    assert await layers.asked() == 1
+    assert len(layers.charged) == 1
