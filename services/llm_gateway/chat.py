@@ -72,7 +72,7 @@ class Answer:
     def usage(self) -> Mapping[str, Any] | None:
         """The provider's usage object."""
         found = self.data.get("usage")
-        return found if isinstance(found, Mapping) else None
+        return found if isinstance(found, dict) else None
 
 
 def malformed(message: str) -> UpstreamFault:

@@ -160,10 +160,10 @@ def error_in(data: Any) -> Mapping[str, Any] | None:
     """The same for parsed JSON; some providers wrap the error in a list."""
     if isinstance(data, list) and data:
         data = data[0]
-    if not isinstance(data, Mapping):
+    if not isinstance(data, dict):
         return None
     error = data.get("error")
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         return error
     return {"message": error} if isinstance(error, str) and error else None
 

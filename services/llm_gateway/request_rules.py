@@ -25,7 +25,7 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
         _check_message(message, f"{prefix}messages[{number}]")
     tools = body.get("tools")
     if tools is not None:
-        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
             raise InvalidInput.field(f"{prefix}tools", "must be a list of objects")
         if len(tools) > MAX_TOOLS:
             raise InvalidInput.field(f"{prefix}tools", f"must hold at most {MAX_TOOLS} tools")
@@ -39,15 +39,17 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
         value = body.get(name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high):
             raise InvalidInput.field(f"{prefix}{name}", f"must be a number from {low:g} to {high:g}")
-    if not isinstance(body.get("tool_choice"), str | Mapping | None):
+    choice = body.get("tool_choice")
+    if choice is not None and not isinstance(choice, str | dict):
         raise InvalidInput.field(f"{prefix}tool_choice", "must be a string or an object")
     for name in ("response_format", "stream_options", "metadata"):
-        if not isinstance(body.get(name), Mapping | None):
+        value = body.get(name)
+        if value is not None and not isinstance(value, dict):
             raise InvalidInput.field(f"{prefix}{name}", "must be an object")
 
 
 def _check_message(message: Any, where: str) -> None:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise InvalidInput.field(where, "must be an object")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
@@ -55,12 +57,12 @@ def _check_message(message: Any, where: str) -> None:
     content = message.get("content")
     if not isinstance(content, str | list | None):
         raise InvalidInput.field(f"{where}.content", "must be a string or a list of parts")
-    if isinstance(content, list) and not all(isinstance(part, Mapping) for part in content):
+    if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
         raise InvalidInput.field(f"{where}.content", "must be a list of objects")
     if content is None and role != "assistant":
         raise InvalidInput.field(f"{where}.content", "is required")
     calls = message.get("tool_calls")
-    if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls)):
+    if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
         raise InvalidInput.field(f"{where}.tool_calls", "must be a list of objects")
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise InvalidInput.field(f"{where}.tool_call_id", "is required in a message of role tool")
@@ -70,7 +72,7 @@ def _check_tool(tool: Mapping[str, Any], where: str) -> None:
     if tool.get("type", "function") != "function":
         return
     function = tool.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidInput.field(f"{where}.function", "must be an object with a name")
     if not isinstance(function.get("parameters"), Mapping | None):
         raise InvalidInput.field(f"{where}.function.parameters", "must be a JSON Schema object")

@@ -10,7 +10,6 @@ import orjson
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.metrics import get_meter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.common.accounts import Accounts
@@ -18,6 +17,7 @@ from services.common.errors import BulkheadError, InvalidInput, NotFound, Unauth
 from services.common.health import Health
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import canary_of, extract_trace, request_id_of
+from services.common.telemetry import Histogram
 from services.llm_gateway.model_port.errors import ErrorForm, Refused, error_headers
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Match, Route, Routes, Surface
@@ -26,8 +26,11 @@ from services.llm_gateway.registry import Group, Registry
 MAX_TIMEOUT_MS = 600_000
 log = structlog.get_logger("bulkhead.model_port")
 _tracer = trace.get_tracer("bulkhead.model_port")
-_duration = get_meter("bulkhead.model_port").create_histogram(
-    "bulkhead_http_server_duration_seconds", unit="s", description="Time from a request to the end of its answer."
+_duration = Histogram(
+    "bulkhead.model_port",
+    "bulkhead_http_server_duration_seconds",
+    ("route", "status"),
+    description="Time from a request to the end of its answer.",
 )
 
 _MODELS = "/v1/models"
@@ -91,7 +94,7 @@ class ModelPort:
             await exchange.close()
             span.set_attribute("http.response.status_code", exchange.status or 499)
             span.end()
-            _duration.record(time.perf_counter() - started, {"route": route, "status": exchange.status or 499})
+            _duration.record(time.perf_counter() - started, route, exchange.status or 499)
 
     async def _serve(self, exchange: Exchange, match: Match, context: call_context.CallContext, span: trace.Span) -> None:
         route = match.route
