@@ -3,8 +3,9 @@
 import asyncio
 import os
 import random
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import structlog
 from bulkhead.llm.v1 import llm_pb2_grpc
@@ -16,14 +17,18 @@ from services.common.health import Health
 from services.common.http import UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
+from services.common.tasks import end
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.gemini import GeminiDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.openai import OpenAiDialect
+from services.llm_gateway.adapters.parts import Doors, Money
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.hedging import Hedge
+from services.llm_gateway.model_port.admin import AdminSurface
+from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.app import ModelPort
 from services.llm_gateway.model_port.chat import ChatSurface
 from services.llm_gateway.model_port.completions import CompletionsSurface
@@ -37,7 +42,6 @@ from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
 from services.llm_gateway.settings import MODELS_FILE, Settings
-from services.llm_gateway.testing import OpenGate, OpenPurse
 
 log = structlog.get_logger("bulkhead.llm")
 
@@ -61,14 +65,28 @@ async def build(settings: Settings) -> Service:
         "wordllama": embedder,
     }
     chance = random.Random()  # noqa: S311 - jitter
-    gate, purse = OpenGate(chance), OpenPurse()
-    completions = Completions(lambda: models.current, upstreams, _policy(settings), chance, gate, purse, hedge=_hedge(settings))
-    servicer = LlmServicer(completions, gate, purse)
+    accounts = Accounts(state)
+    money = Money(settings, state, accounts, lambda: models.current)
+    doors = Doors(settings, chance)
+    doors.follow(models.current)
+    models.on_change(doors.follow)
+    completions = Completions(
+        lambda: models.current,
+        upstreams,
+        _policy(settings),
+        chance,
+        doors.gate,
+        money.purse,
+        deny_unpriced=settings.price_unknown == "deny",
+        hedge=_hedge(settings),
+    )
+    servicer = LlmServicer(completions, doors.gate, money.purse, erasers=[money.erase])
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
-    accounts = Accounts(state)
-    watch = _Background(models.watch)
-    listeners, start, close = [], [watch.start], [state.aclose, session.close, embedder.close, watch.stop]
+    watch = _Background(*(file.watch for file in [models, *money.watched]))
+    listeners = []
+    start = [watch.start, accounts.start, money.start, doors.start]
+    close = [money.stop, doors.stop, accounts.stop, watch.stop, session.close, embedder.close, state.aclose]
     if settings.http_port:
         surfaces = [
             ChatSurface(completions),
@@ -78,10 +96,10 @@ async def build(settings: Settings) -> Service:
             CompletionsSurface(completions),
             RerankSurface(completions),
         ]
-        port = ModelPort(lambda: models.current, surfaces, accounts, health)
+        keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
+        surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
+        port = ModelPort(lambda: models.current, surfaces, keys, health)
         listeners.append(UvicornListener(port, settings.host, settings.http_port))
-        start.append(accounts.start)
-        close.append(accounts.stop)
     return Service(
         "llm_gateway",
         add_servicers=[partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)],
@@ -95,20 +113,17 @@ async def build(settings: Settings) -> Service:
 
 
 class _Background:
-    """A coroutine that runs from start to stop."""
+    """Coroutines that run from start to stop."""
 
-    def __init__(self, run) -> None:
-        self._run = run
-        self._task: asyncio.Task | None = None
+    def __init__(self, *runs: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._runs = runs
+        self._tasks: list[asyncio.Task] = []
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(run()) for run in self._runs]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._tasks)
 
 
 def _policy(settings: Settings) -> Policy:

@@ -88,7 +88,7 @@ class Course:
         self._load = load
         self._observer = observer
         self._chance = chance
-        self._unfit = unfit
+        self.unfit = unfit
         self._hedge = hedge
         self.deadline = deadline
         self._most_retries = policy.num_retries if registry.num_retries is None else registry.num_retries
@@ -181,8 +181,8 @@ class Course:
 
         def second() -> Coroutine[Any, Any, T] | None:
             others = [d for d in self.group.deployments if d.id not in self._asked and d.id not in self._spent]
-            if self._unfit is not None:
-                others = [d for d in others if self._unfit(d) is None]
+            if self.unfit is not None:
+                others = [d for d in others if self.unfit(d) is None]
             if not others or self.attempts >= self._policy.max_attempts:
                 return None
             other = self._gate.pick(others, self._registry.routing_strategy, self._load)
@@ -203,10 +203,10 @@ class Course:
         if len(members) > 1:
             left = [d for d in members if d.id not in self._spent]
             members = tuple([d for d in left if d.id not in self._asked] or left)
-        if self._unfit is not None:
+        if self.unfit is not None:
             fitting, failure = [], None
             for deployment in members:
-                found = self._unfit(deployment)
+                found = self.unfit(deployment)
                 if found is None:
                     fitting.append(deployment)
                 else:

@@ -13,9 +13,10 @@ from services.common.rpc import context as call_context
 from services.llm_gateway import charges, streams
 from services.llm_gateway.attempts import Course, Opened, Policy
 from services.llm_gateway.bounds import assumed_output, input_bound, output_bound
+from services.llm_gateway.capabilities import Fit, Needs, Verdict, fit_of, needs_of
 from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.chat import Answer, ChatCall, text_of
-from services.llm_gateway.failures import UpstreamFault
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
@@ -142,7 +143,11 @@ class Completions:
         payer = Payer(uuid.uuid4().hex, principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
         record = CallRecord(operation, group, model, run_id, thread_id)
         course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)
-        return Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
+        work = Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
+        if operation == "chat":
+            course.unfit = work.unfit
+            work.drop_params = registry.drop_params
+        return work
 
 
 class Work:
@@ -167,6 +172,9 @@ class Work:
         self.record = record
         self.course = course
         self.notices = notices
+        self.drop_params = False
+        self._needs: Needs | None = None
+        self._fits: dict[str, Fit] = {}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -177,12 +185,34 @@ class Work:
             self.record.failed(error)
             raise
 
+    def _fit(self, deployment: Deployment) -> Fit:
+        fit = self._fits.get(deployment.id)
+        if fit is None:
+            if self._needs is None:
+                self._needs = needs_of(self.body)
+            fit = self._fits[deployment.id] = fit_of(deployment, self._needs, self.body, drop_params=self.drop_params)
+        return fit
+
+    def unfit(self, deployment: Deployment) -> Failure | None:
+        """Why the deployment cannot take the request as it stands or adapted, None where it can."""
+        fit = self._fit(deployment)
+        if fit.verdict is not Verdict.UNFIT:
+            return None
+        if fit.reasons == ("context_window",):
+            return Failure(FailureClass.CONTEXT_WINDOW, "the prompt is longer than the model's context")
+        return Failure(FailureClass.UNFIT, f"the model {deployment.group} cannot do what the request asks: {', '.join(fit.reasons)}")
+
     async def begin(
         self, deployment: Deployment, limits: Limits, number: int, body: Mapping[str, Any] | None = None
     ) -> tuple[Charge, Mapping[str, Any], int]:
         """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved."""
         self.record.attempts = number
         wanted = self.body if body is None else body
+        if body is None and self._fits:
+            fit = self._fit(deployment)
+            if fit.verdict is Verdict.ADAPTED:
+                wanted = fit.body
+                self.notices.append(_adapted(deployment, fit))
         sent = (
             {**deployment.defaults, **wanted, "model": deployment.model} if deployment.defaults else {**wanted, "model": deployment.model}
         )
@@ -291,6 +321,11 @@ def _finish_reason(answer: Answer) -> str:
 def _output_of(answer: Answer, charge: Charge) -> int:
     # A token is at least one byte of the body, and never more were asked for than reserved.
     return min(len(answer.raw), charge.output_tokens)
+
+
+def _adapted(deployment: Deployment, fit: Fit) -> Notice:
+    message = f"The request was adapted to what {deployment.group} can take: {', '.join(fit.reasons)}."
+    return Notice("request_adapted", message, attributes=(("model", deployment.group), ("adapted", ", ".join(fit.reasons))))
 
 
 def _defaulted(group: Group) -> Notice:

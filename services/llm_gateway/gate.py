@@ -18,7 +18,7 @@ from services.common.breaker import BreakerPolicy, Breakers, Probe
 from services.common.errors import Overloaded
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.fair_queue import FairQueue, Full, Waiter
-from services.llm_gateway.ports import Load, Permit
+from services.llm_gateway.ports import DeploymentState, Load, Permit
 from services.llm_gateway.registry import Deployment, DeploymentLimits, Registry
 from services.llm_gateway.routing_strategies import DEFAULT_STRATEGY, STRATEGIES, Lane, at_home, cheapest
 
@@ -49,20 +49,6 @@ class GateSettings:
     connect_s: float = 5.0
     first_token_s: float = 10.0
     reasoning_first_token_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class DeploymentState:
-    """How one deployment does, as this process sees it. `breaker` is closed, open or half_open."""
-
-    group: str
-    deployment_id: str
-    breaker: str
-    retry_in_s: float
-    in_flight: int
-    queued: int
-    latency_s: float
-    failure_rate: float
 
 
 class SharedLimits(Protocol):
@@ -101,7 +87,8 @@ class _Stay:
 def breaker_policy(registry: Registry, base: BreakerPolicy = BreakerPolicy()) -> BreakerPolicy:
     """`base` with what the configuration says: LiteLLM's allowed_fails are failures that do not open yet, cooldown_time the first pause."""
     if registry.allowed_fails is not None:
-        base = replace(base, failures_in_row=registry.allowed_fails + 1)
+        most = registry.allowed_fails + 1
+        base = replace(base, failures_in_row=most, least_calls=max(base.least_calls, most))
     if registry.cooldown_s:
         base = replace(base, first_open_s=registry.cooldown_s, longest_open_s=max(base.longest_open_s, registry.cooldown_s))
     return base

@@ -1,7 +1,7 @@
 """What the domain needs from outside, and what its layers offer each other."""
 
 from array import array
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -260,14 +260,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """How one deployment does, as this process sees it. `breaker` is closed, open or half_open; `retry_after_s` is 0 unless open."""
+    """How one deployment does, as this process sees it. `breaker` is closed, open or half_open."""
 
-    breaker: str = "closed"
-    retry_after_s: float = 0.0
-    in_flight: int = 0
-    queued: int = 0
-    latency_s: float = 0.0
-    failure_rate: float = 0.0
+    group: str
+    deployment_id: str
+    breaker: str
+    retry_in_s: float
+    in_flight: int
+    queued: int
+    latency_s: float
+    failure_rate: float
 
 
 class Gate(Protocol):
@@ -285,8 +287,8 @@ class Gate(Protocol):
         """Waits for a place. Raises UpstreamFault (BREAKER_OPEN, SATURATED) to try elsewhere, Overloaded when the queue is full."""
         ...
 
-    def state(self, deployment: Deployment) -> DeploymentState:
-        """How the deployment does."""
+    def state(self, deployments: Iterable[Deployment]) -> list[DeploymentState]:
+        """How these deployments do."""
         ...
 
     def leave(self, permit: Permit, failure: Failure | None, *, latency_s: float = 0.0, tokens: int = 0, cancelled: bool = False) -> None:

@@ -5,13 +5,12 @@ import binascii
 import time
 
 from bulkhead.llm.v1 import llm_pb2
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.accounting.states import BudgetStates
 from services.llm_gateway.ports import DeploymentState
-from services.llm_gateway.registry import Deployment, Group
+from services.llm_gateway.registry import Group
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
@@ -56,20 +55,19 @@ def _model(group: Group) -> llm_pb2.Model:
     )
 
 
-def health_of(deployment: Deployment, state: DeploymentState) -> llm_pb2.DeploymentHealth:
+def health_of(state: DeploymentState) -> llm_pb2.DeploymentHealth:
     """How one deployment does."""
     message = llm_pb2.DeploymentHealth(
-        model=deployment.group,
-        deployment_id=deployment.id,
+        model=state.group,
+        deployment_id=state.deployment_id,
         breaker=state.breaker,
         in_flight=state.in_flight,
         queued=state.queued,
-        latency=Duration(nanos=0),
         failure_rate=state.failure_rate,
     )
     message.latency.FromNanoseconds(int(state.latency_s * 1e9))
     if state.breaker == "open":
-        message.retry_at.CopyFrom(_timestamp(time.time() + state.retry_after_s))
+        message.retry_at.CopyFrom(_timestamp(time.time() + state.retry_in_s))
     return message
 
 

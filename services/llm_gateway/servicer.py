@@ -125,7 +125,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         else:
             groups = list(registry.groups.values())
         return llm_pb2.GetModelHealthResponse(
-            deployments=[health_of(deployment, self._gate.state(deployment)) for group in groups for deployment in group.deployments]
+            deployments=[health_of(state) for state in self._gate.state(d for group in groups for d in group.deployments)]
         )
 
     async def GetBudget(self, request, context):

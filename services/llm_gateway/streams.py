@@ -42,6 +42,9 @@ async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamE
                     opened = step
                 else:
                     yield step
+            for notice in work.notices:
+                yield notice
+            work.notices.clear()
             if relay.continued:
                 message = "The model's answer broke off and was continued."
                 yield Notice("answer_continued", message, attributes=(("model", opened.deployment.group),))

@@ -1,7 +1,7 @@
 """Doors that are always open, for unit tests of what stands behind them."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from services.common.identity import Principal
@@ -33,9 +33,9 @@ class OpenGate:
         self.inside += 1
         return Permit(deployment)
 
-    def state(self, deployment: Deployment) -> DeploymentState:
+    def state(self, deployments: Iterable[Deployment]) -> list[DeploymentState]:
         """As good as can be."""
-        return DeploymentState(in_flight=self.inside)
+        return [DeploymentState(d.group, d.id, "closed", 0.0, self.inside, 0, 0.0, 0.0) for d in deployments]
 
     def leave(self, permit: Permit, failure: Failure | None, *, latency_s: float = 0.0, tokens: int = 0, cancelled: bool = False) -> None:
         """One call less."""

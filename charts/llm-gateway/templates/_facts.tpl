@@ -8,7 +8,7 @@ calledBy: [gateway, orchestrator, memory]
 identity: issuer
 requiredStores: [state]
 optionalStores: [cache]
-configFiles: [models.yaml]
+configFiles: [models.yaml, policies.yaml]
 prompts: false
 internet: true
 {{- end }}

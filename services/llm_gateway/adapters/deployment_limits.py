@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import redis.asyncio as redis
 import structlog
 from redis.exceptions import RedisError
 
+from services.common.tasks import end
 from services.common.valkey import Library
 from services.llm_gateway.registry import DeploymentLimits
 
@@ -44,11 +44,7 @@ class ValkeyDeploymentLimits:
 
     async def stop(self) -> None:
         """Ends the background work."""
-        for task in (self._task, self._giving):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        await end([self._task, self._giving])
 
     async def take(self, deployment_id: str, limits: DeploymentLimits, tokens: int) -> float:
         """Takes a request and its tokens, or nothing; answers 0, or seconds until it may be tried again."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import structlog
@@ -12,9 +12,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from services.common.accounts import Accounts
 from services.common.errors import BulkheadError, InvalidInput, NotFound, Unauthenticated
 from services.common.health import Health
+from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import canary_of, extract_trace, request_id_of
 from services.common.telemetry import Histogram
@@ -36,12 +36,20 @@ _duration = Histogram(
 _MODELS = "/v1/models"
 
 
+class Keys(Protocol):
+    """Who a key belongs to."""
+
+    async def resolve(self, secret: str) -> Principal:
+        """Raises Unauthenticated, or Overloaded without a store."""
+        ...
+
+
 class ModelPort:
     """Serves the routes of its surfaces. Keys come from the account store and need the scope that the route names."""
 
-    def __init__(self, registry: Callable[[], Registry], surfaces: Iterable[Surface], accounts: Accounts, health: Health) -> None:
+    def __init__(self, registry: Callable[[], Registry], surfaces: Iterable[Surface], keys: Keys, health: Health) -> None:
         self._registry = registry
-        self._accounts = accounts
+        self._keys = keys
         self._health = health
         own = [Route("GET", _MODELS, self._list_models), Route("GET", _MODELS + "/{model:path}", self._get_model)]
         self._routes = Routes([*own, *(route for surface in surfaces for route in surface.routes())])
@@ -70,7 +78,10 @@ class ModelPort:
         otel_context.attach(trace.set_span_in_context(span))
         if span.is_recording():
             span.set_attributes({"bulkhead.request_id": context.request_id, "bulkhead.canary": context.canary})
-        exchange.common_headers = [(b"x-request-id", context.request_id.encode())]
+        request_id = context.request_id.encode()
+        exchange.common_headers = [(b"x-request-id", request_id)]
+        if form.request_id_header:
+            exchange.common_headers.append((form.request_id_header, request_id))
         try:
             await self._serve(exchange, match, context, span)
         except asyncio.CancelledError:
@@ -117,7 +128,7 @@ class ModelPort:
             secret = bearer[7:].strip()
         elif (secret := exchange.headers.get("x-api-key", "")) == "":
             raise Unauthenticated("send an API key as Authorization: Bearer KEY", reason="INVALID_API_KEY")
-        principal = await self._accounts.resolve(secret)
+        principal = await self._keys.resolve(secret)
         if scope is not None:
             principal.require(scope)
         return call_context.CallContext(context.request_id, context.canary, _deadline(exchange), principal)

@@ -85,6 +85,8 @@ class ErrorForm:
     event: Callable[[bytes], bytes]
     # Statuses that the surface's clients expect in place of the table's.
     statuses: Mapping[str, int] | None = None
+    # Where the surface's clients look for the request id, beside x-request-id.
+    request_id_header: bytes = b""
 
     def status(self, error: BulkheadError) -> int:
         """The HTTP status of a domain error, by its reason where the surface has one of its own."""

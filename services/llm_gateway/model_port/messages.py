@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 
 from services.common.errors import BulkheadError, InvalidInput
-from services.common.rpc import context as call_context
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.messages_plain import needs_of
 from services.llm_gateway.model_port.answers import answer_headers, warning_headers
@@ -65,9 +64,6 @@ class MessagesSurface:
         await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
 
     async def _read(self, exchange: Exchange) -> tuple[dict[str, Any], int]:
-        context = call_context.current()
-        if context is not None:
-            exchange.common_headers.append((b"request-id", context.request_id.encode()))
         return await exchange.json()
 
     def _check_target(self, model: str, chat: Mapping[str, Any]) -> None:

@@ -74,4 +74,4 @@ def error_event(body: bytes) -> bytes:
     return b"event: error\ndata: " + body + b"\n\n"
 
 
-ANTHROPIC = MessagesForm(error_body, _refused_body, _internal_body, error_event)
+ANTHROPIC = MessagesForm(error_body, _refused_body, _internal_body, error_event, request_id_header=b"request-id")

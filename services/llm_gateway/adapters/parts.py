@@ -1,0 +1,124 @@
+"""Parts of the service that are made of several objects each, and that start and stop together."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import redis.asyncio as redis
+import structlog
+
+from services.common import valkey
+from services.common.accounts import Accounts, LimitSet, PrincipalLimits
+from services.common.breaker import Breakers
+from services.common.config import ConfigFile
+from services.common.identity import Principal
+from services.common.limits import TierPolicy, parse_policies
+from services.llm_gateway.accounting.plans import Plans
+from services.llm_gateway.adapters.deployment_limits import ValkeyDeploymentLimits
+from services.llm_gateway.adapters.ledger import Ledger, Subjects
+from services.llm_gateway.adapters.purse import LedgerBounds, ValkeyPurse
+from services.llm_gateway.gate import DeploymentGate, GateSettings
+from services.llm_gateway.registry import Registry
+from services.llm_gateway.settings import Settings
+
+log = structlog.get_logger("bulkhead.llm")
+POLICIES_FILE = "policies.yaml"
+# Breakers and limits of deployments decide by what they know when the store does not answer at once.
+SHARED_STATE_TIMEOUT_S = 0.25
+DRAIN_S = 3.0
+
+
+class _Limits:
+    """What the accounts know, with the budget that models.yaml gives to tenants that have none of their own."""
+
+    def __init__(self, accounts: Accounts, registry: Callable[[], Registry]) -> None:
+        self._accounts = accounts
+        self._registry = registry
+
+    async def limits(self, principal: Principal) -> PrincipalLimits:
+        """Raises Overloaded without a store."""
+        found = await self._accounts.limits(principal)
+        registry = self._registry()
+        if registry.tenant_budget_microusd is None or found.tenant.max_budget_microusd is not None:
+            return found
+        tenant = LimitSet.from_dict(
+            {
+                **found.tenant.as_dict(),
+                "max_budget_microusd": registry.tenant_budget_microusd,
+                "budget_period": registry.tenant_budget_period,
+            }
+        )
+        return PrincipalLimits(found.key, found.user, found.team, tenant)
+
+
+class Money:
+    """The purse, the ledger, and what they need."""
+
+    def __init__(self, settings: Settings, state: redis.Redis, accounts: Accounts, registry: Callable[[], Registry]) -> None:
+        """Raises StartRefused for a policies.yaml that cannot be used."""
+        path = settings.config_dir / POLICIES_FILE
+        self._policies = ConfigFile(path, partial(parse_policies, policy_set=settings.policy_set)) if path.exists() else None
+        if self._policies is None:
+            log.warning("tier_limits_absent", file=POLICIES_FILE)
+        self._policy_set = settings.policy_set
+        plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state))
+        self.purse = ValkeyPurse(state, plans, timeout_s=settings.store_timeout_ms / 1000, bounds=LedgerBounds(lines=settings.ledger_lines))
+        self.ledger = Ledger(state)
+
+    @property
+    def watched(self) -> list[ConfigFile]:
+        """Files to look at again and again."""
+        return [] if self._policies is None else [self._policies]
+
+    def _tier(self, tier: str) -> TierPolicy | None:
+        return None if self._policies is None else self._policies.current.tier(self._policy_set, tier)
+
+    async def start(self) -> None:
+        """Begins the background work."""
+        await self.purse.start()
+
+    async def stop(self) -> None:
+        """Hands the store what is outstanding, and ends."""
+        if left := await self.purse.drain(DRAIN_S):
+            log.error("settlements_left", count=left)
+        await self.purse.stop()
+
+    async def erase(self, tenant: str, user: str) -> tuple[str, int]:
+        """Takes the user's name out of the ledger."""
+        return "ledger_lines", await self.ledger.erase_user(tenant, user)
+
+
+class Doors:
+    """The gate, with breakers and limits that replicas share."""
+
+    def __init__(self, settings: Settings, chance: random.Random) -> None:
+        self._client = valkey.connect(settings.state_url, timeout_s=SHARED_STATE_TIMEOUT_S)
+        self._breakers = Breakers(self._client, key=lambda name: f"llm:{{d:{name}}}:breaker", channel="llm:breakers")
+        self._limits = ValkeyDeploymentLimits(self._client, timeout_s=settings.store_timeout_ms / 1000)
+        self.gate = DeploymentGate(
+            self._breakers,
+            self._limits,
+            chance,
+            GateSettings(
+                most_wait_s=settings.queue_wait_s,
+                queue_total=settings.queue_length,
+                connect_s=settings.model_connect_timeout_s,
+                first_token_s=settings.model_first_token_timeout_s,
+                reasoning_first_token_s=settings.model_reasoning_first_token_timeout_s,
+            ),
+        )
+
+    def follow(self, registry: Registry) -> None:
+        """Follows a new configuration."""
+        self.gate.follow(registry)
+
+    async def start(self) -> None:
+        """Begins to share."""
+        await self._breakers.start()
+        await self._limits.start()
+
+    async def stop(self) -> None:
+        """Ends the sharing."""
+        await self._limits.stop()
+        await self._breakers.stop()
+        await self._client.aclose()
