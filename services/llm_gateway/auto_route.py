@@ -15,12 +15,15 @@ from typing import Any
 
 from services.common.errors import BulkheadError
 from services.llm_gateway.auto_signals import (
+    ADVICE_STARTS,
+    ADVICE_WORDS,
     ASKING_STEMS,
     ASKING_WORDS,
     DEEP_SIGNS,
     DEEP_STEMS,
     TECHNICAL_SIGNS,
     TECHNICAL_STEMS,
+    WORDING,
     WORK_SIGNS,
     WORK_STEMS,
 )
@@ -41,6 +44,8 @@ _CODE = re.compile(
     r"```|^\s*(?:def|class|func|fn|import|#include|public|const|let|var) \S|Traceback \(most recent|[;{]\s*$|\b\w+\(id\b|=>", re.M
 )
 _MATH = re.compile(r"[∫∑∏√≤≥≠∂∇∀∃∈]|\\(?:frac|sum|int|sqrt)\b|\b[a-z]\^\d|\b[a-zA-Z]\s*[=<>]\s*-?\d*[a-z]?\b|\bd[xy]/dt\b|\bO\(")
+# Names of fields and settings, abbreviations, names in camel case: a request from somebody's work.
+_SPECIFICS = re.compile(r"\b[A-Za-z]\w*[._=]\w[\w.=]*|\b[A-Z]{3,}\b|\b[A-Z]?[a-z]+[A-Z]\w+")
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
 _STEPS = re.compile(r"(?:^|\s)(?:\d{1,2}[.)]|[-*•])\s+\S", re.M)
 _PARTS = re.compile(r"[,;，、；](?:\s|(?<=[，、；]))|\b(?:and|then|und|et|y|e|en|i|ve|и)\b")
@@ -168,6 +173,7 @@ def _of_text(text: str) -> list[tuple[str, float]]:
         ("technical_words", min(0.12 * technical, 0.36)),
         ("code", 0.2 if code > 1 else 0.05 if code or _CODE_WORD.search(lowered) else 0.0),
         ("mathematics", 0.15 if _MATH.search(prose) else 0.0),
+        ("specifics", min(0.04 * len(_SPECIFICS.findall(text)), 0.12) if length > 15 else 0.0),
         ("numbers", 0.1 if len(set(_NUMBERS.findall(prose))) > 3 and length > 25 else 0.0),
         ("steps", min(0.03 * len(_STEPS.findall(prose)), 0.09)),
         ("parts", min(0.03 * len(_PARTS.findall(prose)), 0.12) if deep else 0.0),
@@ -182,7 +188,8 @@ def _kind(words: Sequence[str], length: float, prose: str, *, work: bool) -> tup
         return "brief", 0.05
     asks = prose.rstrip().endswith(("?", "？", "؟")) or bool(words and (words[0] in ASKING_WORDS or words[0].startswith(ASKING_STEMS)))
     if asks and length <= 14:
-        return "question", 0.1
+        advice = (prose.startswith(ADVICE_STARTS) and length > 5) or not ADVICE_WORDS.isdisjoint(words)
+        return ("advice", 0.35) if advice and not any(said in prose for said in WORDING) else ("question", 0.1)
     return ("short", 0.2) if length <= 7 else ("request", 0.35)
 
 
