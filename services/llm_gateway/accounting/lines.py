@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.llm_gateway.accounting.plans import Plan
+from services.llm_gateway.accounting.plans import Plan, report_field
 from services.llm_gateway.money import Usage
 from services.llm_gateway.ports import Ask
 
@@ -121,6 +121,7 @@ class Lost(NamedTuple):
     run_id: str
     run_budget_microusd: int | None
     report: bytes
+    report_rest: bytes
     line: bytes
     counts: bytes
 
@@ -147,8 +148,8 @@ def lost(ticket_id: str, about: bytes, cost_nanousd: int, tokens: int) -> Lost:
         "status": LOST,
         "latency_ms": 0,
     }
-    report = "\x1f".join((who["key"], who["user"], who["team"], group)).encode()
-    return Lost(who["keys"], run_id, run_budget, report, orjson.dumps(line), _counts(usage, failed=True))
+    report, rest = report_field(who["key"], who["user"], who["team"], group), report_field("", "", "", group)
+    return Lost(who["keys"], run_id, run_budget, report, rest, orjson.dumps(line), _counts(usage, failed=True))
 
 
 def _amounts(usage: Usage) -> dict[str, int]:

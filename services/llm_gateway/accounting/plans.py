@@ -86,7 +86,10 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who pays for calls of one principal to one model group. `line` begins each line of the ledger, `about` ends each reservation."""
+    """Who pays for calls of one principal to one model group. `line` begins each line of the ledger, `about` ends each reservation.
+
+    `report` is what the sums of a day are kept under, `report_rest` where a day has too many of them.
+    """
 
     tenant: str
     holders: tuple[Holder, ...]
@@ -97,6 +100,7 @@ class Plan:
     line: bytes
     about: bytes
     report: bytes
+    report_rest: bytes
 
 
 class LimitsOf(Protocol):
@@ -280,6 +284,11 @@ def holders_of(principal: Principal, group: str, limits: PrincipalLimits, tier: 
     return [*found, *models]
 
 
+def report_field(key_id: str, pseudonym: str, team: str, group: str) -> bytes:
+    """What a day's sums are kept under."""
+    return orjson.dumps((key_id, pseudonym, team, group))
+
+
 def plan_of(principal: Principal, group: str, limits: PrincipalLimits, tier: TierPolicy | None, subject: Subject, account: Account) -> Plan:
     """The plan of a principal for a model group."""
     holders = tuple(holders_of(principal, group, limits, tier, subject))
@@ -294,5 +303,6 @@ def plan_of(principal: Principal, group: str, limits: PrincipalLimits, tier: Tie
         account=account,
         line=orjson.dumps({"schema_version": 1, **who, "model": group})[:-1] + b",",
         about=orjson.dumps({**who, "keys": keys}),
-        report="\x1f".join((principal.key_id, subject.pseudonym, principal.team, group)).encode(),
+        report=report_field(principal.key_id, subject.pseudonym, principal.team, group),
+        report_rest=report_field("", "", "", group),
     )

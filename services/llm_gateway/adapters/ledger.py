@@ -197,7 +197,7 @@ class Ledger:
         for number in range((first - epoch).days, (last - epoch).days + 1):
             try:
                 fields = await self._client.hgetall(f"{base}report:{number}")
-                rows = [(*field.decode().split("\x1f"), Counts.unpacked(raw)) for field, raw in fields.items()]
+                rows = [(*orjson.loads(field), Counts.unpacked(raw)) for field, raw in fields.items()]
                 subjects = await self._subjects.behind(tenant, list({row[1] for row in rows}))
             except UNAVAILABLE as error:
                 raise store_unavailable(error) from error
@@ -220,7 +220,7 @@ class Ledger:
             key = f"{prefix(tenant)}user:{subject.pseudonym}"
             answer = await self._library.call("purse_look_v1", [key], [b"\x00"])
             await self._subjects.forget(tenant, user)
-            await self._client.delete(key)
+            await self._drop(tenant, key)
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         return answer[1][4]
@@ -228,6 +228,10 @@ class Ledger:
     async def forget_holder(self, tenant: str, scope: str, id_: str) -> None:
         """Drops the counters of a key, team or model that is no more; its lines stay."""
         try:
-            await self._client.delete(holder_of(tenant, scope, id_).key)
+            await self._drop(tenant, holder_of(tenant, scope, id_).key)
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
+
+    async def _drop(self, tenant: str, key: str) -> None:
+        await self._client.delete(key)
+        await self._client.hdel(prefix(tenant) + "alerts", *(f"{key}|{window}" for window in (1, 2, 3, 4, "soft")))

@@ -63,8 +63,7 @@ end
 local function day_of_month(months)
   local year, month = 1970 + floor(months / 12), months % 12 + 1
   if month <= 2 then year = year - 1 end
-  local era = floor(year / 400)
-  local yoe = year - era * 400
+  local era, yoe = floor(year / 400), year % 400
   local doy = floor((153 * (month > 2 and month - 3 or month + 9) + 2) / 5)
   return era * 146097 + yoe * 365 + floor(yoe / 4) - floor(yoe / 100) + doy - 719468
 end
@@ -79,18 +78,20 @@ end
 
 -- Says once for each window, limit and threshold that it has been reached; `found` gains {holder, window, percent, spent, limit}.
 -- `percent` is 80 where `spent` decides, 100 where a call was refused, and 0 for a soft budget, which is told as 0.
-local function alert(alerts, found, holder, key, window, until_s, limit, spent, percent)
+-- What was told of a run is kept beside the run, and as long.
+local function alert(alerts, found, holder, keys, i, run_ms, window, until_s, limit, spent, percent)
+  if i < #keys then run_ms = 0 elseif run_ms > 0 then alerts = keys[i] .. ':told' end
   local level = spent >= limit and 2 or 1
   if percent == 100 then level = 2 elseif percent == 0 then level = 1 end
-  local field = key .. '|' .. (percent == 0 and 'soft' or window)
+  local field = keys[i] .. '|' .. (percent == 0 and 'soft' or window)
   local mark = until_s .. '|' .. string.format('%.0f', limit)
-  local stored = call('HGET', alerts, field)
-  local before = 0
+  local stored, before = call('HGET', alerts, field), 0
   if stored and string.sub(stored, 1, #mark) == mark and string.byte(stored, #mark + 1) == 124 then
     before = tonumber(string.sub(stored, #mark + 2))
   end
   if before >= level then return end
   call('HSET', alerts, field, mark .. '|' .. level)
+  if run_ms > 0 then call('PEXPIRE', alerts, run_ms) end
   if percent == 0 then
     found[#found + 1] = {holder, window, 0, spent, limit}
     return
@@ -159,7 +160,7 @@ local function reserve(keys, args)
             if rest < 0 then
               local found = {}
               if limit > 0 and spent >= limit * 0.8 then
-                alert(keys[2], found, i - 3, keys[i], window, ends(window, day, month, p, p_at), limit, spent, 100)
+                alert(keys[2], found, i - 3, keys, i, tonumber(args[8]), window, ends(window, day, month, p, p_at), limit, spent, 100)
               end
               return {-1, i - 3, window, spent, held, limit, ends(window, day, month, p, p_at), found}
             end
@@ -235,10 +236,10 @@ local function book(keys, first, limits, run_ms, cost, held, open_less, tokens, 
         for window = 1, 4 do
           local limit, spent = budget(window, total, by_day, by_month, by_period, usd, nano, d_spent, m_spent, p_spent)
           if limit > 0 and spent >= limit * 0.8 and (window ~= 4 or p == length) then
-            alert(alerts, found, i - first, keys[i], window, ends(window, day, month, p, p_at), limit, spent, 80)
+            alert(alerts, found, i - first, keys, i, run_ms, window, ends(window, day, month, p, p_at), limit, spent, 80)
           end
           if window == soft_window and soft > 0 and spent >= soft then
-            alert(alerts, found, i - first, keys[i], window, ends(window, day, month, p, p_at), soft, spent, 0)
+            alert(alerts, found, i - first, keys, i, run_ms, window, ends(window, day, month, p, p_at), soft, spent, 0)
           end
         end
       end
@@ -261,10 +262,9 @@ local function record(keys, line, longest, day, field, counts, most, other, kept
   call('XADD', keys[3], 'MAXLEN', '~', longest, '*', 'l', line)
   local report = keys[5] .. day
   local stored = call('HGET', report, field)
-  local first = false
+  local fields
   if not stored then
-    local fields = call('HLEN', report)
-    first = fields == 0
+    fields = call('HLEN', report)
     if fields >= most then
       field = other
       stored = call('HGET', report, field)
@@ -276,7 +276,7 @@ local function record(keys, line, longest, day, field, counts, most, other, kept
     counts = pack(REPORT, a + i, b + j, c + k, d + l, e + m, f + n, g + o, h + p)
   end
   call('HSET', report, field, counts)
-  if first then call('PEXPIRE', report, kept_ms) end
+  if fields == 0 then call('PEXPIRE', report, kept_ms) end
 end
 
 -- Ends a reservation. KEYS: reservations, lost ones, ledger, alerts, report prefix, holders…

@@ -217,7 +217,7 @@ class ValkeyPurse:
         tokens = usage.input + usage.output
         args = [
             ticket.id, usage.cost_nanousd, tokens, made.limits, made.run_ms, entry.line, lines, made.plan.report, entry.counts,
-            entries, b"\x1f\x1f\x1f" + ticket.ask.group.encode(), kept_ms,
+            entries, made.plan.report_rest, kept_ms,
         ]  # fmt: skip
         self._outbox.put(Sending(function, keys, args, answered))
 

@@ -108,9 +108,8 @@ class Sweeper:
             keys = [*keys, f"{base}run:{found.run_id}"]
             limits, run_ms = limits + Caps(total=found.run_budget_microusd * NANO_PER_MICRO).packed(), RUN_KEPT_MS
         lines, entries, kept_ms = self._bounds
-        others = b"\x1f\x1f\x1f" + found.report.rsplit(b"\x1f", 1)[1]
         args: list[Any] = [
-            id_, cost, tokens, limits, run_ms, found.line, lines, found.report, found.counts, entries, others, kept_ms,
+            id_, cost, tokens, limits, run_ms, found.line, lines, found.report, found.counts, entries, found.report_rest, kept_ms,
         ]  # fmt: skip
         fixed = [base + "open", base + "lost", base + "ledger", base + "alerts", base + "report:"]
         answer = await self._library.call("purse_lose_v1", [*fixed, *keys], args)

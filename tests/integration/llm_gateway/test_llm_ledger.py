@@ -2,7 +2,8 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,6 +13,7 @@ from services.common.accounts import LimitSet, PrincipalLimits
 from services.common.errors import InvalidInput
 from services.common.identity import Principal
 from services.llm_gateway.accounting import Plans
+from services.llm_gateway.adapters import purse as purse_module
 from services.llm_gateway.adapters.ledger import ERASED, Ledger, Subjects
 from services.llm_gateway.adapters.ledger_archive import LedgerArchive, read_archive
 from services.llm_gateway.adapters.purse import LedgerBounds, ValkeyPurse
@@ -209,3 +211,18 @@ async def test_the_archive_copies_by_itself(book, tmp_path):
     await book.call("c2")
     await archive.stop()
     assert len(list(read_archive(tmp_path / "new", "acme"))) == 2
+
+
+async def test_the_calendar_of_the_store_is_right(valkey):
+    code = Path(purse_module.__file__).with_name("purse.lua").read_text()
+    functions = code[code.index("local known_day") : code.index("-- Where the window of a budget ends")]
+    script = f"""local floor = math.floor
+        {functions}
+        local found = {{}}
+        for i, day in ipairs(ARGV) do found[i] = {{month_of(tonumber(day)), day_of_month(month_of(tonumber(day)))}} end
+        return found"""
+    days = [*range(20_000, 22_500, 7), *range(20_450, 20_900), 0, 11_016, 47_540, 60_000]
+    for day, (month, first) in zip(days, await valkey.eval(script, 0, *days), strict=True):
+        expected = date(1970, 1, 1) + timedelta(days=day)
+        assert month == (expected.year - 1970) * 12 + expected.month - 1
+        assert date(1970, 1, 1) + timedelta(days=first) == expected.replace(day=1)

@@ -278,3 +278,15 @@ def test_the_breaker_lets_one_probe_through_after_its_pause():
     breaker.succeeded()
     assert breaker.admit()
     assert breaker.admit()
+
+
+async def test_what_was_told_of_a_run_ends_with_the_run(valkey):
+    told: list = []
+    purse = purse_on(valkey, 5.0, on_threshold=told.append)
+    ticket = await purse.reserve(ask(run_id="r", run_budget_microusd=1_000))
+    purse.settle(ticket, Usage(cost_picousd=9 * 10**8), status="ok", latency_s=0.1)
+    assert await purse.drain(5.0) == 0
+    assert [(threshold.scope, threshold.scope_id, threshold.percent) for threshold in told] == [("run", "r", 80)]
+    assert await valkey.exists("llm:{acme}:alerts") == 0
+    assert await valkey.pttl("llm:{acme}:run:r:told") > 0
+    await purse.stop()
