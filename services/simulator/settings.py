@@ -1,6 +1,6 @@
 """Settings of the simulator.
 
-BULKHEAD_HTTP_PORT=8090                           # where OpenAI's API and /sim are served
+BULKHEAD_HTTP_PORT=8090                           # where the providers' APIs and /sim are served
 BULKHEAD_SIMULATOR_SCENARIOS=/etc/scenarios       # more scripts, beside those that ship
 BULKHEAD_SIMULATOR_REQUIRE_KEY=sim-key          # every other key is refused
 BULKHEAD_SIMULATOR_LOG=.bulkhead/served.jsonl     # what was served and billed, a line a request
@@ -21,7 +21,7 @@ class Settings(ServiceSettings):
 
     service_name: ClassVar[str] = "simulator"
 
-    http_port: Port = Field(8090, description="Port of OpenAI's API and of the control endpoints.")
+    http_port: Port = Field(8090, description="Port of the providers' APIs and of the control endpoints.")
     metrics_port: Port = Field(9466, description="Port of the Prometheus metrics; 0 turns them off.")
     simulator_scenarios: Path | None = Field(None, description="Folder with more scenarios (*.yaml), which win over those that ship.")
     simulator_log: Path | None = Field(
