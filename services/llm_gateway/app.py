@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -14,16 +15,17 @@ from services.common import valkey
 from services.common.accounts import Accounts
 from services.common.config import ConfigFile
 from services.common.health import Health
-from services.common.http import UvicornListener
+from services.common.http import Share, UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
+from services.common.workers import Parent, Workers
 from services.common.tasks import end
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.gemini import GeminiDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.openai import OpenAiDialect
-from services.llm_gateway.adapters.parts import Doors, Money
+from services.llm_gateway.adapters.parts import Doors, Layers, Money
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.hedging import Hedge
@@ -80,29 +82,41 @@ async def build(settings: Settings) -> Service:
         deny_unpriced=settings.price_unknown == "deny",
         hedge=_hedge(settings),
     )
-    servicer = LlmServicer(completions, doors.gate, money.purse, erasers=[money.erase])
+    layers = Layers(settings, state, completions, money.purse, money.admit)
+    calls = layers.calls
+    erasers = [layers.erase_cached, layers.erase_replayable, money.erase, partial(_erase_account, accounts)]
+    servicer = LlmServicer(calls, doors.gate, money.purse, erasers=erasers)
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
     watch = _Background(*(file.watch for file in [models, *money.watched]))
     listeners = []
-    start = [watch.start, accounts.start, money.start, doors.start]
-    close = [money.stop, doors.stop, accounts.stop, watch.stop, session.close, embedder.close, state.aclose]
+    start = [watch.start, accounts.start, money.start, doors.start, layers.start]
+    close = [layers.stop, money.stop, doors.stop, accounts.stop, watch.stop, session.close, embedder.close, state.aclose]
     if settings.http_port:
         surfaces = [
-            ChatSurface(completions),
-            EmbeddingsSurface(completions),
-            MessagesSurface(completions),
-            ResponsesSurface(completions),
-            CompletionsSurface(completions),
-            RerankSurface(completions),
+            ChatSurface(calls),
+            EmbeddingsSurface(calls),
+            MessagesSurface(calls),
+            ResponsesSurface(calls),
+            CompletionsSurface(calls),
+            RerankSurface(calls),
         ]
         keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
         surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
         port = ModelPort(lambda: models.current, surfaces, keys, health)
-        listeners.append(UvicornListener(port, settings.host, settings.http_port))
+        share = Share.WORKER if settings.http_worker else Share.FIRST if settings.http_workers > 1 else Share.NONE
+        listeners.append(UvicornListener(port, settings.host, settings.http_port, share=share))
+    add_servicers = [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)]
+    if settings.http_worker:
+        parent = Parent()
+        start.append(parent.start)
+        close.append(parent.stop)
+        add_servicers = []
+    elif settings.http_port and settings.http_workers > 1:
+        listeners.append(Workers([sys.executable, "-m", "services.llm_gateway"], _environments(settings)))
     return Service(
         "llm_gateway",
-        add_servicers=[partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)],
+        add_servicers=add_servicers,
         checks=checks,
         listeners=listeners,
         start=start,
@@ -110,6 +124,22 @@ async def build(settings: Settings) -> Service:
         verifier=verifier_of(settings),
         health=health,
     )
+
+
+async def _erase_account(accounts: Accounts, tenant: str, user: str) -> tuple[str, int]:
+    return "account_records", await accounts.erase_user(tenant, user)
+
+
+def _environments(settings: Settings) -> list[dict[str, str]]:
+    """What sets each further worker apart: its number, its name in logs and metrics, and a metrics port of its own."""
+    return [
+        {
+            "BULKHEAD_HTTP_WORKER": str(number),
+            "BULKHEAD_INSTANCE": f"{settings.instance}-{number}",
+            "BULKHEAD_METRICS_PORT": str(settings.metrics_port + number if settings.metrics_port else 0),
+        }
+        for number in range(1, settings.http_workers)
+    ]
 
 
 class _Background:

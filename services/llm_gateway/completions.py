@@ -13,9 +13,10 @@ from services.common.rpc import context as call_context
 from services.llm_gateway import charges, streams
 from services.llm_gateway.attempts import Course, Opened, Policy
 from services.llm_gateway.bounds import assumed_output, input_bound, output_bound
+from services.llm_gateway.canonical_key import affinity_of
 from services.llm_gateway.capabilities import Fit, Needs, Verdict, fit_of, needs_of
 from services.llm_gateway.charges import Charge, Payer, usage_of
-from services.llm_gateway.chat import Answer, ChatCall, text_of
+from services.llm_gateway.chat import Answer, ChatCall, malformed, text_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
@@ -114,7 +115,15 @@ class Completions:
             def tokens(ranking: Ranking) -> int | None:
                 return ranking.input_tokens
 
-            opened = await work.opened(work.single(lambda upstream, made: upstream.rerank(made), tokens))
+            count = len(call.body["documents"])
+
+            async def ask(upstream: Upstream, made: Attempt) -> Ranking:
+                ranking = await upstream.rerank(made)
+                if any(not 0 <= index < count for index, _ in ranking.ranked):
+                    raise malformed("a document was ranked that was not sent")
+                return ranking
+
+            opened = await work.opened(work.single(ask, tokens))
             ranking = opened.result
             return Ranked(ranking, work.outcome(opened.deployment, "", "", ranking.model), work.notices)
 
@@ -139,7 +148,10 @@ class Completions:
         if context is not None and context.deadline is not None:
             deadline = min(deadline, context.deadline)
         tokens = input_bound(body, size)
-        load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority)
+        affinity = ""
+        if operation == "chat" and len(group.deployments) > 1:
+            affinity = affinity_of(ChatCall(model, body, size=size))
+        load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority, affinity)
         payer = Payer(uuid.uuid4().hex, principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
         record = CallRecord(operation, group, model, run_id, thread_id)
         course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from services.common.errors import InvalidInput, NotFound
+from services.llm_gateway.auto_route import AutoRoute
 from services.llm_gateway.failures import FailureClass
 from services.llm_gateway.money import UNPRICED, Prices
 
@@ -122,6 +123,7 @@ class Registry:
     """
 
     groups: Mapping[str, Group]
+    autos: Mapping[str, AutoRoute] = field(default_factory=dict)
     wildcards: tuple[Group, ...] = ()
     retries_by_class: Mapping[FailureClass, int] = field(default_factory=dict)
     cache: CacheConfig = CacheConfig()
@@ -159,6 +161,9 @@ class Registry:
                     return first, True
             raise NotFound(f"no {mode} model is configured", reason="MODEL_NOT_FOUND")
         group = self.groups.get(self.aliases.get(name, name)) or self._wild(name)
+        if group is None and name in self.autos:
+            # Whoever asks before the choice is made gets the one in the middle.
+            group = self.groups[self.autos[name].balanced]
         if group is None:
             raise NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": name[:128]})
         if group.mode != mode:
@@ -166,6 +171,10 @@ class Registry:
                 f"the model is for {group.mode}, not for {mode}", reason="MODEL_MODE_MISMATCH", metadata={"model": name[:128]}
             )
         return group, False
+
+    def resolve_name(self, name: str) -> str:
+        """The name that limits of models are about: that of the group behind an alias."""
+        return self.aliases.get(name, name)
 
     def _wild(self, name: str) -> Group | None:
         for wildcard in self.wildcards:
@@ -187,7 +196,7 @@ class Registry:
     def ring(self, start: Group) -> tuple[Group, ...]:
         """Where a call may go after `start`, each model once: its configured fallbacks, then round the registry.
 
-        Embeddings follow configured fallbacks only: vectors of two models cannot be compared with each other.
+        Embeddings and rankings follow configured fallbacks only: vectors or scores of two models cannot be compared with each other.
         """
         found = self._rings.get(start.name)
         if found is None:
@@ -204,7 +213,7 @@ class Registry:
         else:
             ordered = list(self.groups.values())
         names: list[str] = [*self.fallbacks.get(start.name, ()), *self.default_fallbacks]
-        if start.mode != "embedding" and ordered:
+        if start.mode == "chat" and ordered:
             names += [group.name for group in (*ordered[start.index + 1 :], *ordered[: start.index])]
         for name in names:
             group = self.groups[self.aliases.get(name, name)]

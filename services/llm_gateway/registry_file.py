@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from services.common.config import ConfigProblem
+from services.llm_gateway.auto_route import AutoRoute
 from services.llm_gateway.failures import FailureClass
 from services.llm_gateway.model_config import RETRY_POLICY, STRATEGIES, ModelEntry, ModelsFile, merged
 from services.llm_gateway.money import Prices
@@ -119,6 +120,7 @@ class _Builder:
         plain = {name: group for name, group in groups.items() if "*" not in name}
         return Registry(
             groups={name: Group(name, index, group.deployments) for index, (name, group) in enumerate(plain.items())},
+            autos=self._autos(groups, names),
             wildcards=tuple(sorted((g for g in groups.values() if "*" in g.name), key=lambda g: -len(g.name))),
             aliases=aliases,
             fallbacks=table("fallbacks"),
@@ -150,6 +152,32 @@ class _Builder:
             unsupported=tuple(self._unsupported),
             unpriced=tuple(name for name, group in groups.items() if not all(d.prices.known for d in group.deployments)),
         )
+
+    def _autos(self, groups: dict[str, Group], names: set[str]) -> dict[str, AutoRoute]:
+        found: dict[str, AutoRoute] = {}
+        for router in self._file.auto_routers():
+            where = f"router_settings.auto_router ({router.name})"
+            if router.name in names or router.name in found:
+                self._problems.append(f"models.yaml: {where}: there is another model of that name")
+            wanted = (router.cheap, router.balanced, router.best, *([router.classifier] if router.classifier else []))
+            known = [self._known(name, names, where) for name in wanted]
+            if not all(known):
+                continue
+            if absent := [name for name in wanted if name not in groups or groups[name].mode != "chat"]:
+                self._problems.append(f"models.yaml: {where}: {', '.join(absent)}: must be chat models of supported providers, no aliases")
+                continue
+            limits = router.thresholds
+            found[router.name] = AutoRoute(
+                router.cheap,
+                router.balanced,
+                router.best,
+                router.name,
+                limits.simple,
+                limits.budget,
+                limits.standard,
+                router.classifier or "",
+            )
+        return found
 
     def _known(self, name: str, names: set[str], where: str) -> bool:
         if name not in names:

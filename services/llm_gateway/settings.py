@@ -30,8 +30,15 @@ class Settings(ServiceSettings):
     cache_url: str = Field("", description="Valkey for cached answers; empty: in the process and in cache_dir only.")
     cache_ttl_s: PositiveSeconds = Field(3600.0, description="Life of a cached answer; cache_params.ttl of models.yaml wins.")
     cache_l1_entries: Annotated[int, Field(ge=0)] = Field(1000, description="Answers that a process keeps in its own memory.")
+    cache_stale_s: Annotated[float, Field(ge=0)] = Field(
+        86_400.0, description="How much longer an answer is kept for the case that every provider fails."
+    )
+    cache_disk_bytes: Annotated[int, Field(ge=0)] = Field(1024**3, description="Most bytes of the disk cache.")
     cache_dir: Path | None = Field(None, description="Folder of the disk cache; absent turns it off.")
     cache_per_user: bool = Field(False, description="Keep cached answers apart by user, not only by tenant.")
+    cache_semantic_model: str = Field(
+        "", description="Embedding model that finds similar questions; models.yaml (cache_params) wins. Empty: no semantic cache."
+    )
     cache_semantic_static: bool = Field(
         False, description="Let static embedders decide about similar questions; they tell 'cancel' from 'do not cancel' badly."
     )
@@ -44,7 +51,10 @@ class Settings(ServiceSettings):
     master_key: str = Field(
         "", repr=False, description="The operator's key for the admin routes of the model port; wins over general_settings.master_key."
     )
-    http_workers: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Worker processes that share the model port.")
+    http_workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Processes that share the model port; their metrics ports follow one another."
+    )
+    http_worker: Annotated[int, Field(ge=0, le=63)] = Field(0, description="Which of them this one is; set by the first for the others.")
     files_dir: Path | None = Field(None, description="Folder of uploaded files and batch results; absent: no files, no batches.")
     ledger_dir: Path | None = Field(None, description="Folder to export the ledger to, one JSONL file a day.")
     ledger_lines: Annotated[int, Field(ge=1000)] = Field(1_000_000, description="Ledger lines a tenant that the store keeps, about.")

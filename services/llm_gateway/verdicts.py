@@ -37,6 +37,8 @@ def error_of(failure: Failure, model: str) -> BulkheadError:
             return Overloaded(message, reason="UPSTREAM_UNAVAILABLE", retry_after_s=failure.retry_after_s or 1.0, metadata=metadata)
         case FailureClass.UNFIT:
             message = failure.message or "the model cannot take this request"
+            if failure.param:
+                metadata["param"] = failure.param
             return InvalidInput(message, reason=failure.code or "CAPABILITY_MISSING", metadata=metadata)
         case FailureClass.CREDENTIAL | FailureClass.QUOTA:
             message = "the gateway's credentials for this model are used up"

@@ -17,6 +17,7 @@ from services.llm_gateway.adapters.gemini_errors import failure_in, failure_of
 from services.llm_gateway.adapters.gemini_request import content_body, unfit
 from services.llm_gateway.chat import Answer, malformed
 from services.llm_gateway.failures import Failure, UpstreamFault
+from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
 
 BASE = "https://generativelanguage.googleapis.com/v1beta"
@@ -29,7 +30,7 @@ class GeminiDialect:
 
     def chat(self, attempt: Attempt, *, stream: bool) -> WireRequest:
         """POST models/{model}:generateContent, or :streamGenerateContent as server-sent events."""
-        body = content_body(attempt.body, attempt.deployment.model)
+        body = content_body(plain(attempt.body, attempt.deployment), attempt.deployment.model)
         return _request(attempt, "streamGenerateContent?alt=sse" if stream else "generateContent", body)
 
     def read_answer(self, raw: bytes) -> Answer:

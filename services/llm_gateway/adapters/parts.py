@@ -1,7 +1,7 @@
 """Parts of the service that are made of several objects each, and that start and stop together."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import redis.asyncio as redis
@@ -11,15 +11,29 @@ from services.common import valkey
 from services.common.accounts import Accounts, LimitSet, PrincipalLimits
 from services.common.breaker import Breakers
 from services.common.config import ConfigFile
+from services.common.idempotency import IdempotencyStore
 from services.common.identity import Principal
 from services.common.limits import TierPolicy, parse_policies
+from services.common.rpc import context as call_context
 from services.llm_gateway.accounting.plans import Plans
+from services.llm_gateway.adapters.answer_cache import AnswerCache
 from services.llm_gateway.adapters.deployment_limits import ValkeyDeploymentLimits
+from services.llm_gateway.adapters.disk_cache import DiskCache
 from services.llm_gateway.adapters.ledger import Ledger, Subjects
 from services.llm_gateway.adapters.purse import LedgerBounds, ValkeyPurse
+from services.llm_gateway.auto_calls import AutoRouted
+from services.llm_gateway.caching import Caches
+from services.llm_gateway.caching_levels import Levels
+from services.llm_gateway.caching_memory import MemoryCache
+from services.llm_gateway.caching_rules import CachePolicy
+from services.llm_gateway.completions import Completions
 from services.llm_gateway.gate import DeploymentGate, GateSettings
-from services.llm_gateway.registry import Registry
+from services.llm_gateway.registry import CacheConfig, Registry
+from services.llm_gateway.replay import Replay
+from services.llm_gateway.results import ModelCalls
+from services.llm_gateway.semantic import SemanticCache
 from services.llm_gateway.settings import Settings
+from services.llm_gateway.single_flight import SingleFlight
 
 log = structlog.get_logger("bulkhead.llm")
 POLICIES_FILE = "policies.yaml"
@@ -61,9 +75,16 @@ class Money:
         if self._policies is None:
             log.warning("tier_limits_absent", file=POLICIES_FILE)
         self._policy_set = settings.policy_set
-        plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state))
+        self._registry = registry
+        self._plans = plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state))
         self.purse = ValkeyPurse(state, plans, timeout_s=settings.store_timeout_ms / 1000, bounds=LedgerBounds(lines=settings.ledger_lines))
         self.ledger = Ledger(state)
+
+    async def admit(self, model: str) -> None:
+        """Raises PermissionDenied for a model that the caller may not ask, also where no money is needed."""
+        context = call_context.current()
+        if context is not None and context.principal is not None:
+            await self._plans.find(context.principal, self._registry().resolve_name(model))
 
     @property
     def watched(self) -> list[ConfigFile]:
@@ -122,3 +143,78 @@ class Doors:
         await self._limits.stop()
         await self._breakers.stop()
         await self._client.aclose()
+
+
+class Layers:
+    """What stands around the attempt loop, outermost first: replay, the choice of `auto` models, caches, single-flight."""
+
+    def __init__(
+        self, settings: Settings, state: redis.Redis, completions: Completions, purse: ValkeyPurse, admit: Callable[[str], Awaitable[None]]
+    ) -> None:
+        registry = completions.registry
+        self._settings = settings
+        self._completions = completions
+        self._policies: dict[CacheConfig, CachePolicy] = {}
+        flight = SingleFlight(completions, self._policy, admit=admit)
+        self._shared: AnswerCache | None = None
+        self._client: redis.Redis | None = None
+        if settings.cache_url:
+            self._client = valkey.connect(settings.cache_url, timeout_s=SHARED_STATE_TIMEOUT_S)
+            self._shared = AnswerCache(self._client, timeout_s=settings.store_timeout_ms / 1000)
+        self._disk = DiskCache(settings.cache_dir, max_bytes=settings.cache_disk_bytes) if settings.cache_dir else None
+        model = registry.cache.semantic_model or settings.cache_semantic_model
+        self._semantic: SemanticCache | None = None
+        if model and self._shared is not None:
+            self._semantic = SemanticCache(flight, self._shared, model, force_static=settings.cache_semantic_static)
+        self._caches = Caches(
+            flight,
+            Levels(MemoryCache(settings.cache_l1_entries), self._shared, self._disk),
+            self._policy,
+            semantic=self._semantic,
+            admit=admit,
+        )
+        self._replay = Replay(AutoRouted(self._caches, purse), IdempotencyStore(state))
+
+    @property
+    def calls(self) -> ModelCalls:
+        """The outermost layer, which surfaces call."""
+        return self._replay
+
+    def _policy(self) -> CachePolicy:
+        config = self._completions.registry.cache
+        policy = self._policies.get(config)
+        if policy is None:
+            settings = self._settings
+            policy = CachePolicy(
+                enabled=config.enabled and not config.opt_in,
+                ttl_s=config.ttl_s or settings.cache_ttl_s,
+                stale_s=settings.cache_stale_s,
+                per_user=settings.cache_per_user,
+            )
+            self._policies = {config: policy}
+        return policy
+
+    async def start(self) -> None:
+        """Begins the background work."""
+        for part in (self._shared, self._disk):
+            if part is not None:
+                await part.start()
+
+    async def stop(self) -> None:
+        """Ends it; calls that go on without their caller are ended too."""
+        await self._replay.stop()
+        if self._semantic is not None:
+            await self._semantic.stop()
+        for part in (self._shared, self._disk):
+            if part is not None:
+                await part.stop()
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def erase_cached(self, tenant: str, user: str) -> tuple[str, int]:
+        """Deletes what calls of the user have stored."""
+        return "cached_answers", await self._caches.erase(tenant, user)
+
+    async def erase_replayable(self, tenant: str, user: str) -> tuple[str, int]:
+        """Deletes the answers that are kept under the user's idempotency keys."""
+        return "replayable_answers", await self._replay.erase(tenant, user)

@@ -136,12 +136,15 @@ class ModelPort:
     async def _list_models(self, exchange: Exchange) -> None:
         registry = self._registry()
         named = {**registry.groups, **{alias: registry.groups[name] for alias, name in registry.aliases.items()}}
-        body = {"object": "list", "data": [_model(name, group) for name, group in named.items()]}
+        autos = {name: registry.groups[route.balanced] for name, route in registry.autos.items()}
+        body = {"object": "list", "data": [_model(name, group) for name, group in {**autos, **named}.items()]}
         await exchange.answer(200, orjson.dumps(body))
 
     async def _get_model(self, exchange: Exchange) -> None:
         registry, name = self._registry(), exchange.parameters["model"]
         group = registry.groups.get(registry.aliases.get(name, name))
+        if group is None and name in registry.autos:
+            group = registry.groups[registry.autos[name].balanced]
         if group is None:
             raise NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": name[:128]})
         await exchange.answer(200, orjson.dumps(_model(name, group)))
