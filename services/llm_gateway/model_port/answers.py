@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from services.common.errors import InvalidInput
 from services.llm_gateway.model_port.exchange import Header
 from services.llm_gateway.results import Notice, Outcome
@@ -39,6 +41,8 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     ]
     if outcome.cached:
         found.append((b"x-bulkhead-cache", outcome.cached.encode()))
+    if outcome.routing:
+        found.append((b"x-bulkhead-routing", orjson.dumps(outcome.routing)))
     for limit in outcome.limits:
         kind = limit.kind.encode()
         found.append((b"x-ratelimit-limit-" + kind, b"%d" % limit.limit))
