@@ -142,6 +142,23 @@ class Accounts:
             raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
         return principal
 
+    async def confirm(self, principal: Principal) -> None:
+        """Whether a principal that was stored may still act. Raises Unauthenticated where its key has ended, or it or a holder of it is
+        blocked.
+        """
+        record = await self.keys.current(principal.key_id)
+        if record is None or record.tenant != principal.tenant:
+            raise Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
+        if record.expired():
+            raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
+        if record.blocked:
+            raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
+        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
+        if held is None or held.until <= time.monotonic():
+            held = await self._read_held(principal, record)
+        if held.blocked:
+            raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
+
     async def limits(self, principal: Principal) -> PrincipalLimits:
         """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed.
 

@@ -193,6 +193,12 @@ class ValkeyPurse:
             self._announced.clear()
         self._announced[tenant] = now + ANNOUNCED_S
 
+    async def adopt(self, ticket_id: str, ask: Ask) -> Ticket:
+        """The ticket of a reservation that another process has made: whoever goes on with its work can end it. Raises as `reserve`."""
+        plan = self._plans.known(ask.principal, ask.group) or await self._plans.find(ask.principal, ask.group)
+        self._open[ticket_id] = _opened(plan, ask)
+        return Ticket(ticket_id, ask)
+
     def settle(self, ticket: Ticket, usage: Usage, *, status: str, latency_s: float, metadata: Mapping[str, Any] | None = None) -> None:
         """Ends the ticket with what it cost. One that has ended already stays as it ended."""
         made = self._open.pop(ticket.id, None)

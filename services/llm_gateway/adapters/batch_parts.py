@@ -1,0 +1,95 @@
+"""Everything that files and batches are made of, wired.
+
+parts = BatchParts(folder, state, settings.instance, calls, accounts.confirm, lambda: models.current, purse)
+surfaces += [FilesSurface(parts.files), BatchSurface(parts.batches)]
+servicers += [BatchServicer(parts.batches, parts.files)]; erasers += [parts.batches.erase]
+start += [parts.start]; drain += [parts.drain]; close += [parts.stop]      # stop before purse, calls and state
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import redis.asyncio as redis
+
+from services.llm_gateway.adapters.batch_store import ValkeyBatches
+from services.llm_gateway.adapters.batch_store_files import ValkeyFiles
+from services.llm_gateway.adapters.batch_workspace import Workspace
+from services.llm_gateway.adapters.file_store import DiskContents
+from services.llm_gateway.adapters.provider_batches import ProviderBatches
+from services.llm_gateway.batches.execution import ExecutionParts, ExecutionRules
+from services.llm_gateway.batches.files import FileRules, Files
+from services.llm_gateway.batches.line_calls import LineCalls
+from services.llm_gateway.batches.ports import BatchPurse, KeyCheck
+from services.llm_gateway.batches.provider_execution import ProviderExecution, ProviderRules
+from services.llm_gateway.batches.requests import Windows
+from services.llm_gateway.batches.runner import BatchRunner, RunnerRules
+from services.llm_gateway.batches.service import Batches
+from services.llm_gateway.model_port.batch_lines import RouteLines
+from services.llm_gateway.model_port.chat import ChatSurface
+from services.llm_gateway.model_port.completions import CompletionsSurface
+from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
+from services.llm_gateway.model_port.responses import ResponsesSurface
+from services.llm_gateway.registry import Registry
+from services.llm_gateway.results import ModelCalls
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """All numbers of files and batches."""
+
+    files: FileRules = field(default_factory=FileRules)
+    windows: Windows = field(default_factory=Windows)
+    execution: ExecutionRules = field(default_factory=ExecutionRules)
+    runner: RunnerRules = field(default_factory=RunnerRules)
+    provider: ProviderRules = field(default_factory=ProviderRules)
+
+
+class BatchParts:
+    """Files and batches of one process. `folder` is shared by all replicas; without a `purse` that hands tickets on, no provider executes
+    batches.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        client: redis.Redis,
+        instance: str,
+        calls: ModelCalls,
+        check_key: KeyCheck,
+        registry: Callable[[], Registry],
+        purse: BatchPurse | None,
+        rules: BatchRules = BatchRules(),
+    ) -> None:
+        contents, records = DiskContents(folder), ValkeyBatches(client, instance)
+        self.files = Files(contents, ValkeyFiles(client), rules.files)
+        self.batches = Batches(records, self.files, check_key, rules.windows)
+        lines = LineCalls(calls)
+        surfaces = [ChatSurface(lines), CompletionsSurface(lines), EmbeddingsSurface(lines), ResponsesSurface(lines)]
+        self._session: aiohttp.ClientSession | None = None
+        provider = None
+        if purse is not None:
+            # Redirects would carry a credential elsewhere; cookies have no place between a provider and many tenants.
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=32))
+            provider = ProviderExecution(registry, ProviderBatches(self._session), purse, rules.provider)
+        parts = ExecutionParts(
+            records, self.files, lambda tenant, batch_id: Workspace(contents, tenant, batch_id), RouteLines(surfaces, check_key), provider,
+            rules.execution,
+        )  # fmt: skip
+        self._runner = BatchRunner(parts, random.Random(), rules.runner)  # noqa: S311 - jitter
+
+    async def start(self) -> None:
+        """Begins to execute batches."""
+        await self._runner.start()
+
+    async def drain(self) -> None:
+        """Hands over the batches that this process holds."""
+        await self._runner.drain()
+
+    async def stop(self) -> None:
+        """Ends what is left."""
+        await self._runner.stop()
+        if self._session is not None:
+            await self._session.close()

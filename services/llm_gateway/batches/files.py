@@ -1,0 +1,150 @@
+"""Files as use cases. Callers see the files of their tenant; whatever else an id may name is not there."""
+
+import asyncio
+import hashlib
+import sys
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from services.common.errors import InvalidInput, NotFound
+from services.common.identity import Principal
+from services.llm_gateway.batches.ports import Contents, FileRecords, Page
+from services.llm_gateway.batches.records import INPUT, FileRecord
+
+# OpenAI's limits.
+MOST_LISTED = 10_000
+MAX_NAME = 255
+# An upload that nobody has finished after this long is swept away.
+ABANDONED = timedelta(days=1)
+SWEPT_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FileRules:
+    """How large a file may be, and how long it is kept where nobody says otherwise."""
+
+    most_bytes: int = 200 * 1024 * 1024
+    kept: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class FileTerms:
+    """What an upload is for, and how long it is kept; 0 for the rule's time."""
+
+    purpose: str = INPUT
+    kept_s: int = 0
+
+
+def file_name() -> str:
+    """A new id."""
+    return f"file-{uuid.uuid4().hex}"
+
+
+def derived_name(prefix: str, *parts: str) -> str:
+    """An id that the same parts lead to again, and nobody guesses whose it is."""
+    return prefix + hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+class Files:
+    """Stores, lists and removes files. Everything raises Overloaded without a store or with a disk that is full."""
+
+    def __init__(self, contents: Contents, records: FileRecords, rules: FileRules = FileRules()) -> None:
+        self._contents = contents
+        self._records = records
+        self.rules = rules
+
+    async def create(
+        self, principal: Principal, name: str, pieces: AsyncIterable[bytes], terms: Callable[[], FileTerms], *, file_id: str = ""
+    ) -> FileRecord:
+        """Stores an upload whole, or nothing of it. `terms` are asked for behind the last piece.
+
+        Raises InvalidInput for a purpose that is none, ContentTooLarge.
+        """
+        tenant, file_id = principal.tenant, file_id or file_name()
+        now_ms = await self._records.now_ms()
+        await self._records.announce(tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
+        try:
+            size = await self._contents.write(tenant, file_id, pieces, self.rules.most_bytes)
+            asked = terms()
+            if asked.purpose != INPUT:
+                raise InvalidInput.field("purpose", f"must be {INPUT}")
+            record = self._record(principal, file_id, name, asked.purpose, size, await self._records.now_ms(), asked.kept_s)
+            await self._records.put(record)
+        except (Exception, asyncio.CancelledError):
+            await self._contents.delete(tenant, file_id)
+            raise
+        await self._records.settle_due(tenant, file_id, record.expires_ms)
+        return record
+
+    async def write_result(
+        self, principal: Principal, file_id: str, name: str, purpose: str, pieces: AsyncIterable[bytes], kept_s: int
+    ) -> FileRecord:
+        """Writes the content of a result file. Its record is for the caller to store, and then to call `kept`, or `discard`."""
+        now_ms = await self._records.now_ms()
+        await self._records.announce(principal.tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
+        size = await self._contents.write(principal.tenant, file_id, pieces, sys.maxsize)
+        return self._record(principal, file_id, name, purpose, size, await self._records.now_ms(), kept_s)
+
+    async def kept(self, record: FileRecord) -> None:
+        """The record of a result file is stored."""
+        await self._records.settle_due(record.tenant, record.id, record.expires_ms)
+
+    async def discard(self, record: FileRecord) -> None:
+        """The content of a result file is nobody's."""
+        await self._contents.delete(record.tenant, record.id)
+        await self._records.settle_due(record.tenant, record.id, 0)
+
+    def _record(self, principal: Principal, file_id: str, name: str, purpose: str, size: int, now_ms: int, kept_s: int) -> FileRecord:
+        expires_ms = now_ms + (kept_s or int(self.rules.kept.total_seconds())) * 1000
+        return FileRecord(file_id, principal.tenant, principal.user, principal.key_id, name[:MAX_NAME], purpose, size, now_ms, expires_ms)
+
+    async def get(self, tenant: str, file_id: str) -> FileRecord:
+        """A file of the tenant. Raises NotFound."""
+        record = await self._records.get(tenant, file_id)
+        if record is None or (record.expires_ms and record.expires_ms <= await self._records.now_ms()):
+            raise NotFound("no such file", reason="FILE_NOT_FOUND", metadata={"param": "id"})
+        return record
+
+    async def list(self, tenant: str, *, after: str = "", limit: int = MOST_LISTED, purpose: str = "", ascending: bool = False) -> Page:
+        """Files of the tenant, newest first unless `ascending`. Raises InvalidInput."""
+        if not 1 <= limit <= MOST_LISTED:
+            raise InvalidInput.field("limit", f"must be from 1 to {MOST_LISTED}")
+        return await self._records.list(tenant, after=after, limit=limit, purpose=purpose, ascending=ascending)
+
+    async def content(self, tenant: str, file_id: str) -> tuple[FileRecord, AsyncIterator[bytes]]:
+        """A file and the pieces of its content. Raises NotFound."""
+        record = await self.get(tenant, file_id)
+        return record, self._contents.read(tenant, file_id)
+
+    async def delete(self, tenant: str, file_id: str) -> None:
+        """Removes a file. A batch that has begun over it goes on. Raises NotFound."""
+        await self.get(tenant, file_id)
+        await self._remove(tenant, file_id)
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Removes all files that a user has uploaded, or that batches made for them; answers how many."""
+        records = await self._records.of_user(tenant, user)
+        for record in records:
+            await self._remove(tenant, record.id)
+        return len(records)
+
+    async def sweep(self) -> int:
+        """Removes files whose time has come, and what is left of uploads that were broken off; answers how many."""
+        removed = 0
+        for tenant, file_id in await self._records.due(SWEPT_AT_ONCE):
+            record, now_ms = await self._records.get(tenant, file_id), await self._records.now_ms()
+            if record is not None and (not record.expires_ms or record.expires_ms > now_ms):
+                await self._records.settle_due(tenant, file_id, record.expires_ms)
+                continue
+            await self._remove(tenant, file_id)
+            removed += 1
+        return removed
+
+    async def _remove(self, tenant: str, file_id: str) -> None:
+        # The record goes first: nobody finds a file whose content is gone. The entry of what is due goes last, so that a
+        # removal that was broken off is gone on with.
+        await self._records.delete(tenant, file_id)
+        await self._contents.delete(tenant, file_id)
+        await self._records.settle_due(tenant, file_id, 0)
