@@ -11,7 +11,7 @@ from typing import Any
 
 CHARTS = Path(__file__).resolve().parent.parent / "charts"
 APPLICATIONS = ("gateway", "orchestrator", "llm-gateway", "tool-executor", "memory", "simulator")
-CONFIG_FILES = ("models", "tools", "agents", "policies")
+CONFIG_FILES = ("models", "tools", "agents", "policies", "prices")
 
 Schema = dict[str, Any]
 
@@ -156,8 +156,20 @@ def application(chart: str) -> Schema:
     )
     values["properties"]["global"] = shared()
     if chart == "llm-gateway":
-        values["properties"]["modelPort"] = closed(enabled=BOOLEAN, hosts=HOSTS, gateways=GATEWAYS)
+        values["properties"] |= model_gateway()
     return values
+
+
+def model_gateway() -> dict[str, Schema]:
+    """What the LLM gateway has of its own."""
+    cidr: Schema = {"type": "string", "pattern": r"^[0-9a-f.:]+/[0-9]+$"}
+    places: list[Schema] = [{"required": ["namespace", "port"]}, {"required": ["cidr", "port"]}]
+    server = closed(namespace={"type": "string", "pattern": NAME, "minLength": 1}, cidr=cidr, port=whole(1, 65535)) | {"oneOf": places}
+    return {
+        "modelPort": closed(enabled=BOOLEAN, workers=whole(1, 64), masterKey=secret_reference("key"), hosts=HOSTS, gateways=GATEWAYS),
+        "files": closed(enabled=BOOLEAN, existingClaim=SECRET, size=QUANTITY, storageClass=STRING),
+        "modelServers": {"type": "object", "propertyNames": {"pattern": r"^[a-z0-9-]+$"}, "additionalProperties": server},
+    }
 
 
 def devstores() -> Schema:

@@ -144,7 +144,7 @@ def test_a_service_would_refuse_to_start_without_what_is_rendered(render, app, m
         parse(settings_class(app))
 
 
-FILES = {"gateway": ["policies.yaml"], "orchestrator": ["agents.yaml", "policies.yaml"], "llm-gateway": ["models.yaml"],
+FILES = {"gateway": ["policies.yaml"], "orchestrator": ["agents.yaml", "policies.yaml"], "llm-gateway": ["models.yaml", "policies.yaml"],
          "tool-executor": ["policies.yaml", "tools.yaml"]}  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_services_read_what_is_mounted_and_the_files_fit_together(render, enviro
         parsed[app] = {name: yaml.safe_load((tmp_path / app / "config" / name).read_text()) for name in FILES[app]}
     registry = registry_parser(environment_of(manifests, "llm-gateway") | PROVIDER_KEYS)(parsed["llm-gateway"]["models.yaml"])
     agents = parse_agents(parsed["orchestrator"]["agents.yaml"], tmp_path / "orchestrator/config/prompts")
-    for app in ("gateway", "orchestrator", "tool-executor"):
+    for app in ("gateway", "orchestrator", "llm-gateway", "tool-executor"):
         assert parse_policies(parsed[app]["policies.yaml"])
     offered = {tool["name"] for tool in parsed["tool-executor"]["tools.yaml"]["tools"]}
     assert agents.by_digest

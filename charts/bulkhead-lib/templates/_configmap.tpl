@@ -17,13 +17,25 @@ metadata:
   name: {{ include "bulkhead-lib.fullname" . }}-config
   labels: {{- include "bulkhead-lib.serviceLabels" . | nindent 4 }}
 data:
-{{- range $file := $facts.configFiles }}
+{{- range $file := include "bulkhead-lib.configFiles" . | fromJsonArray }}
   {{ $file }}: {{ include "bulkhead-lib.configFile" (dict "root" $ "file" $file) | toJson }}
 {{- end }}
 {{- range $name, $text := include "bulkhead-lib.prompts" . | fromJson }}
   prompts.{{ $name }}: {{ $text | toJson }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Names of the files, as JSON: those that the service needs, and optional ones that are given. */}}
+{{- define "bulkhead-lib.configFiles" -}}
+{{- $facts := include "bulkhead-lib.facts" . | fromYaml -}}
+{{- $files := $facts.configFiles -}}
+{{- range $file := $facts.optionalConfigFiles -}}
+{{- if get $.Values.global.config (trimSuffix ".yaml" $file) -}}
+{{- $files = append $files $file -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $files -}}
 {{- end }}
 
 {{/* Input: {root, file}. The text of one product configuration file: the value, else the file shipped with the chart. */}}
@@ -52,12 +64,11 @@ data:
 
 {{/* The folder as the service sees it: prompts in a folder of their own. */}}
 {{- define "bulkhead-lib.configVolume" -}}
-{{- $facts := include "bulkhead-lib.facts" . | fromYaml -}}
 name: config
 configMap:
   name: {{ include "bulkhead-lib.fullname" . }}-config
   items:
-  {{- range $file := $facts.configFiles }}
+  {{- range $file := include "bulkhead-lib.configFiles" . | fromJsonArray }}
     - {key: {{ $file }}, path: {{ $file }}}
   {{- end }}
   {{- range $name, $_ := include "bulkhead-lib.prompts" . | fromJson }}

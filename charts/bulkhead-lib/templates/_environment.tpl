@@ -23,6 +23,12 @@ BULKHEAD_GRPC_PORT: {{ . | quote }}
 BULKHEAD_HTTP_PORT: {{ $facts.ports.http | quote }}
 {{- else if (.Values.modelPort | default dict).enabled }}
 BULKHEAD_HTTP_PORT: {{ $facts.ports.models | quote }}
+{{- if gt (int .Values.modelPort.workers) 1 }}
+BULKHEAD_HTTP_WORKERS: {{ .Values.modelPort.workers | quote }}
+{{- end }}
+{{- end }}
+{{- if (.Values.files | default dict).enabled }}
+BULKHEAD_FILES_DIR: /data/files
 {{- end }}
 {{- if $facts.identity }}
 BULKHEAD_IDENTITY_KEYS_FILE: /etc/bulkhead/identity/jwks.json
@@ -63,6 +69,11 @@ BULKHEAD_SIMULATOR_URL: {{ printf "http://%s-simulator:8090/v1" .Release.Name | 
   value: {{ .track }}
 - name: BULKHEAD_VERSION
   value: {{ include "bulkhead-lib.version" . | quote }}
+{{- $masterKey := dig "modelPort" "masterKey" dict (.root.Values | toJson | fromJson) }}
+{{- if $masterKey.existingSecret }}
+- name: BULKHEAD_MASTER_KEY
+  valueFrom: {secretKeyRef: {name: {{ $masterKey.existingSecret }}, key: {{ $masterKey.key }}}}
+{{- end }}
 {{- if not $global.devstores.enabled }}
 {{- range $store := concat $facts.requiredStores $facts.optionalStores }}
 {{- $secret := get $global $store }}

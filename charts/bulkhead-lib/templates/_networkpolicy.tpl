@@ -53,6 +53,15 @@ spec:
     - to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16]}}]
       ports: [{port: 443, protocol: TCP}]
     {{- end }}
+    {{- range $name, $server := .Values.modelServers }}
+    - to:
+        {{- if $server.cidr }}
+        - ipBlock: {cidr: {{ $server.cidr }}}
+        {{- else }}
+        - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ $server.namespace }}}}
+        {{- end }}
+      ports: [{port: {{ $server.port }}, protocol: TCP}]
+    {{- end }}
     {{- if and (has "models.yaml" $facts.configFiles) .Values.global.simulator.enabled }}
     - to: [{podSelector: {matchLabels: {{ include "bulkhead-lib.peer" (dict "root" . "service" "simulator") }}}}]
       ports: [{port: http, protocol: TCP}]

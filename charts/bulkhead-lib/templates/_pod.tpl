@@ -62,6 +62,9 @@ containers:
       {{- if $facts.configFiles }}
       - {name: config, mountPath: /etc/bulkhead/config, readOnly: true}
       {{- end }}
+      {{- if ($values.files | default dict).enabled }}
+      - {name: files, mountPath: /data/files}
+      {{- end }}
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: 256Mi}
@@ -70,6 +73,10 @@ volumes:
   {{- end }}
   {{- if $facts.configFiles }}
   - {{- include "bulkhead-lib.configVolume" .root | nindent 4 }}
+  {{- end }}
+  {{- if ($values.files | default dict).enabled }}
+  - name: files
+    persistentVolumeClaim: {claimName: {{ $values.files.existingClaim | default (printf "%s-files" (include "bulkhead-lib.fullname" .root)) }}}
   {{- end }}
 {{- end }}
 

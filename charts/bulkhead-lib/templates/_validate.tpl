@@ -24,6 +24,21 @@
 {{- fail (printf "%s.canary.weight is %d but global.mesh.enabled is false: without a mesh the canary's share is its number of pods (canary.replicas)" $name (int .weight)) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.modelPort -}}
+{{- if not .enabled -}}
+{{- if gt (int .workers) 1 -}}
+{{- fail (printf "%s.modelPort.workers is %d but modelPort.enabled is false: workers share the model port; enable it, or set workers to 1" $name (int .workers)) -}}
+{{- end -}}
+{{- if .masterKey.existingSecret -}}
+{{- fail (printf "%s.modelPort.masterKey.existingSecret is set but modelPort.enabled is false: the key opens routes of the model port only; enable it, or take the key out" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.files -}}
+{{- if and .existingClaim (not .enabled) -}}
+{{- fail (printf "%s.files.existingClaim is set but files.enabled is false: enable files, or take the claim out" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.global -}}
 {{- if not .allowDevelopmentParts -}}
 {{- range $part := list "simulator" "devstores" -}}

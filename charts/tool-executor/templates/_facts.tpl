@@ -3,7 +3,7 @@ module: tool_executor
 component: tools
 ports: {grpc: 50053, metrics: 9464}
 public: false
-calls: [memory]
+calls: [memory, llm-gateway]
 calledBy: [gateway, orchestrator]
 identity: verifier
 requiredStores: [state]
