@@ -1,5 +1,5 @@
 -- wrk: POSTs whose bodies all differ, so that no cache and no single-flight answers in place of the upstream.
--- BENCH_KEY, BENCH_STREAM (1 counts answers that end with [DONE]), BENCH_DELAY_MS (pause before each request), BENCH_SEED.
+-- BENCH_KEY, BENCH_STREAM (1: an answer is whole when it ends with [DONE]), BENCH_DELAY_MS (pause before each request), BENCH_SEED.
 local streamed = os.getenv("BENCH_STREAM") == "1"
 local pause_ms = tonumber(os.getenv("BENCH_DELAY_MS") or "0")
 local seed = tonumber(os.getenv("BENCH_SEED") or "0")
@@ -28,9 +28,12 @@ if pause_ms > 0 then
   function delay() return pause_ms end
 end
 
-if streamed then
-  function response(status, headers, body)
-    if status == 200 and string.find(body, "data: [DONE]", 1, true) then complete = complete + 1 end
+failure = ""
+function response(status, headers, body)
+  if status == 200 and (not streamed or string.find(body, "data: [DONE]", 1, true)) then
+    complete = complete + 1
+  elseif failure == "" then
+    failure = status .. " " .. string.sub(body, -300)
   end
 end
 
@@ -38,12 +41,16 @@ local threads = {}
 function setup(thread) table.insert(threads, thread) end
 
 function done(summary, latency, requests)
-  local whole = 0
-  for _, thread in ipairs(threads) do whole = whole + thread:get("complete") end
+  local whole, failed = 0, ""
+  for _, thread in ipairs(threads) do
+    whole = whole + thread:get("complete")
+    failed = failed ~= "" and failed or thread:get("failure")
+  end
+  if failed ~= "" then io.write("\nFAILED " .. string.gsub(failed, "%s+", " ") .. "\n") end
   local e = summary.errors
   io.write(string.format(
     '\nRESULT {"requests":%d,"duration_us":%d,"complete":%d,"failed":%d,"p50_us":%d,"p95_us":%d,"p99_us":%d,"max_us":%d}\n',
-    summary.requests, summary.duration, streamed and whole or summary.requests - e.status,
+    summary.requests, summary.duration, whole,
     e.connect + e.read + e.write + e.status + e.timeout,
     latency:percentile(50), latency:percentile(95), latency:percentile(99), latency.max))
 end

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from typing import Any
 
 import uvicorn
@@ -148,12 +149,22 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Share(Enum):
+    """Whether other processes listen on the same port: none; those that this one starts afterwards; the one that started this."""
+
+    NONE = "none"
+    FIRST = "first"
+    WORKER = "worker"
+
+
 class UvicornListener(HttpListener):
     """An ASGI application on one port."""
 
-    def __init__(self, app: Any, host: str, port: int, variable: str = "BULKHEAD_HTTP_PORT", **config: Any) -> None:
+    def __init__(
+        self, app: Any, host: str, port: int, variable: str = "BULKHEAD_HTTP_PORT", *, share: Share = Share.NONE, **config: Any
+    ) -> None:
         """`variable` names the setting to change when the port is taken; `config` goes to uvicorn.Config."""
-        self._port, self._host, self._variable = port, host, variable
+        self._port, self._host, self._variable, self._share = port, host, variable, share
         options: dict[str, Any] = {
             "lifespan": "off", "log_config": None, "access_log": False, "server_header": False, "date_header": False,
             "timeout_keep_alive": KEEP_ALIVE_S, "http": _Protocol, "ws": "none", "loop": "none", "proxy_headers": False,
@@ -169,6 +180,13 @@ class UvicornListener(HttpListener):
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            if self._share is Share.FIRST:
+                # A stranger's socket may be open to sharing as well: the port is ours only when nobody holds it.
+                with socket.socket(family, socket.SOCK_STREAM) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((self._host, self._port))
+            if self._share is not Share.NONE:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((self._host, self._port))
         except OSError:
             sock.close()

@@ -18,8 +18,8 @@ from services.common.health import Health
 from services.common.http import Share, UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
-from services.common.workers import Parent, Workers
 from services.common.tasks import end
+from services.common.workers import Parent, Workers
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.gemini import GeminiDialect
