@@ -147,6 +147,11 @@ class _EventWriter:
             return before + b'{"reasoning_content":' + orjson.dumps(piece.text) + b"}" + self._after if self._show_thinking else b""
         return before + orjson.dumps({"tool_calls": [_call_delta(piece)]}) + self._after
 
+    def pieces(self, pieces: Sequence[Piece]) -> list[bytes]:
+        """The events of a single choice; text, which is nearly all, is written in place."""
+        before, after, dumps = self._before + b'{"content":', b"}" + self._after, orjson.dumps
+        return [before + dumps(piece) + after if isinstance(piece, str) else self.piece(piece) for piece in pieces]
+
     def finish(self, reason: str, index: int, usage_object: Mapping[str, Any] | None) -> bytes:
         choice = b',"choices":[{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % index + orjson.dumps(reason) + b"}]"
         told = b',"usage":' + orjson.dumps(usage_object) if usage_object else self._usage_null
@@ -167,7 +172,7 @@ def stream(replies: Sequence[Reply], head: Head, faults: Faults) -> StreamPlan:
     include_usage = head.include_usage or "usage_with_finish" in faults or "usage_in_extra_chunk" in faults
     writer = _EventWriter(head, include_usage)
     empty = "empty_choices" in faults
-    events, tokens, is_arguments = ([], [], []) if empty else _pieces(writer, replies)
+    events, tokens = ([], []) if empty else _pieces(writer, replies)
     usage_sent = include_usage and "missing_usage" not in faults
     told = None
     if usage_sent:
@@ -191,7 +196,9 @@ def stream(replies: Sequence[Reply], head: Head, faults: Faults) -> StreamPlan:
         total_tokens=0 if empty else totals(replies)[0],
         usage_sent=usage_sent,
         finish_reason=None if {"empty_choices", "missing_finish"} & faults.keys() else replies[0].finish_reason,
-        arguments=argument_range(events, is_arguments) if "cut_in_arguments" in faults else None,
+        arguments=argument_range(events, [b'"arguments":' in event and b'"name":' not in event for event in events])
+        if "cut_in_arguments" in faults
+        else None,
         error_event=b"data: " + _ERROR_BODY + b"\n\n",
         broken_event=_BROKEN_EVENT,
         unknown_event=_UNKNOWN_EVENT,
@@ -200,28 +207,20 @@ def stream(replies: Sequence[Reply], head: Head, faults: Faults) -> StreamPlan:
     return assemble(script, faults)
 
 
-def _pieces(writer: _EventWriter, replies: Sequence[Reply]) -> tuple[list[bytes], list[int], list[bool]]:
-    """The events with a token count for each; those of several choices take turns."""
+def _pieces(writer: _EventWriter, replies: Sequence[Reply]) -> tuple[list[bytes], list[int]]:
+    """The events with the tokens made by then; those of several choices take turns, and hidden thoughts make none."""
     if len(replies) == 1 and not replies[0].reasoning_tokens:
         pieces = replies[0].pieces
-        return (
-            [writer.piece(piece) for piece in pieces],
-            list(range(1, len(pieces) + 1)),
-            [isinstance(piece, CallPiece) and not piece.id for piece in pieces],
-        )
+        return writer.pieces(pieces), list(range(1, len(pieces) + 1))
     events: list[bytes] = []
     tokens: list[int] = []
-    is_arguments: list[bool] = []
     made = 0
     for position in range(max(len(reply.pieces) for reply in replies)):
         for index, reply in enumerate(replies):
-            if position >= len(reply.pieces):
-                continue
-            made += 1
-            piece = reply.pieces[position]
-            event = writer.piece(piece, index)
-            if event:
-                events.append(event)
-                tokens.append(made)
-                is_arguments.append(isinstance(piece, CallPiece) and not piece.id)
-    return events, tokens, is_arguments
+            if position < len(reply.pieces):
+                made += 1
+                event = writer.piece(reply.pieces[position], index)
+                if event:
+                    events.append(event)
+                    tokens.append(made)
+    return events, tokens

@@ -63,7 +63,8 @@ class Simulator:
 
     def closes_early(self, endpoint: str, headers: Mapping[str, str]) -> bool:
         """Whether a connection is to be closed before the body is read: by a header, or by an order that needs no body to fit."""
-        if "close_before_body" in header_faults(headers):
+        named = _FAULT_HEADER in headers or "x-sim-close-before-body" in headers
+        if named and "close_before_body" in header_faults(headers):
             return True
         if not len(self.fault_book):
             return False

@@ -101,7 +101,8 @@ def account(simulator: Simulator, visit: Visit, made: Prepared) -> None:
     replies = made.replies
     visit.completion_tokens = sum(reply.completion_tokens for reply in replies)
     visit.reasoning_tokens = sum(reply.reasoning_tokens for reply in replies)
-    visit.tool_calls = sum(len(reply.tool_calls()) for reply in replies if reply.finish_reason == "tool_calls")
+    if replies[0].finish_reason == "tool_calls":
+        visit.tool_calls = sum(len(reply.tool_calls()) for reply in replies)
     visit.billed = not costs_nothing(made.faults)
     if visit.billed and made.cache_use.digests:
         simulator.prompt_cache.keep(made.cache_use)

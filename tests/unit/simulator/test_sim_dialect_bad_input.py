@@ -111,12 +111,20 @@ async def test_openai_s_prefill_goes_on_word_for_word_unless_told_otherwise(sim)
     await sim.call("DELETE", "/sim/scenarios/two-answers")
 
 
+def well_refused(refused: Refused) -> None:
+    assert refused.status == 400
+    assert refused.message
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=6), children, max_size=3),
     max_leaves=8,
 )
-_ANTHROPIC_TEXT = "model messages max_tokens system tools tool_choice stream temperature top_k stop_sequences thinking output_config metadata cache_control"
+_ANTHROPIC_TEXT = (
+    "model messages max_tokens system tools tool_choice stream temperature top_k stop_sequences thinking "
+    "output_config metadata cache_control"
+)
 _GEMINI_TEXT = "contents systemInstruction tools toolConfig generationConfig cachedContent labels system_instruction tool_config"
 _BLOCK = st.dictionaries(
     st.sampled_from(["type", "text", "source", "id", "name", "input", "tool_use_id", "content", "thinking", "signature", "cache_control"]),
@@ -142,8 +150,7 @@ def test_any_messages_request_is_answered_or_refused(body, blocks, valid):
         asked = parse_messages(body, orjson.dumps(body))
         planner.reply_to(asked.chat, lambda wanted: ["x"] * wanted)
     except Refused as refused:
-        assert refused.status == 400
-        assert refused.message
+        well_refused(refused)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -161,8 +168,7 @@ def test_any_generate_request_is_answered_or_refused(body, parts, valid):
         try:
             read()
         except Refused as refused:
-            assert refused.status == 400
-            assert refused.message
+            well_refused(refused)
 
 
 @settings(max_examples=100, deadline=None)
@@ -175,7 +181,7 @@ def test_any_batch_of_embeddings_is_answered_or_refused(body):
     try:
         parse_batch(body, "m")
     except Refused as refused:
-        assert refused.status == 400
+        well_refused(refused)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -193,4 +199,4 @@ def test_any_schema_is_used_or_refused(schema):
         request, _ = parse_generate({"contents": contents, "tools": tools, "toolConfig": calling}, "m", False)
         planner.reply_to(request, lambda wanted: ["x"] * wanted)
     except Refused as refused:
-        assert refused.status == 400
+        well_refused(refused)
