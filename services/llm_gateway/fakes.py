@@ -205,7 +205,7 @@ class InMemoryPurse:
             self._book(made, delta, ask_less=0, tokens=usage.input + usage.output - ask.tokens, lines=1)
             self._write(corrected(made.plan, ticket.id, ask, usage, status, ask.cost_nanousd, ask.tokens, billed=billed).line, made.plan)
 
-    def _book(self, made: _Reservation, cost: int, *, ask_less: int, tokens: int, lines: int) -> None:
+    def _book(self, made: _Reservation, cost: int, *, ask_less: int, tokens: int, lines: int, tell: bool = True) -> None:
         now = self._clock()
         began, made.began = made.began, []
         for index, holder in enumerate(made.holders):
@@ -223,11 +223,11 @@ class InMemoryPurse:
                 if not began or began[index][window] == money.began[window]:
                     money.spent[window] = max(0, money.spent[window] + cost)
             made.began.append(dict(money.began))
-            for window, limit in holder.caps.money() if cost > 0 else ():
+            for window, limit in holder.caps.money() if cost > 0 and tell else ():
                 if limit and money.spent[window] >= limit * 0.8:
                     self._alert(made.plan.tenant, holder, window, limit, money.spent[window], 80)
             soft, window = holder.caps.soft, holder.caps.soft_window
-            if cost > 0 and soft > 0 and money.spent[window] >= soft:
+            if cost > 0 and tell and soft > 0 and money.spent[window] >= soft:
                 self._alert(made.plan.tenant, holder, window, soft, money.spent[window], 0)
 
     def _alert(self, tenant: str, holder: Holder, window: int, limit: int, spent: int, percent: int) -> None:
@@ -254,7 +254,8 @@ class InMemoryPurse:
         for id_, made in list(self._open.items()):
             if made.at + made.ask.expires_s <= now:
                 del self._open[id_]
-                self._book(made, made.ask.cost_nanousd, ask_less=1, tokens=0, lines=1)
+                # Nobody who sweeps knows the limits; the next call that these holders pay for tells what has been reached.
+                self._book(made, made.ask.cost_nanousd, ask_less=1, tokens=0, lines=1, tell=False)
                 self._write(lost(id_, made.about, made.ask.cost_nanousd, made.ask.tokens).line, made.plan)
                 self._lost[id_] = made
                 booked += 1

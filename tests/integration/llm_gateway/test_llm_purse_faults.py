@@ -290,3 +290,17 @@ async def test_what_was_told_of_a_run_ends_with_the_run(valkey):
     assert await valkey.exists("llm:{acme}:alerts") == 0
     assert await valkey.pttl("llm:{acme}:run:r:told") > 0
     await purse.stop()
+
+
+async def test_answers_of_one_batch_go_each_to_its_own_caller(valkey):
+    library = purse_on(valkey, 5.0)._library
+    await library.batched("purse_announce_v1", [TENANTS, "llm:{purse}:ledgers"], ["acme"])
+    calls = []
+    for number in range(50):
+        calls.append(library.batched("purse_void_v1", ["llm:{acme}:open"], [f"{number}" * 1_000, b"\x00", 0, 1000 if number % 3 else "x"]))
+        calls.append(library.batched("purse_look_v1", [f"llm:{{acme}}:key:{number}"] * (number + 1), [b"\x00" * (number + 1)]))
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(one).__name__ if number % 3 == 0 else one for number, one in enumerate(found[::2])] == [
+        "ResponseError" if number % 3 == 0 else 1 for number in range(50)
+    ]
+    assert [len(one) for one in found[1::2]] == [number + 2 for number in range(50)]

@@ -14,6 +14,7 @@ from services.common.identity import Principal
 from services.llm_gateway.accounting import Plans
 from services.llm_gateway.adapters.ledger import Ledger, Subjects
 from services.llm_gateway.adapters.purse import ValkeyPurse
+from services.llm_gateway.fakes import InMemoryPurse, MemorySubjects
 from services.llm_gateway.money import Usage
 from services.llm_gateway.ports import Ask, Ticket
 
@@ -184,3 +185,73 @@ async def test_no_race_passes_a_cap_or_leaves_anything_over(valkey, seed):
     # The seeds are of use only where caps were met and calls went through.
     assert race.refused
     assert race.granted
+
+
+class Pair:
+    """The same purse twice, in Valkey and in memory."""
+
+    def __init__(self, valkey, chance: random.Random) -> None:
+        self.chance, self.accounts = chance, Accounts(chance)
+        for name, limits in self.accounts._of.items():
+            if chance.random() < 0.3:
+                self.accounts._of[name] = replace(limits, tokens_per_day=chance.randrange(500, 5_000))
+        self.told: list = []
+        subjects = MemorySubjects()
+        self.real = ValkeyPurse(valkey, Plans(self.accounts, lambda _: None, subjects), timeout_s=10.0, on_threshold=self.told.append)
+        self.fake = InMemoryPurse(Plans(self.accounts, lambda _: None, subjects))
+        self.open: list[tuple[Ticket, Ticket]] = []
+
+    async def reserve(self) -> str:
+        ask = Ask(
+            "c", 1, self.chance.choice(PEOPLE), self.chance.choice(["gpt", "mini"]), "d1", "openai", "chat", self.chance.randrange(1, 500),
+            self.chance.choice([0, self.chance.randrange(1, 8_000_000)]), self.chance.choice([0.0, 60.0]), 1,
+            self.chance.choice(["", "r1"]), 40_000,
+        )  # fmt: skip
+        outcomes: list = await asyncio.gather(self.real.reserve(ask), self.fake.reserve(ask), return_exceptions=True)
+        if isinstance(outcomes[0], Ticket) and isinstance(outcomes[1], Ticket):
+            self.open.append((outcomes[0], outcomes[1]))
+            return "granted"
+        assert type(outcomes[0]) is type(outcomes[1]), outcomes
+        # A period of seven days began when it was first met, in each purse at its own second.
+        assert {**outcomes[0].metadata, "resets_at": ""} == {**outcomes[1].metadata, "resets_at": ""}
+        return outcomes[0].reason
+
+    async def end(self) -> None:
+        pair = self.open.pop(self.chance.randrange(len(self.open)))
+        cost, tokens = self.chance.randrange(pair[0].ask.cost_nanousd * 5 // 4 + 1), self.chance.randrange(pair[0].ask.tokens + 1)
+        released = self.chance.random() < 0.3
+        for purse, ticket in zip((self.real, self.fake), pair, strict=True):
+            if released:
+                purse.release(ticket)
+            else:
+                purse.settle(ticket, Usage(input=tokens, cost_picousd=cost * 1000), status="ok", latency_s=0.1)
+        assert await self.real.drain(10.0) == 0
+
+    async def same(self) -> None:
+        for principal in PEOPLE[:6]:
+            real, fake = await self.real.budgets(principal, group="gpt"), await self.fake.budgets(principal, group="gpt")
+            for one, other in zip(real.budgets, fake.budgets, strict=True):
+                assert replace(one, resets_at=0) == replace(other, resets_at=0)
+                assert abs(one.resets_at - other.resets_at) <= 2
+            assert real.limits == fake.limits
+        assert self.told == self.fake.thresholds
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_the_purse_in_memory_decides_as_the_real_one(valkey, seed):
+    chance = random.Random(seed)
+    pair = Pair(valkey, chance)
+    reasons: Counter = Counter()
+    for _ in range(60):
+        step = chance.random()
+        if step < 0.6 or not pair.open:
+            reasons[await pair.reserve()] += 1
+        elif step < 0.95:
+            await pair.end()
+        else:
+            assert await pair.real.sweep() == await pair.fake.sweep()
+            await pair.same()
+    await pair.same()
+    await pair.real.stop()
+    assert reasons["granted"]
+    assert len(reasons) > 1
