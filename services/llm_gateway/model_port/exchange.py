@@ -1,7 +1,7 @@
 """One HTTP request and its answer, over bare ASGI: this port is on the hot path of every model call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
@@ -90,12 +90,27 @@ class Exchange:
             more = message.get("more_body", False)
         if size > most:
             raise Refused(413, f"the request body is larger than {most} bytes", code="request_too_large")
+        self._begin_watch()
+        return b"".join(pieces)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes, for what is too large to hold. A client that leaves cancels this task."""
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise asyncio.CancelledError
+            more = message.get("more_body", False)
+            yield message.get("body", b"")
+        self._begin_watch()
+
+    def _begin_watch(self) -> None:
         self._task = asyncio.current_task()
         if self._line is not None:
             self._line.watch(self._left)
         else:
             self._watcher = asyncio.create_task(self._watch())
-        return b"".join(pieces)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -142,6 +157,13 @@ class Exchange:
         ]
         if self._line is None or not self._line.begin(200, head):
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
+
+    async def begin_body(self, size: int, content_type: bytes, headers: Sequence[Header] = ()) -> None:
+        """Status 200 and the headers of a body of `size` bytes, which `write` and `end_stream` send."""
+        self.started = True
+        self.status = 200
+        head = [(b"content-type", content_type), (b"content-length", b"%d" % size), *self.common_headers, *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
     async def write(self, body: bytes) -> None:
         """Part of a stream."""
