@@ -44,6 +44,7 @@ from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
 from services.llm_gateway.settings import MODELS_FILE, Settings
+from services.llm_gateway.telemetry import Conventions
 
 log = structlog.get_logger("bulkhead.llm")
 
@@ -81,6 +82,7 @@ async def build(settings: Settings) -> Service:
         money.purse,
         deny_unpriced=settings.price_unknown == "deny",
         hedge=_hedge(settings),
+        conventions=Conventions(settings.genai_semconv, settings.capture_content),
     )
     layers = Layers(settings, state, completions, money.purse, money.admit)
     calls = layers.calls

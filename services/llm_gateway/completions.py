@@ -1,8 +1,8 @@
 """Model calls as use cases. Every surface calls these, and all of them pass through the one attempt loop."""
 
 import random
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
 from services.llm_gateway.registry import Deployment, Group, Mode, Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Outcome, Ranked, RerankCall, StreamEvent
-from services.llm_gateway.telemetry import CallRecord
+from services.llm_gateway.telemetry import LATEST, CallRecord, Conventions
 from services.llm_gateway.terms import Terms
 
 NOBODY = Principal(tenant="default", user="")
@@ -44,6 +44,7 @@ class Completions:
         *,
         deny_unpriced: bool = False,
         hedge: Hedge | None = None,
+        conventions: Conventions = LATEST,
     ) -> None:
         self._registry = registry
         self.upstreams = upstreams
@@ -53,6 +54,7 @@ class Completions:
         self.purse = purse
         self._deny_unpriced = deny_unpriced
         self.hedge = hedge
+        self._conventions = conventions
 
     @property
     def registry(self) -> Registry:
@@ -82,6 +84,8 @@ class Completions:
 
             opened = await work.opened(attempt)
             answer, _ = opened.result
+            if work.record.captures:
+                work.record.answered(*_content(answer), _finish_reason(answer))
             outcome = work.outcome(
                 opened.deployment, _finish_reason(answer), text_of(answer.data.get("id")), text_of(answer.data.get("model")), answer.headers
             )
@@ -152,8 +156,9 @@ class Completions:
         if operation == "chat" and len(group.deployments) > 1:
             affinity = affinity_of(ChatCall(model, body, size=size))
         load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority, affinity)
-        payer = Payer(uuid.uuid4().hex, principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
-        record = CallRecord(operation, group, model, run_id, thread_id)
+        payer = Payer(secrets.token_hex(16), principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
+        record = CallRecord(operation, group, model, run_id, thread_id, self._conventions)
+        record.requested(body)
         course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)
         work = Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
         if operation == "chat":
@@ -194,6 +199,7 @@ class Work:
         try:
             yield
         except BaseException as error:
+            self.record.timing = self.payer.timing
             self.record.failed(error)
             raise
 
@@ -305,6 +311,7 @@ class Work:
     ) -> Outcome:
         """How the answer came about; ends the record."""
         course, payer = self.course, self.payer
+        self.record.timing = timing = payer.timing
         self.record.succeeded(deployment, payer.spent, finish_reason, response_id, provider_model)
         return Outcome(
             deployment,
@@ -315,7 +322,7 @@ class Work:
             course.attempts,
             course.retries,
             course.fallbacks,
-            timing=payer.timing,
+            timing=timing,
             limits=payer.limits,
             upstream_headers=headers or {},
         )
@@ -324,6 +331,14 @@ class Work:
 def _choices(body: Mapping[str, Any]) -> int:
     number = body.get("n")
     return number if type(number) is int else 1
+
+
+def _content(answer: Answer) -> tuple[str, list[dict[str, Any]]]:
+    """Text and tool calls of the first choice."""
+    message = answer.data["choices"][0]["message"]
+    made = [(call, call.get("function") or {}) for call in message.get("tool_calls") or ()]
+    calls = [{"id": call.get("id"), "name": function.get("name"), "arguments": function.get("arguments")} for call, function in made]
+    return text_of(message.get("content")), calls
 
 
 def _finish_reason(answer: Answer) -> str:

@@ -143,6 +143,9 @@ class _Relay:
 
     def outcome(self, deployment: Deployment):
         """How the whole answer came about; ends the record."""
+        record, assembly = self._work.record, self.assembly
+        if record.captures:
+            record.answered(assembly.text, assembly.tool_calls, assembly.finish_reason)
         return self._work.outcome(deployment, self.assembly.finish_reason, self.assembly.response_id, self.assembly.model)
 
     def _usage(self, deployment: Deployment, charge: Charge, sent: Meter) -> Usage:
