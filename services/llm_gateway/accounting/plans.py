@@ -141,6 +141,9 @@ class Plans:
 
         Raises PermissionDenied (MODEL_NOT_ALLOWED), Overloaded when the store is away.
         """
+        plan = self.known(principal, group)
+        if plan is not None:
+            return plan
         key = (principal.tenant, principal.user, principal.key_id, principal.team, principal.tier, group)
         finding = self._finding.get(key)
         if finding is None:
