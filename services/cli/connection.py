@@ -20,6 +20,8 @@ def find_connection(data_dir: Path, environ: Mapping[str, str] = os.environ) -> 
     """Raises Unreachable or Denied with the way out when something is not known."""
     known = {**read_env_file(data_dir / "dev.env"), **{name: value for name, value in environ.items() if value}}
     url = known.get("BULKHEAD_URL", "").rstrip("/")
+    if not url and (models := known.get("BULKHEAD_LLM_URL")):
+        raise Unreachable(f"only the LLM gateway was started, at {models}/v1: start everything with `make run`, or set BULKHEAD_URL")
     if not url:
         raise Unreachable(f"no Bulkhead is known: start one with `make run` ({data_dir / 'dev.env'} is not there), or set BULKHEAD_URL")
     if not known.get("BULKHEAD_API_KEY"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.client import Api
-from services.cli.connection import Connection, find_connection
+from services.cli.connection import Connection, find_connection, read_env_file
 from services.cli.failure import FAILED, CommandFailure
 from services.cli.rendering import wide_console
 from services.cli.up.plan import make_plan
@@ -50,7 +51,7 @@ def examine(data_dir: Path) -> int:
 
 async def _examine(workspace: Workspace) -> list[Row]:
     owner = running_owner(workspace.lock)
-    rows = [await _gateway(workspace)]
+    rows = [await _entry(workspace)]
     if owner:
         rows.append(Row("bulkhead up", f"running (process {owner}) on {workspace.root}"))
         rows += await _processes(workspace)
@@ -59,6 +60,22 @@ async def _examine(workspace: Workspace) -> list[Row]:
         rows.append(Row("bulkhead up", f"not running on {workspace.root}", "start it with `make run`"))
         rows += _ports()
     return rows
+
+
+async def _entry(workspace: Workspace) -> Row:
+    """The HTTP entry that was started, asked with the key: the gateway, or the LLM gateway's model port where it stands alone."""
+    known = read_env_file(workspace.dev_env)
+    url, key = known.get("BULKHEAD_LLM_URL", ""), known.get("BULKHEAD_API_KEY", "")
+    if not url or not key or known.get("BULKHEAD_URL") or os.environ.get("BULKHEAD_URL"):
+        return await _gateway(workspace)
+    try:
+        async with Api(Connection(url, key)) as api:
+            listed = await api.get("/v1/models")
+    except CommandFailure as failure:
+        message, _, hint = str(failure).partition(": ")
+        return Row("model port", message, hint or "look at logs/llm_gateway-0.jsonl")
+    models = [model.get("id", "?") for model in listed.get("data", [])]
+    return Row("model port", f"{url}/v1 takes the key; models: {', '.join(models)}")
 
 
 async def _gateway(workspace: Workspace) -> Row:

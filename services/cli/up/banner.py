@@ -1,5 +1,6 @@
 """What `up` prints when everything is ready."""
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ class Banner:
     otlp_endpoint: str
     data_dir: Path
     partial: bool = False
+    chat_model: str = ""
 
     def lines(self) -> list[str]:
-        """Plain text, one fact a line, and three commands that work when pasted as they are."""
+        """Plain text, one fact a line, and commands that work when pasted as they are: three, or one for the model port alone."""
         out = ["", f"Bulkhead is ready after {self.took_s:.1f} s", ""]
         if self.url:
             out.append(f"  console and API   {self.url}")
@@ -36,6 +38,8 @@ class Banner:
             out.append("  only some services were started: they answer, but are not ready without the others")
         if self.url and not self.partial:
             out += ["", "Try:", *(f"  {command}" for command in self._commands())]
+        elif self.llm_url and self.api_key and self.chat_model and not self.url:
+            out += ["", "Try:", f"  {self._model_call()}"]
         return [*out, "", "Ctrl-C ends everything; the data stays."]
 
     def _traces(self) -> list[str]:
@@ -46,6 +50,11 @@ class Banner:
             f"  traces            {timeline}trace_id stands in every log line",
             "                    (BULKHEAD_OTLP_ENDPOINT=http://localhost:4317 make run sends them to a collector)",
         ]
+
+    def _model_call(self) -> str:
+        body = json.dumps({"model": self.chat_model, "messages": [{"role": "user", "content": "Say hello"}]}, ensure_ascii=False)
+        headers = f'-H "authorization: Bearer {self.api_key}" -H "content-type: application/json"'
+        return f"curl -s {self.llm_url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
 
     def _commands(self) -> list[str]:
         # Another data folder than the default has its own dev.env, which the commands must find.

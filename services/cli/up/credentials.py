@@ -44,6 +44,6 @@ async def ensure_api_key(state_url: str, known: str) -> str:
 
 
 def write_dev_env(path: Path, *, url: str, llm_url: str, api_key: str) -> None:
-    """What scripts, the other commands and the openai SDK need; readable by this user only."""
-    lines = (f"BULKHEAD_URL={url}", f"BULKHEAD_LLM_URL={llm_url}", f"BULKHEAD_API_KEY={api_key}")
-    write_private(path, "\n".join(lines) + "\n")
+    """What scripts, the other commands and the openai SDK need; readable by this user only. An empty URL is of nothing that runs."""
+    known = {"BULKHEAD_URL": url, "BULKHEAD_LLM_URL": llm_url, "BULKHEAD_API_KEY": api_key}
+    write_private(path, "".join(f"{name}={value}\n" for name, value in known.items() if value))

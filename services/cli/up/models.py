@@ -14,6 +14,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[3] / "k8s/environments/local/c
 OPENAI_BASE = "https://api.openai.com/v1"
 # What the local agents.yaml and the memory service ask for.
 CHAT_MODEL, EMBEDDING_MODEL = "assistant-model", "embedding-default"
+# Price tables that lie beside a models file belong to it.
+PRICE_TABLES = ("prices.yaml", "prices.json")
 SIMULATOR_REFERENCE = "BULKHEAD_SIMULATOR_URL"
 LOCAL_EMBEDDING: Mapping[str, Any] = {
     "model_name": EMBEDDING_MODEL,
@@ -83,7 +85,7 @@ def completed(content: Any) -> tuple[dict[str, Any], list[str]] | None:
         return None
     aliases = router.get("model_group_alias") or {}
     names = {e["model_name"] for e in entries} | set(aliases)
-    chat = [e["model_name"] for e in entries if (e.get("model_info") or {}).get("mode") not in ("embedding", "rerank")]
+    chat = [e["model_name"] for e in entries if _chats(e)]
     added = []
     made = {**content, "model_list": list(content["model_list"])}
     if CHAT_MODEL not in names and chat:
@@ -95,10 +97,29 @@ def completed(content: Any) -> tuple[dict[str, Any], list[str]] | None:
     return (made, added) if added else None
 
 
+def chat_model(models: Models) -> str:
+    """A name that chat requests may use with the models in force, empty where there is none."""
+    try:
+        content = yaml.safe_load((models.config_dir / "models.yaml").read_text(encoding="utf-8"))
+        names = [e["model_name"] for e in content["model_list"] if _chats(e)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return ""
+    return CHAT_MODEL if CHAT_MODEL in names else next(iter(names), "")
+
+
+def _chats(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is a chat model by its own name: a wildcard is none."""
+    return "*" not in entry["model_name"] and (entry.get("model_info") or {}).get("mode") not in ("embedding", "rerank")
+
+
 def _from_file(workspace: Workspace, file: Path, config_dir: Path) -> Models:
     if not file.is_file():
         raise CommandFailure(f"--models {file}: no such file")
     folder = _linked_config(workspace, config_dir)
+    for name in PRICE_TABLES:
+        if (beside := file.with_name(name)).is_file():
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(beside)
     target = folder / "models.yaml"
     text, added = render(file)
     source = f"{file}" + (f" ({'; '.join(added)})" if added else "")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services.cli.failure import UsageProblem
 from services.cli.up.ports import LISTENERS, SPAN, Kind, Listener, listeners_of, port_of
+from services.common.edges import EDGES
 
 STORES = ("valkey_state", "valkey_cache", "milvus")
 SERVICES = ("gateway", "orchestrator", "llm_gateway", "tool_executor", "memory")
@@ -41,7 +42,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything to start. `partial`: not all services, so some can never become ready, only alive."""
+    """Everything to start. `partial`: a service lacks one that it calls, so it can never become ready, only alive."""
 
     processes: Sequence[Planned]
     partial: bool = False
@@ -102,4 +103,5 @@ def make_plan(
         for name in names
         for index in range(replicas.get(name, 1))
     ]
-    return Plan(processes, partial=not set(SERVICES) <= set(chosen), names=frozenset(names))
+    lacking = {edge.callee for edge in EDGES if edge.caller in chosen} - set(chosen)
+    return Plan(processes, partial=bool(lacking), names=frozenset(names))

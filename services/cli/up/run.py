@@ -16,7 +16,7 @@ from services.cli.up.banner import Banner
 from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, write_dev_env
 from services.cli.up.display import make_display
 from services.cli.up.environment import Wiring, base_environment
-from services.cli.up.models import DEFAULT_CONFIG, Models, choose_models, follow
+from services.cli.up.models import DEFAULT_CONFIG, Models, chat_model, choose_models, follow
 from services.cli.up.plan import STORES, Plan, make_plan, parse_replicas
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.process import Keeper
@@ -122,7 +122,7 @@ class _Session:
         api_key, _ = await asyncio.gather(self._api_key(supervisor), supervisor.ready(READY_TIMEOUT_S))
         banner = self._banner(api_key)
         if api_key:
-            write_dev_env(self._workspace.dev_env, url=self._url("gateway"), llm_url=self._url("llm_gateway"), api_key=api_key)
+            write_dev_env(self._workspace.dev_env, url=banner.url, llm_url=banner.llm_url, api_key=api_key)
         self._display.end()
         for line in banner.lines():
             self._display.say(line)
@@ -148,6 +148,7 @@ class _Session:
             otlp_endpoint=self._wiring.base.get("BULKHEAD_OTLP_ENDPOINT", ""),
             data_dir=self._workspace.root,
             partial=self._plan.partial,
+            chat_model=chat_model(self._models) if "llm_gateway" in started else "",
         )
 
     async def _follow_models(self) -> None:

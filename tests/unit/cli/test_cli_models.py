@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from services.cli.failure import CommandFailure
-from services.cli.up.models import choose_models, completed, follow, openai_models
+from services.cli.up.models import chat_model, choose_models, completed, follow, openai_models
 from services.cli.up.workspace import Workspace
 from services.common.testing import ROOT
 from services.llm_gateway.registry_file import registry_parser
@@ -93,3 +93,33 @@ def test_a_later_choice_replaces_the_earlier_one(workspace):
     choose_models(workspace, {"OPENAI_API_KEY": "k"}, None)
     models = choose_models(workspace, {}, CONFIG / "models.yaml")
     assert (models.config_dir / "models.yaml").read_text() == (CONFIG / "models.yaml").read_text()
+
+
+def test_price_tables_beside_the_file_come_with_it(workspace, tmp_path):
+    file = tmp_path / "litellm.yaml"
+    file.write_text(yaml.safe_dump({"model_list": [{"model_name": "fast", "litellm_params": {"model": "openai/x", "api_key": "k"}}]}))
+    (tmp_path / "prices.yaml").write_text("openai/x: {input_cost_per_token: 0.000001, output_cost_per_token: 0.000002}\n")
+    models = choose_models(workspace, {}, file)
+    assert (models.config_dir / "prices.yaml").read_text() == (tmp_path / "prices.yaml").read_text()
+    # And go with it: the next start may be with other models.
+    choose_models(workspace, {}, CONFIG / "models.yaml")
+    assert not (models.config_dir / "prices.yaml").exists()
+
+
+def test_a_wildcard_is_no_name_to_ask_for(workspace, tmp_path):
+    file = tmp_path / "litellm.yaml"
+    any_model = {"model_name": "openai/*", "litellm_params": {"model": "openai/*", "api_key": "k"}}
+    file.write_text(yaml.safe_dump({"model_list": [any_model]}))
+    assert chat_model(choose_models(workspace, {}, file)) == ""
+    named = {"model_name": "fast", "litellm_params": {"model": "openai/x", "api_key": "k"}}
+    file.write_text(yaml.safe_dump({"model_list": [any_model, named]}))
+    models = choose_models(workspace, {}, file)
+    assert chat_model(models) == "fast"
+    assert registry(models.config_dir / "models.yaml").aliases["assistant-model"] == "fast"
+
+
+def test_the_chat_model_of_the_banner_is_the_local_one(workspace, tmp_path):
+    assert chat_model(choose_models(workspace, {}, None)) == "assistant-model"
+    file = tmp_path / "broken.yaml"
+    file.write_text("model_list: [")
+    assert chat_model(choose_models(workspace, {}, file)) == ""

@@ -61,7 +61,12 @@ def test_a_port_base_without_room_is_refused(base):
 def test_only_starts_a_service_with_the_stores_it_needs(only, started):
     plan = make_plan(only=[only])
     assert names(plan) == started
-    assert plan.partial
+    assert plan.partial == (only in ("gateway", "memory"))
+
+
+def test_a_plan_is_partial_when_a_service_lacks_one_that_it_calls():
+    assert make_plan(only=["memory"]).partial
+    assert not make_plan(only=["memory", "llm-gateway"]).partial
 
 
 def test_without_simulated_models_there_is_no_simulator():
