@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -142,6 +142,23 @@ class _Finish:
     def __init__(self, fixed: Mapping[str, str]) -> None:
         self._fixed = _redacted(fixed)
         self._clock = _Clock()
+        # For `EveryCall`; absent where lines are not JSON.
+        self.write_info: Callable[[str, dict[str, Any]], None] | None = None
+
+    def writing_to(self, stream: Any, *, wanted: bool) -> None:
+        """Offers `write_info`."""
+
+        def write(event: str, fields: dict[str, Any]) -> None:
+            _correlate(fields)
+            for name, value in fields.items():
+                if type(value) is str and not _HARMLESS.match(value):
+                    fields[name] = redact(value)
+            fields["event"], fields["level"], fields["ts"] = event, "info", self._clock()
+            fields.update(self._fixed)
+            stream.write(orjson.dumps(fields, default=str).decode() + "\n")
+            stream.flush()
+
+        self.write_info = write if wanted else lambda event, fields: None
 
     def __call__(self, _: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["level"] = _LEVELS.get(method, method)
@@ -153,6 +170,32 @@ class _Finish:
         event["ts"] = self._clock()
         event.update(self._fixed)
         return event
+
+
+class EveryCall:
+    """A logger of INFO events that are written for each and every call: the same line as structlog's, at a third of the cost.
+
+    lines = EveryCall(structlog.get_logger("bulkhead.llm"))
+    lines.info("llm_call", {"model": "main", "tokens": 5})
+    """
+
+    def __init__(self, logger: Any) -> None:
+        """`logger` is asked wherever lines are not JSON."""
+        self._logger = logger
+        self._write: Callable[[str, dict[str, Any]], None] | None = None
+
+    def info(self, event: str, fields: dict[str, Any]) -> None:
+        """Writes one line; `fields` are the caller's no more."""
+        if self._write is None:
+            if not structlog.is_configured():
+                self._logger.info(event, **fields)
+                return
+            first = structlog.get_config()["processors"][0]
+            self._write = getattr(first, "write_info", None) or self._slowly
+        self._write(event, fields)
+
+    def _slowly(self, event: str, fields: dict[str, Any]) -> None:
+        self._logger.info(event, **fields)
 
 
 class _Lines:
@@ -177,6 +220,8 @@ def configure(settings: ServiceSettings) -> None:
     console = settings.log_format == "console" and not daily
     renderer: Any = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()) if console else _json
     stream: Any = _DailyFile(settings.log_dir, settings.instance) if daily else sys.stdout
+    if renderer is _json:
+        finish.writing_to(stream, wanted=level <= logging.INFO)
     structlog.configure(
         processors=[finish, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -1,7 +1,6 @@
 """Model calls as use cases. Every surface calls these, and all of them pass through the one attempt loop."""
 
 import random
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,7 +155,7 @@ class Completions:
         if operation == "chat" and len(group.deployments) > 1:
             affinity = affinity_of(ChatCall(model, body, size=size))
         load = Load(principal.tenant, principal.tier, tokens, 0, deadline, terms.low_priority, affinity)
-        payer = Payer(secrets.token_hex(16), principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
+        payer = Payer(call_context.new_request_id(), principal, operation, run_id, terms, load, tokens, self._deny_unpriced)
         record = CallRecord(operation, group, model, run_id, thread_id, self._conventions)
         record.requested(body)
         course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)

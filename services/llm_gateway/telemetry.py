@@ -16,6 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.common.errors import BulkheadError
+from services.common.logging import EveryCall
 from services.common.rpc import context as call_context
 from services.common.telemetry import Counter, Histogram
 from services.llm_gateway import telemetry_content as content
@@ -27,6 +28,7 @@ from services.llm_gateway.results import NO_TIMING, Timing
 SCOPE = "bulkhead.llm"
 TOKEN_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 log = structlog.get_logger("bulkhead.llm")
+_lines = EveryCall(log)
 _tracer = trace.get_tracer("bulkhead.llm")
 _tokens = Counter(SCOPE, "llm_tokens_total", ("model", "direction"), description="Tokens by model and direction (input, output).")
 _cost = Counter(SCOPE, "bulkhead_llm_cost_microusd_total", ("model",), description="Cost of model calls in micro-USD.")
@@ -273,10 +275,14 @@ class CallRecord:
             _stages.record(max(elapsed - timing.queue_s - timing.reserve_s - timing.upstream_s, 0.0), "overhead")
         if self._own:
             self.span.end()
-        log.info(
-            "llm_call", operation=self._operation, model=model, asked_model=group, input_tokens=usage.input, output_tokens=usage.output,
-            tokens=usage.input + usage.output, cost_usd=usage.cost_picousd / 1e12, latency_ms=round(elapsed * 1000, 1), outcome=outcome,
-            cached=False, attempt=self.attempts, estimated=usage.estimated,
+        _lines.info(
+            "llm_call",
+            {
+                "operation": self._operation, "model": model, "asked_model": group, "input_tokens": usage.input,
+                "output_tokens": usage.output, "tokens": usage.input + usage.output, "cost_usd": usage.cost_picousd / 1e12,
+                "latency_ms": round(elapsed * 1000, 1), "outcome": outcome, "cached": False, "attempt": self.attempts,
+                "estimated": usage.estimated,
+            },
         )  # fmt: skip
 
     def _measure(self, elapsed: float, outcome: str, asked: str, served: Deployment, usage: Usage) -> None:

@@ -91,3 +91,24 @@ def test_lines_of_libraries_go_the_same_way_without_secrets(capsys, shape):
     assert "is away" in out
     assert f"key {REDACTED}" in out
     assert "hunter2" not in out
+
+
+def test_a_line_of_every_call_is_the_line_that_structlog_writes(tmp_path):
+    settings = ServiceSettings(log_sink="jsonl_daily", log_dir=tmp_path, log_format="json", instance="one", log_level="INFO")
+    before = structlog.get_config()
+    try:
+        bulkhead_logging.configure(settings)
+        logger = structlog.get_logger("any")
+        fields = {"model": "main", "tokens": 5, "who": "ana.lee@example.org", "key": "bh_" + "a1B2" * 8, "none": None, "share": 0.5}
+        logger.info("llm_call", **fields)
+        bulkhead_logging.EveryCall(logger).info("llm_call", dict(fields))
+        bulkhead_logging.configure(settings.model_copy(update={"log_level": "WARNING"}))
+        bulkhead_logging.EveryCall(logger).info("llm_call", dict(fields))
+        (file,) = tmp_path.iterdir()
+        first, second = (json.loads(line) for line in file.read_text().splitlines())
+    finally:
+        structlog.configure(**before)
+        logging.getLogger().handlers[:] = []
+    assert first.pop("ts")[:16] == second.pop("ts")[:16]
+    assert first == second
+    assert (first["who"], first["key"]) == (REDACTED, REDACTED)
