@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.common import testing
+from services.common import embedded, testing
 from services.common.accounts import LimitSet, PrincipalLimits
 from services.common.errors import InvalidInput
 from services.common.identity import Principal
+from services.common.valkey import connect
 from services.llm_gateway.accounting import Plans
 from services.llm_gateway.adapters import purse as purse_module
 from services.llm_gateway.adapters.ledger import ERASED, Ledger, Subjects
@@ -226,3 +227,31 @@ async def test_the_calendar_of_the_store_is_right(valkey):
         expected = date(1970, 1, 1) + timedelta(days=day)
         assert month == (expected.year - 1970) * 12 + expected.month - 1
         assert date(1970, 1, 1) + timedelta(days=first) == expected.replace(day=1)
+
+
+async def test_a_store_in_cluster_mode_finds_every_key_of_a_call_in_one_slot(tmp_path):
+    port = testing.free_port()
+    command = [*embedded.valkey_state_command(port, tmp_path), "--cluster-enabled", "yes", "--cluster-port", str(testing.free_port())]
+    process = testing.Process(command, log=tmp_path / "valkey.log")
+    testing.wait_for_port(port, process)
+    client = connect(f"redis://127.0.0.1:{port}/0")
+    try:
+        await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+        async def formed():
+            return b"cluster_state:ok" in await client.execute_command("CLUSTER", "INFO")
+
+        await testing.eventually_async(formed, "the cluster is formed")
+        book = Book(client)
+        asked = Ask("c", 1, ANA, "gpt", "d1", "openai", "chat", 100, 1_000_000, 0.0, run_id="r", run_budget_microusd=1_000)
+        late, ticket = await book.purse.reserve(asked), await book.purse.reserve(replace(asked, run_id="q"))
+        assert await book.purse.sweep() == 2
+        book.purse.settle(late, Usage(cost_picousd=10**9), status="ok", latency_s=0.1)
+        book.purse.release(ticket)
+        assert await book.purse.drain(5.0) == 0
+        assert [line["status"] for line in (await book.ledger.lines("acme")).lines] == ["lost", "lost", "corrected", "corrected"]
+        assert (await book.reports())[0].counts.cost_nanousd == 1_000_000
+        await book.purse.stop()
+    finally:
+        await client.aclose()
+        process.kill()
