@@ -172,7 +172,8 @@ def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batc
     if reported is None:
         return None
     prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens", 0)
-    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0:
+    if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0 or not (prompt or completion):
+        # No call has neither a prompt nor an answer: a provider that counts nothing has told nothing.
         return None
     details, made = reported.get("prompt_tokens_details"), reported.get("completion_tokens_details")
     if not details and not made:

@@ -80,8 +80,14 @@ def malformed(message: str) -> UpstreamFault:
     return UpstreamFault(Failure(FailureClass.MALFORMED, message))
 
 
+def unmarked(raw: bytes) -> bytes:
+    """A JSON text without the byte order mark that some servers put before it (RFC 8259, section 8.1, lets parsers ignore it)."""
+    return raw[3:] if raw.startswith(b"\xef\xbb\xbf") else raw
+
+
 def parse_answer(raw: bytes) -> Answer:
     """A body of status 200. Raises UpstreamFault for an error inside it and for what is no whole completion."""
+    raw = unmarked(raw)
     try:
         data = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -117,6 +123,7 @@ class ChunkReader:
         self.done = False
         self.malformed_events = 0
         self._gap = False
+        self._called = False
 
     @property
     def finished(self) -> bool:
@@ -139,7 +146,11 @@ class ChunkReader:
             if event.strip() == b"[DONE]":
                 self.done = True
                 break
-            chunk = self._chunk(event)
+            try:
+                chunk = self._chunk(event)
+            except UpstreamFault as fault:
+                fault.sent = found
+                raise
             if chunk is not None:
                 chunk.after_gap, self._gap = self._gap, False
                 found.append(chunk)
@@ -164,10 +175,14 @@ class ChunkReader:
         choices = data.get("choices")
         if choices is None:
             choices = []
-        if not isinstance(choices, list) or not all(self._choice(chunk, choice) for choice in choices):
-            self._spoilt("an event is of the wrong shape")
-            return None
-        return chunk
+        if isinstance(choices, list):
+            for choice in choices:
+                if not self._choice(chunk, choice):
+                    break
+            else:
+                return chunk
+        self._spoilt("an event is of the wrong shape")
+        return None
 
     def _choice(self, chunk: Chunk, choice: Any) -> bool:
         if not isinstance(choice, dict):
@@ -176,8 +191,13 @@ class ChunkReader:
         if not isinstance(index, int) or not isinstance(delta, dict):
             return False
         text, calls = delta.get("content") or "", delta.get("tool_calls") or []
-        if not isinstance(text, str) or not isinstance(calls, list) or not _calls_ok(calls):
+        if not isinstance(text, str) or not isinstance(calls, list) or (calls and not _calls_ok(calls)):
             return False
+        if calls or finish == "tool_calls":
+            self._called = True
+        if self._called and self.malformed_events:
+            # The event that was lost may have held a call, or a piece of one: what is left would be another call.
+            raise malformed("a tool call is not whole")
         self._open.add(index)
         if index == 0:
             chunk.text = text
@@ -188,8 +208,10 @@ class ChunkReader:
             self._finished.add(index)
             if index == 0:
                 chunk.finish_reason = finish
-        other = any(value for key, value in delta.items() if key not in _SILENT_KEYS) or bool(
-            delta.get("refusal") or delta.get("function_call") or delta.get("audio")
+        # Most deltas are a piece of text and nothing else.
+        other = not (text and len(delta) == 1) and (
+            any(value for key, value in delta.items() if key not in _SILENT_KEYS)
+            or bool(delta.get("refusal") or delta.get("function_call") or delta.get("audio"))
         )
         chunk.opaque = chunk.opaque or other
         chunk.meaningful = chunk.meaningful or bool(text or calls or finish or other)
@@ -198,7 +220,7 @@ class ChunkReader:
     def _spoilt(self, message: str) -> None:
         self.malformed_events += 1
         self._gap = True
-        if self.malformed_events > MALFORMED_ALLOWED:
+        if self.malformed_events > MALFORMED_ALLOWED or self._called:
             raise malformed(message)
 
 

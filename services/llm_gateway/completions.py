@@ -345,8 +345,8 @@ def _finish_reason(answer: Answer) -> str:
 
 
 def _output_of(answer: Answer, charge: Charge) -> int:
-    # A token is at least one byte of the body, and never more were asked for than reserved.
-    return min(len(answer.raw), charge.output_tokens)
+    # A token is at least one byte of the body, and never more were asked for than reserved. What was thought unseen is not in it.
+    return charge.output_tokens if charge.deployment.reasoning else min(len(answer.raw), charge.output_tokens)
 
 
 def _adapted(deployment: Deployment, fit: Fit) -> Notice:

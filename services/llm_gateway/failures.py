@@ -5,7 +5,7 @@ follows Bifrost's `failureclass`; the codes are those of the OpenAI API and its 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -90,12 +90,16 @@ class Failure:
 
 
 class UpstreamFault(Exception):
-    """Raised by an upstream when an attempt failed. `usage` is in OpenAI's shape, where the provider bills the failed attempt."""
+    """Raised by an upstream when an attempt failed. `usage` is in OpenAI's shape, where the provider bills the failed attempt.
+
+    `sent` are the chunks of a stream that came in the same read before what failed it: nobody gets them, and they are billed.
+    """
 
     def __init__(self, failure: Failure, usage: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"{failure.failure_class}: {failure.message}")
         self.failure = failure
         self.usage = usage
+        self.sent: Sequence[Any] = ()
 
 
 _CONTEXT_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "context_window_exceeded"})

@@ -81,8 +81,7 @@ class _Relay:
         try:
             first = await anext(chunks)
         except UpstreamFault as fault:
-            silent = self._silent_usage(deployment, charge) if fault.failure.failure_class in MAYBE_BILLED else None
-            work.failed(charge, deployment, fault, silent)
+            work.failed(charge, deployment, fault, self._unseen_usage(deployment, charge, fault))
             raise
         except BaseException as error:
             work.abandoned(charge, deployment, error, None if isinstance(error, BulkheadError) else self._silent_usage(deployment, charge))
@@ -128,6 +127,8 @@ class _Relay:
             raise work.course.error() from None
         except UpstreamFault as fault:
             # What the provider has sent is paid, however the stream ends.
+            for chunk in fault.sent:
+                sent.add(chunk)
             work.failed(charge, deployment, fault, self._usage(deployment, charge, sent))
             broken = work.course.interrupted(deployment, fault.failure)
             recoverable = self._stitch.can_restart and fault.failure.failure_class in RECOVERABLE
@@ -153,12 +154,24 @@ class _Relay:
         reported = usage_of(deployment, sent.usage, batch=payer.terms.discounted)
         if reported is not None:
             return reported
+        if deployment.reasoning:
+            # What it thought unseen is billed too, and nobody says how much that was.
+            return charge.upper_bound
         estimate = priced(deployment.prices, payer.input_tokens, sent.output_bytes, estimated=True)
         return bounded(estimate, deployment.prices.bound_nanousd(payer.input_tokens, charge.output_tokens))
 
+    def _unseen_usage(self, deployment: Deployment, charge: Charge, fault: UpstreamFault) -> Usage | None:
+        """What a stream has cost that failed before anybody saw it, None where nothing is billed."""
+        sent = Meter()
+        for chunk in fault.sent:
+            sent.add(chunk)
+        if sent.output_bytes or sent.usage is not None:
+            return self._usage(deployment, charge, sent)
+        return self._silent_usage(deployment, charge) if fault.failure.failure_class in MAYBE_BILLED else None
+
     def _silent_usage(self, deployment: Deployment, charge: Charge) -> Usage:
-        """What a stream has cost that gave nothing: the prompt, and with a reasoning model nobody knows how much more."""
-        return charge.upper_bound if deployment.reasoning else self._usage(deployment, charge, Meter())
+        """What a stream has cost that gave nothing: the prompt."""
+        return self._usage(deployment, charge, Meter())
 
 
 def _continuing(body: Mapping[str, Any], stitch: Stitch) -> Mapping[str, Any]:

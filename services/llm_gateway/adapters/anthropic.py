@@ -11,7 +11,7 @@ import orjson
 from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.anthropic_request import request_of
 from services.llm_gateway.adapters.anthropic_stream import MessagesReader
-from services.llm_gateway.chat import Answer, malformed, text_of
+from services.llm_gateway.chat import Answer, malformed, text_of, unmarked
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
 from services.llm_gateway.messages_shape import BETAS, EXTRAS, JSON_TOOL, OWN_FIELDS, ending_of, message_of, openai_usage, unfit
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
@@ -64,7 +64,7 @@ class AnthropicDialect:
     def read_answer(self, raw: bytes) -> Answer:
         """A whole message. Raises UpstreamFault."""
         try:
-            message = orjson.loads(raw)
+            message = orjson.loads(unmarked(raw))
         except orjson.JSONDecodeError:
             raise malformed("the body is not JSON") from None
         error = error_in(message)

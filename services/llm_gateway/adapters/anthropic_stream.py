@@ -59,6 +59,14 @@ class MessagesReader:
 
     def _chunks(self, events: list[bytes], *, closing: bool = False) -> list[Chunk]:
         found: list[Chunk] = []
+        try:
+            self._read(events, found, closing)
+        except UpstreamFault as fault:
+            fault.sent = found
+            raise
+        return found
+
+    def _read(self, events: list[bytes], found: list[Chunk], closing: bool) -> None:
         for raw in events:
             if self.done:
                 break
@@ -79,7 +87,6 @@ class MessagesReader:
             if made and self._gap:
                 made[0].after_gap, self._gap = True, False
             found += made
-        return found
 
     def _spoilt(self, message: str) -> None:
         self.malformed_events += 1

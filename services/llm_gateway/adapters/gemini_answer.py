@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from services.llm_gateway.adapters.gemini_errors import failure_in
-from services.llm_gateway.chat import MALFORMED_ALLOWED, Answer, Chunk, malformed, text_of
+from services.llm_gateway.chat import MALFORMED_ALLOWED, Answer, Chunk, malformed, text_of, unmarked
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.sse import SseParser
 
@@ -168,7 +168,7 @@ def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
 def read_answer(raw: bytes) -> Answer:
     """A GenerateContentResponse as a chat completion. Raises UpstreamFault."""
     try:
-        data = orjson.loads(raw)
+        data = orjson.loads(unmarked(raw))
     except orjson.JSONDecodeError:
         raise malformed("the body is not JSON") from None
     found = failure_in(data)
@@ -248,7 +248,11 @@ class GeminiReader:
     def _chunks(self, events: Sequence[bytes]) -> list[Chunk]:
         found: list[Chunk] = []
         for event in events:
-            found += self._of_event(event)
+            try:
+                found += self._of_event(event)
+            except UpstreamFault as fault:
+                fault.sent = found
+                raise
         return found
 
     def _of_event(self, event: bytes) -> list[Chunk]:

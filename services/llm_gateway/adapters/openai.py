@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import InvalidInput
-from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, text_of
+from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, text_of, unmarked
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
 from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, Vectors, WireRequest
@@ -88,7 +88,7 @@ def _request(attempt: Attempt, path: str, body: Mapping[str, Any] | None = None)
 
 def _parsed(raw: bytes) -> Any:
     try:
-        data = orjson.loads(raw)
+        data = orjson.loads(unmarked(raw))
     except orjson.JSONDecodeError:
         raise malformed("the body is not JSON") from None
     error = error_in(data)

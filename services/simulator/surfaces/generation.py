@@ -10,7 +10,7 @@ from services.simulator.chat_request import ChatRequest
 from services.simulator.dialects import Dialect
 from services.simulator.fault_book import Subject
 from services.simulator.faults import Faults, count
-from services.simulator.plans import Head, StreamPlan
+from services.simulator.plans import Head, StreamPlan, is_error_body
 from services.simulator.prices import Model
 from services.simulator.prompt_cache import NO_USE, Boundary, CacheUse
 from services.simulator.refusals import Refused
@@ -103,7 +103,8 @@ def account(simulator: Simulator, visit: Visit, made: Prepared) -> None:
     visit.reasoning_tokens = sum(reply.reasoning_tokens for reply in replies)
     if replies[0].finish_reason == "tool_calls":
         visit.tool_calls = sum(len(reply.tool_calls()) for reply in replies)
-    visit.billed = not costs_nothing(made.faults)
+    # A whole answer has no events: an error event stands for the body, and an error inside a 200 costs nothing.
+    visit.billed = not (costs_nothing(made.faults) or (not visit.stream and is_error_body(made.faults)))
     if visit.billed and made.cache_use.digests:
         simulator.prompt_cache.keep(made.cache_use)
 
