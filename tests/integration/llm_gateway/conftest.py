@@ -316,7 +316,7 @@ async def module_apis(identities, _state_server, tmp_path_factory) -> AsyncItera
     async with simulated() as sim:
         own = entry("claude", "sim-1", sim.url, api_key="sk-ant-sim")
         own["litellm_params"]["model"] = "anthropic/sim-1"
-        content = {"model_list": [own, entry("main", "sim-1", f"{sim.url}/v1")]}
+        content = {"model_list": [own, entry("main", "sim-1", f"{sim.url}/v1")], "router_settings": {"allowed_fails": 1000}}
         folder = tmp_path_factory.mktemp("apis")
         async with served(content, identities, _state_server, folder, sim, model_total_timeout_s=6.0) as made:
             yield made

@@ -1,0 +1,334 @@
+"""The fault matrix over the model port: what the provider does, what the client sees, what was served, billed and booked.
+
+Each fault is made by the simulator, for calls with and without streaming, at one model (another one is healthy) and at all of
+them. A client gets the whole answer word for word or an honest error; calls upstream and time are bounded; the money is settled.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+
+from services.common import testing
+from tests.integration.llm_gateway.conftest import served, simulated
+from tests.integration.llm_gateway.proof import BASES, CALCULATOR, Account, Books, Client, Seen, pair
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+SHIPS = {"messages": [{"role": "user", "content": "Tell me about ships and bulkheads, please."}]}
+SUM = {"messages": [{"role": "user", "content": "What is 17 * 23?"}], "tools": [CALCULATOR]}
+# Far above what a case takes; a machine that is busy must not fail it, a call that hangs must.
+BOUND_S = 20.0
+MODES = ["unary", "stream"]
+
+
+@dataclass
+class Bench:
+    """A gateway before a simulator, a client, and the books of both."""
+
+    client: Client
+    books: Books
+    sim: Any
+    truth: dict[str, tuple]
+
+    async def ask(self, mode: str, body: dict = SHIPS, model: str = "main", **headers: str) -> tuple[Seen, Account]:
+        """One call, and what it left behind. Checks what holds for every call."""
+        seen = await asyncio.wait_for(self.client.chat({"model": model, **body}, stream=mode == "stream", **headers), BOUND_S)
+        account = await self.books.close_case()
+        assert len(account.served) <= 8
+        if seen.succeeded:
+            assert seen.finish
+            assert all(orjson.loads(call["arguments"]) for call in seen.calls)
+        else:
+            assert_honest(seen)
+        return seen, account
+
+
+def assert_honest(seen: Seen) -> None:
+    """An error that says of which kind it is, and nothing that looks like a success beside it."""
+    assert seen.error is not None
+    assert not seen.done
+    assert seen.error["message"]
+    assert seen.error["type"] in ("invalid_request_error", "server_error", "rate_limit_error")
+    assert seen.status == 200 or 400 <= seen.status < 600
+
+
+async def truth_of(sim, http, body: dict, model: str = "sim-1") -> tuple:
+    """What the simulator answers when it is asked directly and nothing is wrong."""
+    seen = await Client(http, sim.url, "sk-sim").chat({"model": model, **body})
+    return seen.message()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_bench(identities, _state_server, tmp_path_factory) -> AsyncIterator[Bench]:
+    async with simulated() as sim:
+        folder = tmp_path_factory.mktemp("matrix")
+        content = pair(sim.url)
+        async with served(
+            content, identities, _state_server, folder, sim,
+            model_total_timeout_s=6.0, model_retry_cap_s=3.0, model_first_token_timeout_s=1.2, model_between_tokens_timeout_s=1.0,
+        ) as stack:  # fmt: skip
+            truth = {name: await truth_of(sim, stack.http, body) for name, body in (("ships", SHIPS), ("sum", SUM))}
+            books = Books(_state_server, sim)
+            yield Bench(Client(stack.http, stack.url, stack.key), books, sim, truth)
+            await books.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bench(module_bench) -> Bench:
+    await module_bench.books.mark()
+    return module_bench
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what comes of it in the two modes: `fine` (the model's own answer, at once), `skipped` (the same with a warning),
+    or how often the model is asked before another one answers. `alone` are status and failure class where all models have it.
+    """
+
+    fault: str
+    unary: str | int
+    stream: str | int
+    alone: tuple[int, str] = (502, "")
+    stream_alone: tuple[int, str] | None = None
+
+    def of(self, mode: str) -> str | int:
+        return self.unary if mode == "unary" else self.stream
+
+
+FINE, SKIPPED = "fine", "skipped"
+# A failure that may pass is asked again three times; all others are asked once.
+AGAIN, ONCE = 4, 1
+TRANSIENT, MALFORMED, CUT = (502, "transient"), (502, "malformed"), (502, "cut")
+CASES = [
+    # Statuses.
+    *(Case(f"status={status}", AGAIN, AGAIN, TRANSIENT) for status in (408, 409, 425, 500, 502, 503, 504, 520, 529)),
+    *(Case(f"status={status}", ONCE, ONCE, (502, "credential")) for status in (401, 403)),
+    *(Case(f"status={status}", ONCE, ONCE, (502, "model_gone")) for status in (404, 410)),
+    *(Case(f"status={status}", ONCE, ONCE, (502, "unknown")) for status in (302, 407, 501)),
+    Case("status=402", ONCE, ONCE, (502, "quota")),
+    Case("status=451", ONCE, ONCE, (502, "region")),
+    Case("unauthorized", ONCE, ONCE, (502, "credential")),
+    Case("forbidden", ONCE, ONCE, (502, "credential")),
+    Case("insufficient_quota", ONCE, ONCE, (502, "quota")),
+    Case("redirect", ONCE, ONCE, (502, "unknown")),
+    Case("html_body; status=502", AGAIN, AGAIN, TRANSIENT),
+    # Rate limits: a short wait is waited out, a long one is not.
+    Case("rate_limit=none", AGAIN, AGAIN, (503, "rate_limited")),
+    Case("rate_limit=junk", AGAIN, AGAIN, (503, "rate_limited")),
+    Case("rate_limit=seconds:600", ONCE, ONCE, (503, "rate_limited")),
+    Case("rate_limit=date:600", ONCE, ONCE, (503, "rate_limited")),
+    Case("rate_limit=reset-epoch:600", ONCE, ONCE, (503, "rate_limited")),
+    # Connections.
+    Case("reset", AGAIN, AGAIN, TRANSIENT),
+    Case("close_before_body", AGAIN, AGAIN, TRANSIENT),
+    Case("hang", ONCE, ONCE, (504, ""), (502, "timeout_first_token")),
+    Case("bad_chunked", AGAIN, AGAIN, CUT),
+    Case("content_length=10", AGAIN, FINE, CUT),
+    Case("content_length=-10", ONCE, FINE, MALFORMED),
+    # Bodies.
+    Case("error_body", AGAIN, AGAIN, TRANSIENT),
+    Case("empty_body", ONCE, ONCE, MALFORMED),
+    Case("html_body", ONCE, ONCE, MALFORMED),
+    Case("malformed_json", ONCE, SKIPPED, MALFORMED),
+    Case("empty_choices", ONCE, AGAIN, MALFORMED, CUT),
+    Case("invalid_utf8", ONCE, SKIPPED, MALFORMED),
+    Case("nul_bytes", ONCE, SKIPPED, MALFORMED),
+    # Streams that end before their end.
+    Case("cut_after=0", AGAIN, AGAIN, CUT),
+    Case("cut_after=3", AGAIN, AGAIN, CUT),
+    Case("end_after=0", ONCE, ONCE, MALFORMED),
+    Case("end_after=3", ONCE, AGAIN, MALFORMED, CUT),
+    Case("missing_finish", ONCE, AGAIN, MALFORMED, CUT),
+    Case("stall_after=0", ONCE, ONCE, (502, "stalled"), (502, "timeout_first_token")),
+    Case("stall_after=3", ONCE, ONCE, (502, "stalled")),
+    Case("error_event_after=0", AGAIN, AGAIN, TRANSIENT),
+    Case("error_event_after=1", AGAIN, AGAIN, TRANSIENT),
+    Case("error_event_after=4", AGAIN, AGAIN, TRANSIENT),
+    # Oddities of whole answers.
+    *(
+        Case(fault, FINE, FINE)
+        for fault in (
+            "missing_done", "missing_usage", "usage_zero", "usage_with_finish", "usage_in_extra_chunk", "keepalive", "crlf", "bom",
+            "gzip", "trickle=7", "huge_event=400000", "wrong_content_type", "wrong_content_type=application/octet-stream",
+            "role_chunks=5", "first_token_delay=200", "delay_after_headers=200", "slow_headers=200", "tokens_per_s=150",
+            "reasoning_tokens=20", "reasoning_tokens=20; show_reasoning", "cached_prefix=4",
+        )
+    ),
+    Case("unknown_event=2", FINE, FINE),
+]  # fmt: skip
+
+
+def label(case: Case) -> str:
+    return case.fault.replace("; ", "+")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES, ids=label)
+async def test_a_fault_of_one_model_never_reaches_the_client(bench, case, mode):
+    await bench.sim.order(case.fault, endpoint="chat", **({} if case.fault == "close_before_body" else {"model": "sim-1"}))
+    if case.fault == "close_before_body":
+        await bench.sim.reset()
+        await bench.sim.order(case.fault, times=AGAIN, endpoint="chat")
+    seen, account = await bench.ask(mode)
+    assert seen.succeeded, seen
+    assert seen.message() == bench.truth["ships"]
+    expected = case.of(mode)
+    if expected in (FINE, SKIPPED):
+        assert len(account.served) == len(account.of("sim-1")) == 1
+        assert seen.warnings == (["event_skipped"] if expected == SKIPPED else [])
+        return
+    assert len(account.of("sim-2")) == 1
+    assert len(account.served) == expected + 1
+    assert seen.warnings == ["model_retry"] * (expected - 1) + ["model_fallback"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", [case for case in CASES if case.unary != FINE or case.stream != FINE], ids=label)
+async def test_a_fault_of_every_model_is_an_honest_error(bench, case, mode):
+    if case.of(mode) in (FINE, SKIPPED):
+        pytest.skip("leaves the answer whole")
+    await bench.sim.order(case.fault, endpoint="chat")
+    seen, account = await bench.ask(mode)
+    assert not seen.succeeded
+    status, failure_class = case.alone if mode == "unary" or case.stream_alone is None else case.stream_alone
+    if seen.text:
+        # Part of it was out already: the error is the last event, and what came before it is as the model said it.
+        assert mode == "stream"
+        assert bench.truth["ships"][0].startswith(seen.text)
+    else:
+        assert seen.status == status, seen
+    assert failure_class in ("", seen.error.get("failure_class"))
+    assert 1 <= len(account.served) <= 8
+    assert (seen.error["type"], "retry-after" in seen.headers) == ("server_error", status == 503)
+
+
+# The caller's own faults: asked once, no matter who else could be asked. Status, code, class.
+REFUSED = [
+    ("status=400", 400, None, "caller_fault"),
+    ("status=422", 400, None, "caller_fault"),
+    ("context_length", 400, "context_length_exceeded", "context_window"),
+    ("content_policy", 400, "content_policy_violation", "content_policy"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("fault", "status", "code", "failure_class"), REFUSED)
+async def test_the_callers_own_fault_is_told_and_never_repeated(bench, mode, fault, status, code, failure_class):
+    await bench.sim.order(fault, model="sim-1")
+    seen, account = await bench.ask(mode)
+    assert (seen.status, seen.error["type"]) == (status, "invalid_request_error")
+    assert seen.error["failure_class"] == failure_class
+    assert code is None or seen.error["code"] == code
+    assert len(account.served) == 1
+    assert not account.booked
+
+
+# A wait that is told is waited, whatever its form; HTTP dates and epochs are whole seconds.
+WAITS = [
+    ("0.2", 0.2),
+    ("seconds:0.2", 0.2),
+    ("ms:200", 0.2),
+    ("x-ms:200", 0.2),
+    ("reset:0.2", 0.2),
+    ("date:1", 0.0),
+    ("reset-epoch:1", 0.0),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("form", "wait_s"), WAITS)
+async def test_a_told_wait_is_waited_out_in_every_form(bench, mode, form, wait_s):
+    await bench.sim.order(f"rate_limit={form}", times=1, model="sim-1")
+    seen, account = await bench.ask(mode)
+    assert seen.message() == bench.truth["ships"]
+    first, second = account.served
+    assert second["received_monotonic_s"] - first["received_monotonic_s"] >= wait_s
+    assert (first["status"], second["model"]) == (429, "sim-1")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", ["status=503", "reset", "error_body", "cut_after=2", "error_event_after=2", "bad_chunked"])
+async def test_what_passes_is_over_after_one_repeat(bench, mode, fault):
+    await bench.sim.order(fault, times=1)
+    seen, account = await bench.ask(mode)
+    assert seen.message() == bench.truth["ships"]
+    assert (len(account.of("sim-1")), seen.warnings) == (2, ["model_retry"])
+
+
+# Where a tool call is cut, and in which form it is damaged.
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", ["cut_in_arguments=before", "cut_in_arguments=inside", "cut_in_arguments=after", "cut_after=1"])
+@pytest.mark.parametrize("everywhere", [False, True])
+async def test_a_tool_call_is_whole_or_an_error(bench, mode, fault, everywhere):
+    await bench.sim.order(fault, **({} if everywhere else {"model": "sim-1"}))
+    seen, account = await bench.ask(mode, SUM)
+    if everywhere:
+        assert not seen.succeeded
+        assert seen.error["failure_class"] == "cut"
+    elif mode == "unary" or seen.succeeded:
+        assert seen.message() == bench.truth["sum"]
+        assert account.served[-1]["model"] == "sim-2"
+    else:
+        # A part of the call is out, and another answer has another id: nobody can join them.
+        assert seen.calls
+        assert seen.error["failure_class"] == "cut"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("fault", "finish"), [("content_filter=3", "content_filter"), ("finish_without_content", "stop")])
+async def test_an_answer_that_the_provider_ends_early_says_so(bench, mode, fault, finish):
+    await bench.sim.order(fault, model="sim-1")
+    seen, account = await bench.ask(mode)
+    assert (seen.succeeded, seen.finish) == (True, finish)
+    assert bench.truth["ships"][0].startswith(seen.text)
+    assert len(account.served) == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_doubled_event_is_relayed_as_it_came_and_paid_once(bench, mode):
+    """Nobody can tell a doubled event from a word said twice; what is metered is the provider's own count."""
+    await bench.sim.order("duplicate_chunk=2", model="sim-1")
+    seen, account = await bench.ask(mode)
+    text, _, finish = bench.truth["ships"]
+    assert seen.finish == finish
+    assert set(seen.text.split()) == set(text.split()) or seen.text == text
+    assert not account.booked[0]["estimated"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", ["hang", "stall_after=2", "first_token_delay=60000", "tokens_per_s=1", "status=500"])
+async def test_the_clients_deadline_bounds_everything(bench, mode, fault):
+    await bench.sim.order(fault)
+    seen, account = await bench.ask(mode, x_request_timeout_ms="400")
+    assert not seen.succeeded
+    assert seen.took_s < BOUND_S / 2
+    assert seen.error["failure_class"]
+    assert 1 <= len(account.served) <= 8
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", ["first_token_delay=60000", "tokens_per_s=5", "stall_after=2"])
+async def test_a_client_that_leaves_ends_the_work_upstream_and_its_money(bench, mode, fault):
+    await bench.sim.order(fault)
+    task = asyncio.create_task(bench.client.chat({"model": "main", **SHIPS}, stream=mode == "stream"))
+    await testing.eventually_async(bench.sim.in_flight, "the call is upstream")
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+    account = await bench.books.close_case()
+    assert len(account.served) == 1
+    assert account.served[0]["aborted"]
+    assert [line["status"] for line in account.booked] == ["cancelled"]
+
+
+async def test_the_simulator_answers_what_the_table_takes_for_the_truth(bench):
+    text, calls, finish = bench.truth["ships"]
+    assert (len(text) > 20, calls, finish) == (True, [], "stop")
+    _, calls, finish = bench.truth["sum"]
+    assert (calls[0][0], finish) == ("calculator", "tool_calls")
+    assert len({case.fault for case in CASES}) >= 60
+    assert BASES["openai"] == "/v1"
