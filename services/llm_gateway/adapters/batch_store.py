@@ -61,7 +61,7 @@ class ValkeyBatches:
     async def create(self, tenant: str, batch_id: str, spec: BatchSpec, fingerprint: str) -> BatchRecord:
         """As BatchRecords.create."""
         # Announced first: a batch that exists and that nobody looks for would stand for ever.
-        await self._due(tenant, batch_id, int(ANNOUNCED.total_seconds() * 1000))
+        await self._due(tenant, batch_id, int(ANNOUNCED.total_seconds() * 1000), keep=True)
         args = [batch_id, orjson.dumps(spec.as_dict()), spec.window_s * 1000, fingerprint]
         made, known, fields = await self._call("batch_create_v1", [_batch(tenant, batch_id), _index(tenant)], args)
         if known != fingerprint.encode():

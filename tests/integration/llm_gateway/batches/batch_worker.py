@@ -5,6 +5,7 @@ python batch_worker.py     reads BULKHEAD_* as the service does, and BATCH_RULES
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -61,8 +62,8 @@ def rules_of(asked: dict[str, Any]) -> BatchRules:
     )  # fmt: skip
 
 
-async def build(settings: Settings, asked: dict[str, Any] | None = None) -> Service:
-    """The service."""
+async def build(settings: Settings, asked: dict[str, Any] | None = None, told: Callable[[BatchParts], None] | None = None) -> Service:
+    """The service; `told` hears of its files and batches."""
     asked = {**QUICK, **(asked or {})}
     models = ConfigFile(settings.config_dir / MODELS_FILE, registry_parser({}))
     state, session = valkey.connect(settings.state_url), provider_session()
@@ -79,6 +80,8 @@ async def build(settings: Settings, asked: dict[str, Any] | None = None) -> Serv
             settings.files_dir, state, settings.instance, calls, accounts.confirm, lambda: models.current,
             purse if asked["provider"] else None, rules_of(asked),
         )  # fmt: skip
+        if told is not None:
+            told(parts)
         surfaces = [FilesSurface(parts.files), BatchSurface(parts.batches)]
         add_servicers.append(partial(llm_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(parts.batches, parts.files)))
         start, drain, close = [*start, parts.start], [parts.drain], [parts.stop]

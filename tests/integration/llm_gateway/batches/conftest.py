@@ -123,9 +123,11 @@ def gateway(identities, state_url, tmp_path, batch_models):
         store = connect(state_url)
         issued = await Accounts(store).create_key(tenant="acme", user=user, tier="enterprise", scopes=list(scopes))
         module = worker_module()
-        async with testing.running(settings, partial(module.build, asked=rules)):
+        made_parts: list[Any] = []
+        async with testing.running(settings, partial(module.build, asked=rules, told=made_parts.append)):
             made = Gateway(f"http://127.0.0.1:{settings.http_port}", issued.secret, f"127.0.0.1:{settings.grpc_port}", tmp_path, store)
             made.key_id = issued.record.key_id
+            made.parts = made_parts[0] if made_parts else None
             yield made
             await made.client.close()
         await store.aclose()
