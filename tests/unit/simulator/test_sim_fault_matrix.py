@@ -129,6 +129,13 @@ async def test_an_answer_that_is_none_costs_nothing(sim, dialect, fault, stream)
 
 
 @every
+async def test_an_error_event_stands_for_a_whole_body_and_costs_nothing(sim, dialect):
+    wire, line = await ask(sim, dialect, "error_event_after=5", False)
+    assert "error" in orjson.loads(wire.body)
+    assert (line["billed_nanousd"], line["completion_tokens"]) == (0, 0)
+
+
+@every
 @pytest.mark.parametrize(("place", "arguments"), [("before", False), ("inside", True), ("after", True)])
 async def test_a_cut_around_the_arguments_of_a_tool(sim, dialect, place, arguments):
     wire, line = await ask(sim, dialect, f"cut_in_arguments={place}", True, text=QUESTION, tool=True)
