@@ -8,7 +8,7 @@
     finally:
         response.close()        # gives the connection back when the body was read to its end, else ends it
 
-It costs a fifth of what a general client costs (20 against 90 µs a call, half of what the gateway itself does), which is why it is
+It costs a sixth of what a general client costs (17 against 105 µs a call, where the whole gateway may take 330), which is why it is
 here. Deadlines are points on `time.monotonic()`. Redirects are not followed and no request is ever sent twice. Behaviour of messages:
 RFC 9112; the parser is llhttp by httptools.
 """
@@ -231,15 +231,16 @@ class HttpClient:
 
     async def _connect_to(self, address: str, origin: Origin) -> Connection:
         loop = asyncio.get_running_loop()
-        tls = self._context() if origin.tls else None
+        tls = await self._context() if origin.tls else None
         _, connection = await loop.create_connection(
             lambda: Connection(loop), address, origin.port, ssl=tls, server_hostname=origin.host if tls else None
         )
         return connection
 
-    def _context(self) -> ssl.SSLContext:
+    async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = ssl.create_default_context()
+            # Reading the system's certificates takes tens of milliseconds, which no other call should wait for.
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
         return self._tls
 
     async def _resolved(self, host: str, port: int) -> list[str]:
