@@ -171,7 +171,10 @@ class Replay:
             joins = flight is not None
             if flight is None:
                 flight = SharedAnswer(
-                    self._once(place, call, work, replayed, kept), deadline=own, detached=True, ended=_forget(self._answers, place.name)
+                    self._once(place, call, work, replayed, kept),
+                    deadline=own,
+                    detached=call.terms.lingers,
+                    ended=_forget(self._answers, place.name),
                 )
                 self._answers[place.name] = (place.print, flight)
             elif print_ != place.print:
@@ -211,7 +214,9 @@ class Replay:
             print_, flight = self._streams.get(place.name, ("", None))
             joins = flight is not None
             if flight is None:
-                flight = SharedStream(self._stream_once(place, call), deadline=own, detached=True, ended=_forget(self._streams, place.name))
+                flight = SharedStream(
+                    self._stream_once(place, call), deadline=own, detached=call.terms.lingers, ended=_forget(self._streams, place.name)
+                )
                 self._streams[place.name] = (place.print, flight)
             elif print_ != place.print:
                 raise _mismatch()

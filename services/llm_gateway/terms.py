@@ -23,7 +23,8 @@ class Terms:
     """Money in micro-USD. `run_budget_microusd` caps what all calls of the run may cost together, `max_cost_microusd` this call.
 
     `low_priority` calls (batch lines) wait behind all others. `discounted` calls are charged the batch price where the
-    deployment has one. `arm` is the arm of an experiment, for telemetry.
+    deployment has one. `arm` is the arm of an experiment, for telemetry. With `lingers` a call with an idempotency key goes on when
+    its caller leaves, so that the caller can come back for the answer; without it an abandoned call ends and costs no more.
     """
 
     cache: CacheTerms = field(default_factory=CacheTerms)
@@ -33,6 +34,7 @@ class Terms:
     low_priority: bool = False
     discounted: bool = False
     arm: str = ""
+    lingers: bool = False
 
 
 PLAIN = Terms()

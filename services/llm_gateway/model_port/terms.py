@@ -22,6 +22,7 @@ def terms_of(headers: Mapping[str, str]) -> Terms:
     return Terms(
         cache=_cache_terms(control or "", semantic),
         idempotency_key=key or "",
+        lingers=key is not None,
         max_cost_microusd=None if most is None else _whole(most, MAX_COST),
     )
 

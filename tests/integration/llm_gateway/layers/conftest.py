@@ -105,7 +105,7 @@ class Layers:
     @staticmethod
     def terms(idempotency_key="", **cache):
         """Terms of a call."""
-        return Terms(cache=CacheTerms(**cache), idempotency_key=idempotency_key)
+        return Terms(cache=CacheTerms(**cache), idempotency_key=idempotency_key, lingers=bool(idempotency_key))
 
     @staticmethod
     @asynccontextmanager
