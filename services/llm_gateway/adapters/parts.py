@@ -20,6 +20,7 @@ from services.llm_gateway.adapters.answer_cache import AnswerCache
 from services.llm_gateway.adapters.deployment_limits import ValkeyDeploymentLimits
 from services.llm_gateway.adapters.disk_cache import DiskCache
 from services.llm_gateway.adapters.ledger import Ledger, Subjects
+from services.llm_gateway.adapters.ledger_archive import LedgerArchive
 from services.llm_gateway.adapters.purse import LedgerBounds, ValkeyPurse
 from services.llm_gateway.auto_calls import AutoRouted
 from services.llm_gateway.caching import Caches
@@ -79,6 +80,7 @@ class Money:
         self._plans = plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state))
         self.purse = ValkeyPurse(state, plans, timeout_s=settings.store_timeout_ms / 1000, bounds=LedgerBounds(lines=settings.ledger_lines))
         self.ledger = Ledger(state)
+        self._archive = LedgerArchive(state, settings.ledger_dir) if settings.ledger_dir else None
 
     async def admit(self, model: str) -> None:
         """Raises PermissionDenied for a model that the caller may not ask, also where no money is needed."""
@@ -97,15 +99,20 @@ class Money:
     async def start(self) -> None:
         """Begins the background work."""
         await self.purse.start()
+        if self._archive is not None:
+            await self._archive.start()
 
     async def stop(self) -> None:
         """Hands the store what is outstanding, and ends."""
         if left := await self.purse.drain(DRAIN_S):
             log.error("settlements_left", count=left)
         await self.purse.stop()
+        if self._archive is not None:
+            await self._archive.stop()
 
     async def erase(self, tenant: str, user: str) -> tuple[str, int]:
         """Takes the user's name out of the ledger."""
+        self._plans.forget_user(tenant, user)
         return "ledger_lines", await self.ledger.erase_user(tenant, user)
 
 

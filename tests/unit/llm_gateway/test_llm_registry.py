@@ -171,8 +171,8 @@ def test_the_local_file_loads_and_says_that_its_models_are_simulated():
     root = Path(__file__).resolve().parents[3]
     data = yaml.safe_load((root / "k8s/environments/local/config/models.yaml").read_text())
     found = registry_parser({"BULKHEAD_SIMULATOR_URL": "http://127.0.0.1:8090/v1"})(data)
-    assert list(found.groups) == ["assistant-model", "assistant-model-backup", "embedding-default"]
-    assert [g.deployments[0].simulated for g in found.groups.values()] == [True, True, False]
+    assert list(found.groups) == ["assistant-model", "assistant-model-backup", "embedding-default", "rerank-default"]
+    assert [g.deployments[0].simulated for g in found.groups.values()] == [True, True, False, False]
     assert found.fallbacks == {"assistant-model": ("assistant-model-backup",)}
     assert found.unsupported == ()
     assert found.unpriced == ()
