@@ -6,9 +6,10 @@ cancelled; what both have cost is charged.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from services.common.errors import BulkheadError
 from services.llm_gateway.failures import UpstreamFault
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ async def race(
     """The first success of the two, and whether it is the second's. `second` is asked for after `after_s` seconds of silence and may
     decline; `discard` is given a success that came too late.
 
-    Raises the first request's fault when both fail. A request that lost, or that nobody waits for any more, is cancelled.
+    Raises the first request's error when both fail. A request that lost, or that nobody waits for any more, is cancelled.
     """
     tasks = [asyncio.create_task(first)]
     winner: asyncio.Task[T] | None = None
@@ -94,14 +95,25 @@ async def race(
                 error = task.exception()
                 if error is None:
                     winner = task
-                elif not isinstance(error, UpstreamFault):
-                    raise error  # no provider's fault, so the other request would meet it too
+                elif not isinstance(error, UpstreamFault) and (task is tasks[0] or not isinstance(error, BulkheadError)):
+                    raise error  # no provider's fault; but one that only forbids a second request is nobody's
         return (winner or tasks[0]).result(), winner is not None and winner is not tasks[0]
     finally:
-        for task in tasks:
-            if task is winner:
-                continue
-            task.cancel()
-            await asyncio.wait([task])
-            if not task.cancelled() and task.exception() is None:
-                await discard(task.result())
+        ending = asyncio.create_task(_ended([task for task in tasks if task is not winner], discard))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            # Nobody is left to take the answer, and both requests have to be ended all the same.
+            await asyncio.wait([ending])
+            if winner is not None:
+                await discard(winner.result())
+            raise
+
+
+async def _ended(tasks: Sequence[asyncio.Task[T]], discard: Callable[[T], Awaitable[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            await discard(task.result())
