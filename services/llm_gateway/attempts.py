@@ -121,7 +121,8 @@ class Course:
     def _may_switch(self) -> bool:
         most = self._registry.max_fallbacks
         return (most is None or self.fallbacks < most) and (
-            self.attempts + 1 < self._policy.max_attempts and bool(self._registry.ring(self._start) if self._ring is None else self._ring)
+            self.attempts + 1 < self._policy.max_attempts
+            and (bool(self._registry.ring(self._start)) if self._ring is None else any(g.name not in self._visited for g in self._ring))
         )
 
     def interrupted(self, deployment: Deployment, failure: Failure) -> BulkheadError:
@@ -163,7 +164,17 @@ class Course:
                 failed = fault.failure
             if failed.failure_class in NOBODY_ASKED:
                 self.attempts -= 1
+            if failed.failure_class is FailureClass.UNFIT and self._skipped(deployment, failed):
+                return await self.step(attempt, discard)
         return self._after(deployment, failed)
+
+    def _skipped(self, deployment: Deployment, failure: Failure) -> bool:
+        """Leaves out a deployment that said for itself that it cannot take the request; whether the group has another one."""
+        if all(d.id in self._spent or d is deployment for d in self.group.deployments):
+            return False
+        self._spent.add(deployment.id)
+        self.failures.append((deployment, failure))
+        return True
 
     async def _hedged(
         self,
@@ -229,7 +240,7 @@ class Course:
         first = deployment.timeouts.first_token_s or (policy.reasoning_first_token_s if deployment.reasoning else policy.first_token_s)
         share = max(self._hop_ends - now, 0.0)
         if share <= 0.0:
-            share = self.deadline - now
+            share = (self.deadline - now) * (HOP_SHARE if self._may_switch() else 1.0)
         return Limits(
             connect_s=min(policy.connect_s, share),
             first_token_s=min(first, share),

@@ -12,6 +12,8 @@ from services.llm_gateway.registry import Deployment
 DEFAULT_OUTPUT_TOKENS = 2_000
 # OpenAI's price of one high-detail image, as a bound on what a provider counts for a picture that comes as a URL.
 IMAGE_TOKENS = 1_500
+_BOUNDS = ("max_completion_tokens", "max_tokens")
+_OPENAI = frozenset({"openai", "azure", "azure_ai"})
 
 
 def input_bound(body: Mapping[str, Any], size: int = 0) -> int:
@@ -37,19 +39,19 @@ def _images(body: Mapping[str, Any]) -> int:
 
 def output_bound(body: Mapping[str, Any]) -> int:
     """Most tokens of the answers that the request allows, 0 where it sets no bound."""
-    most = body.get("max_completion_tokens")
-    if most is None:
-        most = body.get("max_tokens")
-    if type(most) is not int:
-        return 0
+    # Where both names stand, which one a provider follows is its own affair.
+    most = max((value for name in _BOUNDS if type(value := body.get(name)) is int), default=0)
     choices = body.get("n")
     return most * choices if type(choices) is int and choices > 1 else most
 
 
 def assumed_output(deployment: Deployment) -> tuple[str, int]:
     """The request field that bounds the answer and the value that is assumed for a caller who sets none."""
-    most = DEFAULT_OUTPUT_TOKENS
+    most, dropped = DEFAULT_OUTPUT_TOKENS, deployment.capabilities.dropped_params
     if deployment.max_output_tokens:
         most = min(most, deployment.max_output_tokens)
     # Reasoning models of OpenAI know only the newer name, and others only the older.
-    return ("max_completion_tokens" if deployment.reasoning and deployment.provider == "openai" else "max_tokens"), most
+    newer = deployment.reasoning and deployment.provider in _OPENAI
+    return (
+        "max_completion_tokens" if newer or ("max_tokens" in dropped and "max_completion_tokens" not in dropped) else "max_tokens"
+    ), most

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.common.errors import BudgetExceeded, InvalidInput, QuotaExceeded
+from services.common.errors import BudgetExceeded, InvalidInput, Overloaded, PermissionDenied, QuotaExceeded
 from services.common.identity import Principal
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
@@ -42,6 +42,7 @@ class Payer:
     input_tokens: int
     deny_unpriced: bool
     spent: Usage = NOTHING
+    held_nanousd: int = 0
     queue_s: float = 0.0
     reserve_s: float = 0.0
     upstream_s: float = 0.0
@@ -56,12 +57,17 @@ class Payer:
 class Charge:
     """The permit and the ticket of one attempt; ends exactly once, by `served`, `failed`, `abandoned` or `refused`."""
 
-    __slots__ = ("_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "output_tokens")
+    __slots__ = ("_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "bound_nanousd", "input_tokens", "output_tokens")
 
-    def __init__(self, gate: Gate, purse: Purse, payer: Payer, permit: Permit, ticket: Ticket, output_tokens: int) -> None:
+    def __init__(
+        self, gate: Gate, purse: Purse, payer: Payer, permit: Permit, ticket: Ticket, input_tokens: int, output_tokens: int
+    ) -> None:
         self._gate, self._purse, self._payer, self._permit = gate, purse, payer, permit
         self._ticket: Ticket | None = ticket
+        self.input_tokens = input_tokens
         self.output_tokens = output_tokens
+        self.bound_nanousd = ticket.ask.cost_nanousd
+        payer.held_nanousd += self.bound_nanousd
         self._began = time.perf_counter()
         self._first = 0.0
 
@@ -72,8 +78,8 @@ class Charge:
 
     @property
     def upper_bound(self) -> Usage:
-        """The most that the attempt can have cost, flagged as an estimate."""
-        return priced(self._permit.deployment.prices, self._payer.input_tokens, self.output_tokens, estimated=True)
+        """The most that the attempt can have cost, which is what was reserved for it, flagged as an estimate."""
+        return Usage(self.input_tokens, self.output_tokens, cost_picousd=self.bound_nanousd * PICO_PER_NANO, estimated=True)
 
     def first_token(self) -> None:
         """The answer has begun."""
@@ -91,7 +97,9 @@ class Charge:
         if usage is None and failure.failure_class in MAYBE_BILLED:
             usage = self.upper_bound
         self._end(usage, failure.failure_class.value)
-        self._gate.leave(self._permit, failure)
+        # An answer that was coming when its caller's time was up says nothing about the deployment.
+        overtime = self._first > 0 and failure.failure_class is FailureClass.TIMEOUT_TOTAL
+        self._gate.leave(self._permit, failure, cancelled=overtime)
 
     def abandoned(self, usage: Usage | None = None, status: str = "cancelled") -> None:
         """Nobody waits for the attempt any more; the provider may bill what it has done by now."""
@@ -106,6 +114,7 @@ class Charge:
     def _end(self, usage: Usage | None, status: str) -> float:
         ticket, self._ticket = self._ticket, None
         assert ticket is not None
+        self._payer.held_nanousd -= self.bound_nanousd
         now = time.perf_counter()
         elapsed = now - self._began
         self._payer.upstream_s += elapsed
@@ -118,24 +127,41 @@ class Charge:
 
 
 async def begin(
-    gate: Gate, purse: Purse, payer: Payer, deployment: Deployment, number: int, output_tokens: int, ends_at: float, *, fallback: bool
+    gate: Gate,
+    purse: Purse,
+    payer: Payer,
+    deployment: Deployment,
+    number: int,
+    output_tokens: int,
+    ends_at: float,
+    *,
+    fallback: bool,
+    repeated_tokens: int = 0,
 ) -> Charge:
     """Waits for a place at the deployment and reserves the most that the attempt can cost.
 
     Raises UpstreamFault where another deployment may still be asked, and else BudgetExceeded, QuotaExceeded, Overloaded, or
-    InvalidInput (PRICE_UNKNOWN, MAX_COST_EXCEEDED). `ends_at` is on `time.monotonic()`.
+    InvalidInput (PRICE_UNKNOWN, MAX_COST_EXCEEDED). `ends_at` is on `time.monotonic()`. `repeated_tokens` are a beginning of the answer
+    that goes out with the prompt.
     """
-    prices = deployment.prices
-    cost_nanousd = prices.bound_nanousd(payer.input_tokens, output_tokens)
+    prices, input_tokens = deployment.prices, payer.input_tokens + repeated_tokens
+    cost_nanousd = prices.bound_nanousd(input_tokens, output_tokens)
     most = payer.terms.max_cost_microusd
-    if most is not None and cost_nanousd > most * NANO_PER_MICRO:
-        message = f"the call may cost up to {-(-cost_nanousd // NANO_PER_MICRO)} micro-USD, more than its max_cost of {most}"
-        if fallback:
+    # What refuses an attempt after the first one only skips it: the failure before it stays the answer.
+    again = fallback or number > 1
+    if most is not None and (bound := payer.spent.cost_nanousd + payer.held_nanousd + cost_nanousd) > most * NANO_PER_MICRO:
+        message = f"the call may cost up to {-(-bound // NANO_PER_MICRO)} micro-USD, more than its max_cost of {most}"
+        if again:
             raise UpstreamFault(Failure(FailureClass.UNFIT, message, code="MAX_COST_EXCEEDED"))
         raise InvalidInput(message, reason="MAX_COST_EXCEEDED", metadata={"param": "max_cost"})
     if payer.deny_unpriced and not prices.known:
         raise UpstreamFault(Failure(FailureClass.UNFIT, "the price of the model is not known", code="PRICE_UNKNOWN"))
-    permit = await gate.enter(deployment, payer.load)
+    try:
+        permit = await gate.enter(deployment, payer.load)
+    except Overloaded as error:
+        if again:
+            raise UpstreamFault(Failure(FailureClass.SATURATED, error.message, retry_after_s=error.retry_after_s)) from error
+        raise
     payer.queue_s += permit.queued_s
     began = time.perf_counter()
     try:
@@ -148,7 +174,7 @@ async def begin(
                 deployment.id,
                 deployment.provider,
                 payer.operation,
-                payer.input_tokens + output_tokens,
+                input_tokens + output_tokens,
                 cost_nanousd,
                 ends_at - time.monotonic() + GRACE_S,
                 1 if number == 1 else 0,
@@ -158,13 +184,12 @@ async def begin(
         )
     except BaseException as error:
         gate.leave(permit, None, cancelled=True)
-        if fallback and isinstance(error, BudgetExceeded | QuotaExceeded):
-            # The model that was asked for was affordable, this one is not: it is skipped, and the first failure stays the answer.
+        if again and isinstance(error, BudgetExceeded | QuotaExceeded | PermissionDenied):
             raise UpstreamFault(Failure(FailureClass.UNFIT, error.message, code=error.reason)) from error
         raise
     payer.reserve_s += time.perf_counter() - began
     payer.limits = ticket.limits or payer.limits
-    return Charge(gate, purse, payer, permit, ticket, output_tokens)
+    return Charge(gate, purse, payer, permit, ticket, input_tokens, output_tokens)
 
 
 def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batch: bool = False) -> Usage | None:
@@ -189,11 +214,11 @@ def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batc
     )
 
 
-def bounded(usage: Usage, prices_bound_nanousd: int) -> Usage:
+def bounded(usage: Usage, bound_nanousd: int) -> Usage:
     """An estimate that never exceeds what was reserved for the attempt."""
-    if usage.cost_nanousd <= prices_bound_nanousd:
+    if usage.cost_nanousd <= bound_nanousd:
         return usage
-    return Usage(usage.input, usage.output, usage.cached_input, usage.reasoning, prices_bound_nanousd * PICO_PER_NANO, True)
+    return Usage(usage.input, usage.output, usage.cached_input, usage.reasoning, bound_nanousd * PICO_PER_NANO, True)
 
 
 def _count(holder: Any, key: str) -> int:

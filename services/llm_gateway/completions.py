@@ -20,6 +20,7 @@ from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
+from services.llm_gateway.recovery import Stitch
 from services.llm_gateway.registry import Deployment, Group, Mode, Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Outcome, Ranked, RerankCall, StreamEvent
 from services.llm_gateway.telemetry import LATEST, CallRecord, Conventions
@@ -77,7 +78,7 @@ class Completions:
                     raise
                 usage = usage_of(deployment, answer.usage, batch=call.terms.discounted)
                 if usage is None:
-                    usage = priced(deployment.prices, work.payer.input_tokens, _output_of(answer, charge), estimated=True)
+                    usage = priced(deployment.prices, charge.input_tokens, _output_of(answer, charge), estimated=True)
                 work.served(charge, deployment, usage)
                 return answer, usage
 
@@ -220,16 +221,20 @@ class Work:
         return Failure(FailureClass.UNFIT, f"the model {deployment.group} cannot do what the request asks: {', '.join(fit.reasons)}")
 
     async def begin(
-        self, deployment: Deployment, limits: Limits, number: int, body: Mapping[str, Any] | None = None
+        self, deployment: Deployment, limits: Limits, number: int, stitch: Stitch | None = None
     ) -> tuple[Charge, Mapping[str, Any], int]:
-        """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved."""
+        """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved. With `stitch` the
+        answer goes on from what of it was delivered.
+        """
         self.record.attempts = number
-        wanted = self.body if body is None else body
-        if body is None and self._fits:
+        wanted = self.body
+        if self._fits:
             fit = self._fit(deployment)
             if fit.verdict is Verdict.ADAPTED:
                 wanted = fit.body
                 self.notices.append(_adapted(deployment, fit))
+        if stitch is not None:
+            wanted = stitch.continuing(wanted)
         sent = (
             {**deployment.defaults, **wanted, "model": deployment.model} if deployment.defaults else {**wanted, "model": deployment.model}
         )
@@ -241,7 +246,15 @@ class Work:
                 sent[field] = output
                 output *= max(_choices(sent), 1)
         charge = await charges.begin(
-            self._owner.gate, self._owner.purse, self.payer, deployment, number, output, limits.ends_at, fallback=self.course.fallbacks > 0
+            self._owner.gate,
+            self._owner.purse,
+            self.payer,
+            deployment,
+            number,
+            output,
+            limits.ends_at,
+            fallback=self.course.fallbacks > 0,
+            repeated_tokens=0 if stitch is None else len(stitch.delivered_text.encode()),
         )
         return charge, sent, output
 

@@ -1,5 +1,8 @@
 """Joins a stream that was started again to what had been delivered: what repeats word for word is dropped."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from services.llm_gateway.chat import Chunk
 from services.llm_gateway.failures import FailureClass
 
@@ -40,6 +43,14 @@ class Stitch:
     def can_restart(self) -> bool:
         """Whether a new attempt could be joined to what was delivered."""
         return self._comparable
+
+    def continuing(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The request with the delivered text as the beginning of the answer, and with what is left of its bound."""
+        made = {**body, "messages": [*body["messages"], {"role": "assistant", "content": self.delivered_text}]}
+        for name in ("max_completion_tokens", "max_tokens"):
+            if type(body.get(name)) is int:
+                made[name] = max(body[name] - self.delivered_chunks, 1)
+        return made
 
     def restart(self, *, continues: bool = False) -> None:
         """A new attempt begins; with `continues` it goes on where the delivered text ends."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from services.common.errors import BulkheadError
 from services.llm_gateway.attempts import Opened
-from services.llm_gateway.bounds import output_bound
 from services.llm_gateway.charges import MAYBE_BILLED, Charge, bounded, usage_of
 from services.llm_gateway.chat import Assembly, ChatCall, Chunk, Meter
 from services.llm_gateway.failures import UpstreamFault
@@ -19,8 +18,8 @@ from services.llm_gateway.results import Finished, Notice, StreamEvent
 if TYPE_CHECKING:
     from services.llm_gateway.completions import Completions, Work
 
-# The first chunks of a stream, what gives the rest, and what the attempt holds.
-_OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None], Charge]
+# The first chunks of a stream, what gives the rest, what the attempt holds, and whether it goes on from what was delivered.
+_OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None], Charge, bool]
 
 
 async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamEvent, None]:
@@ -45,7 +44,7 @@ async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamE
             for notice in work.notices:
                 yield notice
             work.notices.clear()
-            if relay.continued:
+            if opened.result[3]:
                 message = "The model's answer broke off and was continued."
                 yield Notice("answer_continued", message, attributes=(("model", opened.deployment.group),))
             async with aclosing(relay.follow(opened)) as events:
@@ -65,18 +64,14 @@ class _Relay:
         self._stitch = Stitch()
         self.assembly = Assembly()
         self.finished = False
-        self.continued = False
 
     async def attempt(self, deployment: Deployment, limits: Limits, number: int) -> _OpenStream:
         """Opens a stream and waits for its first token."""
         work = self._work
-        body: Mapping[str, Any] | None = None
         # A deployment that goes on from a given beginning needs not write, and bill, it again.
-        self.continued = bool(deployment.capabilities.prefill) and self._stitch.can_continue
-        if self.continued:
-            body = _continuing(work.body, self._stitch)
-        charge, sent, _ = await work.begin(deployment, limits, number, body)
-        made = work.attempt(deployment, sent, limits, number, continues=self.continued)
+        continues = bool(deployment.capabilities.prefill) and self._stitch.can_continue
+        charge, sent, _ = await work.begin(deployment, limits, number, self._stitch if continues else None)
+        made = work.attempt(deployment, sent, limits, number, continues=continues)
         chunks = self._owner.upstreams[deployment.adapter].stream(made)
         try:
             first = await anext(chunks)
@@ -88,11 +83,11 @@ class _Relay:
             await chunks.aclose()
             raise
         charge.first_token()
-        return first, chunks, charge
+        return first, chunks, charge, continues
 
     async def discard(self, opened: _OpenStream) -> None:
         """Ends a stream that another one has overtaken."""
-        first, chunks, charge = opened
+        first, chunks, charge, _ = opened
         await chunks.aclose()
         sent = Meter()
         for chunk in first:
@@ -102,10 +97,10 @@ class _Relay:
     async def follow(self, opened: Opened[_OpenStream]) -> AsyncGenerator[StreamEvent, None]:
         """Relays the opened stream to its end. Returns when it is whole, or when another attempt may be made."""
         work, deployment = self._work, opened.deployment
-        first, chunks, charge = opened.result
+        first, chunks, charge, continues = opened.result
         sent = Meter()
         work.record.first_chunk()
-        self._stitch.restart(continues=self.continued)
+        self._stitch.restart(continues=continues)
         try:
             async with aclosing(chunks):
                 batch: list[Chunk] | None = first
@@ -157,8 +152,8 @@ class _Relay:
         if deployment.reasoning:
             # What it thought unseen is billed too, and nobody says how much that was.
             return charge.upper_bound
-        estimate = priced(deployment.prices, payer.input_tokens, sent.output_bytes, estimated=True)
-        return bounded(estimate, deployment.prices.bound_nanousd(payer.input_tokens, charge.output_tokens))
+        estimate = priced(deployment.prices, charge.input_tokens, sent.output_bytes, estimated=True)
+        return bounded(estimate, charge.bound_nanousd)
 
     def _unseen_usage(self, deployment: Deployment, charge: Charge, fault: UpstreamFault) -> Usage | None:
         """What a stream has cost that failed before anybody saw it, None where nothing is billed."""
@@ -172,12 +167,3 @@ class _Relay:
     def _silent_usage(self, deployment: Deployment, charge: Charge) -> Usage:
         """What a stream has cost that gave nothing: the prompt."""
         return self._usage(deployment, charge, Meter())
-
-
-def _continuing(body: Mapping[str, Any], stitch: Stitch) -> Mapping[str, Any]:
-    """The request with the delivered text as the beginning of the answer, and with what is left of its bound."""
-    made = {**body, "messages": [*body["messages"], {"role": "assistant", "content": stitch.delivered_text}]}
-    for name in ("max_completion_tokens", "max_tokens"):
-        if type(body.get(name)) is int and output_bound(body):
-            made[name] = max(body[name] - stitch.delivered_chunks, 1)
-    return made
