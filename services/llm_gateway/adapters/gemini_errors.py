@@ -98,7 +98,7 @@ def _failure(status: int, error: Mapping[str, Any], waits_s: float | None) -> Fa
         found = FailureClass.QUOTA  # the delay that comes with it is that of the minute's limit
     if found is None:
         found = next((meant for pattern, meant in _TEXTS.get(name, ()) if pattern.search(message)), None)
-    if found is None:
+    if found is None and not 300 <= status < 400:  # a redirect stays one, whatever its body is called
         found = _STATUSES.get(name)
     if found is None:
         return classify(status, {"message": message}, waits_s)

@@ -212,6 +212,10 @@ class Books:
         (total, *_) = await self._ledger.spend(TENANT, "tenant", TENANT)
         return total.spent_nanousd
 
+    async def lines(self) -> list[dict[str, Any]]:
+        """The ledger's lines since the last look."""
+        return await self._after()
+
     async def _after(self) -> list[dict[str, Any]]:
         found = []
         while entries := await self._client.xrange(f"llm:{{{TENANT}}}:ledger", f"({self._cursor}" if self._cursor else "-", "+", 1000):

@@ -6,75 +6,38 @@ them. A client gets the whole answer word for word or an honest error; calls ups
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any
 
-import orjson
 import pytest
 import pytest_asyncio
 
 from services.common import testing
-from tests.integration.llm_gateway.conftest import served, simulated
-from tests.integration.llm_gateway.proof import BASES, CALCULATOR, Account, Books, Client, Seen, pair
+from tests.integration.llm_gateway.matrix import (
+    AGAIN,
+    BOUND_S,
+    CUT,
+    FINE,
+    MALFORMED,
+    MODES,
+    ONCE,
+    SHIPS,
+    SKIPPED,
+    SUM,
+    TRANSIENT,
+    Bench,
+    Case,
+    bench_of,
+    check_alone,
+    check_with_a_spare,
+    label,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-SHIPS = {"messages": [{"role": "user", "content": "Tell me about ships and bulkheads, please."}]}
-SUM = {"messages": [{"role": "user", "content": "What is 17 * 23?"}], "tools": [CALCULATOR]}
-# Far above what a case takes; a machine that is busy must not fail it, a call that hangs must.
-BOUND_S = 20.0
-MODES = ["unary", "stream"]
-
-
-@dataclass
-class Bench:
-    """A gateway before a simulator, a client, and the books of both."""
-
-    client: Client
-    books: Books
-    sim: Any
-    truth: dict[str, tuple]
-
-    async def ask(self, mode: str, body: dict = SHIPS, model: str = "main", **headers: str) -> tuple[Seen, Account]:
-        """One call, and what it left behind. Checks what holds for every call."""
-        seen = await asyncio.wait_for(self.client.chat({"model": model, **body}, stream=mode == "stream", **headers), BOUND_S)
-        account = await self.books.close_case()
-        assert len(account.served) <= 8
-        if seen.succeeded:
-            assert seen.finish
-            assert all(orjson.loads(call["arguments"]) for call in seen.calls)
-        else:
-            assert_honest(seen)
-        return seen, account
-
-
-def assert_honest(seen: Seen) -> None:
-    """An error that says of which kind it is, and nothing that looks like a success beside it."""
-    assert seen.error is not None
-    assert not seen.done
-    assert seen.error["message"]
-    assert seen.error["type"] in ("invalid_request_error", "server_error", "rate_limit_error")
-    assert seen.status == 200 or 400 <= seen.status < 600
-
-
-async def truth_of(sim, http, body: dict, model: str = "sim-1") -> tuple:
-    """What the simulator answers when it is asked directly and nothing is wrong."""
-    seen = await Client(http, sim.url, "sk-sim").chat({"model": model, **body})
-    return seen.message()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def module_bench(identities, _state_server, tmp_path_factory) -> AsyncIterator[Bench]:
-    async with simulated() as sim:
-        folder = tmp_path_factory.mktemp("matrix")
-        content = pair(sim.url)
-        async with served(
-            content, identities, _state_server, folder, sim,
-            model_total_timeout_s=6.0, model_retry_cap_s=3.0, model_first_token_timeout_s=1.2, model_between_tokens_timeout_s=1.0,
-        ) as stack:  # fmt: skip
-            truth = {name: await truth_of(sim, stack.http, body) for name, body in (("ships", SHIPS), ("sum", SUM))}
-            books = Books(_state_server, sim)
-            yield Bench(Client(stack.http, stack.url, stack.key), books, sim, truth)
-            await books.close()
+    async with bench_of(identities, _state_server, tmp_path_factory.mktemp("matrix")) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -83,26 +46,6 @@ async def bench(module_bench) -> Bench:
     return module_bench
 
 
-@dataclass(frozen=True)
-class Case:
-    """A fault, and what comes of it in the two modes: `fine` (the model's own answer, at once), `skipped` (the same with a warning),
-    or how often the model is asked before another one answers. `alone` are status and failure class where all models have it.
-    """
-
-    fault: str
-    unary: str | int
-    stream: str | int
-    alone: tuple[int, str] = (502, "")
-    stream_alone: tuple[int, str] | None = None
-
-    def of(self, mode: str) -> str | int:
-        return self.unary if mode == "unary" else self.stream
-
-
-FINE, SKIPPED = "fine", "skipped"
-# A failure that may pass is asked again three times; all others are asked once.
-AGAIN, ONCE = 4, 1
-TRANSIENT, MALFORMED, CUT = (502, "transient"), (502, "malformed"), (502, "cut")
 CASES = [
     # Statuses.
     *(Case(f"status={status}", AGAIN, AGAIN, TRANSIENT) for status in (408, 409, 425, 500, 502, 503, 504, 520, 529)),
@@ -162,48 +105,15 @@ CASES = [
 ]  # fmt: skip
 
 
-def label(case: Case) -> str:
-    return case.fault.replace("; ", "+")
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=label)
 async def test_a_fault_of_one_model_never_reaches_the_client(bench, case, mode):
-    await bench.sim.order(case.fault, endpoint="chat", **({} if case.fault == "close_before_body" else {"model": "sim-1"}))
-    if case.fault == "close_before_body":
-        await bench.sim.reset()
-        await bench.sim.order(case.fault, times=AGAIN, endpoint="chat")
-    seen, account = await bench.ask(mode)
-    assert seen.succeeded, seen
-    assert seen.message() == bench.truth["ships"]
-    expected = case.of(mode)
-    if expected in (FINE, SKIPPED):
-        assert len(account.served) == len(account.of("sim-1")) == 1
-        assert seen.warnings == (["event_skipped"] if expected == SKIPPED else [])
-        return
-    assert len(account.of("sim-2")) == 1
-    assert len(account.served) == expected + 1
-    assert seen.warnings == ["model_retry"] * (expected - 1) + ["model_fallback"]
+    await check_with_a_spare(bench, case, mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [case for case in CASES if case.unary != FINE or case.stream != FINE], ids=label)
+@pytest.mark.parametrize(("case", "mode"), [(case, mode) for case in CASES for mode in MODES if isinstance(case.of(mode), int)], ids=label)
 async def test_a_fault_of_every_model_is_an_honest_error(bench, case, mode):
-    if case.of(mode) in (FINE, SKIPPED):
-        pytest.skip("leaves the answer whole")
-    await bench.sim.order(case.fault, endpoint="chat")
-    seen, account = await bench.ask(mode)
-    assert not seen.succeeded
-    status, failure_class = case.alone if mode == "unary" or case.stream_alone is None else case.stream_alone
-    if seen.text:
-        # Part of it was out already: the error is the last event, and what came before it is as the model said it.
-        assert mode == "stream"
-        assert bench.truth["ships"][0].startswith(seen.text)
-    else:
-        assert seen.status == status, seen
-    assert failure_class in ("", seen.error.get("failure_class"))
-    assert 1 <= len(account.served) <= 8
-    assert (seen.error["type"], "retry-after" in seen.headers) == ("server_error", status == 503)
+    await check_alone(bench, case, mode)
 
 
 # The caller's own faults: asked once, no matter who else could be asked. Status, code, class.
@@ -331,4 +241,3 @@ async def test_the_simulator_answers_what_the_table_takes_for_the_truth(bench):
     _, calls, finish = bench.truth["sum"]
     assert (calls[0][0], finish) == ("calculator", "tool_calls")
     assert len({case.fault for case in CASES}) >= 60
-    assert BASES["openai"] == "/v1"
