@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ SATURATING = 64
 STREAMS = 128
 CLIENTS = (1, 4, 16, 64)
 SOAK_S = 600.0
+START_S = 120.0
 CALIBRATION = 1.5
 
 
@@ -59,14 +60,19 @@ class Bench:
         self._whole = {"direct": direct, "relay": relay, "gateway": gateway}
         self._streams = {"direct": direct_events, "gateway": events_gateway}
 
-    def warm(self) -> None:
-        """Lets every target make its connections and compile its patterns."""
-        for target in self._whole.values():
-            load(target, clients=1, seconds=1)
-            load(target, clients=SATURATING, seconds=1)
-        for target in self._streams.values():
-            load(target, clients=1, seconds=1, stream=True)
-            load(target, clients=STREAMS, seconds=1, stream=True)
+    def warm(self, others: Iterable[Target], stream_others: Iterable[Target]) -> None:
+        """Lets every target make its connections and compile its patterns; some need a while until they answer at all."""
+        for stream, targets in ((False, [*self._whole.values(), *others]), (True, [*self._streams.values(), *stream_others])):
+            for target in targets:
+                end = time.monotonic() + START_S
+                for clients in (1, STREAMS if stream else SATURATING):
+                    while True:
+                        try:
+                            load(target, clients=clients, seconds=2, stream=stream)
+                            break
+                        except RuntimeError:
+                            if time.monotonic() > end:
+                                raise
 
     def saturated(self, others: dict[str, Target]) -> tuple[list[Figure], float]:
         """Completions a second of each target, and CPU time a completion; the second value is the gateway's rate."""
@@ -148,7 +154,7 @@ def _run(size: Size, made: Stack, *, soak: bool, litellm: bool) -> list[Figure]:
         others["litellm"] = llm_litellm.start(made, direct, "litellm")
         stream_others["litellm"] = llm_litellm.start(made, direct_events, "litellm-streams")
     bench = Bench(size, direct, direct_events, relay, gateway, events_gateway)
-    bench.warm()
+    bench.warm(others.values(), stream_others.values())
     figures = [Figure("idle RSS", idle, "MiB", 100.0)]
     saturated, rate = bench.saturated(others)
     figures += saturated

@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
 
 import redis.asyncio as redis
 import structlog
@@ -24,6 +26,7 @@ CACHE_SIZE = 10_000
 # Secrets that are nobody's: remembered apart, so that a flood of them costs no good key its place.
 UNKNOWN_SIZE = 1_000
 MOST_SECRET_CHARS = 256
+T = TypeVar("T")
 log = structlog.get_logger("bulkhead.accounts")
 
 
@@ -61,6 +64,8 @@ class Accounts:
         self._held: OrderedDict[tuple[str, str, str, str], _Held] = OrderedDict()
         self._listener: asyncio.Task | None = None
         self._changes = 0
+        # Reads under way. When a record that many calls need has come of age, one of them reads it and all wait for that.
+        self._reads: dict[Hashable, asyncio.Task[Any]] = {}
         self.keys = Keys(store, self._forget)
         self.users: Holders[UserRecord] = Holders(store, "user", UserRecord, self._forget)
         self.teams: Holders[TeamRecord] = Holders(store, "team", TeamRecord, self._forget)
@@ -137,7 +142,7 @@ class Accounts:
         principal = known.principal
         held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
         if held is None or held.until <= time.monotonic():
-            held = await self._read_held(principal, known.record)
+            held = await self._shared((principal, True), partial(self._read_held, principal, known.record))
         if held.blocked:
             raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
         return principal
@@ -155,7 +160,7 @@ class Accounts:
             raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
         held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
         if held is None or held.until <= time.monotonic():
-            held = await self._read_held(principal, record)
+            held = await self._shared((principal, True), partial(self._read_held, principal, record))
         if held.blocked:
             raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
 
@@ -166,7 +171,7 @@ class Accounts:
         """
         held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
         if held is None or held.until <= time.monotonic():
-            held = await self._read_held(principal, None)
+            held = await self._shared((principal, False), partial(self._read_held, principal, None))
         return held.limits
 
     async def _key(self, digest: str) -> _Known | None:
@@ -176,6 +181,22 @@ class Accounts:
             return known
         if self._unknown.get(digest, 0.0) > now:
             return None
+        return await self._shared(digest, partial(self._read_key, digest, now))
+
+    async def _shared(self, what: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = self._reads.get(what)
+        if task is None:
+            task = self._reads[what] = asyncio.create_task(read())
+            task.add_done_callback(partial(self._read_ended, what))
+        return await asyncio.shield(task)
+
+    def _read_ended(self, what: Hashable, task: asyncio.Task[Any]) -> None:
+        if self._reads.get(what) is task:
+            del self._reads[what]
+        if not task.cancelled():
+            task.exception()  # everybody who waited may have left
+
+    async def _read_key(self, digest: str, now: float) -> _Known | None:
         changes = self._changes
         raw = await self._store.get(key_key(digest))
         record = decode(KeyRecord, raw) if raw else None
@@ -231,6 +252,8 @@ class Accounts:
     def _forget(self, changed: str) -> None:
         """`changed` is a digest, or the store key of another record."""
         self._changes += 1
+        # Who comes after the change must not be given what was read before it.
+        self._reads.clear()
         self._known.pop(changed, None)
         # Changes are rare beside calls, and the records of four holders cost one read.
         self._held.clear()
