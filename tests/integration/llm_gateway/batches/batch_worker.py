@@ -1,10 +1,12 @@
 """A gateway with files and batches and real money, for tests that serve it in their loop or as processes of their own.
 
-python batch_worker.py     reads BULKHEAD_* as the service does, and BATCH_RULES as JSON of what a test wants to be quicker.
+python batch_worker.py     reads BULKHEAD_* as the service does, and BATCH_RULES as JSON of what a test wants to be quicker;
+BATCH_MOST_BYTES bounds each file.
 """
 
 import os
 import random
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -108,4 +110,7 @@ async def _drained(purse: ValkeyPurse) -> None:
 
 
 if __name__ == "__main__":
+    if most := os.environ.get("BATCH_MOST_BYTES"):
+        # Stands for a disk that is full: a file that would be larger is refused.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), resource.RLIM_INFINITY))
     serve(load(Settings), partial(build, asked=orjson.loads(os.environ.get("BATCH_RULES", "{}"))))

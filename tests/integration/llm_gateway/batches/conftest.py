@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,11 @@ def batch_models(sim, deployment, tmp_path):
     entries[1]["model_info"] |= {"input_cost_per_token_batches": 0.00000025, "output_cost_per_token_batches": 0.00000075}
     vectors = deployment("vectors", "sim-embed", f"{sim.url}/v1")
     vectors["model_info"] = {"mode": "embedding", "input_cost_per_token": 0.00000002, "simulated": True}
-    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"model_list": [*entries, vectors], "router_settings": {"num_retries": 0}}))
+    cheap_vectors = deployment("cheap-vectors", "sim-embed", f"{sim.url}/v1")
+    cheap_vectors["model_info"] = {**vectors["model_info"], "input_cost_per_token_batches": 0.00000001}
+    (tmp_path / "models.yaml").write_text(
+        yaml.safe_dump({"model_list": [*entries, vectors, cheap_vectors], "router_settings": {"num_retries": 0}})
+    )
 
 
 @pytest.fixture
@@ -143,9 +147,9 @@ async def processes(identities, state_url, tmp_path, batch_models):
     begun: list[testing.Process] = []
     gateways: list[Gateway] = []
 
-    async def start(ready: bool = True, **rules: Any) -> tuple[Gateway, testing.Process]:
-        given = settings_of(identities, state_url, tmp_path)
-        env = {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
+    async def start(env: Mapping[str, str] | None = None, **rules: Any) -> tuple[Gateway, testing.Process]:
+        given, more = settings_of(identities, state_url, tmp_path), env or {}
+        env = {**more} | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
         env |= {
             "BATCH_RULES": orjson.dumps(rules).decode(),
             "BULKHEAD_LOG_FORMAT": "json",
@@ -155,8 +159,7 @@ async def processes(identities, state_url, tmp_path, batch_models):
         begun.append(process)
         made = Gateway(f"http://127.0.0.1:{given['http_port']}", issued.secret, f"127.0.0.1:{given['grpc_port']}", tmp_path, store)
         gateways.append(made)
-        if ready:
-            await asyncio.to_thread(testing.wait_for_port, given["http_port"], process)
+        await asyncio.to_thread(testing.wait_for_port, given["http_port"], process)
         return made, process
 
     yield start
