@@ -27,6 +27,7 @@ from services.llm_gateway.batches.provider_execution import ProviderExecution, P
 from services.llm_gateway.batches.requests import Windows
 from services.llm_gateway.batches.runner import BatchRunner, RunnerRules
 from services.llm_gateway.batches.service import Batches
+from services.llm_gateway.batches.threads import DiskThreads
 from services.llm_gateway.model_port.batch_lines import RouteLines
 from services.llm_gateway.model_port.chat import ChatSurface
 from services.llm_gateway.model_port.completions import CompletionsSurface
@@ -63,7 +64,8 @@ class BatchParts:
         purse: BatchPurse | None,
         rules: BatchRules = BatchRules(),
     ) -> None:
-        contents, records = DiskContents(folder), ValkeyBatches(client, instance)
+        self._threads = threads = DiskThreads()
+        contents, records = DiskContents(folder, threads), ValkeyBatches(client, instance)
         self.files = Files(contents, ValkeyFiles(client), rules.files)
         self.batches = Batches(records, self.files, check_key, rules.windows)
         lines = LineCalls(calls)
@@ -75,9 +77,14 @@ class BatchParts:
             self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=32))
             provider = ProviderExecution(registry, ProviderBatches(self._session), purse, rules.provider)
         parts = ExecutionParts(
-            records, self.files, lambda tenant, batch_id: Workspace(contents, tenant, batch_id), RouteLines(surfaces, check_key), provider,
+            records,
+            self.files,
+            lambda tenant, batch_id: Workspace(contents, tenant, batch_id),
+            RouteLines(surfaces, check_key),
+            threads,
+            provider,
             rules.execution,
-        )  # fmt: skip
+        )
         self._runner = BatchRunner(parts, random.Random(), rules.runner)  # noqa: S311 - jitter
 
     async def start(self) -> None:
@@ -91,5 +98,6 @@ class BatchParts:
     async def stop(self) -> None:
         """Ends what is left."""
         await self._runner.stop()
+        self._threads.stop()
         if self._session is not None:
             await self._session.close()

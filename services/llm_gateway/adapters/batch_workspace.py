@@ -20,6 +20,7 @@ from services.llm_gateway.batches import journal as journals
 from services.llm_gateway.batches.journal import Entry, Found, Results
 from services.llm_gateway.batches.ports import LeaseLost
 from services.llm_gateway.batches.requests import Scan, scanned, split_lines
+from services.llm_gateway.batches.threads import DiskThreads
 
 _JOURNAL = re.compile(r"(\d+)\.journal\Z")
 # How long a journal that could not be written waits before it tries again.
@@ -87,7 +88,7 @@ class Workspace:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             sync_folder(self.folder)
         self._journals.append(path)
-        return JournalFile(file, len(self._journals) - 1, results)
+        return JournalFile(self._contents.threads, file, len(self._journals) - 1, results)
 
     def merged(self, scan: Scan, results: Results, wants_failed: bool) -> Iterator[tuple[int, bytes | None]]:
         """Pairs of line and result in the order of the input: those that failed, or those that did not. A line without any is failed,
@@ -125,7 +126,8 @@ class Workspace:
 class JournalFile:
     """Appends entries; those that come together share one sync. An entry counts when `append` has returned."""
 
-    def __init__(self, file: int, number: int, results: Results) -> None:
+    def __init__(self, threads: DiskThreads, file: int, number: int, results: Results) -> None:
+        self._threads = threads
         self._file = file
         self._number = number
         self._results = results
@@ -161,17 +163,12 @@ class JournalFile:
         while self._waiting:
             batch = self._waiting[:]
             data = b"".join(packed for packed, _ in batch)
-            written = asyncio.ensure_future(asyncio.to_thread(self._synced, data))
             try:
-                await asyncio.shield(written)
+                await self._threads.run(self._synced, data)
             except OSError as error:
                 log.error("batch_journal_blocked", error=error.strerror, again_in_s=FULL_PAUSE_S)
                 await asyncio.sleep(FULL_PAUSE_S)
                 continue
-            except asyncio.CancelledError:
-                # The descriptor must not be closed, and used for something else, under the thread that writes.
-                await asyncio.wait([written])
-                raise
             del self._waiting[: len(batch)]
             for packed, future in batch:
                 (found,) = journals.read([packed])

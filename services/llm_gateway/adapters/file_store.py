@@ -4,20 +4,19 @@
 <folder>/<digest of the tenant>/work/<batch id>/     what a batch needs while it runs (batch_workspace.py)
 """
 
-import asyncio
 import errno
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
 
 from services.common.errors import BulkheadError, NotFound, Overloaded
 from services.llm_gateway.batches.ports import ContentTooLarge
+from services.llm_gateway.batches.threads import DiskThreads
 
 # Small parts of an upload are gathered, so that each hop to a thread writes something worth it.
 GATHERED_BYTES = 1024 * 1024
@@ -26,7 +25,6 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,80}\Z")
 # EFBIG is the limit of one file (RLIMIT_FSIZE, or of the file system).
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PART = ".part"
-T = TypeVar("T")
 
 
 def storage_error(error: OSError) -> BulkheadError:
@@ -37,18 +35,6 @@ def storage_error(error: OSError) -> BulkheadError:
             "there is no room for more files on the gateway's disk", reason="STORAGE_FULL", metadata={"failure_class": "storage_full"}
         )
     return Overloaded("the gateway's disk cannot be used", reason="STORAGE_UNAVAILABLE", retry_after_s=5.0)
-
-
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """As asyncio.to_thread, but a cancelled caller waits for the thread: it may still use what the caller is about to close."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()
-        raise
 
 
 @contextmanager
@@ -77,8 +63,9 @@ def sync_folder(folder: Path) -> None:
 class DiskContents:
     """Contents as files. Every write goes to a name of its own, is synced, and then takes its place at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: DiskThreads) -> None:
         self.folder = folder
+        self.threads = threads
 
     def path(self, tenant: str, file_id: str) -> Path:
         """Where a content stands. Raises NotFound for what can be no id."""
@@ -91,7 +78,7 @@ class DiskContents:
         path = self.path(tenant, file_id)
         part = path.with_name(f"{file_id}.{secrets.token_hex(4)}{_PART}")
         with told():
-            file = await in_thread(_opened, part)
+            file = await self.threads.run(_opened, part)
         try:
             size, gathered, waiting = 0, [], 0
             with told():
@@ -102,9 +89,9 @@ class DiskContents:
                     gathered.append(piece)
                     waiting += len(piece)
                     if waiting >= GATHERED_BYTES:
-                        await in_thread(_write_all, file, b"".join(gathered))
+                        await self.threads.run(_write_all, file, b"".join(gathered))
                         gathered, waiting = [], 0
-                await in_thread(_completed, file, b"".join(gathered), part, path)
+                await self.threads.run(_completed, file, b"".join(gathered), part, path)
             return size
         finally:
             file.close()
@@ -115,17 +102,17 @@ class DiskContents:
     async def read(self, tenant: str, file_id: str) -> AsyncIterator[bytes]:
         """As Contents.read."""
         path = self.path(tenant, file_id)
-        file = await in_thread(_open, path)
+        file = await self.threads.run(_open, path)
         try:
             with told():
-                while piece := await in_thread(file.read, READ_BYTES):
+                while piece := await self.threads.run(file.read, READ_BYTES):
                     yield piece
         finally:
             file.close()
 
     async def delete(self, tenant: str, file_id: str) -> bool:
         """As Contents.delete."""
-        return await in_thread(_deleted, self.path(tenant, file_id))
+        return await self.threads.run(_deleted, self.path(tenant, file_id))
 
 
 def _opened(path: Path) -> FileIO:

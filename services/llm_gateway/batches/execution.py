@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import structlog
+from opentelemetry.metrics import get_meter
 
 from services.common.errors import BulkheadError, NotFound, Overloaded
 from services.llm_gateway.batches.files import Files, derived_name
@@ -31,9 +32,13 @@ from services.llm_gateway.batches.records import (
 )
 from services.llm_gateway.batches.requests import Scan, problem
 from services.llm_gateway.batches.results import answered_line, expired_line, repeats, waits
+from services.llm_gateway.batches.threads import DiskThreads
 
 _PIECE_LINES = 500
 log = structlog.get_logger("bulkhead.batches")
+_lines = get_meter("bulkhead.llm").create_counter(
+    "bulkhead_batch_lines_total", description="Lines of batches that got a result, by outcome."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class ExecutionParts:
     files: Files
     workspace: Callable[[str, str], Workspace]
     lines: Lines
+    threads: DiskThreads
     provider: ProviderExecution | None = None
     rules: ExecutionRules = field(default_factory=ExecutionRules)
 
@@ -72,6 +78,7 @@ class Execution:
         self._parts = parts
         self._rules = parts.rules
         self._chance = chance
+        self.threads = parts.threads
         self.workspace = parts.workspace(self.record.tenant, self.record.id)
         self.scan = Scan()
         self.results = Results(0)
@@ -134,6 +141,7 @@ class Execution:
         if time.monotonic() >= self._lease_until:
             raise LeaseLost
         await self.journal.append(Entry(number, failed, usage, result))
+        _lines.add(1, {"outcome": "failed" if failed else "completed"})
 
     def read_line(self, number: int) -> dict[str, Any]:
         """The request of a line, with custom_id and body. Blocks."""
@@ -179,17 +187,17 @@ class Execution:
     async def _execute(self) -> None:
         record = self.record
         try:
-            await asyncio.to_thread(self.workspace.begin, record.spec.input_file_id)
-            self.scan = await asyncio.to_thread(self.workspace.scan, record.spec.endpoint)
+            await self.threads.run(self.workspace.begin, record.spec.input_file_id)
+            self.scan = await self.threads.run(self.workspace.scan, record.spec.endpoint)
         except NotFound:
             self.scan = Scan(problems=[problem("input_file_missing", "the input file was deleted", None, "input_file_id")])
         if self.scan.problems:
             errors, self.scan = self.scan.problems, Scan()
             await self._finish(FAILED, {}, errors)
             return
-        self.results = await asyncio.to_thread(self.workspace.results, len(self.scan))
+        self.results = await self.threads.run(self.workspace.results, len(self.scan))
         await self.renew(IN_PROGRESS, model=self.scan.model)
-        self.journal = await asyncio.to_thread(self.workspace.journal, self.claim.epoch, self.results)
+        self.journal = await self.threads.run(self.workspace.journal, self.claim.epoch, self.results)
         try:
             if self._parts.provider is not None:
                 await self._parts.provider.run(self)
@@ -230,7 +238,7 @@ class Execution:
             task.result()
 
     async def _execute_line(self, number: int) -> None:
-        line = await asyncio.to_thread(self.read_line, number)
+        line = await self.threads.run(self.read_line, number)
         spec, waited, failures = self.record.spec, 0, 0
         while True:
             answered: Answered = await self._parts.lines.call(
@@ -278,7 +286,7 @@ class Execution:
 
     async def _pieces(self, *, wants_failed: bool, expired: bool) -> AsyncIterator[bytes]:
         merged = self.workspace.merged(self.scan, self.results, wants_failed)
-        while piece := await asyncio.to_thread(self._piece, merged, expired):
+        while piece := await self.threads.run(self._piece, merged, expired):
             yield b"".join(piece)
         merged.close()
 
@@ -309,7 +317,7 @@ class Execution:
             "batch_ended", batch=record.id, tenant=record.tenant, status=final, total=len(self.scan), completed=self.results.completed,
             cost_microusd=self.results.usage.cost_microusd,
         )  # fmt: skip
-        await asyncio.to_thread(self.workspace.remove)
+        await self.threads.run(self.workspace.remove)
         await parts.records.forget_due(record.tenant, record.id)
 
     async def _release(self, after_s: float) -> None:

@@ -113,7 +113,7 @@ class ProviderExecution:
             or len(held.scan) < self._rules.shortest_lines
         ):
             return None
-        lines, tokens, cost_nanousd = await asyncio.to_thread(self._prepared, held, deployment, None)
+        lines, tokens, cost_nanousd = await held.threads.run(self._prepared, held, deployment, None)
         if not lines:
             return None
         left_s = max(held.expires_at - time.monotonic(), 0.0) + self._rules.ending_s + self._rules.grace_s
@@ -202,7 +202,7 @@ class ProviderExecution:
                     if run.held.stopped:
                         return None
                     with run.held.workspace.scratch("provider.jsonl") as content:
-                        await asyncio.to_thread(self._prepared, run.held, run.deployment, content)
+                        await run.held.threads.run(self._prepared, run.held, run.deployment, content)
                         content.seek(0)
                         file_id = await provider.upload(run.deployment, f"{run.held.record.id}.jsonl", content)
                     # Recorded before the batch is begun: whoever comes next can look for a batch over this file.
@@ -259,7 +259,7 @@ class ProviderExecution:
     async def _keep(self, run: _Run, raws: list[bytes]) -> None:
         kept = [self._read(run, line) for line in map(read_provider_line, raws) if line is not None]
         answers = [answer for answer in kept if answer is not None]
-        lines = await asyncio.to_thread(lambda: [run.held.read_line(number) for number, _ in answers])
+        lines = await run.held.threads.run(lambda: [run.held.read_line(number) for number, _ in answers])
         writes = []
         for (number, answered), line in zip(answers, lines, strict=True):
             usage = answered.usage

@@ -103,7 +103,7 @@ class BatchRunner:
                 self._begin(found)
             elif found is not None:
                 # It has ended, and its holder did not live to clean up.
-                await asyncio.to_thread(self._parts.workspace(tenant, batch_id).remove)
+                await self._parts.threads.run(self._parts.workspace(tenant, batch_id).remove)
                 await self._parts.records.forget_due(tenant, batch_id)
 
     def _begin(self, claim: Claim) -> None:

@@ -32,7 +32,7 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
             raise InvalidInput.field("input_jsonl", "exactly one of input_jsonl and input_file_id is required")
         if len(request.idempotency_key) > MAX_IDEMPOTENCY_KEY:
             raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
-        window = f"{request.completion_window.seconds}s" if request.HasField("completion_window") else "24h"
+        window = _window(request.completion_window.seconds) if request.HasField("completion_window") else "24h"
         body = {
             "endpoint": request.endpoint,
             "input_file_id": request.input_file_id or await self._uploaded(caller, request),
@@ -74,6 +74,10 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
     yield content
+
+
+def _window(seconds: int) -> str:
+    return f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds}s"
 
 
 def _caller() -> Principal:

@@ -16,6 +16,7 @@ from services.llm_gateway.batches import journal
 from services.llm_gateway.batches.journal import Entry, Results
 from services.llm_gateway.batches.ports import LeaseLost
 from services.llm_gateway.batches.requests import scanned, split_lines
+from services.llm_gateway.batches.threads import DiskThreads
 from services.llm_gateway.money import NOTHING, Usage
 
 TOTAL = 12
@@ -70,7 +71,7 @@ def test_a_flipped_byte_spoils_one_entry_at_most_two(written, data):
 @pytest.fixture
 def workspace(tmp_path):
     """A batch of TOTAL lines whose work has begun."""
-    contents = DiskContents(tmp_path)
+    contents = DiskContents(tmp_path, DiskThreads())
     path = contents.path("acme", "file-1")
     path.parent.mkdir(parents=True)
     lines = [{"custom_id": f"c{n}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m"}} for n in range(TOTAL)]
