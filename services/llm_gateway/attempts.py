@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-from services.common.errors import BulkheadError, DeadlineExceeded
+from services.common.errors import BulkheadError, DeadlineExceeded, NotFound
 from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
 from services.llm_gateway.hedging import Hedge, race
 from services.llm_gateway.ports import Gate, Limits, Load
@@ -332,8 +332,12 @@ class Course:
         """What the caller is told: how the stream broke, or the first failure, that of the model which was asked for."""
         if self._primary is not None:
             return error_of(self._primary, self._start.name)
-        real = [failure for _, failure in self.failures if failure.failure_class not in NOBODY_ASKED]
-        return error_of(real[0] if real else self.failures[0][1], self._start.name)
+        real = [(d, failure) for d, failure in self.failures if failure.failure_class not in NOBODY_ASKED]
+        deployment, first = real[0] if real else self.failures[0]
+        if first.failure_class is FailureClass.MODEL_GONE and deployment.pattern:
+            # No model that we promise: the caller chose its name.
+            return NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": deployment.group[:128]})
+        return error_of(first, self._start.name)
 
     def _give_up(self) -> NoReturn:
         self._observer.exhausted(self.failures)

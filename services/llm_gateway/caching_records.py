@@ -144,7 +144,7 @@ def _record(form: Form, body: bytes, outcome: Outcome, owner: str, at: float, fr
 
 
 def _deployment(registry: Registry, deployment_id: str, group_name: str) -> Deployment | None:
-    group = registry.groups.get(group_name)
+    group = registry.find(group_name)
     if group is None:
         return None
     for deployment in group.deployments:

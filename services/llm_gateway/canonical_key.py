@@ -58,7 +58,7 @@ def request_key(tenant: str, operation: str, registry: Registry, model: str, con
     The group stands in it with the models behind it, so that an answer does not outlive a change of the configuration, and
     another replica of the same model makes no difference.
     """
-    group = registry.groups.get(registry.aliases.get(model, model))
+    group = registry.find(model)
     behind = _models_of(group) if group is not None else model
     return digest_of(tenant, operation, group.name if group is not None else "", behind, content, *scope)
 

@@ -179,6 +179,8 @@ class DeploymentGate:
         found = failure.failure_class if failure else None
         if cancelled or found in UNASKED:
             failed = None
+        elif found is FailureClass.MODEL_GONE and deployment.pattern:
+            failed = False  # the name is the caller's own word
         elif found is None or found in ANSWERED:
             failed = False
         else:
@@ -215,7 +217,7 @@ class DeploymentGate:
     def follow(self, registry: Registry, base: BreakerPolicy = BreakerPolicy()) -> None:
         """Follows a new configuration: the breaker's numbers, and the deployments whose circuits are worth knowing."""
         self._breakers.policy = breaker_policy(registry, base)
-        there = {d.id for group in registry.groups.values() for d in group.deployments}
+        there = {d.id for group in (*registry.groups.values(), *registry.wildcards) for d in group.deployments}
         self._breakers.watch(sorted(there))
         for name in [n for n, lane in self._lanes.items() if n not in there and not lane.in_flight and not lane.queue]:
             del self._lanes[name]

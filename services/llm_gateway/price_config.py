@@ -11,7 +11,7 @@ which is also the shape of LiteLLM's model_prices_and_context_window.json. What 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -155,14 +155,15 @@ def _first_line(error: ValueError) -> str:
     return "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in errors())
 
 
-def zeroed(old: Registry, new: Registry) -> list[str]:
-    """The deployments whose known price a new configuration would make nothing, a line each.
+def zeroed(old: Registry, new: Registry, free: Collection[str] = ()) -> list[str]:
+    """The deployments and entries of the price table whose known price a new configuration would make nothing, a line each.
 
-    A price that vanishes by a slip of the hand would make every budget endless; who means it writes `free: true`.
+    A price that vanishes by a slip of the hand would make every budget endless; who means it writes `free: true`, as the `free` entries
+    of the table have it.
     """
-    before = {d.id: d for group in old.groups.values() for d in group.deployments}
-    found = []
-    for group in new.groups.values():
+    before = {d.id: d for group in (*old.groups.values(), *old.wildcards) for d in group.deployments}
+    found = _zeroed_entries(old, new, free)
+    for group in (*new.groups.values(), *new.wildcards):
         for deployment in group.deployments:
             known = before.get(deployment.id)
             if known is None or not known.prices.known or known.prices.free or deployment.free:
@@ -172,3 +173,18 @@ def zeroed(old: Registry, new: Registry) -> list[str]:
                     f"models.yaml: {group.name} ({deployment.model}): its price would become 0; write free: true where that is meant"
                 )
     return found
+
+
+def _zeroed_entries(old: Registry, new: Registry, free: Collection[str]) -> list[str]:
+    """The same for models behind patterns, whose prices are looked up at the time of the call. Entries may go, not all at once."""
+    if not new.wildcards:
+        return []
+    priced = [name for name, prices in old.price_table.items() if prices.known and not prices.free]
+    if priced and not new.price_table and not all(d.prices.known for group in new.wildcards for d in group.deployments):
+        return ["prices: the price table would be empty, and models behind patterns would cost nothing"]
+    there = [name for name in priced if name in new.price_table and name not in free]
+    return [
+        f"prices: {name}: its price would become 0; write free: true where that is meant"
+        for name in there
+        if new.price_table[name].free or not new.price_table[name].known
+    ]

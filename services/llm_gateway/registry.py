@@ -57,7 +57,7 @@ class Deployment:
 
     `provider` names the provider to people, `adapter` the code that talks to it. `defaults` are request fields that
     the configuration sets where the caller does not. `weight` and `order` steer the choice within the group: the
-    lowest order first, by weight within it.
+    lowest order first, by weight within it. `pattern` is the group that it comes from where that stands for many names.
     """
 
     id: str
@@ -84,6 +84,7 @@ class Deployment:
     reasoning: bool = False
     simulated: bool = False
     trusted: bool = False
+    pattern: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,19 @@ class Group:
     def mode(self) -> Mode:
         """What the group is for; the same for all of its deployments."""
         return self.deployments[0].mode
+
+
+# A name behind a pattern is a caller's own word, and becomes part of keys and labels.
+MAX_NAME = 256
+
+
+def between(pattern: str, name: str) -> str:
+    """What of `name` the star of the pattern stands for; empty where it does not fit."""
+    before, star, after = pattern.partition("*")
+    fits = star and len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after)
+    if not fits or len(name) > MAX_NAME or "*" in name or not name.isprintable():
+        return ""
+    return name[len(before) : len(name) - len(after)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,7 @@ class Registry:
                 if first.mode == mode:
                     return first, True
             raise NotFound(f"no {mode} model is configured", reason="MODEL_NOT_FOUND")
-        group = self.groups.get(self.aliases.get(name, name)) or self._wild(name)
+        group = self.find(name)
         if group is None and name in self.autos:
             # Whoever asks before the choice is made gets the one in the middle.
             group = self.groups[self.autos[name].balanced]
@@ -172,17 +186,21 @@ class Registry:
             )
         return group, False
 
+    def find(self, name: str) -> Group | None:
+        """The group behind a name or alias, also one behind a pattern."""
+        name = self.aliases.get(name, name)
+        return self.groups.get(name) or self._wild(name)
+
     def resolve_name(self, name: str) -> str:
         """The name that limits of models are about: that of the group behind an alias."""
         return self.aliases.get(name, name)
 
     def _wild(self, name: str) -> Group | None:
         for wildcard in self.wildcards:
-            before, _, after = wildcard.name.partition("*")
-            if len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after):
-                middle = name[len(before) : len(name) - len(after)]
+            middle = between(wildcard.name, name)
+            if middle:
                 members = tuple(
-                    replace(d, group=name, model=d.model.replace("*", middle), prices=self.price_of(d, middle))
+                    replace(d, group=name, model=d.model.replace("*", middle), prices=self.price_of(d, middle), pattern=wildcard.name)
                     for d in wildcard.deployments
                 )
                 return Group(name, wildcard.index, members)
@@ -212,17 +230,22 @@ class Registry:
             ordered: list[Group] = []
         else:
             ordered = list(self.groups.values())
-        names: list[str] = [*self.fallbacks.get(start.name, ()), *self.default_fallbacks]
+        names: list[str] = [*self._configured(self.fallbacks, start), *self.default_fallbacks]
         if start.mode == "chat" and ordered:
             names += [group.name for group in (*ordered[start.index + 1 :], *ordered[: start.index])]
         for name in names:
-            group = self.groups[self.aliases.get(name, name)]
-            if group.name not in seen and group.mode == start.mode:
+            group = self.find(name)
+            if group is not None and group.name not in seen and group.mode == start.mode:
                 seen.add(group.name)
                 yield group
 
     def typed(self, start: Group, failure_class: FailureClass) -> Sequence[Group]:
         """The models that the configuration names for this class of failure, in order."""
         table = self.context_window_fallbacks if failure_class is FailureClass.CONTEXT_WINDOW else self.content_policy_fallbacks
-        found = [self.groups[self.aliases.get(name, name)] for name in table.get(start.name, ())]
-        return [group for group in found if group.mode == start.mode]
+        found = [self.find(name) for name in self._configured(table, start)]
+        return [group for group in found if group is not None and group.mode == start.mode]
+
+    @staticmethod
+    def _configured(table: Mapping[str, tuple[str, ...]], start: Group) -> tuple[str, ...]:
+        """What a table has for a group, by its name or by the pattern that it comes from."""
+        return table.get(start.name) or table.get(start.deployments[0].pattern, ())

@@ -22,6 +22,7 @@ from services.llm_gateway.registry import (
     Mode,
     Registry,
     Timeouts,
+    between,
 )
 
 REFERENCE = "os.environ/"
@@ -45,7 +46,8 @@ class RegistryParser:
         for name, content in beside:
             table.update(parse_table(content, name))
         registry = _Builder(ModelsFile.model_validate(data), self._environment, table).build()
-        if self._last is not None and (problems := zeroed(self._last, registry)):
+        free = {name for name, keys in table.items() if keys.free}
+        if self._last is not None and (problems := zeroed(self._last, registry, free)):
             raise ConfigProblem(problems)
         self._last = registry
         return registry
@@ -100,21 +102,24 @@ class _Builder:
             name = target if isinstance(target, str) else str(target.get("model", ""))
             if alias in declared:
                 self._problems.append(f"models.yaml: router_settings.model_group_alias: {alias} is the name of a model")
-            if self._known(name, declared, f"router_settings.model_group_alias.{alias}") and name in groups:
+            if self._known(name, declared, f"router_settings.model_group_alias.{alias}") and _served(name, groups):
                 aliases[alias] = name
         names = declared | set(aliases)
 
-        def table(key: str) -> dict[str, tuple[str, ...]]:
-            found = merged([*getattr(router, key), *getattr(litellm, key)])
+        def table(key: str, found: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
             usable: dict[str, tuple[str, ...]] = {}
             for model, targets in found.items():
-                self._known(model, names, key)
-                kept = [t for t in targets if self._known(t, names, f"{key} of {model}") and (t in groups or t in aliases)]
+                if model not in declared:
+                    self._known(model, names, key)
+                kept = [t for t in targets if self._known(t, names, f"{key} of {model}") and (t in aliases or _served(t, groups))]
                 usable[aliases.get(model, model)] = tuple(kept)
             return usable
 
-        defaults = (*router.default_fallbacks, *litellm.default_fallbacks)
-        kept_defaults = tuple(t for t in defaults if self._known(t, names, "default_fallbacks") and (t in groups or t in aliases))
+        # LiteLLM's generic fallbacks are those of every model.
+        fallbacks = merged([*router.fallbacks, *litellm.fallbacks])
+        generic = () if "*" in declared else fallbacks.pop("*", ())
+        defaults = (*generic, *router.default_fallbacks, *litellm.default_fallbacks)
+        kept_defaults = tuple(t for t in defaults if self._known(t, names, "default_fallbacks") and (t in aliases or _served(t, groups)))
         cache = litellm.cache_params
         # Wildcards take up no place in the ring: they stand for names that callers choose.
         plain = {name: group for name, group in groups.items() if "*" not in name}
@@ -123,10 +128,14 @@ class _Builder:
             autos=self._autos(groups, names),
             wildcards=tuple(sorted((g for g in groups.values() if "*" in g.name), key=lambda g: -len(g.name))),
             aliases=aliases,
-            fallbacks=table("fallbacks"),
+            fallbacks=table("fallbacks", fallbacks),
             default_fallbacks=kept_defaults,
-            context_window_fallbacks=table("context_window_fallbacks"),
-            content_policy_fallbacks=table("content_policy_fallbacks"),
+            context_window_fallbacks=table(
+                "context_window_fallbacks", merged([*router.context_window_fallbacks, *litellm.context_window_fallbacks])
+            ),
+            content_policy_fallbacks=table(
+                "content_policy_fallbacks", merged([*router.content_policy_fallbacks, *litellm.content_policy_fallbacks])
+            ),
             num_retries=router.num_retries if router.num_retries is not None else litellm.num_retries,
             retries_by_class={
                 FailureClass(name): times for policy, times in router.retry_policy.items() for name in RETRY_POLICY.get(policy, ())
@@ -163,7 +172,7 @@ class _Builder:
             known = [self._known(name, names, where) for name in wanted]
             if not all(known):
                 continue
-            if absent := [name for name in wanted if name not in groups or groups[name].mode != "chat"]:
+            if absent := [name for name in wanted if name not in groups or groups[name].mode != "chat" or "*" in name]:
                 self._problems.append(f"models.yaml: {where}: {', '.join(absent)}: must be chat models of supported providers, no aliases")
                 continue
             limits = router.thresholds
@@ -180,9 +189,10 @@ class _Builder:
         return found
 
     def _known(self, name: str, names: set[str], where: str) -> bool:
-        if name not in names:
+        found = (name in names and "*" not in name) or any(between(pattern, name) for pattern in names)
+        if not found:
             self._problems.append(f"models.yaml: {where}: unknown model {name!r}")
-        return name in names
+        return found
 
     def _deployment(self, number: int, entry: ModelEntry) -> Deployment | None:
         params, info = entry.litellm_params, entry.model_info
@@ -278,6 +288,10 @@ class _Builder:
         if not found:
             self._problems.append(f"{where}: the environment variable {name} is not set")
         return found
+
+
+def _served(name: str, groups: Mapping[str, Group]) -> bool:
+    return name in groups or any(between(pattern, name) for pattern in groups)
 
 
 def _capabilities(entry: ModelEntry) -> Capabilities:

@@ -118,12 +118,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         """Breakers and queues of this replica."""
         registry = self._calls.registry
         if request.model:
-            name = registry.aliases.get(request.model, request.model)
-            groups = [registry.groups[name]] if name in registry.groups else []
+            group = registry.find(request.model)
+            groups = [] if group is None else [group]
             if not groups:
                 raise InvalidInput.field("model", "is not in the registry")
         else:
-            groups = list(registry.groups.values())
+            groups = [*registry.groups.values(), *registry.wildcards]
         return llm_pb2.GetModelHealthResponse(
             deployments=[health_of(state) for state in self._gate.state(d for group in groups for d in group.deployments)]
         )

@@ -135,14 +135,14 @@ class ModelPort:
 
     async def _list_models(self, exchange: Exchange) -> None:
         registry = self._registry()
-        named = {**registry.groups, **{alias: registry.groups[name] for alias, name in registry.aliases.items()}}
+        named = {**registry.groups, **{alias: group for alias in registry.aliases if (group := registry.find(alias)) is not None}}
         autos = {name: registry.groups[route.balanced] for name, route in registry.autos.items()}
         body = {"object": "list", "data": [_model(name, group) for name, group in {**autos, **named}.items()]}
         await exchange.answer(200, orjson.dumps(body))
 
     async def _get_model(self, exchange: Exchange) -> None:
         registry, name = self._registry(), exchange.parameters["model"]
-        group = registry.groups.get(registry.aliases.get(name, name))
+        group = registry.find(name)
         if group is None and name in registry.autos:
             group = registry.groups[registry.autos[name].balanced]
         if group is None:
