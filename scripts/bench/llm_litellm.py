@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -32,4 +33,4 @@ def start(made: Stack, upstream: Target, name: str) -> Target:
     port = testing.free_port()
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     environment = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    return made.start(name, command, port, GATEWAY_CORES, environment, KEY)
+    return replace(made.start(name, command, port, GATEWAY_CORES, environment, KEY), most_clients=8, least_seconds=5)

@@ -26,12 +26,14 @@ REST_CORES = set(_CORES[1:]) or GATEWAY_CORES
 
 @dataclass(frozen=True)
 class Target:
-    """What load goes to. `pids` are the processes whose CPU time counts."""
+    """What load goes to. One that is slow by far is saturated by `most_clients`, and more would only wait."""
 
     name: str
     url: str
     key: str
     process: testing.Process
+    most_clients: int = 1_000
+    least_seconds: int = 1
 
     def cpu_s(self) -> float:
         """CPU time so far of the process and its children."""
@@ -69,6 +71,7 @@ def load(target: Target, *, clients: int, seconds: int, stream: bool = False, de
         **os.environ, "BENCH_KEY": target.key, "BENCH_STREAM": "1" if stream else "0", "BENCH_DELAY_MS": str(delay_ms),
         "BENCH_SEED": str(secrets.randbelow(65536)),
     }  # fmt: skip
+    clients, seconds = min(clients, target.most_clients), max(seconds, target.least_seconds)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "20s", "-s", str(LUA), target.url + "/v1/chat/completions"]
     before = target.cpu_s()
     # The load stays off the gateway's core.
