@@ -1,8 +1,12 @@
 """The LLM gateway's chart installed alone, and what it has of its own: the model port, files, private model servers, prices."""
 
 import ipaddress
+import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
+import helm_python
 import kubernetes_validate
 import pytest
 import yaml
@@ -154,6 +158,32 @@ def test_private_model_servers_are_let_through_the_policy_by_name(alone):
 def test_contradictions_are_refused_with_the_way_out(alone, values, told):
     with pytest.raises(Exception, match=told):
         alone(values)
+
+
+def test_the_page_installs_it_alone_as_it_says(render):
+    page = (render.root / "docs/llm-gateway.md").read_text()
+    (command,) = re.findall(r"^helm install (models charts/llm-gateway .*)$", page, re.M)
+    words = shlex.split(command)
+    given = ",".join(argument for option, argument in pairwise(words) if option == "--set")
+    files = {argument.partition("=")[0] for option, argument in pairwise(words) if option == "--set-file"}
+    assert files == {"global.config.models", "global.config.prices"}
+    values = merged(helm_python.parse_set_string(given), {"global": {"config": {"models": MODELS, "prices": PRICES}}})
+    manifests = render("llm-gateway", values, release="models")
+    (service,) = [m for m in manifests if m["kind"] == "Service" and m["metadata"]["name"].endswith("-models")]
+    assert f"`{service['metadata']['name']}:{service['spec']['ports'][0]['port']}`" in page
+    secret = re.search(r"create secret generic (\S+) --from-literal=([\w-]+)=", page)
+    assert variables_of(manifests)["BULKHEAD_MASTER_KEY"] == f"{secret[1]}/{secret[2]}"
+    told = set(re.findall(r"`(bulkhead-[a-z-]+)`", page.partition("## On Kubernetes")[2].partition("\n| ")[0]))
+    assert set(re.findall(r"'(bulkhead-[a-z-]+)'", str(pod_of(manifests)))) - {secret[1]} == told
+
+
+def test_the_page_names_the_chart_s_own_values(render):
+    page = (render.root / "docs/llm-gateway.md").read_text().partition("| value | effect |")[2].partition("\n\n")[0]
+    own = yaml.safe_load((render.charts / "llm-gateway/values.yaml").read_text())
+    leaves = {name: set(value) if isinstance(value, dict) else set() for name, value in own.items()}
+    for name in ("modelPort", "files"):
+        assert {key for key in leaves[name] if f"`{name}.{key}" not in page and f"`.{key}`" not in page} == set()
+    assert "`modelServers`" in page
 
 
 def test_every_method_of_the_service_has_a_route_of_its_own(render):

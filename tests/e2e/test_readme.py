@@ -69,8 +69,8 @@ def terminal(otlp, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tour(terminal):
-    """Every `bulkhead` command of the README in its order, with what it told."""
-    lines = [command for command in pages.shell(README) if command.startswith("bulkhead ")]
+    """Every `bulkhead` command of the README in its order, with what it told; `up` has a test of its own (the LLM gateway's page)."""
+    lines = [command for command in pages.shell(README) if command.startswith("bulkhead ") and not command.startswith("bulkhead up")]
     return [(command, terminal.paste(command)) for command in lines]
 
 

@@ -52,7 +52,7 @@ class Banner:
         ]
 
     def _model_call(self) -> str:
-        body = json.dumps({"model": self.chat_model, "messages": [{"role": "user", "content": "Say hello"}]}, ensure_ascii=False)
+        body = json.dumps({"model": self.chat_model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
         headers = f'-H "authorization: Bearer {self.api_key}" -H "content-type: application/json"'
         return f"curl -s {self.llm_url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
 
