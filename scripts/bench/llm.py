@@ -84,8 +84,9 @@ class Bench:
             figures.append(Figure(f"completions: {name}", run.rate, "/s", target, lower=False))
             figures.append(Figure(f"CPU a completion: {name}", run.cpu_us, "µs"))
         for name in others:
-            ratio = found["gateway"].rate / found[name].rate
+            ratio, cpu = found["gateway"].rate / found[name].rate, found[name].cpu_us / found["gateway"].cpu_us
             figures.append(Figure(f"completions: gateway over {name}", ratio, "×", 30.0, lower=False))
+            figures.append(Figure(f"CPU a completion: {name} over gateway", cpu, "×"))
         return figures, found["gateway"].rate
 
     def streams(self, others: dict[str, Target]) -> list[Figure]:
@@ -167,12 +168,25 @@ def _run(size: Size, made: Stack, *, soak: bool, litellm: bool) -> list[Figure]:
     return figures
 
 
+def _disk_ms(folder: Path) -> float:
+    """The median of small writes that wait for the disk: what appendfsync adds to each turn of the store."""
+    times = []
+    with (folder / "probe").open("wb", buffering=0) as file:
+        for _ in range(100):
+            began = time.perf_counter()
+            file.write(b"x" * 200)
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1000
+
+
 def main() -> int:
     """Exit status 0 whether or not the targets hold: a benchmark reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of 2 s: a look, no figure to quote")
     parser.add_argument("--soak", action="store_true", help="ten minutes under half load after the rest")
     parser.add_argument("--litellm", action="store_true", help="install litellm[proxy] into build/ and put it under the same load")
+    parser.add_argument("--fsync", choices=("always", "everysec"), default="always", help="when the state store waits for its disk")
     chosen = parser.parse_args()
     if shutil.which("wrk") is None and install_debian.main({"wrk": "wrk", "taskset": "util-linux"}) != 0:
         return 1
@@ -180,8 +194,11 @@ def main() -> int:
     where = machine.describe()
     console = Console(width=110)
     console.print(" · ".join(f"{k} {v}" for k, v in where.items()))
-    with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as folder, stack(Path(folder)) as made:
-        figures = _run(size, made, soak=chosen.soak, litellm=chosen.litellm)
+    with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as folder, stack(Path(folder), chosen.fsync) as made:
+        figures = [
+            Figure("the state store's disk takes", _disk_ms(Path(folder)), "ms a write"),
+            *_run(size, made, soak=chosen.soak, litellm=chosen.litellm),
+        ]
     table = Table(title="llm")
     for column in ("figure", "value", "unit", "target", "holds"):
         table.add_column(column, justify="right" if column in ("value", "target") else "left")
@@ -194,6 +211,7 @@ def main() -> int:
         "machine": {**where, "load_after": round(os.getloadavg()[0], 2)},
         "seconds_a_run": size.seconds,
         "rounds": size.rounds,
+        "appendfsync": chosen.fsync,
         "figures": [asdict(f) | {"holds": f.holds} for f in figures],
     }
     (OUT / "llm.json").write_text(json.dumps(result, indent=2) + "\n")

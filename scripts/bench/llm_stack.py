@@ -98,9 +98,10 @@ def load(target: Target, *, clients: int, seconds: int, stream: bool = False, de
 class Stack:
     """Starts processes and ends them."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, fsync: str) -> None:
         self.folder = folder
         self._stack = stack
+        self._fsync = fsync
 
     def start(self, name: str, command: list[str], port: int, cores: set[int], env: dict[str, str] | None = None, key: str = "") -> Target:
         """One process that listens on `port`."""
@@ -143,22 +144,23 @@ class Stack:
             # The store shares a core with the load: what is measured is the gateway, not how long a crowded store may take.
             "BULKHEAD_STORE_TIMEOUT_MS": "2000",
         }  # fmt: skip
-        key = asyncio.run(_key(state_url))
+        key = asyncio.run(_key(state_url, self._fsync))
         return self.start(name, testing.python("-m", "services.llm_gateway"), port, cores, environment, key)
 
 
-async def _key(state_url: str) -> str:
+async def _key(state_url: str, fsync: str) -> str:
     """A key with a budget and limits that the load never reaches."""
     limits = LimitSet(max_budget_microusd=10**14, budget_period="1d", tokens_per_minute=10**12, requests_per_minute=10**9)
     client = connect(state_url)
     try:
+        await client.config_set("appendfsync", fsync)
         return (await Accounts(client).create_key(tenant="bench", user="ana", tier="enterprise", scopes=["*"], limits=limits)).secret
     finally:
         await client.aclose()
 
 
 @contextmanager
-def stack(folder: Path) -> Iterator[Stack]:
-    """A stack whose processes end with it."""
+def stack(folder: Path, fsync: str = "always") -> Iterator[Stack]:
+    """A stack whose processes end with it. `fsync` is the state store's appendfsync: always waits for the disk with every reserve."""
     with ExitStack() as exits:
-        yield Stack(folder, exits)
+        yield Stack(folder, exits, fsync)
