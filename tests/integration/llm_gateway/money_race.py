@@ -251,7 +251,7 @@ class Race:
         """Compares the books; answers what there was of each kind."""
         assert self.looks
         assert not await self.look(), "something is still reserved"
-        lines, served = await self._lines(), await self._served()
+        lines, served = await self.lines(), await self._served()
         bill = sum(line["billed_nanousd"] for line in served)
         booked = sum(line["cost_nanousd"] for line in lines)
         compare(lines, served)
@@ -276,7 +276,8 @@ class Race:
             "cap_nanousd": cap,
         }
 
-    async def _lines(self) -> list[dict[str, Any]]:
+    async def lines(self) -> list[dict[str, Any]]:
+        """The ledger of the tenant."""
         found, ledger, cursor = [], Ledger(self.site.state), ""
         while True:
             page = await ledger.lines(self.tenant, limit=1000, cursor=cursor)
