@@ -19,7 +19,6 @@ from services.common.http import Share, UvicornListener
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
 from services.common.tasks import end
-from services.common.workers import Parent, Workers
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.gemini import GeminiDialect
@@ -45,6 +44,7 @@ from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
 from services.llm_gateway.settings import MODELS_FILE, Settings
 from services.llm_gateway.telemetry import Conventions
+from services.llm_gateway.workers import Parent, Workers
 
 log = structlog.get_logger("bulkhead.llm")
 
@@ -136,6 +136,7 @@ def _environments(settings: Settings) -> list[dict[str, str]]:
     """What sets each further worker apart: its number, its name in logs and metrics, and a metrics port of its own."""
     return [
         {
+            **os.environ,
             "BULKHEAD_HTTP_WORKER": str(number),
             "BULKHEAD_INSTANCE": f"{settings.instance}-{number}",
             "BULKHEAD_METRICS_PORT": str(settings.metrics_port + number if settings.metrics_port else 0),

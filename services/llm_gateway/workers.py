@@ -26,7 +26,7 @@ class Workers:
     """Starts the workers after this process has its port, and ends them with it: a listener like any other."""
 
     def __init__(self, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
-        """One worker for each of `environments`, which are added to this process's own."""
+        """One worker for each of `environments`, which are whole."""
         self._command = list(command)
         self._environments = list(environments)
         self._running: dict[int, asyncio.subprocess.Process] = {}
@@ -66,7 +66,7 @@ class Workers:
         while not self._ending:
             began = time.monotonic()
             # Its standard input is the one thing that ends when this process does, however it ends.
-            process = await asyncio.create_subprocess_exec(*self._command, env={**os.environ, **environment}, stdin=asyncio.subprocess.PIPE)
+            process = await asyncio.create_subprocess_exec(*self._command, env=environment, stdin=asyncio.subprocess.PIPE)
             self._running[number] = process
             if self._ending:
                 process.terminate()  # it was told before it was there to hear
