@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import orjson
 import redis.asyncio as redis
-from redis.exceptions import OutOfMemoryError
 
 from services.common.errors import IdempotencyMismatch, InvalidInput
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library, store_unavailable
+from services.llm_gateway.adapters.purse_store import is_away
 from services.llm_gateway.batches.ports import Claim, LeaseLost, Page, Standing
 from services.llm_gateway.batches.records import (
     SCHEMA_VERSION,
@@ -35,7 +35,9 @@ async def asked(call: Awaitable[T]) -> T:
     """The answer of the store. Raises Overloaded where it is away or full."""
     try:
         return await call
-    except (*UNAVAILABLE, OutOfMemoryError) as error:
+    except Exception as error:
+        if not is_away(error):
+            raise
         raise store_unavailable(error) from error
 
 

@@ -86,6 +86,9 @@ class BatchRunner:
                 if not away:
                     log.warning("batches_interrupted", reason=error.reason)
                 away = True
+            except Exception as error:
+                # A defect must not end the search for batches for as long as the process lives.
+                log.error("batches_failed", exc_info=error)
             await asyncio.sleep(self._rules.look_every_s * self._chance.uniform(0.5, 1.0))
 
     async def _claim(self) -> None:

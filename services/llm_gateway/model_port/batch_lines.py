@@ -32,8 +32,13 @@ class RouteLines:
 
     async def call(self, endpoint: str, body: Mapping[str, Any], principal: Principal, *, key_checked: bool) -> Answered:
         """As Lines.call."""
-        route, wire = self._routes[endpoint], _Wire(orjson.dumps(body))
+        route = self._routes[endpoint]
         request_id, form = uuid.uuid4().hex, route.errors
+        try:
+            wire = _Wire(orjson.dumps(body))
+        except TypeError:
+            error = InvalidInput.field("body", "is nested too deeply")
+            return Answered(form.status(error), form.of(error), request_id, error=error)
         exchange = Exchange({"method": "POST", "path": endpoint, "headers": []}, wire.receive, wire.send)
         exchange.principal = principal
         with call_context.bind(call_context.CallContext(request_id, principal=principal)), metered() as meter:

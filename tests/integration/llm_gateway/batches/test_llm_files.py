@@ -197,3 +197,27 @@ async def test_files_whose_time_has_come_and_what_crashes_left_are_swept_away(ga
         assert contents(g.folder) == [kept.id]
         assert await files.sweep() == 0
         assert [file.id for file in (await g.client.files.list()).data] == [kept.id]
+
+
+async def test_the_sync_sdk_uploads_a_path_and_streams_a_content(gateway, line, tmp_path):
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(orjson.dumps(line("a", "say exactly: hello")) + b"\n")
+
+    def work(url: str, key: str) -> tuple[bytes, str]:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
+            file = client.files.create(file=path, purpose="batch")
+            batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+            done = testing.eventually(lambda: _completed(client, batch.id), "the batch ends")
+            with client.files.with_streaming_response.content(done.output_file_id) as streamed:
+                content = b"".join(streamed.iter_bytes(7))
+            return content, client.files.retrieve(file.id).filename
+
+    async with gateway(LOCAL) as g:
+        content, name = await asyncio.to_thread(work, g.url, g.secret)
+    assert orjson.loads(content)["response"]["body"]["choices"][0]["message"]["content"] == "hello"
+    assert name == "requests.jsonl"
+
+
+def _completed(client: openai.OpenAI, batch_id: str):
+    found = client.batches.retrieve(batch_id)
+    return found if found.status == "completed" else None
