@@ -93,7 +93,8 @@ async def build(settings: Settings) -> Service:
     watch = _Background(*(file.watch for file in [models, *money.watched]))
     listeners = []
     start = [watch.start, accounts.start, money.start, doors.start, layers.start]
-    close = [layers.stop, money.stop, doors.stop, accounts.stop, watch.stop, session.close, embedder.close, state.aclose]
+    # Last made, first closed: work that goes on without its caller needs its provider, and every settlement the store.
+    close = [state.aclose, embedder.close, session.close, watch.stop, accounts.stop, doors.stop, money.stop, layers.stop]
     if settings.http_port:
         surfaces = [
             ChatSurface(calls),
