@@ -5,12 +5,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
+from services.common.errors import PermissionDenied
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.llm_gateway.auto_route import AutoRoute, Routed, route_of
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, ModelCalls, Ranked, RerankCall, StreamEvent
+from services.llm_gateway.single_flight import Admit
+from services.llm_gateway.terms import Terms
 
 
 class BudgetLeft(Protocol):
@@ -24,9 +27,11 @@ class BudgetLeft(Protocol):
 class AutoRouted:
     """Passes calls on; those for an `auto` model under the name of the group that was chosen, with the reasons in the outcome."""
 
-    def __init__(self, inner: ModelCalls, purse: BudgetLeft) -> None:
+    def __init__(self, inner: ModelCalls, purse: BudgetLeft, admit: Admit | None = None) -> None:
+        """`admit` raises PermissionDenied for a model that the caller may not use."""
         self._inner = inner
         self._purse = purse
+        self._admit = admit
 
     @property
     def registry(self) -> Registry:
@@ -67,9 +72,32 @@ class AutoRouted:
         context = call_context.current()
         left = 1.0 if context is None or context.principal is None else await self._purse.budget_left(context.principal)
 
+        # The run pays for the question about its request as well.
+        terms = Terms(run_budget_microusd=call.terms.run_budget_microusd, low_priority=call.terms.low_priority)
+
         async def ask(model: str, body: Mapping[str, Any]) -> str:
-            answer = (await self._inner.complete(ChatCall(model, body, call.run_id, call.thread_id))).answer
+            answer = (await self._inner.complete(ChatCall(model, body, call.run_id, call.thread_id, terms))).answer
             content = answer.data["choices"][0]["message"].get("content")
             return content if isinstance(content, str) else ""
 
-        return await route_of(route, call.body, left, ask)
+        return await self._allowed(route, await route_of(route, call.body, left, ask))
+
+    async def _allowed(self, route: AutoRoute, routed: Routed) -> Routed:
+        """The choice, or the next best model that the caller may use. Raises PermissionDenied without one."""
+        if self._admit is None:
+            return routed
+        refused: PermissionDenied | None = None
+        for tier in dict.fromkeys((routed.tier, "balanced", "best", "cheap")):
+            model = route.model(tier)
+            try:
+                await self._admit(model)
+            except PermissionDenied as error:
+                refused = refused or error
+                continue
+            return (
+                routed
+                if refused is None
+                else replace(routed, model=model, tier=tier, reasons=(*routed.reasons, f"not_allowed:{routed.model}"))
+            )
+        assert refused is not None
+        raise refused

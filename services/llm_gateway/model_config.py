@@ -33,6 +33,10 @@ RETRY_POLICY = {
     "ContentPolicyViolationErrorRetries": (),
 }
 # Kinds of LiteLLM's caches that the built-in ones stand for.
+# LiteLLM's names for what may be cached.
+CALL_TYPES = {
+    "completion": "chat", "acompletion": "chat", "embedding": "embed", "aembedding": "embed", "rerank": "rerank", "arerank": "rerank",
+}  # fmt: skip
 CACHE_TYPES = frozenset({"local", "redis", "disk", "redis-semantic", "qdrant-semantic"})
 PERIOD = r"[1-9][0-9]{0,4}(s|m|h|d|w|mo)"
 
@@ -186,7 +190,13 @@ class CacheParams(_Section):
     similarity_threshold: Annotated[float, Field(ge=0.5, le=1)] | None = None
     redis_semantic_cache_embedding_model: str | None = None
     qdrant_semantic_cache_embedding_model: str | None = None
-    supported_call_types: Any = None
+    supported_call_types: list[str] | None = None
+
+    def operations(self) -> frozenset[str]:
+        """What is cached: chat, embed, rerank."""
+        if self.supported_call_types is None:
+            return frozenset(CALL_TYPES.values())
+        return frozenset(CALL_TYPES[name] for name in self.supported_call_types if name in CALL_TYPES)
 
 
 class LitellmSettings(_Section):
@@ -240,6 +250,8 @@ class ModelsFile(_Section):
         kind = self.litellm_settings.cache_params.type
         if kind is not None and kind not in CACHE_TYPES:
             found.append(f"litellm_settings.cache_params.type={kind}")
+        named = self.litellm_settings.cache_params.supported_call_types or ()
+        found += [f"litellm_settings.cache_params.supported_call_types={name}" for name in named if name not in CALL_TYPES]
         found += [f"router_settings.retry_policy.{key}" for key in self.router_settings.retry_policy if key not in RETRY_POLICY]
         for router in self.auto_routers():
             found += [f"router_settings.auto_router.{key}" for key in (*router.unknown(), *router.thresholds.unknown())]

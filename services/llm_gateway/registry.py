@@ -126,6 +126,7 @@ class CacheConfig:
     ttl_s: float | None = None
     semantic_model: str = ""
     similarity: float | None = None
+    operations: frozenset[str] = frozenset({"chat", "embed", "rerank"})
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,11 @@ class Registry:
         """The group behind a name or alias, also one behind a pattern."""
         name = self.aliases.get(name, name)
         return self.groups.get(name) or self._wild(name)
+
+    def behind_auto(self, name: str) -> tuple[str, ...]:
+        """The groups that an `auto` model chooses from; empty for another name."""
+        route = self.autos.get(name)
+        return () if route is None else (route.cheap, route.balanced, route.best, *([route.classifier] if route.classifier else []))
 
     def resolve_name(self, name: str) -> str:
         """The name that limits of models are about: that of the group behind an alias."""

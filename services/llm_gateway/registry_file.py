@@ -153,6 +153,7 @@ class _Builder:
                 cache.ttl,
                 cache.redis_semantic_cache_embedding_model or cache.qdrant_semantic_cache_embedding_model or "",
                 cache.similarity_threshold,
+                cache.operations(),
             ),
             master_key=self._resolved(general.master_key or "", "models.yaml: general_settings.master_key"),
             tenant_budget_microusd=None if litellm.max_budget is None else int(litellm.max_budget * MICRO_PER_USD),

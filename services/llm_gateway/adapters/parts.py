@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 import redis.asyncio as redis
@@ -32,7 +33,7 @@ from services.llm_gateway.gate import DeploymentGate, GateSettings
 from services.llm_gateway.registry import CacheConfig, Registry
 from services.llm_gateway.replay import Replay
 from services.llm_gateway.results import ModelCalls
-from services.llm_gateway.semantic import SemanticCache
+from services.llm_gateway.semantic import SIMILARITY, SemanticCache
 from services.llm_gateway.settings import Settings
 from services.llm_gateway.single_flight import SingleFlight
 
@@ -44,7 +45,10 @@ DRAIN_S = 3.0
 
 
 class _Limits:
-    """What the accounts know, with the budget that models.yaml gives to tenants that have none of their own."""
+    """What the accounts know, with the budget that models.yaml gives to tenants that have none of their own.
+
+    An alias or an `auto` model that somebody may ask stands for the groups behind it.
+    """
 
     def __init__(self, accounts: Accounts, registry: Callable[[], Registry]) -> None:
         self._accounts = accounts
@@ -54,6 +58,9 @@ class _Limits:
         """Raises Overloaded without a store."""
         found = await self._accounts.limits(principal)
         registry = self._registry()
+        if registry.aliases or registry.autos:
+            key, user, team, tenant = (_by_group(limits, registry) for limits in (found.key, found.user, found.team, found.tenant))
+            found = PrincipalLimits(key, user, team, tenant)
         if registry.tenant_budget_microusd is None or found.tenant.max_budget_microusd is not None:
             return found
         tenant = LimitSet.from_dict(
@@ -64,6 +71,14 @@ class _Limits:
             }
         )
         return PrincipalLimits(found.key, found.user, found.team, tenant)
+
+
+def _by_group(limits: LimitSet, registry: Registry) -> LimitSet:
+    if not limits.models and not limits.model_limits:
+        return limits
+    models = [name for named in limits.models for name in (registry.resolve_name(named), *registry.behind_auto(named))]
+    by_group = {registry.resolve_name(name): limit for name, limit in limits.model_limits.items()}
+    return replace(limits, models=tuple(dict.fromkeys(models)), model_limits=by_group)
 
 
 class Money:
@@ -172,7 +187,13 @@ class Layers:
         model = registry.cache.semantic_model or settings.cache_semantic_model
         self._semantic: SemanticCache | None = None
         if model and self._shared is not None:
-            self._semantic = SemanticCache(flight, self._shared, model, force_static=settings.cache_semantic_static)
+            self._semantic = SemanticCache(
+                flight,
+                self._shared,
+                model,
+                similarity=SIMILARITY if registry.cache.similarity is None else registry.cache.similarity,
+                force_static=settings.cache_semantic_static,
+            )
         self._caches = Caches(
             flight,
             Levels(MemoryCache(settings.cache_l1_entries), self._shared, self._disk),
@@ -180,7 +201,7 @@ class Layers:
             semantic=self._semantic,
             admit=admit,
         )
-        self._replay = Replay(AutoRouted(self._caches, purse), IdempotencyStore(state))
+        self._replay = Replay(AutoRouted(self._caches, purse, admit), IdempotencyStore(state))
 
     @property
     def calls(self) -> ModelCalls:
@@ -197,6 +218,7 @@ class Layers:
                 ttl_s=config.ttl_s or settings.cache_ttl_s,
                 stale_s=settings.cache_stale_s,
                 per_user=settings.cache_per_user,
+                operations=config.operations,
             )
             self._policies = {config: policy}
         return policy

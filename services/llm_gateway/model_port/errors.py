@@ -9,7 +9,10 @@ import orjson
 from services.common.errors import (
     BudgetExceeded,
     BulkheadError,
+    Conflict,
     DeadlineExceeded,
+    Gone,
+    IdempotencyMismatch,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -22,6 +25,9 @@ from services.common.errors import (
 _TYPES: Mapping[type[BulkheadError], str] = {
     InvalidInput: "invalid_request_error",
     NotFound: "invalid_request_error",
+    Gone: "invalid_request_error",
+    Conflict: "invalid_request_error",
+    IdempotencyMismatch: "invalid_request_error",
     Unauthenticated: "authentication_error",
     PermissionDenied: "permission_error",
     QuotaExceeded: "rate_limit_error",

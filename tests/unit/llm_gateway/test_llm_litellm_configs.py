@@ -143,3 +143,11 @@ def test_a_price_that_is_none_is_refused(value):
     params = f"{{model: hosted_vllm/x, api_base: 'http://h', input_cost_per_token_above_128k_tokens: {value}}}"
     with pytest.raises((ConfigProblem, ValueError)):
         registry_parser(ENVIRONMENT)(yaml.safe_load(f"model_list: [{{model_name: m, litellm_params: {params}}}]"))
+
+
+def test_what_is_cached_follows_the_call_types():
+    text = "model_list: [{model_name: m, litellm_params: {model: hosted_vllm/x, api_base: 'http://h'}}]"
+    settings = {"cache": True, "cache_params": {"supported_call_types": ["aembedding", "embedding", "atranscription"]}}
+    found = registry_parser(ENVIRONMENT)({**yaml.safe_load(text), "litellm_settings": settings})
+    assert found.cache.operations == {"embed"}
+    assert "litellm_settings.cache_params.supported_call_types=atranscription" in found.unsupported
