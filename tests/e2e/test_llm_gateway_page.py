@@ -31,6 +31,7 @@ class Gateway:
 
     up: Process
     data_dir: Path
+    models: Path
     env: dict[str, str]
 
     @property
@@ -52,8 +53,11 @@ class Gateway:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llm-gateway-page")
-    data_dir, base = folder / "data", testing.free_port_base()
-    command = [*testing.python("-m", "services.cli"), *shlex.split(START)[1:], "--port-base", str(base), "--data-dir", str(data_dir)]
+    data_dir, base, models = folder / "data", testing.free_port_base(), folder / "models.yaml"
+    # The models of the page, in a file that a test may change.
+    models.write_text((ROOT / "k8s/environments/local/config/models.yaml").read_text())
+    options = ["--port-base", str(base), "--data-dir", str(data_dir), "--models", str(models)]
+    command = [*testing.python("-m", "services.cli"), *shlex.split(START)[1:], *options]
     up = Process(command, env={"OPENAI_API_KEY": "", "OPENAI_BASE_URL": "", "BULKHEAD_OTLP_ENDPOINT": ""}, log=folder / "up.log")
 
     def ready() -> bool:
@@ -63,7 +67,7 @@ def gateway(tmp_path_factory):
     try:
         eventually(ready, "the gateway is ready", timeout_s=60)
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        yield Gateway(up, data_dir, {**os.environ, "PATH": path, **read_env(data_dir / "dev.env")})
+        yield Gateway(up, data_dir, models, {**os.environ, "PATH": path, **read_env(data_dir / "dev.env")})
     finally:
         up.stop()
 
@@ -112,6 +116,21 @@ def test_a_snippet_runs_as_it_is(gateway, snippet):
     assert "Hello" in done.stdout
     if "batches" in snippet:
         assert done.stdout.startswith("completed 3\n")
+
+
+def test_changes_of_models_yaml_count_at_once_and_mistakes_are_told_where_one_looks(gateway):
+    good, headers = gateway.models.read_text(), {"authorization": f"Bearer {gateway.env['BULKHEAD_API_KEY']}"}
+
+    def names() -> list[str]:
+        return [model["id"] for model in httpx.get(gateway.url + "/v1/models", headers=headers).json()["data"]]
+
+    gateway.models.write_text(good.replace("model_name: rerank-default", "model_name: rerank-renamed"))
+    eventually(lambda: "rerank-renamed" in names(), "the new name is served")
+    gateway.models.write_text(re.sub(r"(cost\w*): 0\.\d+", r"\1: 0", good))
+    eventually(lambda: "its price would become 0" in gateway.up.output(), "the terminal of `up` says what was refused")
+    assert "rerank-renamed" in names()
+    gateway.models.write_text(good)
+    eventually(lambda: "the newest again" in gateway.up.output() and "rerank-default" in names(), "the corrected file is in force")
 
 
 def test_a_stopped_platform_names_what_is_there(gateway):

@@ -174,8 +174,10 @@ class Child:
         return ()
 
     def _last_error(self) -> str:
-        if self._printed:
-            return self._printed[-1].strip()[:300]
+        # Valkey warns about its machine at each start; that is not why it ended.
+        printed = next((line for line in reversed(self._printed) if "# WARNING " not in line), "")
+        if printed:
+            return printed.strip()[:300]
         return last_error(self._log, self._log_start)
 
 

@@ -13,6 +13,7 @@ from services.cli.connection import read_env_file
 from services.cli.failure import CommandFailure
 from services.cli.up import preflight
 from services.cli.up.banner import Banner
+from services.cli.up.config_news import ConfigNews
 from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, write_dev_env
 from services.cli.up.display import make_display
 from services.cli.up.environment import Wiring, base_environment
@@ -152,8 +153,10 @@ class _Session:
         )
 
     async def _follow_models(self) -> None:
+        news = ConfigNews(self._workspace, self._models.config_dir, self._display.say)
         while True:
             await asyncio.sleep(FOLLOW_EVERY_S)
             # A full disk, say: the models in force stay, and the next look tries again.
             with suppress(OSError):
                 follow(self._models)
+                news.look()
