@@ -125,7 +125,14 @@ def test_a_claim_of_ones_own_is_used_as_it_is(alone):
 
 
 def test_workers_are_a_setting_of_the_process(alone):
-    assert variables_of(alone({"modelPort": {"workers": 3}}))["BULKHEAD_HTTP_WORKERS"] == "3"
+    manifests = alone({"modelPort": {"workers": 3}, "global": {"networkPolicy": {"enabled": True}}})
+    assert variables_of(manifests)["BULKHEAD_HTTP_WORKERS"] == "3"
+    # Each has metrics of its own, on the ports that follow, and all of them are scraped.
+    ports = {port["name"]: port["containerPort"] for port in pod_of(manifests)["containers"][0]["ports"] if "metrics" in port["name"]}
+    assert ports == {"metrics": 9463, "metrics-1": 9464, "metrics-2": 9465}
+    (policy,) = [m for m in manifests if m["kind"] == "NetworkPolicy"]
+    scraped = [rule for rule in policy["spec"]["ingress"] if {"port": "metrics", "protocol": "TCP"} in rule["ports"]]
+    assert {port["port"] for rule in scraped for port in rule["ports"]} == set(ports)
 
 
 def test_private_model_servers_are_let_through_the_policy_by_name(alone):

@@ -29,7 +29,11 @@ spec:
       {{- include "bulkhead-lib.namespaces" $policy.ingressNamespaces | nindent 6 }}
     {{- end }}
     {{- if include "bulkhead-lib.namespaces" $policy.metricsNamespaces }}
-    - ports: [{port: metrics, protocol: TCP}]
+    - ports:
+        - {port: metrics, protocol: TCP}
+        {{- range $worker := untilStep 1 (int (dig "modelPort" "workers" 1 (.Values | toJson | fromJson))) 1 }}
+        - {port: metrics-{{ $worker }}, protocol: TCP}
+        {{- end }}
       {{- include "bulkhead-lib.namespaces" $policy.metricsNamespaces | nindent 6 }}
     {{- end }}
   egress:

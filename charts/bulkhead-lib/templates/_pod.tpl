@@ -122,6 +122,9 @@ secret:
 {{- end }}
 {{- if (.Values.modelPort | default dict).enabled }}
 - {name: models, containerPort: {{ $ports.models }}, protocol: TCP}
+{{- range $worker := untilStep 1 (int .Values.modelPort.workers) 1 }}
+- {name: metrics-{{ $worker }}, containerPort: {{ add $ports.metrics $worker }}, protocol: TCP}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -12,7 +12,7 @@ from services.llm_gateway import bounds, caching_rules, request_rules, semantic
 from services.llm_gateway.adapters.http_upstream import MAX_BODY_BYTES as MAX_ANSWER_BYTES
 from services.llm_gateway.batches.execution import ExecutionRules
 from services.llm_gateway.batches.files import FileRules
-from services.llm_gateway.batches.requests import ENDPOINTS, MAX_LINES
+from services.llm_gateway.batches.requests import MAX_LINES
 from services.llm_gateway.failures import MOVES, FailureClass, Move
 from services.llm_gateway.gate import GateSettings
 from services.llm_gateway.model_config import REQUEST_DEFAULTS, STRATEGIES, ModelInfo, ModelsFile
@@ -136,8 +136,6 @@ def test_numbers_of_caches_batches_and_limits():
         f"At most {MAX_LINES:,} lines and {FileRules().most_bytes // 2**20} MiB a file, files kept {FileRules().kept.days} days" in batches
     )
     assert f"{ExecutionRules().concurrency} of a batch at a time" in batches
-    assert [f"`{endpoint}`" for endpoint in ENDPOINTS] == re.findall(
-        r"`/v1/[a-z/]+`", batches.partition("Endpoints: ")[2].partition(". ")[0]
     )
     text = chapter("Limits")
     assert f"| {exchange.MAX_BODY_BYTES // 2**20} MiB; 413 beyond |" in text
