@@ -209,6 +209,8 @@ class Caches:
     async def _stream(self, look: _Look, call: ChatCall) -> AsyncGenerator[Event, None]:
         found = await self._find(look, call)
         if found is not None and (outcome := await self._outcome(look, call, *found)) is not None:
+            if call.opened is not None:
+                call.opened(outcome)
             for event in _replayed(found[0], outcome):
                 yield event
             return
@@ -237,6 +239,8 @@ class Caches:
             if stale is None or outcome is None:
                 raise
             yield stale_notice(stale, self._levels.clock())
+            if call.opened is not None:
+                call.opened(outcome)
             for event in _replayed(stale, outcome):
                 yield event
 

@@ -85,6 +85,11 @@ class Charge:
         """The answer has begun."""
         self._first = self._first or time.perf_counter()
 
+    @property
+    def first_token_s(self) -> float:
+        """Seconds to the first token, 0 before it."""
+        return max(self._first - self._began, 0.0)
+
     def served(self, usage: Usage) -> float:
         """The attempt gave the answer. Answers the seconds to its first token, or to the whole of it."""
         now = self._end(usage, "ok")

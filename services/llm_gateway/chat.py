@@ -1,6 +1,6 @@
 """Completions as the domain sees them: the call, the chunks of a stream, the whole answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ MALFORMED_ALLOWED = 1
 class ChatCall:
     """One completion that a caller asked for. `body` is the OpenAI request; its `model` and `stream` are not looked at.
 
-    `size` is the length of the request in bytes where a surface knows it, an upper bound of its tokens; 0 where it does not.
+    `size` is the length of the request in bytes where a surface knows it, an upper bound of its tokens; 0 where it does not. `opened`
+    hears of a stream that this call has opened itself, before its first chunk: its `results.Outcome` so far.
     """
 
     model: str
@@ -29,6 +30,7 @@ class ChatCall:
     thread_id: str = ""
     terms: Terms = PLAIN
     size: int = 0
+    opened: Callable[[Any], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
 from services.llm_gateway.recovery import Stitch
 from services.llm_gateway.registry import Deployment, Group, Mode, Registry
-from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Outcome, Ranked, RerankCall, StreamEvent
+from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Outcome, Ranked, RerankCall, StreamEvent, Timing
 from services.llm_gateway.telemetry import LATEST, CallRecord, Conventions
 from services.llm_gateway.terms import Terms
 
@@ -202,6 +202,9 @@ class Work:
             self.record.timing = self.payer.timing
             self.record.failed(error)
             raise
+        finally:
+            # The course knows this work and this work the course; a call that has ended must not wait for the collector.
+            self.course.unfit = None
 
     def _fit(self, deployment: Deployment) -> Fit:
         fit = self._fits.get(deployment.id)
@@ -322,9 +325,21 @@ class Work:
         self, deployment: Deployment, finish_reason: str, response_id: str, provider_model: str, headers: Mapping[str, str] | None = None
     ) -> Outcome:
         """How the answer came about; ends the record."""
+        self.record.timing = self.payer.timing
+        self.record.succeeded(deployment, self.payer.spent, finish_reason, response_id, provider_model)
+        return self.so_far(deployment, self.payer.timing, finish_reason, response_id, provider_model, headers)
+
+    def so_far(
+        self,
+        deployment: Deployment,
+        timing: Timing,
+        finish_reason: str = "",
+        response_id: str = "",
+        provider_model: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """How the answer comes about, as it stands."""
         course, payer = self.course, self.payer
-        self.record.timing = timing = payer.timing
-        self.record.succeeded(deployment, payer.spent, finish_reason, response_id, provider_model)
         return Outcome(
             deployment,
             payer.spent,

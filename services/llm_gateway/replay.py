@@ -241,9 +241,11 @@ class Replay:
     async def _stream_once(self, place: _Place, call: ChatCall) -> AsyncGenerator[Event, None]:
         claim, record = await self._claim(place)
         if record is not None:
-            chunks = record.chunks()
+            chunks, outcome = record.chunks(), self._outcome(record)
+            if call.opened is not None:
+                call.opened(outcome)
             yield chunks
-            yield finished_of(chunks, self._outcome(record))
+            yield finished_of(chunks, outcome)
             return
         # Bytes, and not what was read from them: an answer may be long.
         sent = bytearray()

@@ -13,11 +13,13 @@ from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Limits
 from services.llm_gateway.recovery import RECOVERABLE, Diverged, Stitch
 from services.llm_gateway.registry import Deployment
-from services.llm_gateway.results import Finished, Notice, StreamEvent
+from services.llm_gateway.results import Finished, Notice, Outcome, StreamEvent, Timing
 
 if TYPE_CHECKING:
     from services.llm_gateway.completions import Completions, Work
 
+# A provider sends on until it hears that nobody reads, and bills that: a tenth of a second of a fast model.
+UNREAD_TOKENS = 64
 # The first chunks of a stream, what gives the rest, what the attempt holds, and whether it goes on from what was delivered.
 _OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None], Charge, bool]
 
@@ -30,6 +32,7 @@ async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamE
     work = owner.work("chat", "chat", call.model, body, call.run_id, call.terms, size=call.size, thread_id=call.thread_id)
     with work.recorded():
         relay = _Relay(owner, work)
+        told = call.opened is None
         while True:
             opened: Opened[_OpenStream] | None = None
             for notice in work.notices:
@@ -47,6 +50,9 @@ async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamE
             if opened.result[3]:
                 message = "The model's answer broke off and was continued."
                 yield Notice("answer_continued", message, attributes=(("model", opened.deployment.group),))
+            if not told and call.opened is not None:
+                told = True
+                call.opened(relay.opening(opened))
             async with aclosing(relay.follow(opened)) as events:
                 async for event in events:
                     yield event
@@ -135,16 +141,23 @@ class _Relay:
             work.abandoned(charge, deployment, error, self._usage(deployment, charge, sent))
             raise
         self.finished = True
-        work.served(charge, deployment, self._usage(deployment, charge, sent))
+        work.served(charge, deployment, self._usage(deployment, charge, sent, whole=True))
 
-    def outcome(self, deployment: Deployment):
+    def opening(self, opened: Opened[_OpenStream]) -> Outcome:
+        """What is known at the first token."""
+        first, _, charge, _ = opened.result
+        timing = self._work.payer.timing
+        timing = Timing(timing.queue_s, timing.reserve_s, timing.upstream_s + charge.first_token_s)
+        return self._work.so_far(opened.deployment, timing, headers=first[0].headers)
+
+    def outcome(self, deployment: Deployment) -> Outcome:
         """How the whole answer came about; ends the record."""
         record, assembly = self._work.record, self.assembly
         if record.captures:
             record.answered(assembly.text, assembly.tool_calls, assembly.finish_reason)
         return self._work.outcome(deployment, self.assembly.finish_reason, self.assembly.response_id, self.assembly.model)
 
-    def _usage(self, deployment: Deployment, charge: Charge, sent: Meter) -> Usage:
+    def _usage(self, deployment: Deployment, charge: Charge, sent: Meter, *, whole: bool = False) -> Usage:
         payer = self._work.payer
         reported = usage_of(deployment, sent.usage, batch=payer.terms.discounted)
         if reported is not None:
@@ -152,7 +165,8 @@ class _Relay:
         if deployment.reasoning:
             # What it thought unseen is billed too, and nobody says how much that was.
             return charge.upper_bound
-        estimate = priced(deployment.prices, charge.input_tokens, sent.output_bytes, estimated=True)
+        output = sent.output_bytes + (0 if whole else UNREAD_TOKENS)
+        estimate = priced(deployment.prices, charge.input_tokens, output, estimated=True)
         return bounded(estimate, charge.bound_nanousd)
 
     def _unseen_usage(self, deployment: Deployment, charge: Charge, fault: UpstreamFault) -> Usage | None:
@@ -165,5 +179,5 @@ class _Relay:
         return self._silent_usage(deployment, charge) if fault.failure.failure_class in MAYBE_BILLED else None
 
     def _silent_usage(self, deployment: Deployment, charge: Charge) -> Usage:
-        """What a stream has cost that gave nothing: the prompt."""
+        """What a stream has cost that gave nothing: the prompt, and what was on its way."""
         return self._usage(deployment, charge, Meter())

@@ -21,7 +21,7 @@ def request_model(body: dict[str, Any]) -> str:
     return model
 
 
-def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = ()) -> list[Header]:
+def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (), *, cost_known: bool = True) -> list[Header]:
     """Who answered, after how many attempts, for how much, where the time went. `began` is on `time.perf_counter()`."""
     elapsed_s = time.perf_counter() - began
     timing, usage, deployment = outcome.timing, outcome.usage, outcome.deployment
@@ -29,7 +29,6 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     found = [
         (b"x-litellm-model-id", latin(deployment.id)),
         (b"x-litellm-model-group", latin(deployment.group)),
-        (b"x-litellm-response-cost", b"%.12g" % (usage.cost_picousd / PICO)),
         (b"x-litellm-attempted-retries", b"%d" % outcome.retries),
         (b"x-litellm-attempted-fallbacks", b"%d" % outcome.fallbacks),
         (b"openai-processing-ms", b"%d" % (elapsed_s * 1000)),
@@ -39,6 +38,8 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
             % (timing.queue_s * 1000, timing.reserve_s * 1000, timing.upstream_s * 1000, overhead_s * 1000),
         ),
     ]
+    if cost_known:
+        found.append((b"x-litellm-response-cost", b"%.12g" % (usage.cost_picousd / PICO)))
     if outcome.cached:
         found.append((b"x-bulkhead-cache", outcome.cached.encode()))
     if outcome.routing:
@@ -53,6 +54,27 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     if notices:
         found += warning_headers(notices)
     return found
+
+
+class StreamHead:
+    """The headers of a stream: those of an answer, but for its cost. A stream of somebody else's call has only its time."""
+
+    def __init__(self, began: float) -> None:
+        """`began` is on `time.perf_counter()`."""
+        self._began = began
+        self._outcome: Outcome | None = None
+
+    def opened(self, outcome: Outcome) -> None:
+        """For `ChatCall.opened`; the first of several calls stands for them."""
+        self._outcome = self._outcome or outcome
+
+    def headers(self, notices: Sequence[Notice]) -> list[Header]:
+        """As they are when the first token is here."""
+        if self._outcome is not None:
+            return answer_headers(self._outcome, self._began, notices, cost_known=False)
+        elapsed_ms = (time.perf_counter() - self._began) * 1000
+        timing = (b"server-timing", b"queue;dur=0, reserve;dur=0, upstream;dur=0, overhead;dur=%.2f" % elapsed_ms)
+        return [(b"openai-processing-ms", b"%d" % elapsed_ms), timing, *warning_headers(notices)]
 
 
 def latin(value: str) -> bytes:

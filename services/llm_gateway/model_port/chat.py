@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 from services.common.errors import BulkheadError, InvalidInput
 from services.llm_gateway.chat import ChatCall, Chunk
-from services.llm_gateway.model_port.answers import answer_headers, request_model, warning_headers
+from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
 from services.llm_gateway.model_port.errors import error_body
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -31,23 +31,25 @@ class ChatSurface:
         streamed = body.get("stream")
         if not isinstance(streamed, bool | None):
             raise InvalidInput.field("stream", "must be a boolean")
-        call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size)
         if streamed:
+            head = StreamHead(exchange.began)
+            call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size, opened=head.opened)
             options = body.get("stream_options") or {}
-            await _stream(self._calls, exchange, call, bool(options.get("include_usage")))
+            await _stream(self._calls, exchange, call, head, bool(options.get("include_usage")))
             return
+        call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size)
         completed = await self._calls.complete(call)
         await exchange.answer(200, completed.answer.raw, answer_headers(completed.outcome, exchange.began, completed.notices))
 
 
-async def _stream(calls: ModelCalls, exchange: Exchange, call: ChatCall, usage_wanted: bool) -> None:
+async def _stream(calls: ModelCalls, exchange: Exchange, call: ChatCall, head: StreamHead, usage_wanted: bool) -> None:
     notices: list[Notice] = []
     try:
         async with aclosing(calls.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):
                     if not exchange.started:
-                        await exchange.begin_stream(warning_headers(notices))
+                        await exchange.begin_stream(head.headers(notices))
                     if relayed := _relayed(event, usage_wanted):
                         await exchange.write(relayed)
                 elif isinstance(event, Notice):

@@ -10,7 +10,7 @@ import orjson
 
 from services.common.errors import BulkheadError
 from services.llm_gateway.chat import ChatCall
-from services.llm_gateway.model_port.answers import answer_headers, request_model, warning_headers
+from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
 from services.llm_gateway.model_port.completions_shape import LegacyStream, TextRequest, added_usage, legacy_choice, text_request
 from services.llm_gateway.model_port.errors import error_body
 from services.llm_gateway.model_port.exchange import Exchange
@@ -85,14 +85,14 @@ class CompletionsSurface:
 
     async def _stream(self, exchange: Exchange, asked: TextRequest, calls: Sequence[ChatCall]) -> None:
         notices: list[Notice] = []
-        stream, spent = LegacyStream(asked), NOTHING
+        stream, spent, head = LegacyStream(asked), NOTHING, StreamHead(exchange.began)
         try:
             for number, call in enumerate(calls):
-                async with aclosing(self._calls.stream(call)) as events:
+                async with aclosing(self._calls.stream(replace(call, opened=head.opened))) as events:
                     async for event in events:
                         if isinstance(event, list):
                             if not exchange.started:
-                                await exchange.begin_stream(warning_headers(notices))
+                                await exchange.begin_stream(head.headers(notices))
                             if made := stream.feed(number, event):
                                 await exchange.write(made)
                         elif isinstance(event, Notice):

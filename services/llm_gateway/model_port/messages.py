@@ -9,7 +9,7 @@ import orjson
 from services.common.errors import BulkheadError, InvalidInput
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.messages_plain import needs_of
-from services.llm_gateway.model_port.answers import answer_headers, warning_headers
+from services.llm_gateway.model_port.answers import StreamHead, answer_headers
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.messages_answer import PING, MessageEvents, message_body
 from services.llm_gateway.model_port.messages_count import estimated_tokens
@@ -49,7 +49,8 @@ class MessagesSurface:
         stops = body.get("stop_sequences") or ()
         if body.get("stream"):
             chat["stream_options"] = {"include_usage": True}
-            await self._stream(exchange, ChatCall(model, chat, terms=terms, size=size), MessageEvents(stops))
+            head = StreamHead(exchange.began)
+            await self._stream(exchange, ChatCall(model, chat, terms=terms, size=size, opened=head.opened), head, MessageEvents(stops))
             return
         completed = await self._calls.complete(ChatCall(model, chat, terms=terms, size=size))
         headers = answer_headers(completed.outcome, exchange.began, completed.notices)
@@ -75,14 +76,14 @@ class MessagesSurface:
             message = f"{where}: only Anthropic's API takes {what}, and {model[:128]} is served by another"
             raise InvalidInput(message, reason="CAPABILITY_MISSING", metadata={"param": where})
 
-    async def _stream(self, exchange: Exchange, call: ChatCall, made: MessageEvents) -> None:
+    async def _stream(self, exchange: Exchange, call: ChatCall, head: StreamHead, made: MessageEvents) -> None:
         notices: list[Notice] = []
         try:
             async with aclosing(self._calls.stream(call)) as events:
                 async for event in events:
                     if isinstance(event, list):
                         if not exchange.started:
-                            await exchange.begin_stream(warning_headers(notices))
+                            await exchange.begin_stream(head.headers(notices))
                         if written := made.feed(event):
                             await exchange.write(written)
                     elif isinstance(event, Notice):

@@ -7,7 +7,7 @@ import orjson
 
 from services.common.errors import BulkheadError, NotFound
 from services.llm_gateway.chat import ChatCall
-from services.llm_gateway.model_port.answers import answer_headers, request_model, warning_headers
+from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
 from services.llm_gateway.model_port.errors import OPENAI, ErrorForm
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.responses_request import chat_body
@@ -50,10 +50,11 @@ class ResponsesSurface:
     async def create(self, exchange: Exchange) -> None:
         """Answers one request. Raises domain errors while no byte has gone out."""
         body, size = await exchange.json()
-        call = ChatCall(request_model(body), chat_body(body), terms=terms_of(exchange.headers), size=size)
+        head = StreamHead(exchange.began)
+        call = ChatCall(request_model(body), chat_body(body), terms=terms_of(exchange.headers), size=size, opened=head.opened)
         frame = Frame.of(body)
         if body.get("stream"):
-            await self._stream(exchange, call, frame)
+            await self._stream(exchange, call, head, frame)
             return
         completed = await self._calls.complete(call)
         data, outcome = completed.answer.data, completed.outcome
@@ -66,7 +67,7 @@ class ResponsesSurface:
         """Says that nothing is stored."""
         raise NotFound("this gateway stores no responses", reason="RESPONSE_NOT_FOUND")
 
-    async def _stream(self, exchange: Exchange, call: ChatCall, frame: Frame) -> None:
+    async def _stream(self, exchange: Exchange, call: ChatCall, head: StreamHead, frame: Frame) -> None:
         notices: list[Notice] = []
         events = ResponseEvents(frame, call.model)
         try:
@@ -75,7 +76,7 @@ class ResponsesSurface:
                     if isinstance(step, list):
                         begun = b""
                         if not exchange.started:
-                            await exchange.begin_stream(warning_headers(notices))
+                            await exchange.begin_stream(head.headers(notices))
                             begun = events.begin()
                         if made := begun + events.feed(step):
                             await exchange.write(made)

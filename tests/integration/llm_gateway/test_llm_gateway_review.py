@@ -83,3 +83,33 @@ async def test_a_request_that_is_nested_too_deeply_is_refused(stack, key):
     status, body, _ = await stack.post("/v1/chat/completions", json.dumps({**BODY, "tools": [tool]}).encode(), **headers)
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     assert await stack.sim.log() == []
+
+
+@on_shared_loop
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("chat/completions", {}), ("messages", {"max_tokens": 50}), ("responses", {"input": "hi"}), ("completions", {"prompt": "hi"})],
+)
+async def test_a_stream_says_who_answers_and_where_the_time_went(stack, path, more):
+    body = {**({} if path in ("responses", "completions") else BODY), "model": "main", "stream": True, **more}
+    sent = {"authorization": f"Bearer {stack.key}", "content-type": "application/json"}
+    async with stack.http.post(f"{stack.url}/v1/{path}", data=json.dumps(body), headers=sent) as answer:
+        assert answer.status == 200, await answer.text()
+        head = answer.headers
+        assert (head["x-litellm-model-group"], head["x-litellm-attempted-retries"]) == ("main", "0")
+        times = {part.split(";dur=")[0]: float(part.split("=")[1]) for part in head["server-timing"].split(", ")}
+        assert set(times) == {"queue", "reserve", "upstream", "overhead"}
+        assert times["upstream"] > 0
+        # What it costs is known at its end.
+        assert "x-litellm-response-cost" not in head
+        assert "cost_microusd=" in await answer.text() or path == "responses"
+
+
+@on_shared_loop
+async def test_a_stream_that_is_replayed_says_so_in_its_headers(stack):
+    sent = {"authorization": f"Bearer {stack.key}", "content-type": "application/json", "idempotency-key": "stream-1"}
+    seen = []
+    for _ in range(2):
+        async with stack.http.post(f"{stack.url}/v1/chat/completions", data=json.dumps({**BODY, "stream": True}), headers=sent) as answer:
+            seen.append((answer.headers.get("x-bulkhead-cache"), (await answer.text()).endswith("data: [DONE]\n\n")))
+    assert seen == [(None, True), ("replayed", True)]
