@@ -136,7 +136,6 @@ def test_numbers_of_caches_batches_and_limits():
         f"At most {MAX_LINES:,} lines and {FileRules().most_bytes // 2**20} MiB a file, files kept {FileRules().kept.days} days" in batches
     )
     assert f"{ExecutionRules().concurrency} of a batch at a time" in batches
-    )
     text = chapter("Limits")
     assert f"| {exchange.MAX_BODY_BYTES // 2**20} MiB; 413 beyond |" in text
     assert f"| {request_rules.MAX_TOOLS:,} a request |" in text
