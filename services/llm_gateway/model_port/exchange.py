@@ -29,7 +29,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         # Below ASGI where the server offers it: no task that waits for the client to leave, one write for an answer.
-        self._line: Line | None = scope.get("extensions", {}).get(LINE)
+        # Taken out, for the line knows the scope: what refers to itself has to wait for the collector, a ninth of the CPU in all.
+        self._line: Line | None = scope.get("extensions", {}).pop(LINE, None)
         self._task: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._complete = False
