@@ -106,7 +106,10 @@ class Execution:
             for task in (work, beat):
                 task.cancel()
             await asyncio.wait({work, beat})
-            if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, LeaseLost):
+            error = None if work.cancelled() else work.exception()
+            if isinstance(error, LeaseLost):
+                log.warning("batch_lease_lost", batch=self.record.id, epoch=self.claim.epoch)
+            elif error is not None:
                 after_s = self._rules.again_s
                 log.error("batch_interrupted", batch=self.record.id, again_in_s=after_s, exc_info=error)
             await self._release(after_s)

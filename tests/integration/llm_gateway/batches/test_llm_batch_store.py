@@ -1,11 +1,13 @@
 """Leases and fences of batches in the store, and how many replicas meet in it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from services.common import testing
-from services.common.errors import IdempotencyMismatch
+from services.common.accounts import Accounts, TeamRecord
+from services.common.errors import IdempotencyMismatch, Unauthenticated
 from services.llm_gateway.adapters.batch_store import DUE, ValkeyBatches, member
 from services.llm_gateway.adapters.batch_store_files import ValkeyFiles
 from services.llm_gateway.batches.ports import Claim, LeaseLost
@@ -134,3 +136,26 @@ async def test_a_released_lease_is_free_at_once_or_after_a_pause(replicas):
 async def test_names_of_tenants_with_odd_characters_come_back_whole(replicas):
     await replicas[0].create("a:b/c é", "batch_1", SPEC, "print")
     assert list(await replicas[0].due(10)) == [("a:b/c é", "batch_1")]
+
+
+async def test_a_stored_principal_may_act_as_long_as_its_key_and_its_holders(valkey):
+    accounts = Accounts(valkey)
+    keys = [await accounts.create_key(tenant="acme", user="ana", tier="pro", scopes=["*"], team="t") for _ in range(4)]
+    principals = [key.record.principal() for key in keys]
+    for principal in principals:
+        await accounts.confirm(principal)
+    await accounts.revoke("acme", keys[0].record.key_id)
+    await accounts.update_key("acme", keys[1].record.key_id, lambda record: replace(record, blocked=True))
+    await accounts.update_key("acme", keys[2].record.key_id, lambda record: replace(record, expires_at=1.0))
+    # A rotation changes the secret and not the key.
+    await accounts.keys.rotate(keys[3].record.key_id, "acme")
+    await accounts.confirm(principals[3])
+    for principal, reason in zip(principals, ["INVALID_API_KEY", "BLOCKED_API_KEY", "EXPIRED_API_KEY"], strict=False):
+        with pytest.raises(Unauthenticated) as raised:
+            await accounts.confirm(principal)
+        assert raised.value.reason == reason
+    with pytest.raises(Unauthenticated):
+        await accounts.confirm(replace(principals[3], tenant="globex"))
+    await accounts.teams.create(TeamRecord("acme", "t", blocked=True), "t")
+    with pytest.raises(Unauthenticated):
+        await accounts.confirm(principals[3])
