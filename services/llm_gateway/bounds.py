@@ -6,12 +6,13 @@ from typing import Any
 import orjson
 
 from services.common.errors import InvalidInput
+from services.llm_gateway.estimates import DOCUMENT_TOKENS, IMAGE_TOKENS, TOOLS_TOKENS
 from services.llm_gateway.registry import Deployment
 
 # Reserved, and sent upstream, where a caller sets no bound.
 DEFAULT_OUTPUT_TOKENS = 2_000
-# OpenAI's price of one high-detail image, as a bound on what a provider counts for a picture that comes as a URL.
-IMAGE_TOKENS = 1_500
+_IMAGES = frozenset({"image_url", "image", "input_image"})
+_DOCUMENTS = frozenset({"file", "input_file", "document", "video_url"})
 _BOUNDS = ("max_completion_tokens", "max_tokens")
 _OPENAI = frozenset({"openai", "azure", "azure_ai"})
 
@@ -24,16 +25,22 @@ def input_bound(body: Mapping[str, Any], size: int = 0) -> int:
         raw = orjson.dumps(body) if size == 0 else b""
     except TypeError:
         raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
-    images = raw.count(b'"image_url"') if raw else _images(body)
-    return (size or len(raw)) + IMAGE_TOKENS * images
+    hidden = TOOLS_TOKENS if body.get("tools") or body.get("functions") else 0
+    return (size or len(raw)) + hidden + _media(body)
 
 
-def _images(body: Mapping[str, Any]) -> int:
+def _media(body: Mapping[str, Any]) -> int:
+    """Tokens of what is looked at and not read: pictures, and documents, which may stand behind a URL or an id."""
     found = 0
     for message in body.get("messages") or ():
         content = message.get("content")
         if isinstance(content, list):
-            found += sum(1 for part in content if isinstance(part, Mapping) and part.get("type") == "image_url")
+            for part in content:
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                if kind in _IMAGES:
+                    found += IMAGE_TOKENS
+                elif kind in _DOCUMENTS:
+                    found += DOCUMENT_TOKENS
     return found
 
 
