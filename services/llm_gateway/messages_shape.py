@@ -144,7 +144,7 @@ def arguments_of(arguments: Any) -> dict[str, Any]:
 def message_of(blocks: Sequence[Mapping[str, Any]], *, answer: bool) -> dict[str, Any]:
     """An assistant message. In an answer the content is one text, as clients of the OpenAI API expect it."""
     texts = [block for block in blocks if block.get("type") == "text"]
-    thinking = [dict(block) for block in blocks if block.get("type") in _THINKING]
+    thinking = [dict(block) for block in blocks if text_of(block.get("type")) in _THINKING]
     calls = [_call(block) for block in blocks if block.get("type") == "tool_use"]
     made: dict[str, Any] = {"role": "assistant"}
     simple = all(not (block.keys() - {"type", "text", "citations"}) and not block.get("citations") for block in texts)
