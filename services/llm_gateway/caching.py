@@ -144,6 +144,8 @@ class Caches:
         policy, cache = self._policy(), call.terms.cache
         if not policy.concerns(operation, cache) or call.body.get("store"):
             return None
+        if not call.model and operation != "embed":
+            return None  # which model that is, and who may use it, is only known further in
         context = call_context.current()
         if context is None or context.principal is None:
             return None

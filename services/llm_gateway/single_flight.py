@@ -87,7 +87,7 @@ class SingleFlight:
         return self._policy().concerns("chat", cache)
 
     def _key(self, operation: str, call: ChatCall | EmbedCall | RerankCall, context: CallContext | None) -> str | None:
-        if context is None or context.principal is None:
+        if context is None or context.principal is None or not call.model:
             return None
         terms, form = call.terms, ""
         if operation == "stream":
