@@ -70,6 +70,8 @@ def error_body(error: BulkheadError) -> bytes:
         code = None
     elif error.reason == "REQUEST_REFUSED":
         code = error.metadata.get("upstream_code")
+    elif error.reason in ("MODEL_MODE_MISMATCH", "MODEL_NOT_ALLOWED"):
+        param = "model"
     elif error.reason == "MODEL_NOT_FOUND":
         param = "model"
         message = f"The model {error.metadata.get('model', '')!r} does not exist or you do not have access to it."
@@ -115,11 +117,13 @@ OPENAI = ErrorForm(error_body, _refused_body, _internal_body, _event)
 
 
 def error_headers(error: BulkheadError) -> list[tuple[bytes, bytes]]:
-    """Retry-After, and a word to SDKs that would repeat what the gateway has repeated already."""
+    """Retry-After, and a word to SDKs that would repeat what the gateway has repeated already, or what no repeat can help."""
     found: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         found.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         found.append((b"retry-after-ms", str(round(error.retry_after_s * 1000)).encode()))
-    if isinstance(error, UpstreamFailed | DeadlineExceeded) or (isinstance(error, Overloaded) and "failure_class" in error.metadata):
+    if isinstance(error, UpstreamFailed | DeadlineExceeded | BudgetExceeded) or (
+        isinstance(error, Overloaded) and "failure_class" in error.metadata
+    ):
         found.append((b"x-should-retry", b"false"))
     return found

@@ -110,7 +110,7 @@ BAD = [
     ({"model": 7, "messages": HELLO}, 400, "model"),
     ({"model": "", "messages": HELLO}, 400, "model"),
     ({"model": "nobody", "messages": HELLO}, 404, "model"),
-    ({"model": "vectors", "messages": HELLO}, 400, None),
+    ({"model": "vectors", "messages": HELLO}, 400, "model"),
     ({"model": "main"}, 400, "messages"),
     ({"model": "main", "messages": []}, 400, "messages"),
     ({"model": "main", "messages": "hi"}, 400, "messages"),
