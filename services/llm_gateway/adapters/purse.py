@@ -121,8 +121,8 @@ class ValkeyPurse:
         """Books what has expired, once; answers how many reservations that were. The sweeper does it by itself."""
         return await self._sweeper.sweep()
 
-    async def reserve(self, ask: Ask) -> Ticket:
-        """Takes the upper bound from every holder, or from none.
+    async def reserve(self, ask: Ask, *, ticket_id: str = "") -> Ticket:
+        """Takes the upper bound from every holder, or from none. A caller that must find the ticket again after a crash names it itself.
 
         Raises PermissionDenied (MODEL_NOT_ALLOWED), BudgetExceeded, QuotaExceeded, or Overloaded (STORE_UNAVAILABLE).
         """
@@ -130,7 +130,7 @@ class ValkeyPurse:
         if not self._breaker.admit():
             raise Overloaded("the state store is slow or away", reason="STORE_UNAVAILABLE", retry_after_s=1.0, metadata={"store": "state"})
         made = _opened(plan, ask)
-        id_ = f"{self._name}.{next(self._numbers):x}"
+        id_ = ticket_id or f"{self._name}.{next(self._numbers):x}"
         base = prefix(plan.tenant)
         args = [id_, ask.cost_nanousd, ask.tokens, ask.requests, int(ask.expires_s * 1000), made.limits, about_of(plan, ask), made.run_ms]
         now = time.monotonic()

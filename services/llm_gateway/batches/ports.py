@@ -193,6 +193,10 @@ class KeyCheck(Protocol):
 class BatchPurse(Purse, Protocol):
     """A purse whose tickets can be handed on to another process."""
 
+    async def reserve(self, ask: Ask, *, ticket_id: str = "") -> Ticket:
+        """As Purse.reserve, for a ticket that its caller names, so that it can be found again after a crash."""
+        ...
+
     async def adopt(self, ticket_id: str, ask: Ask) -> Ticket:
         """The ticket of a reservation that another process has made. Raises as `reserve`."""
         ...

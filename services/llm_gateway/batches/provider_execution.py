@@ -1,11 +1,12 @@
 """A batch that its provider executes, at the provider's batch price: one reservation, one bill, and every step is resumable.
 
-What the record holds of it: deployment, ticket and ask of the reservation, then file_id, then batch_id, and at last done. Whoever takes the
-batch over goes on behind the last step that stands there; a step that was made and not recorded is found again at the provider.
+What the record holds of it: deployment, ticket and ask of the reservation (at first with `reserving`), then file_id, batch_id, and done.
+Whoever takes the batch over goes on behind the last step that stands there; a step that was made and not recorded is found again.
 """
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -121,15 +122,20 @@ class ProviderExecution:
             held.record.id, 1, held.record.spec.principal, deployment.group, deployment.id, deployment.provider, "batch", tokens,
             cost_nanousd, left_s,
         )  # fmt: skip
+        # Recorded before it is made: whoever finds it like this gives the reservation back, if there is one, and begins anew.
+        name = f"batch.{uuid.uuid4().hex}"
+        state = {"deployment": deployment.id, "group": deployment.group, "ticket": name, "ask": asdict(ask), "lines": lines}
+        await held.renew(provider={**state, "reserving": True})
         try:
-            ticket = await self._purse.reserve(ask)
+            ticket = await self._purse.reserve(ask, ticket_id=name)
         except BulkheadError as error:
             # The whole may be too much at once where each line is not: executed here, the budget decides line by line.
             log.info("batch_executed_locally", batch=held.record.id, reason=error.reason)
+            await held.renew(provider={"done": True})
             return None
-        run = _Run(held, deployment, {}, ticket)
+        run = _Run(held, deployment, state, ticket)
         try:
-            await run.save(deployment=deployment.id, group=deployment.group, ticket=ticket.id, ask=asdict(ask), lines=lines)
+            await run.save()
         except BaseException:
             self._purse.release(ticket)
             raise
@@ -138,6 +144,9 @@ class ProviderExecution:
     async def _resumed(self, held: "Execution", state: dict[str, Any]) -> _Run | None:
         ask = Ask(**{**state["ask"], "principal": Principal.from_dict(state["ask"]["principal"])})
         ticket = await self._purse.adopt(state["ticket"], ask)
+        if state.get("reserving"):
+            self._purse.release(ticket)
+            return await self._begun(held)
         try:
             group, _ = self._registry().resolve(state["group"], MODES[held.record.spec.endpoint])
             deployment = next(d for d in group.deployments if d.id == state["deployment"])

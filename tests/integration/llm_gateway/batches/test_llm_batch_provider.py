@@ -7,6 +7,7 @@ from dataclasses import replace
 from services.common import testing
 from services.common.accounts import LimitSet
 from services.llm_gateway.adapters.provider_batches import ProviderBatches
+from services.llm_gateway.adapters.purse import ValkeyPurse
 from services.llm_gateway.batches.ports import ProviderFailed
 
 
@@ -259,3 +260,38 @@ async def test_a_batch_whose_beginning_was_never_heard_of_is_found_again(gateway
         billed = sum(entry["billed_nanousd"] for entry in await sim.log())
         assert sum(entry["cost_nanousd"] for entry in await g.lines()) == billed
         assert await g.store.hlen("llm:{acme}:open") == 0
+
+
+async def test_a_crash_on_either_side_of_the_reservation_holds_no_money_back(gateway, line, sim, monkeypatch):
+    real = ValkeyPurse.reserve
+    reached = asyncio.Event()
+
+    async def stuck(self, ask, *, ticket_id=""):
+        if not ticket_id:
+            return await real(self, ask)
+        if before.is_set():
+            await real(self, ask, ticket_id=ticket_id)
+        reached.set()
+        await asyncio.Event().wait()  # until the process ends
+        raise AssertionError
+
+    for number in range(2):
+        before = asyncio.Event()
+        if number:
+            before.set()
+        reached.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(ValkeyPurse, "reserve", stuck)
+            async with gateway({"lease_s": 0.6}) as g:
+                batch = await g.begun(cheap(line, 5))
+                await reached.wait()
+                await g.parts.stop()
+        async with gateway() as g:
+            done = await g.ended(batch)
+            whole((await g.outputs(done))[0], 5)
+
+            async def nothing_held(store=g.store):
+                return not await store.hlen("llm:{acme}:open")
+
+            await testing.eventually_async(nothing_held, "every reservation has ended")
+            assert [entry["operation"] for entry in await g.lines()] == ["batch"] * (number + 1)
