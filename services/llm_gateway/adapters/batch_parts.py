@@ -33,6 +33,7 @@ from services.llm_gateway.model_port.chat import ChatSurface
 from services.llm_gateway.model_port.completions import CompletionsSurface
 from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
 from services.llm_gateway.model_port.responses import ResponsesSurface
+from services.llm_gateway.model_port.routing import Surface
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.results import ModelCalls
 
@@ -69,7 +70,7 @@ class BatchParts:
         self.files = Files(contents, ValkeyFiles(client), rules.files)
         self.batches = Batches(records, self.files, check_key, rules.windows)
         lines = LineCalls(calls)
-        surfaces = [ChatSurface(lines), CompletionsSurface(lines), EmbeddingsSurface(lines), ResponsesSurface(lines)]
+        surfaces: list[Surface] = [ChatSurface(lines), CompletionsSurface(lines), EmbeddingsSurface(lines), ResponsesSurface(lines)]
         self._session: aiohttp.ClientSession | None = None
         provider = None
         if purse is not None:

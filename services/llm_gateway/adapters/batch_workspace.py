@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -90,7 +90,7 @@ class Workspace:
         self._journals.append(path)
         return JournalFile(self._contents.threads, file, len(self._journals) - 1, results)
 
-    def merged(self, scan: Scan, results: Results, wants_failed: bool) -> Iterator[tuple[int, bytes | None]]:
+    def merged(self, scan: Scan, results: Results, wants_failed: bool) -> Generator[tuple[int, bytes | None], None, None]:
         """Pairs of line and result in the order of the input: those that failed, or those that did not. A line without any is failed,
         and its result None.
         """

@@ -289,9 +289,11 @@ class Execution:
 
     async def _pieces(self, *, wants_failed: bool, expired: bool) -> AsyncIterator[bytes]:
         merged = self.workspace.merged(self.scan, self.results, wants_failed)
-        while piece := await self.threads.run(self._piece, merged, expired):
-            yield b"".join(piece)
-        merged.close()
+        try:
+            while piece := await self.threads.run(self._piece, merged, expired):
+                yield b"".join(piece)
+        finally:
+            merged.close()
 
     def _piece(self, merged: Iterator[tuple[int, bytes | None]], expired: bool) -> list[bytes]:
         found: list[bytes] = []

@@ -1,6 +1,6 @@
 """What files and batches need from outside."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -295,7 +295,7 @@ class Workspace(Protocol):
         """Begins the journal of this epoch; its entries go to `results` once they are safe."""
         ...
 
-    def merged(self, scan: Scan, results: Results, wants_failed: bool) -> Iterator[tuple[int, bytes | None]]:
+    def merged(self, scan: Scan, results: Results, wants_failed: bool) -> Generator[tuple[int, bytes | None], None, None]:
         """Pairs of line and result in the order of the input: those that failed, or those that did not. A line without a result counts
         as failed, and its result is None.
         """
