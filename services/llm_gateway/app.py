@@ -87,7 +87,7 @@ async def build(settings: Settings) -> Service:
     layers = Layers(settings, state, completions, money.purse, money.admit)
     calls = layers.calls
     erasers = [layers.erase_cached, layers.erase_replayable, money.erase, partial(_erase_account, accounts)]
-    servicer = LlmServicer(calls, doors.gate, money.purse, erasers=erasers)
+    servicer = LlmServicer(calls, doors.gate, money.purse, completions.estimates, erasers=erasers)
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
     watch = _Background(*(file.watch for file in [models, *money.watched]))

@@ -11,11 +11,12 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.llm_gateway import charges, streams
 from services.llm_gateway.attempts import Course, Opened, Policy
-from services.llm_gateway.bounds import assumed_output, input_bound, output_bound
+from services.llm_gateway.bounds import assumed_output, output_bound
 from services.llm_gateway.canonical_key import affinity_of
 from services.llm_gateway.capabilities import Fit, Needs, Verdict, fit_of, needs_of
 from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.chat import Answer, ChatCall, malformed, text_of
+from services.llm_gateway.estimates import Estimates, Measure, measure
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
@@ -54,6 +55,7 @@ class Completions:
         self.purse = purse
         self._deny_unpriced = deny_unpriced
         self.hedge = hedge
+        self.estimates = Estimates()
         self._conventions = conventions
 
     @property
@@ -151,7 +153,8 @@ class Completions:
         deadline = time.monotonic() + min(self._policy.total_s, registry.request_timeout_s or self._policy.total_s)
         if context is not None and context.deadline is not None:
             deadline = min(deadline, context.deadline)
-        tokens = input_bound(body, size)
+        measured = measure(body)
+        tokens = self.estimates.input_bound(group.deployments[0].id, measured)
         affinity = ""
         if operation == "chat" and len(group.deployments) > 1:
             affinity = affinity_of(ChatCall(model, body, size=size))
@@ -160,7 +163,7 @@ class Completions:
         record = CallRecord(operation, group, model, run_id, thread_id, self._conventions)
         record.requested(body)
         course = Course(registry, group, self._policy, self.gate, load, record, self._chance, deadline, hedge=self.hedge)
-        work = Work(self, group, body, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
+        work = Work(self, group, body, measured, run_id, payer, record, course, [_defaulted(group)] if defaulted else [])
         if operation == "chat":
             course.unfit = work.unfit
             work.drop_params = registry.drop_params
@@ -175,6 +178,7 @@ class Work:
         owner: Completions,
         group: Group,
         body: Mapping[str, Any],
+        measured: Measure,
         run_id: str,
         payer: Payer,
         record: CallRecord,
@@ -184,6 +188,7 @@ class Work:
         self._owner = owner
         self.group = group
         self.body = body
+        self._measured = measured
         self._run_id = run_id
         self.payer = payer
         self.record = record
@@ -248,6 +253,8 @@ class Work:
                 field, output = assumed_output(deployment)
                 sent[field] = output
                 output *= max(_choices(sent), 1)
+        # Read before anything is waited for: attempts at two deployments may begin side by side.
+        self.payer.input_tokens = self._owner.estimates.input_bound(deployment.id, self._measured)
         charge = await charges.begin(
             self._owner.gate,
             self._owner.purse,
@@ -299,6 +306,8 @@ class Work:
     def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
         """The attempt gave the answer."""
         first_s = charge.served(usage)
+        if not usage.estimated and usage.input:
+            self._owner.estimates.learn(deployment.id, self._measured, usage.input)
         if self._owner.hedge is not None:
             self._owner.hedge.observe(deployment.id, first_s, usage.cost_nanousd)
         self.record.attempted(deployment)

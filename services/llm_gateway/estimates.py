@@ -31,7 +31,7 @@ _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + b" "
 _ASCII = bytes(range(128))
 # Tokens a byte that are usual for a kind of text, until the deployment's own are known: by share of other scripts, then of spaces.
 _USUAL = {"prose": 0.25, "code": 0.35, "dense": 0.7, "script": 0.45}
-_MARKED = frozenset({"image_url", "image", "input_image", "input_audio", "file", "input_file", "document"})
+_MARKED = frozenset({"image_url", "image", "input_image", "input_audio", "file", "input_file", "document", "video_url"})
 
 
 class Measure(NamedTuple):

@@ -1,16 +1,23 @@
 """What a request must be before any provider hears of it. Unknown fields are nobody's business here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from services.common.errors import InvalidInput
+from services.llm_gateway.tool_rules import check_choice, check_names, check_parameters, check_schema
 
 # What a caller's key or token must hold for every call that costs.
 SCOPE = "models:invoke"
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_TOOLS = 2_000
 MAX_TEXTS = 512
-_COUNTS = ("max_tokens", "max_completion_tokens", "n")
+# OpenAI takes 4, Gemini 5, vLLM any number.
+MAX_STOPS = 16
+_ASKING = frozenset({"system", "developer", "user"})
+# In place of content an assistant may have said one of these.
+_SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "thinking_blocks", "reasoning_content", "provider_specific_fields")
+# What OpenAI takes of `n`, and what no model answers: beyond it sums of money would leave their range.
+_COUNTS = {"max_tokens": 2**31 - 1, "max_completion_tokens": 2**31 - 1, "n": 128}
 _NUMBERS = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
 
 
@@ -29,23 +36,72 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
             raise InvalidInput.field(f"{prefix}tools", "must be a list of objects")
         if len(tools) > MAX_TOOLS:
             raise InvalidInput.field(f"{prefix}tools", f"must hold at most {MAX_TOOLS} tools")
-        for number, tool in enumerate(tools):
-            _check_tool(tool, f"{prefix}tools[{number}]")
-    for name in _COUNTS:
+        _check_tools(tools, f"{prefix}tools")
+    for name, most in _COUNTS.items():
         value = body.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InvalidInput.field(f"{prefix}{name}", "must be an integer of at least 1")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
+            raise InvalidInput.field(f"{prefix}{name}", f"must be an integer from 1 to {most}")
     for name, (low, high) in _NUMBERS.items():
         value = body.get(name)
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high):
             raise InvalidInput.field(f"{prefix}{name}", f"must be a number from {low:g} to {high:g}")
     choice = body.get("tool_choice")
-    if choice is not None and not isinstance(choice, str | dict):
-        raise InvalidInput.field(f"{prefix}tool_choice", "must be a string or an object")
+    if choice is not None:
+        names = [tool["function"]["name"] for tool in tools if tool.get("type", "function") == "function"] if tools else None
+        check_choice(choice, names, f"{prefix}tool_choice")
     for name in ("response_format", "stream_options", "metadata"):
         value = body.get(name)
         if value is not None and not isinstance(value, dict):
             raise InvalidInput.field(f"{prefix}{name}", "must be an object")
+    for name in _TYPED.keys() & body.keys():
+        fits, what = _TYPED[name]
+        if body[name] is not None and not fits(body[name]):
+            raise InvalidInput.field(f"{prefix}{name}", what)
+    wanted = body.get("response_format")
+    if wanted is not None:
+        _check_format(wanted, f"{prefix}response_format")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options.get("include_usage"), bool | None):
+        raise InvalidInput.field(f"{prefix}stream_options.include_usage", "must be a boolean")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and len(value) <= MAX_STOPS and all(isinstance(text, str) for text in value))
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(bias, int | float) and not isinstance(bias, bool) for bias in value.values())
+
+
+_BOOL = (lambda value: isinstance(value, bool), "must be a boolean")
+_STRING = (lambda value: isinstance(value, str), "must be a string")
+# Fields that few requests have.
+_TYPED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "stop": (_is_stop, f"must be a string or a list of at most {MAX_STOPS} strings"),
+    "seed": (_is_int, "must be an integer"),
+    "logprobs": _BOOL,
+    "top_logprobs": (lambda value: _is_int(value) and 0 <= value <= 20, "must be an integer from 0 to 20"),
+    "logit_bias": (_is_bias, "must be an object of numbers"),
+    "user": _STRING,
+    "parallel_tool_calls": _BOOL,
+    "reasoning_effort": _STRING,
+}
+
+
+def _check_format(wanted: Mapping[str, Any], where: str) -> None:
+    kind = wanted.get("type")
+    if kind not in ("text", "json_object", "json_schema", "grammar", "structural_tag"):  # the last two are vLLM's
+        raise InvalidInput.field(f"{where}.type", "must be text, json_object or json_schema")
+    if kind == "json_schema":
+        named = wanted.get("json_schema")
+        if not isinstance(named, Mapping) or not isinstance(named.get("name", ""), str):
+            raise InvalidInput.field(f"{where}.json_schema", "must be an object with a name and a schema")
+        if named.get("schema") is not None:
+            check_schema(named["schema"], f"{where}.json_schema.schema")
 
 
 def _check_message(message: Any, where: str) -> None:
@@ -57,25 +113,70 @@ def _check_message(message: Any, where: str) -> None:
     content = message.get("content")
     if not isinstance(content, str | list | None):
         raise InvalidInput.field(f"{where}.content", "must be a string or a list of parts")
-    if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
-        raise InvalidInput.field(f"{where}.content", "must be a list of objects")
-    if content is None and role != "assistant":
-        raise InvalidInput.field(f"{where}.content", "is required")
+    if isinstance(content, list):
+        if not content and role in _ASKING:
+            raise InvalidInput.field(f"{where}.content", "must hold at least one part")
+        for number, part in enumerate(content):
+            _check_part(part, f"{where}.content[{number}]")
+    if content is None:
+        if role != "assistant":
+            raise InvalidInput.field(f"{where}.content", "is required")
+        if not any(message.get(name) for name in _SAID_OTHERWISE):
+            raise InvalidInput.field(f"{where}.content", "is required unless there are tool_calls")
     calls = message.get("tool_calls")
-    if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
-        raise InvalidInput.field(f"{where}.tool_calls", "must be a list of objects")
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise InvalidInput.field(f"{where}.tool_calls", "must be a list of objects")
+        for number, call in enumerate(calls):
+            _check_call(call, f"{where}.tool_calls[{number}]")
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise InvalidInput.field(f"{where}.tool_call_id", "is required in a message of role tool")
 
 
-def _check_tool(tool: Mapping[str, Any], where: str) -> None:
-    if tool.get("type", "function") != "function":
+def _check_part(part: Any, where: str) -> None:
+    if not isinstance(part, dict):
+        raise InvalidInput.field(where, "must be an object")
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        raise InvalidInput.field(f"{where}.type", "must be a string")
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise InvalidInput.field(f"{where}.text", "must be a string")
+    elif kind == "image_url":
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        if not isinstance(url, str) or not url:
+            raise InvalidInput.field(f"{where}.image_url.url", "must be a URL")
+
+
+def _check_call(call: Any, where: str) -> None:
+    if not isinstance(call, dict):
+        raise InvalidInput.field(where, "must be an object")
+    if call.get("type", "function") != "function":
         return
-    function = tool.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise InvalidInput.field(f"{where}.function", "must be an object with a name")
-    if not isinstance(function.get("parameters"), Mapping | None):
-        raise InvalidInput.field(f"{where}.function.parameters", "must be a JSON Schema object")
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not isinstance(function.get("arguments"), str):
+        raise InvalidInput.field(f"{where}.function", "must be an object with a name and arguments as a string")
+    if not isinstance(call.get("id"), str):
+        raise InvalidInput.field(f"{where}.id", "is required")
+
+
+def _check_tools(tools: list[dict[str, Any]], where: str) -> None:
+    names, numbers = [], []
+    for number, tool in enumerate(tools):
+        kind = tool.get("type", "function")
+        if not isinstance(kind, str):
+            raise InvalidInput.field(f"{where}[{number}].type", "must be a string")
+        if kind != "function":
+            continue
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise InvalidInput.field(f"{where}[{number}].function", "must be an object with a name")
+        if function.get("parameters") is not None:
+            check_parameters(function["parameters"], f"{where}[{number}].function.parameters")
+        names.append(function["name"])
+        numbers.append(number)
+    check_names(names, lambda at: f"{where}[{numbers[at]}].function.name")
 
 
 def check_texts(texts: Sequence[str], where: str) -> None:

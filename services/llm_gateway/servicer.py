@@ -8,10 +8,9 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from services.common.errors import InvalidInput
 from services.common.rpc.context import principal
 from services.llm_gateway import proto_chat
-from services.llm_gateway.bounds import input_bound
+from services.llm_gateway.estimates import Estimates, measure
 from services.llm_gateway.ports import Gate, Purse
 from services.llm_gateway.proto_models import budgets_of, health_of, page_of
-from services.llm_gateway.registry import Deployment
 from services.llm_gateway.request_rules import SCOPE, check_texts
 from services.llm_gateway.results import EmbedCall, Finished, ModelCalls, Notice, RerankCall
 from services.llm_gateway.terms import Terms
@@ -32,14 +31,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         calls: ModelCalls,
         gate: Gate,
         purse: Purse,
-        expected_tokens: Callable[[Deployment, llm_pb2.CompletionInput], int] | None = None,
+        estimates: Estimates,
         erasers: Sequence[Eraser] = (),
     ) -> None:
-        """`expected_tokens` says how many tokens a prompt will most likely have; without it the upper bound is answered."""
         self._calls = calls
         self._gate = gate
         self._purse = purse
-        self._expected_tokens = expected_tokens
+        self._estimates = estimates
         self._erasers = erasers
 
     async def Complete(self, request, context):
@@ -106,8 +104,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         principal().require(SCOPE)
         call = proto_chat.chat_call(request.input, stream=False)
         group, _ = self._calls.registry.resolve(call.model, "chat")
-        bound = input_bound(call.body)
-        expected = bound if self._expected_tokens is None else self._expected_tokens(group.deployments[0], request.input)
+        measured, asked = measure(call.body), group.deployments[0].id
+        bound = self._estimates.input_bound(asked, measured)
+        expected = self._estimates.expected_input_tokens(asked, measured)
         return llm_pb2.CountTokensResponse(input_tokens=min(expected, bound), input_tokens_bound=bound, estimated=True)
 
     async def ListModels(self, request, context):

@@ -19,8 +19,9 @@ from services.common.identity import Principal
 from services.llm_gateway.batches.ports import Answered, BatchPurse, Provider, ProviderBatch, ProviderFailed
 from services.llm_gateway.batches.records import usage_as_list
 from services.llm_gateway.batches.results import answered_line, read_provider_line
-from services.llm_gateway.bounds import input_bound, output_bound
+from services.llm_gateway.bounds import output_bound
 from services.llm_gateway.charges import usage_of
+from services.llm_gateway.estimates import measure
 from services.llm_gateway.money import NOTHING, Usage, priced
 from services.llm_gateway.ports import Ask, Ticket
 from services.llm_gateway.registry import Deployment, Mode, Registry
@@ -182,7 +183,7 @@ class ProviderExecution:
                 continue
             if file is not None:
                 file.write(line + b"\n")
-            bound = _bound(deployment, orjson.loads(line)["body"], len(line))
+            bound = _bound(deployment, orjson.loads(line)["body"])
             count, tokens, picousd = count + 1, tokens + bound.input + bound.output, picousd + bound.cost_picousd
         return count, tokens, -(-picousd // 1_000)
 
@@ -274,7 +275,7 @@ class ProviderExecution:
             usage = answered.usage
             if answered.status < 400 and usage is NOTHING:
                 # The provider counted nothing, and bills all the same.
-                usage = _bound(run.deployment, line["body"], len(orjson.dumps(line)))
+                usage = _bound(run.deployment, line["body"])
             run.usage, run.lines = run.usage + usage, run.lines + 1
             result = answered_line(line["custom_id"], answered)
             writes.append(run.held.keep(number, answered.status >= 400, usage, result))
@@ -318,8 +319,8 @@ class ProviderExecution:
                     log.info("batch_provider_file_left", batch=record.id, file=file_id, error=str(error)[:300])
 
 
-def _bound(deployment: Deployment, body: Mapping[str, Any], size: int) -> Usage:
-    return priced(deployment.prices, input_bound(body, size), output_bound(body), estimated=True, batch=True)
+def _bound(deployment: Deployment, body: Mapping[str, Any]) -> Usage:
+    return priced(deployment.prices, measure(body).worst(), output_bound(body), estimated=True, batch=True)
 
 
 def _counted(body: Any) -> Mapping[str, Any] | None:

@@ -37,6 +37,8 @@ class ChatSurface:
             options = body.get("stream_options") or {}
             await _stream(self._calls, exchange, call, head, bool(options.get("include_usage")))
             return
+        if body.get("stream_options") is not None:
+            raise InvalidInput.field("stream_options", "is only allowed when stream is true")
         call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size)
         completed = await self._calls.complete(call)
         await exchange.answer(200, completed.answer.raw, answer_headers(completed.outcome, exchange.began, completed.notices))

@@ -1,6 +1,7 @@
 """One HTTP request and its answer, over bare ASGI: this port is on the hot path of every model call."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 # A body that is too large is read on for a while before the 413, or the client sees a reset in place of it.
 MAX_DRAINED_BYTES = 64 * 1024 * 1024
 JSON = b"application/json"
+_FOREIGN = re.compile(r"charset\s*=\s*\"?(?!utf-?8|us-ascii)")
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 Message = MutableMapping[str, Any]
@@ -60,8 +62,10 @@ class Exchange:
         body = await self.body()
         kind = self.headers.get("content-type", "application/json")
         if kind != "application/json":
-            kind = kind.partition(";")[0].strip().lower()
-            if kind != "application/json" and not kind.endswith("+json"):
+            kind, _, parameters = kind.lower().partition(";")
+            kind = kind.strip()
+            # JSON is UTF-8 (RFC 8259, section 8.1); what says that it is another encoding would be read wrongly.
+            if (kind != "application/json" and not kind.endswith("+json")) or _FOREIGN.search(parameters):
                 raise Refused(415, "send the body as application/json", code="unsupported_media_type")
         try:
             data = orjson.loads(body)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.common.errors import InvalidInput
+from services.llm_gateway.chat import text_of
 from services.llm_gateway.messages_shape import BETAS, EXTRAS, message_of, parts_of
 from services.llm_gateway.request_rules import MAX_TOOLS
+from services.llm_gateway.tool_rules import check_choice, check_names, check_parameters, check_schema
 
 MAX_MESSAGES = 100_000
 MIN_BUDGET = 1_024
@@ -43,8 +45,10 @@ def canonical(body: Mapping[str, Any], betas: str = "", *, counting: bool = Fals
         made["stop"] = body["stop_sequences"]
     if body.get("tools"):
         made["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(body["tools"])]
+        check_names([text_of(tool.get("name")) for tool in body["tools"]], lambda number: f"tools.{number}.name")
     if body.get("tool_choice") is not None:
         _choose(made, body["tool_choice"])
+        check_choice(made["tool_choice"], _names(body), "tool_choice")
     metadata = body.get("metadata")
     if metadata and metadata.get("user_id"):
         made["user"] = metadata["user_id"]
@@ -62,8 +66,8 @@ def _check(body: Mapping[str, Any], counting: bool) -> None:
         most = body.get("max_tokens")
         if most is None:
             raise _wrong("max_tokens", "Field required")
-        if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-            raise _wrong("max_tokens", "must be an integer of at least 0")
+        if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most < 2**31:
+            raise _wrong("max_tokens", "must be an integer from 0 to 2147483647")
     messages = body.get("messages")
     if messages is None:
         raise _wrong("messages", "Field required")
@@ -149,6 +153,8 @@ def _messages(messages: list[Any]) -> list[dict[str, Any]]:
             made.append({"role": role, "content": content})
             continue
         _blocks(content, f"{where}.content")
+        if not content and role != "assistant":
+            raise _wrong(where, "all messages must have non-empty content except for the optional final assistant message")
         if role == "assistant":
             made.append(message_of(content, answer=False))
         elif role == "system":
@@ -222,8 +228,7 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         return dict(tool)
     if not isinstance(tool.get("name"), str) or not tool["name"]:
         raise _wrong(f"{where}.name", "Field required")
-    if not isinstance(tool.get("input_schema"), Mapping):
-        raise _wrong(f"{where}.input_schema", "must be a JSON Schema object")
+    check_parameters(tool.get("input_schema"), f"{where}.input_schema")
     if not isinstance(tool.get("description"), str | None):
         raise _wrong(f"{where}.description", "must be a string")
     function: dict[str, Any] = {"name": tool["name"]}
@@ -234,6 +239,10 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         function["strict"] = tool["strict"]
     rest = {key: value for key, value in tool.items() if key not in ("type", "name", "description", "input_schema", "strict")}
     return {"type": "function", "function": function, **rest}
+
+
+def _names(body: Mapping[str, Any]) -> list[str] | None:
+    return [text_of(tool.get("name")) for tool in body["tools"]] if body.get("tools") else None
 
 
 def _choose(made: dict[str, Any], choice: Mapping[str, Any]) -> None:
@@ -259,4 +268,5 @@ def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     schema = wanted.get("schema") if isinstance(wanted, Mapping) else None
     if not isinstance(schema, Mapping) or wanted.get("type") != "json_schema":
         raise _wrong("output_config.format", "must be {type: json_schema, schema: object}")
+    check_schema(schema, "output_config.format.schema")
     return schema

@@ -44,8 +44,8 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     made |= {name: body[name] for name in _SHARED if body.get(name) is not None}
     made["messages"] = _messages(body)
     if (most := body.get("max_output_tokens")) is not None:
-        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-            raise InvalidInput.field("max_output_tokens", "must be an integer of at least 1")
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most < 2**31:
+            raise InvalidInput.field("max_output_tokens", "must be an integer from 1 to 2147483647")
         made["max_completion_tokens"] = most
     _add_tools(made, body)
     _add_text(made, body.get("text"))
