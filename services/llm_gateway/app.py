@@ -3,9 +3,11 @@
 import asyncio
 import os
 import random
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,19 +23,24 @@ from services.common.settings import StartRefused
 from services.common.tasks import end
 from services.llm_gateway.adapters import wordllama
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
+from services.llm_gateway.adapters.batch_parts import BatchParts, BatchRules
 from services.llm_gateway.adapters.gemini import GeminiDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.adapters.parts import Doors, Layers, Money
 from services.llm_gateway.attempts import Policy
+from services.llm_gateway.batches.execution import ExecutionRules
+from services.llm_gateway.batches.files import FileRules
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.model_port.admin import AdminSurface
 from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.app import ModelPort
+from services.llm_gateway.model_port.batches import BatchSurface
 from services.llm_gateway.model_port.chat import ChatSurface
 from services.llm_gateway.model_port.completions import CompletionsSurface
 from services.llm_gateway.model_port.embeddings import EmbeddingsSurface
+from services.llm_gateway.model_port.files import FilesSurface
 from services.llm_gateway.model_port.messages import MessagesSurface
 from services.llm_gateway.model_port.rerank import RerankSurface
 from services.llm_gateway.model_port.responses import ResponsesSurface
@@ -42,6 +49,7 @@ from services.llm_gateway.price_config import TABLE_NAMES
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.servicer import LlmServicer
+from services.llm_gateway.servicers.batch import BatchServicer
 from services.llm_gateway.settings import MODELS_FILE, Settings
 from services.llm_gateway.telemetry import Conventions
 from services.llm_gateway.workers import Parent, Workers
@@ -88,6 +96,17 @@ async def build(settings: Settings) -> Service:
     calls = layers.calls
     erasers = [layers.erase_cached, layers.erase_replayable, money.erase, partial(_erase_account, accounts)]
     servicer = LlmServicer(calls, doors.gate, money.purse, completions.estimates, erasers=erasers)
+    add_servicers = [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)]
+    drain = []
+    batches: BatchParts | None = None
+    if settings.files_dir is not None:
+        _refuse_unwritable(settings.files_dir)
+        rules = BatchRules(files=FileRules(settings.files_max_bytes), execution=ExecutionRules(concurrency=settings.batch_concurrency))
+        batches = BatchParts(
+            settings.files_dir, state, settings.instance, calls, accounts.confirm, lambda: models.current, money.purse, rules
+        )
+        erasers.append(batches.batches.erase)
+        add_servicers.append(partial(llm_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(batches.batches, batches.files)))
     checks = {"state": partial(valkey.ping, state)}
     health = Health(checks)
     watch = _Background(*(file.watch for file in [models, *money.watched]))
@@ -95,6 +114,10 @@ async def build(settings: Settings) -> Service:
     start = [watch.start, accounts.start, money.start, doors.start, layers.start]
     # Last made, first closed: work that goes on without its caller needs its provider, and every settlement the store.
     close = [state.aclose, embedder.close, session.close, watch.stop, accounts.stop, doors.stop, money.stop, layers.stop]
+    if batches is not None:
+        start.append(batches.start)
+        drain.append(batches.drain)
+        close.append(batches.stop)
     if settings.http_port:
         surfaces = [
             ChatSurface(calls),
@@ -103,13 +126,14 @@ async def build(settings: Settings) -> Service:
             ResponsesSurface(calls),
             CompletionsSurface(calls),
             RerankSurface(calls),
+            FilesSurface(batches.files if batches else None),
+            BatchSurface(batches.batches if batches else None),
         ]
         keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
         surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
         port = ModelPort(lambda: models.current, surfaces, keys, health)
         share = Share.WORKER if settings.http_worker else Share.FIRST if settings.http_workers > 1 else Share.NONE
         listeners.append(UvicornListener(port, settings.host, settings.http_port, share=share))
-    add_servicers = [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)]
     if settings.http_worker:
         parent = Parent()
         start.append(parent.start)
@@ -123,6 +147,7 @@ async def build(settings: Settings) -> Service:
         checks=checks,
         listeners=listeners,
         start=start,
+        drain=drain,
         close=close,
         verifier=verifier_of(settings),
         health=health,
@@ -140,10 +165,32 @@ def _environments(settings: Settings) -> list[dict[str, str]]:
             **os.environ,
             "BULKHEAD_HTTP_WORKER": str(number),
             "BULKHEAD_INSTANCE": f"{settings.instance}-{number}",
-            "BULKHEAD_METRICS_PORT": str(settings.metrics_port + number if settings.metrics_port else 0),
+            "BULKHEAD_METRICS_PORT": str(_free_or_none(settings.metrics_port + number) if settings.metrics_port else 0),
         }
         for number in range(1, settings.http_workers)
     ]
+
+
+def _free_or_none(port: int) -> int:
+    """The port, or 0 with a warning where it is taken: a worker without metrics is better than none."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            log.warning("metrics_port_taken", port=port, consequence="this worker serves no metrics")
+            return 0
+    return port
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """A folder for files must be there before the first upload."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartRefused([f"BULKHEAD_FILES_DIR: {folder}: {error.strerror}"]) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StartRefused([f"BULKHEAD_FILES_DIR: {folder} cannot be written"])
 
 
 class _Background:

@@ -168,7 +168,8 @@ def zeroed(old: Registry, new: Registry, free: Collection[str] = ()) -> list[str
             known = before.get(deployment.id)
             if known is None or not known.prices.known or known.prices.free or deployment.free:
                 continue
-            if not deployment.prices.known or deployment.prices.free:
+            now, was = deployment.prices, known.prices
+            if not now.known or now.free or (was.input and not now.input) or (was.output and not now.output):
                 found.append(
                     f"models.yaml: {group.name} ({deployment.model}): its price would become 0; write free: true where that is meant"
                 )

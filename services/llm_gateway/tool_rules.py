@@ -44,7 +44,7 @@ _KEYWORDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "description": (lambda value: isinstance(value, str), "must be a string"),
     "$ref": (lambda value: isinstance(value, str), "must be a string"),
     "pattern": (lambda value: isinstance(value, str), "must be a string"),
-    **{name: (_is_count, "must be a whole number of at least 0") for name in _COUNTS},
+    **dict.fromkeys(_COUNTS, (_is_count, "must be a whole number of at least 0")),
 }
 
 

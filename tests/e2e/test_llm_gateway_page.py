@@ -109,8 +109,6 @@ def test_every_path_of_the_table_is_called_by_hand(gateway):
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_a_snippet_runs_as_it_is(gateway, snippet):
-    if "batches" in snippet and httpx.post(gateway.url + "/v1/files").json()["error"]["code"] == "unknown_url":
-        pytest.skip("the gateway serves no files yet")
     done = gateway.run(snippet)
     assert done.returncode == 0, f"{snippet}\n{done.stderr}"
     assert "Hello" in done.stdout

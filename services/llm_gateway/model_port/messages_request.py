@@ -45,7 +45,7 @@ def canonical(body: Mapping[str, Any], betas: str = "", *, counting: bool = Fals
         made["stop"] = body["stop_sequences"]
     if body.get("tools"):
         made["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(body["tools"])]
-        check_names([text_of(tool.get("name")) for tool in body["tools"]], lambda number: f"tools.{number}.name")
+        check_names(_names(body) or [], lambda number: f"tools.{number}.name")
     if body.get("tool_choice") is not None:
         _choose(made, body["tool_choice"])
         check_choice(made["tool_choice"], _names(body), "tool_choice")
@@ -242,7 +242,8 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _names(body: Mapping[str, Any]) -> list[str] | None:
-    return [text_of(tool.get("name")) for tool in body["tools"]] if body.get("tools") else None
+    # A set of MCP's tools has no name of its own.
+    return [name for tool in body["tools"] if (name := text_of(tool.get("name")))] if body.get("tools") else None
 
 
 def _choose(made: dict[str, Any], choice: Mapping[str, Any]) -> None:
