@@ -98,10 +98,7 @@ def _check_format(wanted: Mapping[str, Any], where: str) -> None:
         raise InvalidInput.field(f"{where}.type", "must be text, json_object or json_schema")
     if kind == "json_schema":
         named = wanted.get("json_schema")
-        if not isinstance(named, Mapping) or not isinstance(named.get("name", ""), str):
-            raise InvalidInput.field(f"{where}.json_schema", "must be an object with a name and a schema")
-        if named.get("schema") is not None:
-            check_schema(named["schema"], f"{where}.json_schema.schema")
+        check_schema(named.get("schema") if isinstance(named, Mapping) else None, f"{where}.json_schema.schema")
 
 
 def _check_message(message: Any, where: str) -> None:

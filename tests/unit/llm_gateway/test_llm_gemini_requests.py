@@ -274,7 +274,7 @@ def test_what_is_wrong_is_named(body, field):
         {"modalities": ["text", "audio"]},
         {"stop": ["a", "b", "c", "d", "e", "f"]},
         {"tools": [{"type": "web_search"}]},
-        {"tools": [WEATHER, WEATHER], "parallel_tool_calls": False},
+        {"tools": [WEATHER, {"type": "function", "function": {"name": "tides"}}], "parallel_tool_calls": False},
         {"messages": [user(), {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{cut"}}]}]},
         {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
     ],
@@ -333,4 +333,4 @@ def test_any_chat_that_passes_the_rules_is_translated_or_refused():
             translated += 1
         except (InvalidInput, UpstreamFault):
             continue
-    assert translated > 100
+    assert translated > 20
