@@ -102,6 +102,8 @@ class Course:
         self.attempts = 0
         self.retries = 0
         self.fallbacks = 0
+        # Seconds of waits before retries.
+        self.waited_s = 0.0
         self._enter(start)
 
     def _enter(self, group: Group) -> None:
@@ -150,6 +152,7 @@ class Course:
         if self._wait_until:
             wait_s, self._wait_until = self._wait_until - time.monotonic(), 0.0
             if wait_s > 0:
+                self.waited_s += wait_s
                 await asyncio.sleep(wait_s)
         deployment, failed = self._pick()
         if failed is None:

@@ -1,6 +1,6 @@
 """How many tokens an answer may come to at most, as far as the request says it, and what is assumed where it does not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.llm_gateway.registry import Deployment
@@ -29,3 +29,9 @@ def assumed_output(deployment: Deployment) -> tuple[str, int]:
     return (
         "max_completion_tokens" if newer or ("max_tokens" in dropped and "max_completion_tokens" not in dropped) else "max_tokens"
     ), most
+
+
+def search_units(documents: Sequence[str]) -> int:
+    """Most search units of a ranking: Cohere counts one for each 100 documents, and a longer one as several of 500 tokens."""
+    pieces = sum(len(text.encode("utf-8", "surrogatepass")) // 500 + 1 for text in documents)
+    return -(-pieces // 100)

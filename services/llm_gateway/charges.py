@@ -11,7 +11,6 @@ from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
 from services.llm_gateway.ports import Ask, Gate, LimitState, Load, Permit, Purse, Ticket
 from services.llm_gateway.registry import Deployment
-from services.llm_gateway.results import Timing
 from services.llm_gateway.terms import Terms
 
 NANO_PER_MICRO = 1_000
@@ -41,17 +40,14 @@ class Payer:
     load: Load
     input_tokens: int
     deny_unpriced: bool
+    # Most times that the price of a request is charged: providers count a long ranking as several.
+    units: int = 1
     spent: Usage = NOTHING
     held_nanousd: int = 0
     queue_s: float = 0.0
     reserve_s: float = 0.0
     upstream_s: float = 0.0
     limits: tuple[LimitState, ...] = ()
-
-    @property
-    def timing(self) -> Timing:
-        """Where the time of all attempts went."""
-        return Timing(self.queue_s, self.reserve_s, self.upstream_s)
 
 
 class Charge:
@@ -151,6 +147,8 @@ async def begin(
     """
     prices, input_tokens = deployment.prices, payer.input_tokens + repeated_tokens
     cost_nanousd = prices.bound_nanousd(input_tokens, output_tokens)
+    if payer.units > 1:
+        cost_nanousd += -(-(payer.units - 1) * prices.per_request // PICO_PER_NANO)
     most = payer.terms.max_cost_microusd
     # What refuses an attempt after the first one only skips it: the failure before it stays the answer.
     again = fallback or number > 1

@@ -1,6 +1,7 @@
 """CompletionInput to an OpenAI request and back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -31,18 +32,20 @@ def _json(raw: bytes, field: str, *kinds: type) -> Any:
     return value
 
 
-def terms_of(wanted: llm_pb2.CompletionInput, idempotency_key: str = "") -> Terms:
-    """What a CompletionInput asks of the gateway itself. Raises InvalidInput."""
+def terms_of(wanted: Any, idempotency_key: str = "", prefix: str = "") -> Terms:
+    """What a CompletionInput, EmbedRequest or RerankRequest asks of the gateway itself. Raises InvalidInput that names the field
+    after `prefix`.
+    """
     cache = CacheTerms()
     if wanted.HasField("cache"):
         asked = wanted.cache
         if not 0.0 <= asked.importance <= 1.0:
-            raise InvalidInput.field("input.cache.importance", "must be a number from 0 to 1")
+            raise InvalidInput.field(f"{prefix}cache.importance", "must be a number from 0 to 1")
         cache = CacheTerms(
             read=not asked.no_cache,
             write=not asked.no_store,
-            max_age_s=_seconds(asked.max_age, "max_age") if asked.HasField("max_age") else None,
-            ttl_s=_seconds(asked.ttl, "ttl") if asked.HasField("ttl") else None,
+            max_age_s=_seconds(asked.max_age, f"{prefix}cache.max_age") if asked.HasField("max_age") else None,
+            ttl_s=_seconds(asked.ttl, f"{prefix}cache.ttl") if asked.HasField("ttl") else None,
             semantic=asked.semantic,
             importance=asked.importance,
         )
@@ -51,14 +54,12 @@ def terms_of(wanted: llm_pb2.CompletionInput, idempotency_key: str = "") -> Term
     return Terms(
         cache=cache,
         idempotency_key=idempotency_key,
-        run_budget_microusd=money(wanted, "run_budget_microusd"),
-        max_cost_microusd=money(wanted, "max_cost_microusd"),
-        low_priority=wanted.low_priority,
-        arm=wanted.arm,
+        run_budget_microusd=_money(wanted, "run_budget_microusd"),
+        max_cost_microusd=_money(wanted, "max_cost_microusd"),
     )
 
 
-def money(message: Any, name: str) -> int | None:
+def _money(message: Any, name: str) -> int | None:
     """An optional amount. Raises InvalidInput below zero, and for the budget of a run that is not named."""
     if not message.HasField(name):
         return None
@@ -70,11 +71,18 @@ def money(message: Any, name: str) -> int | None:
     return amount
 
 
-def _seconds(duration: Any, name: str) -> float:
+def _seconds(duration: Any, where: str) -> float:
     seconds = duration.ToNanoseconds() / 1e9
     if seconds < 0:
-        raise InvalidInput.field(f"input.cache.{name}", "must not be negative")
+        raise InvalidInput.field(where, "must not be negative")
     return seconds
+
+
+def _chat_terms(wanted: llm_pb2.CompletionInput, idempotency_key: str) -> Terms:
+    terms = terms_of(wanted, idempotency_key, "input.")
+    if wanted.low_priority or wanted.arm:
+        terms = replace(terms, low_priority=wanted.low_priority, arm=wanted.arm)
+    return terms
 
 
 def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key: str = "") -> ChatCall:
@@ -99,7 +107,7 @@ def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key:
         # The caller is a service of ours, which wants exact usage.
         body["stream_options"] = {"include_usage": True}
     check_request(body, prefix="input.")
-    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id, terms=terms_of(wanted, idempotency_key))
+    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id, terms=_chat_terms(wanted, idempotency_key))
 
 
 def _message(message: llm_pb2.Message, number: int) -> dict[str, Any]:

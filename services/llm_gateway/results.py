@@ -14,7 +14,7 @@ from services.llm_gateway.terms import PLAIN, Terms
 @dataclass(frozen=True, slots=True)
 class Notice:
     """A degradation that the caller should hear of. `code` is model_retry, model_fallback, model_defaulted, event_skipped,
-    request_adapted, answer_continued, stale_answer, budget_threshold or cost_estimated.
+    request_adapted, answer_continued or stale_answer.
     """
 
     code: str
@@ -30,6 +30,7 @@ class Timing:
     queue_s: float = 0.0
     reserve_s: float = 0.0
     upstream_s: float = 0.0
+    retry_s: float = 0.0
 
 
 NO_TIMING = Timing()

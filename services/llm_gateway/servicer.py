@@ -13,7 +13,6 @@ from services.llm_gateway.ports import Gate, Purse
 from services.llm_gateway.proto_models import budgets_of, health_of, page_of
 from services.llm_gateway.request_rules import SCOPE, check_texts
 from services.llm_gateway.results import EmbedCall, Finished, ModelCalls, Notice, RerankCall
-from services.llm_gateway.terms import Terms
 
 # Half a MiB below the limit of a message, for everything that is no vector.
 MAX_VECTOR_BYTES = 3_500_000
@@ -69,13 +68,20 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         principal().require(SCOPE)
         texts = list(request.texts)
         check_texts(texts, "texts")
-        terms = Terms(run_budget_microusd=proto_chat.money(request, "run_budget_microusd"))
-        embedded = await self._calls.embed(EmbedCall(request.model, {"input": texts}, request.run_id, terms))
+        if request.dimensions < 0:
+            raise InvalidInput.field("dimensions", "must not be negative")
+        body: dict = {"input": texts, "dimensions": request.dimensions} if request.dimensions else {"input": texts}
+        terms = proto_chat.terms_of(request, request.idempotency_key)
+        embedded = await self._calls.embed(EmbedCall(request.model, body, request.run_id, terms))
         vectors, outcome = embedded.vectors.vectors, embedded.outcome
         if sum(len(vector) for vector in vectors) * 4 > MAX_VECTOR_BYTES:
             raise InvalidInput.field("texts", "the vectors of so many texts do not fit into one message; send fewer")
         response = llm_pb2.EmbedResponse(
-            model=outcome.deployment.group, dimension=len(vectors[0]) if vectors else 0, usage=proto_chat.usage_message(outcome.usage)
+            model=outcome.deployment.group,
+            dimension=len(vectors[0]) if vectors else 0,
+            usage=proto_chat.usage_message(outcome.usage),
+            warnings=[proto_chat.warning_of(notice) for notice in embedded.notices],
+            cached=outcome.cached,
         )
         for vector in vectors:
             response.embeddings.add().values.extend(vector)
@@ -93,8 +99,14 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         body: dict = {"query": request.query, "documents": list(request.documents)}
         if request.top_n:
             body["top_n"] = request.top_n
-        ranked = await self._calls.rerank(RerankCall(request.model, body, request.run_id))
-        response = llm_pb2.RerankResponse(model=ranked.outcome.deployment.group, usage=proto_chat.usage_message(ranked.outcome.usage))
+        terms = proto_chat.terms_of(request, request.idempotency_key)
+        ranked = await self._calls.rerank(RerankCall(request.model, body, request.run_id, terms))
+        response = llm_pb2.RerankResponse(
+            model=ranked.outcome.deployment.group,
+            usage=proto_chat.usage_message(ranked.outcome.usage),
+            warnings=[proto_chat.warning_of(notice) for notice in ranked.notices],
+            cached=ranked.outcome.cached,
+        )
         for index, score in ranked.ranking.ranked:
             response.results.add(index=index, score=score)
         return response

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from services.common.errors import BulkheadError
@@ -13,10 +14,11 @@ from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Limits
 from services.llm_gateway.recovery import RECOVERABLE, Diverged, Stitch
 from services.llm_gateway.registry import Deployment
-from services.llm_gateway.results import Finished, Notice, Outcome, StreamEvent, Timing
+from services.llm_gateway.results import Finished, Notice, Outcome, StreamEvent
 
 if TYPE_CHECKING:
-    from services.llm_gateway.completions import Completions, Work
+    from services.llm_gateway.completions import Completions
+    from services.llm_gateway.work import Work
 
 # A provider sends on until it hears that nobody reads, and bills that: a tenth of a second of a fast model.
 UNREAD_TOKENS = 64
@@ -146,8 +148,8 @@ class _Relay:
     def opening(self, opened: Opened[_OpenStream]) -> Outcome:
         """What is known at the first token."""
         first, _, charge, _ = opened.result
-        timing = self._work.payer.timing
-        timing = Timing(timing.queue_s, timing.reserve_s, timing.upstream_s + charge.first_token_s)
+        timing = self._work.timing
+        timing = replace(timing, upstream_s=timing.upstream_s + charge.first_token_s)
         return self._work.so_far(opened.deployment, timing, headers=first[0].headers)
 
     def outcome(self, deployment: Deployment) -> Outcome:

@@ -47,7 +47,7 @@ _recoveries = Counter(
 _requests = Histogram(SCOPE, "llm.request.duration", ("model", "outcome"), description="Time of a model call with all its attempts.")
 _stages = Histogram(
     SCOPE, "bulkhead_llm_stage_duration_seconds", ("stage",),
-    description="Where the time of a call goes: queue, reserve, upstream, and overhead, which is all the rest.",
+    description="Where the time of a call goes: queue, reserve, upstream, retry (waits), overhead (all the rest).",
 )  # fmt: skip
 _GENAI = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model")
 _INFERENCE = (*_GENAI, "error.type")
@@ -272,7 +272,10 @@ class CallRecord:
             _stages.record(timing.queue_s, "queue")
             _stages.record(timing.reserve_s, "reserve")
             _stages.record(timing.upstream_s, "upstream")
-            _stages.record(max(elapsed - timing.queue_s - timing.reserve_s - timing.upstream_s, 0.0), "overhead")
+            if timing.retry_s:
+                _stages.record(timing.retry_s, "retry")
+            known_s = timing.queue_s + timing.reserve_s + timing.upstream_s + timing.retry_s
+            _stages.record(max(elapsed - known_s, 0.0), "overhead")
         if self._own:
             self.span.end()
         _lines.info(

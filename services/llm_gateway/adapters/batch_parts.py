@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import redis.asyncio as redis
 
 from services.llm_gateway.adapters.batch_store import ValkeyBatches
@@ -71,12 +70,8 @@ class BatchParts:
         self.batches = Batches(records, self.files, check_key, rules.windows)
         lines = LineCalls(calls)
         surfaces: list[Surface] = [ChatSurface(lines), CompletionsSurface(lines), EmbeddingsSurface(lines), ResponsesSurface(lines)]
-        self._session: aiohttp.ClientSession | None = None
-        provider = None
-        if purse is not None:
-            # Redirects would carry a credential elsewhere; cookies have no place between a provider and many tenants.
-            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=32))
-            provider = ProviderExecution(registry, ProviderBatches(self._session), purse, rules.provider)
+        self._providers = ProviderBatches()
+        provider = None if purse is None else ProviderExecution(registry, self._providers, purse, rules.provider)
         parts = ExecutionParts(
             records,
             self.files,
@@ -100,5 +95,4 @@ class BatchParts:
         """Ends what is left."""
         await self._runner.stop()
         self._threads.stop()
-        if self._session is not None:
-            await self._session.close()
+        await self._providers.close()

@@ -2,9 +2,8 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import aiohttp
 import orjson
 from opentelemetry import context as otel_context
 
@@ -16,6 +15,9 @@ from services.llm_gateway.failures import UpstreamFault
 from services.llm_gateway.ports import Attempt, Limits
 from services.llm_gateway.registry import Deployment
 
+if TYPE_CHECKING:
+    import aiohttp
+
 # A call of the API may take this long, and a transfer may stand still for this long.
 CALL_S, SILENT_S, CONNECT_S = 60.0, 30.0, 5.0
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
@@ -26,11 +28,28 @@ PASSING = frozenset({401, 403, 408, 409, 425, 429})
 
 
 class ProviderBatches:
-    """Talks to the providers of deployments with the adapter `openai`. Does not own the session."""
+    """Talks to the providers of deployments with the adapter `openai`.
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
+    aiohttp is imported when the first provider is asked: 14 MiB that a gateway without provider batches does not need.
+    """
+
+    def __init__(self) -> None:
+        self._made: aiohttp.ClientSession | None = None
         self._dialect = OpenAiDialect()
+
+    @property
+    def _session(self) -> "aiohttp.ClientSession":
+        import aiohttp  # see above
+
+        if self._made is None:
+            # Redirects would carry a credential elsewhere; cookies have no place between a provider and many tenants.
+            self._made = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), connector=aiohttp.TCPConnector(limit=32))
+        return self._made
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._made is not None:
+            await self._made.close()
 
     def line(self, deployment: Deployment, endpoint: str, custom_id: str, body: Mapping[str, Any]) -> bytes | None:
         """As Provider.line."""
@@ -48,6 +67,8 @@ class ProviderBatches:
 
     async def upload(self, deployment: Deployment, name: str, content: BinaryIO) -> str:
         """As Provider.upload."""
+        import aiohttp
+
         # aiohttp reads the file in a thread and closes it, which a repeat does not mind: it opens another.
         form = aiohttp.FormData({"purpose": "batch"})
         form.add_field("file", content, filename=name, content_type="application/jsonl")
@@ -121,7 +142,9 @@ class ProviderBatches:
         total_s: float | None,
         headers: Mapping[str, str] | None = None,
         data: Any = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator["aiohttp.ClientResponse"]:
+        import aiohttp
+
         sent = {**deployment.headers, **(headers or {})}
         if deployment.api_key:
             sent["authorization"] = f"Bearer {deployment.api_key}"

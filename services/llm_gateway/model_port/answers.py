@@ -25,7 +25,8 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     """Who answered, after how many attempts, for how much, where the time went. `began` is on `time.perf_counter()`."""
     elapsed_s = time.perf_counter() - began
     timing, usage, deployment = outcome.timing, outcome.usage, outcome.deployment
-    overhead_s = max(elapsed_s - timing.queue_s - timing.reserve_s - timing.upstream_s, 0.0)
+    overhead_s = max(elapsed_s - timing.queue_s - timing.reserve_s - timing.upstream_s - timing.retry_s, 0.0)
+    retry = b", retry;dur=%.2f" % (timing.retry_s * 1000) if timing.retry_s else b""
     found = [
         (b"x-litellm-model-id", latin(deployment.id)),
         (b"x-litellm-model-group", latin(deployment.group)),
@@ -35,7 +36,8 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
         (
             b"server-timing",
             b"queue;dur=%.2f, reserve;dur=%.2f, upstream;dur=%.2f, overhead;dur=%.2f"
-            % (timing.queue_s * 1000, timing.reserve_s * 1000, timing.upstream_s * 1000, overhead_s * 1000),
+            % (timing.queue_s * 1000, timing.reserve_s * 1000, timing.upstream_s * 1000, overhead_s * 1000)
+            + retry,
         ),
     ]
     if cost_known:
@@ -43,7 +45,7 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     if outcome.cached:
         found.append((b"x-bulkhead-cache", outcome.cached.encode()))
     if outcome.routing:
-        found.append((b"x-bulkhead-routing", orjson.dumps(outcome.routing)))
+        found.append((b"x-bulkhead-routing", latin(orjson.dumps(outcome.routing).decode())))
     for limit in outcome.limits:
         kind = limit.kind.encode()
         found.append((b"x-ratelimit-limit-" + kind, b"%d" % limit.limit))

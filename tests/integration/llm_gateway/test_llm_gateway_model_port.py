@@ -198,7 +198,7 @@ async def test_a_key_without_the_scope_is_forbidden(stack, _state_server):
         ("POST", "/v1/models", 405),
         ("GET", "/nowhere", 404),
         ("DELETE", "/v1/embeddings", 405),
-        ("POST", "/v1/files", 404),
+        ("POST", "/v1/files/nowhere", 405),
     ],
 )
 async def test_unknown_routes_and_methods(stack, method, path, status):

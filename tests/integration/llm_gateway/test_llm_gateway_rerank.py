@@ -14,7 +14,7 @@ WRONG = [
     ({"top_n": "3"}, "top_n"),
     ({"return_documents": "yes"}, "return_documents"),
     ({"rank_fields": ["title"]}, "rank_fields"),
-    ({"model": "main"}, None),
+    ({"model": "main"}, "model"),
 ]
 
 
@@ -75,3 +75,21 @@ async def test_a_provider_ranks(serve, content, provider, wire):
             status, answer, _ = await stack.post("/v1/rerank", {"model": "far", "query": "q", "documents": ["x"], **fields})
             assert (status, answer["error"]["param"]) == (400, param), fields
         assert len(made.received) == asked
+
+
+async def test_search_units_are_what_cohere_bills(serve, content, provider, wire):
+    def script(number, request):
+        results = [{"index": 0, "relevance_score": 0.9}]
+        return wire.answer({"id": "r-1", "results": results, "meta": {"billed_units": {"search_units": 3}}})
+
+    made = await provider(script)
+    entry = ranks("far", "openai/rank-1", api_base=f"{made.url}/v2")
+    entry["model_info"] = {"mode": "rerank", "input_cost_per_query": 0.002}
+    content["model_list"].append(entry)
+    async with serve(content) as stack:
+        body = {"model": "far", "query": "hull", "documents": ["A bulkhead divides a hull."] * 250}
+        status, _, headers = await stack.post("/v1/rerank", body)
+        assert status == 200
+        assert float(headers["x-litellm-response-cost"]) == pytest.approx(0.006)
+        status, answer, _ = await stack.post("/v1/rerank", body, **{"x-bulkhead-max-cost-microusd": "5999"})
+        assert (status, answer["error"]["code"]) == (400, "max_cost_exceeded")

@@ -190,28 +190,40 @@ class CompletionOutcome(_message.Message):
     def __init__(self, finish_reason: _Optional[str] = ..., model: _Optional[str] = ..., provider_model: _Optional[str] = ..., provider: _Optional[str] = ..., deployment_id: _Optional[str] = ..., response_id: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempts: _Optional[int] = ..., fallbacks: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ..., cached: _Optional[str] = ..., retries: _Optional[int] = ..., routing_json: _Optional[bytes] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "texts", "run_id", "run_budget_microusd")
+    __slots__ = ("model", "texts", "run_id", "run_budget_microusd", "max_cost_microusd", "cache", "dimensions", "idempotency_key")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_BUDGET_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     model: str
     texts: _containers.RepeatedScalarFieldContainer[str]
     run_id: str
     run_budget_microusd: int
-    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., run_id: _Optional[str] = ..., run_budget_microusd: _Optional[int] = ...) -> None: ...
+    max_cost_microusd: int
+    cache: CacheControl
+    dimensions: int
+    idempotency_key: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., run_id: _Optional[str] = ..., run_budget_microusd: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., cache: _Optional[_Union[CacheControl, _Mapping]] = ..., dimensions: _Optional[int] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
-    __slots__ = ("embeddings", "model", "dimension", "usage")
+    __slots__ = ("embeddings", "model", "dimension", "usage", "warnings", "cached")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     embeddings: _containers.RepeatedCompositeFieldContainer[Embedding]
     model: str
     dimension: int
     usage: _common_pb2.Usage
-    def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., model: _Optional[str] = ..., dimension: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    cached: str
+    def __init__(self, embeddings: _Optional[_Iterable[_Union[Embedding, _Mapping]]] = ..., model: _Optional[str] = ..., dimension: _Optional[int] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ..., cached: _Optional[str] = ...) -> None: ...
 
 class Embedding(_message.Message):
     __slots__ = ("values",)
@@ -252,28 +264,40 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., mode: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., max_input_tokens: _Optional[int] = ..., embedding_dimension: _Optional[int] = ..., simulated: _Optional[bool] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("model", "query", "documents", "top_n", "run_id")
+    __slots__ = ("model", "query", "documents", "top_n", "run_id", "run_budget_microusd", "max_cost_microusd", "cache", "idempotency_key")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     TOP_N_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_BUDGET_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     model: str
     query: str
     documents: _containers.RepeatedScalarFieldContainer[str]
     top_n: int
     run_id: str
-    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
+    run_budget_microusd: int
+    max_cost_microusd: int
+    cache: CacheControl
+    idempotency_key: str
+    def __init__(self, model: _Optional[str] = ..., query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., run_id: _Optional[str] = ..., run_budget_microusd: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., cache: _Optional[_Union[CacheControl, _Mapping]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class RerankResponse(_message.Message):
-    __slots__ = ("results", "model", "usage")
+    __slots__ = ("results", "model", "usage", "warnings", "cached")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[RankedDocument]
     model: str
     usage: _common_pb2.Usage
-    def __init__(self, results: _Optional[_Iterable[_Union[RankedDocument, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    cached: str
+    def __init__(self, results: _Optional[_Iterable[_Union[RankedDocument, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ..., cached: _Optional[str] = ...) -> None: ...
 
 class RankedDocument(_message.Message):
     __slots__ = ("index", "score")

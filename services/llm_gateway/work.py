@@ -1,0 +1,243 @@
+"""One logical call on its way: what it holds, what it costs, what is recorded of it."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from services.common.errors import BulkheadError
+from services.llm_gateway import charges
+from services.llm_gateway.attempts import Course, Opened
+from services.llm_gateway.bounds import assumed_output, output_bound
+from services.llm_gateway.capabilities import Fit, Needs, Verdict, fit_of, needs_of
+from services.llm_gateway.charges import Charge, Payer, usage_of
+from services.llm_gateway.estimates import Measure
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
+from services.llm_gateway.money import Usage, priced
+from services.llm_gateway.ports import Attempt, Limits, Upstream
+from services.llm_gateway.recovery import Stitch
+from services.llm_gateway.registry import Deployment, Group
+from services.llm_gateway.results import Notice, Outcome, Timing
+from services.llm_gateway.telemetry import CallRecord
+
+if TYPE_CHECKING:
+    from services.llm_gateway.completions import Completions
+
+T = TypeVar("T")
+
+
+class Work:
+    """One logical call on its way: its course, who pays, and what is recorded of it."""
+
+    def __init__(
+        self,
+        owner: "Completions",
+        group: Group,
+        body: Mapping[str, Any],
+        measured: Measure,
+        run_id: str,
+        payer: Payer,
+        record: CallRecord,
+        course: Course,
+        notices: list[Notice],
+    ) -> None:
+        self._owner = owner
+        self.group = group
+        self.body = body
+        self._measured = measured
+        self._run_id = run_id
+        self.payer = payer
+        self.record = record
+        self.course = course
+        self.notices = notices
+        self.drop_params = False
+        self._needs: Needs | None = None
+        self._fits: dict[str, Fit] = {}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Ends the record with the error of a call that fails."""
+        try:
+            yield
+        except BaseException as error:
+            self.record.timing = self.timing
+            self.record.failed(error)
+            raise
+        finally:
+            # The course knows this work and this work the course; a call that has ended must not wait for the collector.
+            self.course.unfit = None
+
+    def _fit(self, deployment: Deployment) -> Fit:
+        fit = self._fits.get(deployment.id)
+        if fit is None:
+            if self._needs is None:
+                self._needs = needs_of(self.body)
+            fit = self._fits[deployment.id] = fit_of(deployment, self._needs, self.body, drop_params=self.drop_params)
+        return fit
+
+    def unfit(self, deployment: Deployment) -> Failure | None:
+        """Why the deployment cannot take the request as it stands or adapted, None where it can."""
+        fit = self._fit(deployment)
+        if fit.verdict is not Verdict.UNFIT:
+            return None
+        if fit.reasons == ("context_window",):
+            return Failure(FailureClass.CONTEXT_WINDOW, "the prompt is longer than the model's context")
+        return Failure(FailureClass.UNFIT, f"the model {deployment.group} cannot do what the request asks: {', '.join(fit.reasons)}")
+
+    async def begin(
+        self, deployment: Deployment, limits: Limits, number: int, stitch: Stitch | None = None
+    ) -> tuple[Charge, Mapping[str, Any], int]:
+        """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved. With `stitch` the
+        answer goes on from what of it was delivered.
+        """
+        self.record.attempts = number
+        wanted = self.body
+        if self._fits:
+            fit = self._fit(deployment)
+            if fit.verdict is Verdict.ADAPTED:
+                wanted = fit.body
+                self.notices.append(_adapted(deployment, fit))
+        if stitch is not None:
+            wanted = stitch.continuing(wanted)
+        sent = (
+            {**deployment.defaults, **wanted, "model": deployment.model} if deployment.defaults else {**wanted, "model": deployment.model}
+        )
+        output = 0
+        if self.payer.operation == "chat":
+            output = output_bound(sent)
+            if output == 0:
+                field, output = assumed_output(deployment)
+                sent[field] = output
+                output *= max(_choices(sent), 1)
+        # Read before anything is waited for: attempts at two deployments may begin side by side.
+        self.payer.input_tokens = self._owner.estimates.input_bound(deployment.id, self._measured)
+        charge = await charges.begin(
+            self._owner.gate,
+            self._owner.purse,
+            self.payer,
+            deployment,
+            number,
+            output,
+            limits.ends_at,
+            fallback=self.course.fallbacks > 0,
+            repeated_tokens=0 if stitch is None else len(stitch.delivered_text.encode()),
+        )
+        return charge, sent, output
+
+    def attempt(self, deployment: Deployment, body: Mapping[str, Any], limits: Limits, number: int, *, continues: bool = False) -> Attempt:
+        """What an upstream is given."""
+        return Attempt(deployment, body, limits, number, self.record.parent, self._run_id, continues=continues)
+
+    def single(
+        self,
+        ask: Callable[[Upstream, Attempt], Awaitable[T]],
+        tokens_of: Callable[[T], int | None],
+        units_of: Callable[[T], int] | None = None,
+    ) -> Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]:
+        """An attempt whose answer costs input tokens only, and the price of a request for each of its units."""
+
+        async def attempt(deployment: Deployment, limits: Limits, number: int) -> T:
+            charge, body, _ = await self.begin(deployment, limits, number)
+            try:
+                result = await ask(self._owner.upstreams[deployment.adapter], self.attempt(deployment, body, limits, number))
+            except UpstreamFault as fault:
+                self.failed(charge, deployment, fault)
+                raise
+            except BaseException as error:
+                self.abandoned(charge, deployment, error)
+                raise
+            tokens = tokens_of(result)
+            bound = self.payer.input_tokens if tokens is None else tokens
+            units = 0 if units_of is None else units_of(result)
+            # Where units are what is paid for, tokens that nobody told are no estimate of the price.
+            guessed = tokens is None and not (units and not deployment.prices.input)
+            usage = priced(deployment.prices, bound, 0, estimated=guessed, batch=self.payer.terms.discounted)
+            if units > 1:
+                usage = replace(usage, cost_picousd=usage.cost_picousd + (units - 1) * deployment.prices.per_request)
+            self.served(charge, deployment, usage)
+            return result
+
+        return attempt
+
+    async def opened(self, attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]) -> Opened[T]:
+        """Walks the course to its success; what happens on the way is added to the notices."""
+        while True:
+            step = await self.course.step(attempt)
+            if isinstance(step, Opened):
+                return step
+            self.notices.append(step)
+
+    def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
+        """The attempt gave the answer."""
+        first_s = charge.served(usage)
+        if not usage.estimated and usage.input:
+            self._owner.estimates.learn(deployment.id, self._measured, usage.input)
+        if self._owner.hedge is not None:
+            self._owner.hedge.observe(deployment.id, first_s, usage.cost_nanousd)
+        self.record.attempted(deployment)
+
+    def failed(self, charge: Charge, deployment: Deployment, fault: UpstreamFault, usage: Usage | None = None) -> None:
+        """The attempt failed. `usage` is what it will be billed as far as we know; what the provider says of it itself wins."""
+        charge.failed(fault.failure, usage_of(deployment, fault.usage, batch=self.payer.terms.discounted) or usage)
+        self.record.attempted(deployment, fault.failure.failure_class.value)
+        self.record.spent(deployment, self.payer.spent)
+
+    def abandoned(
+        self, charge: Charge, deployment: Deployment, error: BaseException | None, usage: Usage | None = None, status: str = "cancelled"
+    ) -> None:
+        """Nobody waits for the attempt any more, or it was refused before it was made."""
+        if isinstance(error, BulkheadError) and usage is None:
+            charge.refused()
+            self.record.attempted(deployment, "refused")
+            return
+        charge.abandoned(usage, status)
+        self.record.attempted(deployment, status)
+        self.record.spent(deployment, self.payer.spent)
+
+    @property
+    def timing(self) -> Timing:
+        """Where the time of all attempts went."""
+        return Timing(self.payer.queue_s, self.payer.reserve_s, self.payer.upstream_s, self.course.waited_s)
+
+    def outcome(
+        self, deployment: Deployment, finish_reason: str, response_id: str, provider_model: str, headers: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """How the answer came about; ends the record."""
+        self.record.timing = self.timing
+        self.record.succeeded(deployment, self.payer.spent, finish_reason, response_id, provider_model)
+        return self.so_far(deployment, self.timing, finish_reason, response_id, provider_model, headers)
+
+    def so_far(
+        self,
+        deployment: Deployment,
+        timing: Timing,
+        finish_reason: str = "",
+        response_id: str = "",
+        provider_model: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """How the answer comes about, as it stands."""
+        course, payer = self.course, self.payer
+        return Outcome(
+            deployment,
+            payer.spent,
+            finish_reason,
+            response_id,
+            provider_model or deployment.model,
+            course.attempts,
+            course.retries,
+            course.fallbacks,
+            timing=timing,
+            limits=payer.limits,
+            upstream_headers=headers or {},
+        )
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    number = body.get("n")
+    return number if type(number) is int else 1
+
+
+def _adapted(deployment: Deployment, fit: Fit) -> Notice:
+    message = f"The request was adapted to what {deployment.group} can take: {', '.join(fit.reasons)}."
+    return Notice("request_adapted", message, attributes=(("model", deployment.group), ("adapted", ", ".join(fit.reasons))))
