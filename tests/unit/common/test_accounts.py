@@ -23,7 +23,7 @@ from services.common.accounts import (
     digest_of,
 )
 from services.common.accounts import _accounts as inner
-from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded, Unauthenticated
+from services.common.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from services.common.identity import Principal
 from services.common.valkey import connect
 
@@ -293,27 +293,6 @@ async def test_a_user_is_erased_without_a_trace(valkey):
     for key in await valkey.keys("*"):
         value = await (valkey.get(key) if await valkey.type(key) == b"string" else valkey.smembers(key))
         assert "ana" not in f"{key}{value}"
-
-
-async def test_without_a_store_everything_is_an_overload():
-    client = connect(f"redis://127.0.0.1:{testing.free_port()}/0")
-    accounts = Accounts(client)
-    principal = Principal("a", "u", "key_1")
-    calls = (
-        lambda: accounts.limits(principal),
-        lambda: accounts.create_key(tenant="a", user="u", tier="free", scopes=()),
-        lambda: accounts.update_key("a", "key_1", lambda key: key),
-        lambda: accounts.keys.rotate("key_1", "a"),
-        lambda: accounts.keys.find("key_1", "a"),
-        lambda: accounts.keys.find_name("x", "a"),
-        lambda: accounts.teams.list("a"),
-        lambda: accounts.teams.get("a", "x"),
-        lambda: accounts.teams.delete("a", "x"),
-    )
-    for call in calls:
-        with pytest.raises(Overloaded):
-            await call()
-    await client.aclose()
 
 
 STEPS = st.lists(
