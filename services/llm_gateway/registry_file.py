@@ -236,7 +236,7 @@ class _Builder:
             model=model,
             mode=mode,
             api_base=base,
-            api_version=params.api_version or "",
+            api_version=self._resolved(params.api_version or "", f"{where}: api_version"),
             api_key=key,
             defaults=params.defaults(),
             headers=headers,

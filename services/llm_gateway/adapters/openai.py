@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import InvalidInput
+from services.llm_gateway.adapters.openai_fields import fitted, query_of
 from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, text_of, unmarked
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
 from services.llm_gateway.messages_plain import plain
@@ -24,7 +25,7 @@ class OpenAiDialect:
 
     def chat(self, attempt: Attempt, *, stream: bool) -> WireRequest:
         """POST /chat/completions. `stream` stands in the body already."""
-        return _request(attempt, "/chat/completions", plain(attempt.body, attempt.deployment))
+        return _request(attempt, "/chat/completions", fitted(plain(attempt.body, attempt.deployment), attempt.deployment))
 
     def read_answer(self, raw: bytes) -> Answer:
         """A whole completion."""
@@ -81,7 +82,7 @@ def _request(attempt: Attempt, path: str, body: Mapping[str, Any] | None = None)
     if deployment.api_key:
         headers["authorization"] = f"Bearer {deployment.api_key}"
     try:
-        return WireRequest(deployment.api_base + path, headers, orjson.dumps(attempt.body if body is None else body))
+        return WireRequest(deployment.api_base + path + query_of(deployment), headers, orjson.dumps(attempt.body if body is None else body))
     except TypeError:
         raise InvalidInput(NOT_JSON) from None
 
