@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from services.llm_gateway.canonical_key import digest_of
 from services.llm_gateway.chat import text_of
 from services.llm_gateway.messages_shape import BLOCKS, EXTRAS, OWN_FIELDS, RESULT_EXTRAS, unfit
 from services.llm_gateway.registry import Deployment
 
 # Extras without which the request would be another one; the rest are hints and bookkeeping.
 _ESSENTIAL = ("mcp_servers", "container")
+# OpenAI's bound for `user`; coding agents send more than twice as much as metadata.user_id.
+MAX_USER = 64
 _PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal", "video_url"})
 # Budgets of thinking as efforts, for targets that take those.
 _EFFORTS = ((16_000, "high"), (4_000, "medium"), (0, "low"))
@@ -51,6 +54,8 @@ def plain(body: Mapping[str, Any], deployment: Deployment) -> Mapping[str, Any]:
     made["messages"] = _messages(body["messages"])
     if body.get("tools"):
         made["tools"] = [{"type": "function", "function": tool["function"]} if "function" in tool else tool for tool in body["tools"]]
+    if len(text_of(body.get("user"))) > MAX_USER:
+        made["user"] = digest_of("user", body["user"])
     thinks = deployment.reasoning or deployment.capabilities.reasoning
     if thinks and "reasoning_effort" not in made and (effort := _effort(body[EXTRAS])):
         made["reasoning_effort"] = effort

@@ -20,9 +20,7 @@ def message_body(answer: Answer, sequences: Sequence[str], charged: Usage) -> by
     choice = data["choices"][0]
     message = choice["message"]
     own = _own(message)
-    stop, sequence = stop_of(choice, own, sequences)
-    if message.get("refusal"):
-        stop, sequence = "refusal", None
+    stop, sequence = _ending(stop_of(choice, own, sequences), called=bool(message.get("tool_calls")), refused=bool(message.get("refusal")))
     body = {
         "id": text_of(data.get("id")),
         "type": "message",
@@ -35,6 +33,13 @@ def message_body(answer: Answer, sequences: Sequence[str], charged: Usage) -> by
         **{key: own[key] for key in ("stop_details", "container", "diagnostics") if key in own},
     }
     return orjson.dumps(body)
+
+
+def _ending(told: tuple[str, str | None], *, called: bool, refused: bool) -> tuple[str, str | None]:
+    """The stop_reason and stop_sequence. OpenAI and vLLM end a call that tool_choice forced with "stop"."""
+    if refused:
+        return "refusal", None
+    return ("tool_use", None) if called and told[0] == "end_turn" else told
 
 
 def _own(holder: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,7 +58,7 @@ def _content(message: Mapping[str, Any]) -> list[Any]:
     elif reasoning := _reasoning(message):
         blocks.append({"type": "thinking", "thinking": reasoning, "signature": ""})
     content = message.get("content") or message.get("refusal")
-    if isinstance(content, str):
+    if isinstance(content, str) and (content or not message.get("tool_calls")):
         blocks.append({"type": "text", "text": content})
     elif isinstance(content, list):
         blocks += [{"type": "text", "text": text_of(part.get("text"))} for part in content if isinstance(part, Mapping)]
@@ -119,9 +124,7 @@ class MessageEvents:
         """What ends a whole answer."""
         out: list[bytes] = []
         self._close(out)
-        stop, sequence = stop_of(self._choice, self._own, self._sequences)
-        if self._refused:
-            stop, sequence = "refusal", None
+        stop, sequence = _ending(stop_of(self._choice, self._own, self._sequences), called=bool(self._calls), refused=self._refused)
         delta = {"stop_reason": stop, "stop_sequence": sequence}
         delta |= {key: self._own[key] for key in ("stop_details", "container") if key in self._own}
         out.append(_event({"type": "message_delta", "delta": delta, "usage": anthropic_usage(self._usage or _told(charged))}))

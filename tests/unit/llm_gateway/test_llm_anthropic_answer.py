@@ -362,3 +362,20 @@ def test_a_stream_of_openais_shape_becomes_events():
     assert [found["input"] for found in blocks[2:]] == [{}, {"b": 2}]
     assert delta["stop_reason"] == "tool_use"
     assert events[-2]["usage"]["output_tokens"] == 4
+
+
+def test_calls_that_ended_with_stop_are_still_for_the_client_to_make():
+    # OpenAI and vLLM finish with "stop" where tool_choice forced the call; clients of this API go by the stop_reason.
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    choice = {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "finish_reason": "stop"}
+    made = orjson.loads(message_body(Answer(b"", {"id": "x", "choices": [choice]}), (), NOTHING))
+    assert made["stop_reason"] == "tool_use"
+    assert [block["type"] for block in made["content"]] == ["tool_use"]
+    events = MessageEvents(())
+    delta = {"tool_calls": [{"index": 0, **call}]}
+    raw = b"".join(
+        b"data: " + orjson.dumps({"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
+        for delta, finish in ((delta, None), ({}, "stop"))
+    )
+    events.feed(ChunkReader().feed(raw))
+    assert b'"stop_reason":"tool_use"' in events.end(NOTHING)

@@ -107,3 +107,14 @@ def test_azure_is_told_the_version_of_its_api():
     assert wire({}, "azure", base).url == f"{base}/chat/completions?api-version=2024-10-21"
     assert wire({}, "azure", "https://x.openai.azure.com/openai/v1").url == "https://x.openai.azure.com/openai/v1/chat/completions"
     assert wire({}, "openai", api_version="2025-04-01-preview").url == f"{OPENAI_BASE}/chat/completions"
+
+
+def test_the_user_of_an_anthropic_client_fits_where_only_short_names_do():
+    # OpenAI takes 64 characters and OpenRouter 128; Claude Code sends more. The same user stays the same.
+    def user_of(name):
+        return sent({"user": name, "anthropic": {"metadata": {"user_id": name}}})["user"]
+
+    long = "user_" + "a" * 64 + "_account__session_1"
+    assert user_of("ana") == "ana"
+    assert len(user_of(long)) <= 64
+    assert user_of(long) == user_of(long) != user_of(long + "2")
