@@ -29,7 +29,7 @@ from services.llm_gateway.semantic_wording import SYNONYMS, canon_of, wording
 
 log = structlog.get_logger("bulkhead.llm")
 # Of the kept questions; a change of the rules in `semantic_wording` is a new version.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIMILARITY = 0.95
 IMPORTANCE = 0.8
 # Longer questions are rarely asked twice, and cost more to compare than they save.

@@ -15,7 +15,11 @@ from collections.abc import Mapping, Sequence
 _WIDE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"(?<![\w.,])[-+−–]?\d+(?:[.,:/-]\d+)*|[{_WIDE}]|[^\W\d_{_WIDE}]+(?:'[^\W\d_{_WIDE}]+)*|\d+|[^\w\s]|_")
 # Marks that carry no meaning of their own; all other symbols (currency, per cent, comparison, arithmetic) do.
-_SILENT = frozenset(".,;:!?\"'()[]{}«»„“”‘’…·。，、；：！？「」『』（）【】《》¿¡-–—*`~|\\_")
+_SILENT = frozenset(".,;:!?\"'()[]{}«»„“”‘’…·。，、；：！？「」『』（）【】《》¿¡-–—`_")
+# Where there are numbers these may be arithmetic, or the kind of an interval.
+_WITH_NUMBERS = frozenset("()[]{}-–—")
+# What may stand behind an exclamation mark that only ends a sentence; before a word or a sign it says "not".
+_BEHIND_MARK = frozenset(" \n\t!?.)]»\"”’'")
 _APOSTROPHES = str.maketrans({"’": "'", "ʼ": "'", "‘": "'", "`": "'"})
 _CONTRACTIONS: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(pattern, re.I), replacement)
@@ -77,10 +81,10 @@ def wording(text: str, synonyms: Mapping[str, str]) -> tuple[str, ...]:
         text = shorter
     text = _HOW.sub("how", text)
     found: list[str] = []
-    at_start = True
+    at_start, numbers = True, any(map(str.isdigit, text))
     for match in _TOKEN.finditer(text):
         word = match.group()
-        if word in _SILENT:
+        if word in _SILENT and not _means(word, text, match, numbers=numbers):
             at_start = at_start or word in ".!?。！？"
             continue
         # A capital letter within a sentence marks a name: "US" is no "us", and "Polish" is no "polish".
@@ -94,6 +98,14 @@ def wording(text: str, synonyms: Mapping[str, str]) -> tuple[str, ...]:
             continue
         found.append(synonyms.get(word) or _NUMBERS.get(word) or word)
     return tuple(found)
+
+
+def _means(mark: str, text: str, match: re.Match[str], *, numbers: bool) -> bool:
+    """Whether a mark that is mostly silent says something: arithmetic, a factorial, or "not" in code."""
+    if mark == "!":
+        begin, end = match.span()
+        return (text[end : end + 1] not in _BEHIND_MARK and end < len(text)) or text[begin - 1 : begin].isdigit()
+    return numbers and mark in _WITH_NUMBERS
 
 
 def canon_of(groups: Sequence[Sequence[str]]) -> Mapping[str, str]:

@@ -88,6 +88,17 @@ ADVERSARIAL = [
     ("Delete a_b", "Delete ab"),
     ("Explain C", "Explain C++"),
     ("Explain C#", "Explain C"),
+    # formulas and code, where punctuation is meaning
+    ("What is 5 * 3?", "What is 5 - 3?"),
+    ("What is 5 - 3?", "What is 5 3?"),
+    ("What is x * y?", "What is x - y?"),
+    ("What is (2+3)*4?", "What is 2+(3*4)?"),
+    ("When is a != b?", "When is a = b?"),
+    ("What is 5! in total?", "What is 5 in total?"),
+    ("Is !ready true?", "Is ready true?"),
+    ("What does a | b mean?", "What does a ~ b mean?"),
+    ("Is 1 in [1, 2)?", "Is 1 in (1, 2]?"),
+    ("What does \\d match?", "What does d match?"),
 ]
 # What may share one answer.
 SAME = [
@@ -105,6 +116,9 @@ SAME = [
     ("Comment résilier ?", "Comment résilier, s'il vous plaît ?"),
     ("什么是船舱壁？", "什么是船舱壁"),
     ("How do I start the engine?", "How can one start the engine?"),
+    ("What is a pull-request (PR)?", "What is a pull request - PR"),
+    ("Hello! What is 5% of 20?!", "What is 5% of 20?"),
+    ("“Really!” he said", "Really he said"),
 ]
 
 
