@@ -53,6 +53,10 @@ bench: install-test ## Measure, print side by side and write build/bench/*.json;
 bench-llm: install-test ## Measure the LLM gateway alone; ARGS="--litellm --soak" for the comparison and the ten minutes
 	$(BIN)/python -m scripts.bench.llm $(ARGS)
 
+.PHONY: soak
+soak: install-test ## Race the LLM gateway's money for MINUTES=10 with kills and faults; prints whether books and memory are right
+	MINUTES=$${MINUTES:-10} $(BIN)/python -m scripts.soak_llm
+
 .PHONY: install-run
 install-run: check-python
 	@$(PYTHON) scripts/install.py run

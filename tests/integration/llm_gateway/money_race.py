@@ -89,6 +89,8 @@ class Race:
     calls: int = 36
     callers: int = 12
     name: str = ""
+    # Budgets are so many times as large, for races of more calls.
+    scale: int = 1
     outcomes: Counter = field(default_factory=Counter)
     racing: bool = True
 
@@ -100,17 +102,17 @@ class Race:
 
     def _limits(self, low: int, high: int, odds: float = 0.5) -> LimitSet:
         chance = self.chance
-        money = chance.randrange(low, high) if chance.random() < odds else None
+        money = chance.randrange(low, high) * self.scale if chance.random() < odds else None
         period = chance.choice(["", "1d", "1mo"])
         parallel = chance.randrange(2, 9) if chance.random() < 0.2 else None
-        requests = chance.randrange(10, 60) if chance.random() < 0.1 else None
+        requests = chance.randrange(10, 60) * self.scale if chance.random() < 0.1 else None
         return LimitSet(max_budget_microusd=money, budget_period=period, max_parallel=parallel, requests_per_minute=requests)
 
     async def prepare(self) -> None:
         """Accounts of the tenant. Always one cap at least that all calls meet."""
         accounts, tenant = Accounts(self.site.state), self.tenant
         whole = self._limits(300, 1500, 1.0)
-        models = {"backup": LimitSet(max_budget_microusd=self.chance.randrange(100, 600))}
+        models = {"backup": LimitSet(max_budget_microusd=self.chance.randrange(100, 600) * self.scale)}
         await accounts.tenants.create(
             TenantRecord(
                 tenant, limits=LimitSet(max_budget_microusd=whole.max_budget_microusd, max_parallel=whole.max_parallel, model_limits=models)
@@ -202,7 +204,7 @@ class Race:
 
     @property
     def _run_budget(self) -> int:
-        return 150 + self.seed % 7 * 50
+        return (150 + self.seed % 7 * 50) * self.scale
 
     async def _watch(self) -> None:
         while self.racing:
