@@ -111,7 +111,9 @@ def between(pattern: str, name: str) -> str:
     fits = star and len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after)
     if not fits or len(name) > MAX_NAME or "*" in name or not name.isprintable():
         return ""
-    return name[len(before) : len(name) - len(after)]
+    middle = name[len(before) : len(name) - len(after)]
+    # Some providers have the model in the path, which must not lead elsewhere.
+    return "" if ".." in middle.split("/") else middle
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,10 +218,12 @@ class HttpClient:
                 if left:
                     under_way.add(asyncio.create_task(self._connect_to(left.popleft(), origin)))
                 done, under_way = await asyncio.wait(under_way, timeout=STAGGER_S if left else None, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None:
-                        return task.result()
-                    failed = task.exception()
+                made = [task for task in done if task.exception() is None]
+                for late in made[1:]:
+                    late.result().end()
+                if made:
+                    return made[0].result()
+                failed = next(iter(done)).exception() if done else failed
         finally:
             for task in under_way:
                 task.cancel()

@@ -246,6 +246,13 @@ def _headers(attempt: Attempt, wire: WireRequest, span: Span | None) -> dict[str
     return headers
 
 
+def shown(url: str) -> str:
+    """An address as traces may hold it: a query may hold a key, and so may what stands before the host."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
 def _silent(ends_at: float) -> UpstreamFault:
     ended = time.monotonic() >= ends_at
     return UpstreamFault(Failure(FailureClass.TIMEOUT_TOTAL if ended else FailureClass.TIMEOUT_FIRST_TOKEN, "no answer in time"))
@@ -268,7 +275,7 @@ def _span(attempt: Attempt, wire: WireRequest) -> Span | None:
         span.set_attributes(
             {
                 "http.request.method": "POST",
-                "url.full": wire.url.partition("?")[0],  # a query may hold a key
+                "url.full": shown(wire.url),
                 "server.address": origin.host,
                 "server.port": origin.port,
                 "http.request.resend_count": attempt.number - 1,

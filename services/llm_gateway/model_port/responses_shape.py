@@ -156,7 +156,7 @@ def items_of(frame: Frame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     message = choice["message"]
     status = "incomplete" if choice.get("finish_reason") in INCOMPLETE else "completed"
     found = []
-    thought, blocks = text_of(message.get("reasoning_content")), message.get("thinking_blocks")
+    thought, blocks = thought_of(message), message.get("thinking_blocks")
     seal = sealed(blocks) if frame.seals and isinstance(blocks, list) and blocks else None
     if thought or seal:
         found.append(reasoning_item(new_id("rs"), thought, seal))
@@ -173,8 +173,13 @@ def items_of(frame: Frame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     for call in calls:
         function = call.get("function") or {}
         name, arguments = text_of(function.get("name")), text_of(function.get("arguments"))
-        found.append(call_item(new_id("fc"), status, text_of(call.get("id")), name, arguments, call.get("extra_content")))
+        found.append(call_item(new_id("fc"), status, text_of(call.get("id")) or new_id("call"), name, arguments, call.get("extra_content")))
     return found
+
+
+def thought_of(holder: Mapping[str, Any]) -> str:
+    """What a message or a delta tells of the thinking: newer vLLM and OpenRouter call it `reasoning`."""
+    return text_of(holder.get("reasoning_content")) or text_of(holder.get("reasoning"))
 
 
 def _text(content: Any) -> str:

@@ -18,6 +18,7 @@ from services.llm_gateway.model_port.responses_shape import (
     reasoning_item,
     refusal_part,
     text_part,
+    thought_of,
 )
 from services.llm_gateway.results import Finished
 
@@ -147,7 +148,7 @@ class ResponseEvents:
     def _choice(self, choice: Mapping[str, Any], chunk: Chunk) -> list[bytes]:
         delta = choice.get("delta") or {}
         events: list[bytes] = []
-        thought, blocks = text_of(delta.get("reasoning_content")), delta.get("thinking_blocks")
+        thought, blocks = thought_of(delta), delta.get("thinking_blocks")
         if thought or (self._frame.seals and blocks):
             events += self._think(thought, blocks if isinstance(blocks, list) else [])
         if chunk.text:

@@ -372,3 +372,15 @@ def test_a_stream_that_breaks_off_failed_and_is_not_completed():
 def test_an_error_of_the_gateway_itself_is_an_error_event():
     (event,) = sse(RESPONSES.event(RESPONSES.internal("abc")))
     assert (event["type"], event["code"], event["message"]) == ("error", "internal", "internal error abc")
+
+
+def test_thinking_by_its_other_name_and_calls_without_ids():
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    thought, made = items_of(
+        Frame.of(request()), {"message": {"content": None, "reasoning": "Hm.", "tool_calls": [call]}, "finish_reason": "stop"}
+    )
+    assert thought["summary"][0]["text"] == "Hm."
+    assert made["call_id"]
+    chunk = {"id": "r", "model": "m", "choices": [{"index": 0, "delta": {"reasoning": "Hm."}, "finish_reason": None}]}
+    events = ResponseEvents(Frame.of(request()), "m")
+    assert b"response.reasoning_summary_text.delta" in events.feed(ChunkReader().feed(b"data: " + orjson.dumps(chunk) + b"\n\n"))

@@ -115,3 +115,11 @@ async def test_an_answer_of_a_model_behind_a_pattern_can_be_given_again():
 class Answering:
     async def complete(self, attempt):
         return parse_answer(ANSWER)
+
+
+def test_a_name_behind_a_pattern_leads_nowhere_else():
+    found = parsed()
+    assert found.resolve("cloud/org/model..2", "chat")[0].name == "cloud/org/model..2"
+    for name in ("cloud/../files", "cloud/a/../../b", "cloud/.."):
+        with pytest.raises(NotFound):
+            found.resolve(name, "chat")

@@ -66,6 +66,32 @@ def test_an_address_that_stays_silent_does_not_hold_up_the_next(run, raw, monkey
     run(work())
 
 
+def test_of_two_connections_made_at_once_one_is_ended(run, raw, monkeypatch):
+    monkeypatch.setattr(http_client, "STAGGER_S", 0.0)
+    real, made, both = HttpClient._connect_to, [], asyncio.Event()
+
+    async def together(self, address, origin):
+        connection = await real(self, address, origin)
+        made.append(connection)
+        if len(made) == 2:
+            both.set()
+        await both.wait()
+        return connection
+
+    async def two(self, host, port):
+        return ["127.0.0.1", "127.0.0.1"]
+
+    monkeypatch.setattr(HttpClient, "_connect_to", together)
+    monkeypatch.setattr(HttpClient, "_resolved", two)
+
+    async def work():
+        async with raw.served(raw.says(raw.WHOLE)) as (server, client):
+            assert await raw.whole(client, server) == (200, b"hello")
+            assert sorted(connection.usable for connection in made) == [False, True]
+
+    run(work())
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A self-signed certificate for 127.0.0.1 and its key."""

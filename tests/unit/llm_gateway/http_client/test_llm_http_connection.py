@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.llm_gateway.adapters.http_connection import BrokenOff, Connection, Unreachable, request_head, target_of
+from services.llm_gateway.adapters.http_upstream import shown
 
 PATIENCE_S = 10.0
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -107,3 +108,8 @@ def test_no_bytes_of_a_server_raise_anything_but_the_clients_own_errors(pieces):
             pass
 
     asyncio.run(work())
+
+
+def test_an_address_in_a_trace_holds_no_secret():
+    assert shown("http://user:pw@up:8000/v1/x?key=1") == "http://up:8000/v1/x"
+    assert shown("https://up/a@b") == "https://up/a@b"
