@@ -131,7 +131,7 @@ async def build(settings: Settings) -> Service:
         ]
         keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
         surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
-        port = ModelPort(lambda: models.current, surfaces, keys, health)
+        port = ModelPort(lambda: models.current, surfaces, keys, health, money.allows)
         share = Share.WORKER if settings.http_worker else Share.FIRST if settings.http_workers > 1 else Share.NONE
         listeners.append(UvicornListener(port, settings.host, settings.http_port, share=share))
     if settings.http_worker:

@@ -103,6 +103,10 @@ class Money:
         if context is not None and context.principal is not None:
             await self._plans.find(context.principal, self._registry().resolve_name(model))
 
+    async def allows(self, principal: Principal, group: str) -> bool:
+        """Whether the caller may ask the model group. Raises Overloaded without a store."""
+        return await self._plans.allows(principal, group)
+
     @property
     def watched(self) -> list[ConfigFile]:
         """Files to look at again and again."""

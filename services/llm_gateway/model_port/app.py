@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 import orjson
@@ -47,8 +47,17 @@ class Keys(Protocol):
 class ModelPort:
     """Serves the routes of its surfaces. Keys come from the account store and need the scope that the route names."""
 
-    def __init__(self, registry: Callable[[], Registry], surfaces: Iterable[Surface], keys: Keys, health: Health) -> None:
+    def __init__(
+        self,
+        registry: Callable[[], Registry],
+        surfaces: Iterable[Surface],
+        keys: Keys,
+        health: Health,
+        allows: Callable[[Principal, str], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`allows` says whether a caller may ask a model group; models that it may not ask are not listed."""
         self._registry = registry
+        self._allows = allows
         self._keys = keys
         self._health = health
         own = [Route("GET", _MODELS, self._list_models), Route("GET", _MODELS + "/{model:path}", self._get_model)]
@@ -137,8 +146,12 @@ class ModelPort:
         registry = self._registry()
         named = {**registry.groups, **{alias: group for alias in registry.aliases if (group := registry.find(alias)) is not None}}
         autos = {name: registry.groups[route.balanced] for name, route in registry.autos.items()}
-        body = {"object": "list", "data": [_model(name, group) for name, group in {**autos, **named}.items()]}
+        listed = [(name, group) for name, group in {**autos, **named}.items() if await self._may_ask(exchange, group)]
+        body = {"object": "list", "data": [_model(name, group) for name, group in listed]}
         await exchange.answer(200, orjson.dumps(body))
+
+    async def _may_ask(self, exchange: Exchange, group: Group) -> bool:
+        return self._allows is None or exchange.principal is None or await self._allows(exchange.principal, group.name)
 
     async def _get_model(self, exchange: Exchange) -> None:
         registry, name = self._registry(), exchange.parameters["model"]

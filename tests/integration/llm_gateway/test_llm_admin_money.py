@@ -72,6 +72,8 @@ async def test_the_models_of_a_key_and_a_team_are_the_only_ones_it_may_ask(gatew
     assert (await ask(gateway, key["key"]))[0] == 200
     status, answer, _ = await ask(gateway, key["key"], "backup")
     assert (status, answer["error"]["code"]) == (403, "model_not_allowed")
+    async with gateway.http.get(f"{gateway.url}/v1/models", headers={"authorization": f"Bearer {key['key']}"}) as listed:
+        assert [entry["id"] for entry in (await listed.json())["data"]] == ["main"]
 
 
 async def test_a_blocked_key_is_refused_long_before_its_cache_ends(gateway):
