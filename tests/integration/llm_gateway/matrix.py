@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from tests.integration.llm_gateway.conftest import served, simulated
-from tests.integration.llm_gateway.proof import CALCULATOR, Account, Books, Client, Seen, pair
+from tests.integration.llm_gateway.proof import BASES, CALCULATOR, Account, Books, Client, Seen, deployment, pair
 
 SHIPS = {"messages": [{"role": "user", "content": "Tell me about ships and bulkheads, please."}]}
 SUM = {"messages": [{"role": "user", "content": "What is 17 * 23?"}], "tools": [CALCULATOR]}
@@ -60,7 +60,10 @@ async def truth_of(sim, http, body: dict, model: str = "sim-1") -> tuple:
 async def bench_of(identities, state_url: str, folder, dialect: str = "openai") -> AsyncIterator[Bench]:
     """A gateway with main and backup behind one provider's API."""
     async with simulated() as sim:
-        content = pair(sim.url, dialect)
+        content = pair(sim.url, dialect, max_fallbacks=1)
+        thinker = deployment("thinker", "sim-1", sim.url + BASES[dialect], dialect)
+        thinker["model_info"]["supports_reasoning"] = True
+        content["model_list"].append(thinker)
         async with served(
             content, identities, state_url, folder, sim,
             model_total_timeout_s=6.0, model_retry_cap_s=3.0, model_first_token_timeout_s=1.2, model_between_tokens_timeout_s=1.0,

@@ -210,6 +210,17 @@ async def test_a_doubled_event_is_relayed_as_it_came_and_paid_once(bench, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", ["missing_usage", "usage_zero", "cut_after=3", "error_event_after=3", "stall_after=3"])
+async def test_what_a_model_thinks_unseen_is_never_left_out_of_an_estimate(bench, mode, fault):
+    await bench.sim.order(f"reasoning_tokens=300; {fault}", times=1)
+    # What the bill says, and that an estimate covers it, is checked with every call.
+    seen, account = await bench.ask(mode, {**SHIPS, "max_tokens": 500}, "thinker")
+    assert seen.succeeded
+    if account.served[0]["billed_nanousd"]:
+        assert account.booked[0]["estimated"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fault", ["hang", "stall_after=2", "first_token_delay=60000", "tokens_per_s=1", "status=500"])
 async def test_the_clients_deadline_bounds_everything(bench, mode, fault):
     await bench.sim.order(fault)
