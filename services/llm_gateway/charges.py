@@ -213,6 +213,7 @@ def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batc
         _count(details, "cached_tokens"),
         _count(made, "reasoning_tokens"),
         cache_write=_count(details, "cache_creation_tokens"),
+        cache_write_1h=_count(details, "cache_creation_1h_tokens"),
         batch=batch,
     )
 

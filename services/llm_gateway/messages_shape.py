@@ -238,13 +238,16 @@ def openai_usage(usage: Any) -> dict[str, Any] | None:
     read, written = _count(usage.get("cache_read_input_tokens")), _count(usage.get("cache_creation_input_tokens"))
     details = usage.get("output_tokens_details")
     thinking = _count(details.get("thinking_tokens")) if isinstance(details, Mapping) else 0
+    kinds = usage.get("cache_creation")
+    hour = _count(kinds.get("ephemeral_1h_input_tokens")) if isinstance(kinds, Mapping) else 0
+    longer = {"cache_creation_1h_tokens": hour} if hour else {}
     prompt = _count(usage["input_tokens"]) + read + written
     own = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens_details")
     return {
         "prompt_tokens": prompt,
         "completion_tokens": _count(usage["output_tokens"]),
         "total_tokens": prompt + _count(usage["output_tokens"]),
-        "prompt_tokens_details": {"cached_tokens": read, "cache_creation_tokens": written},
+        "prompt_tokens_details": {"cached_tokens": read, "cache_creation_tokens": written, **longer},
         "completion_tokens_details": {"reasoning_tokens": thinking},
         **{key: value for key, value in usage.items() if key not in own and value is not None},
     }

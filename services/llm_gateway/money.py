@@ -17,7 +17,8 @@ def picousd(usd: Decimal) -> int:
 class Prices:
     """Prices of one deployment in pico-USD a token. `known` is False where the registry names none: the call costs 0.
 
-    `cached_input` is a prompt token read from the provider's cache, `cache_write` one written to it. The `batch_*` prices are
+    `cached_input` is a prompt token read from the provider's cache, `cache_write` one written to it, and `cache_write_1h` one written
+    for an hour, 0 where no price is named for it. The `batch_*` prices are
     those of the provider's batch API, 0 where it has none. `per_request` is added to each call. `above` holds in place of these for
     a call whose prompt is longer than `above_tokens`.
     """
@@ -33,6 +34,7 @@ class Prices:
     per_request: int = 0
     above_tokens: int = 0
     above: "Prices | None" = None
+    cache_write_1h: int = 0
 
     @property
     def free(self) -> bool:
@@ -42,7 +44,7 @@ class Prices:
     @property
     def highest_input(self) -> int:
         """The most that a prompt token can cost."""
-        return max(self.input, self.cached_input, self.cache_write)
+        return max(self.input, self.cached_input, self.cache_write, self.cache_write_1h)
 
     @property
     def highest_output(self) -> int:
@@ -110,15 +112,18 @@ def priced(
     reasoning: int = 0,
     *,
     cache_write: int = 0,
+    cache_write_1h: int = 0,
     estimated: bool = False,
     batch: bool = False,
 ) -> Usage:
     """Usage with its cost. Parts that exceed their whole are cut to it, so that a cost can never be negative.
 
-    With `batch` the batch prices hold where the deployment has them.
+    `cache_write_1h` is the part of `cache_write` that is kept for an hour. With `batch` the batch prices hold where the deployment has
+    them.
     """
     cached, reasoning = min(cached, input_tokens), min(reasoning, output_tokens)
     cache_write = min(cache_write, input_tokens - cached)
+    longer = min(cache_write_1h, cache_write)
     while prices.above is not None and input_tokens > prices.above_tokens:
         prices = prices.above
     if batch and (prices.batch_input or prices.batch_output):
@@ -127,7 +132,8 @@ def priced(
         cost = (
             (input_tokens - cached - cache_write) * prices.input
             + cached * prices.cached_input
-            + cache_write * (prices.cache_write or prices.input)
+            + (cache_write - longer) * (prices.cache_write or prices.input)
+            + longer * (prices.cache_write_1h or 2 * prices.input)  # twice the input's is what Anthropic takes
             + (output_tokens - reasoning) * prices.output
             + reasoning * prices.reasoning
         )

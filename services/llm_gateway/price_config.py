@@ -44,6 +44,7 @@ class PriceKeys(BaseModel):
     output_cost_per_token: Price | None = None
     cache_read_input_token_cost: Price | None = None
     cache_creation_input_token_cost: Price | None = None
+    cache_creation_input_token_cost_above_1hr: Price | None = None
     output_cost_per_reasoning_token: Price | None = None
     input_cost_per_token_batches: Price | None = None
     output_cost_per_token_batches: Price | None = None
@@ -121,6 +122,7 @@ def _prices(named: Mapping[str, Decimal | None], known: bool, per_request: int) 
         batch_input=pico("input_cost_per_token_batches"),
         batch_output=pico("output_cost_per_token_batches"),
         per_request=per_request,
+        cache_write_1h=pico("cache_creation_input_token_cost_above_1hr"),
     )
 
 

@@ -20,6 +20,7 @@ from services.llm_gateway.retry_after import retry_after_s
 API_BASE = "https://api.anthropic.com"
 VERSION = "2023-06-01"
 _PATH = "/v1/messages"
+_AN_HOUR = b'"ttl":"1h"'
 
 # Statuses that stand for the error types of streams, which have no status of their own.
 _STATUS_OF: Mapping[str, int] = {
@@ -51,6 +52,10 @@ class AnthropicDialect:
             body = orjson.dumps(made)
         except TypeError:
             raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+        prices = deployment.prices
+        if _AN_HOUR in body and prices.known and not prices.free and not prices.cache_write_1h:
+            # Nothing was reserved for its price, so the prefix is kept for the five minutes that were.
+            body = orjson.dumps(_shorter(made))
         headers = {"anthropic-version": VERSION, **deployment.headers}
         extras = attempt.body.get(EXTRAS)
         if isinstance(extras, Mapping) and isinstance(betas := extras.get(BETAS), list):
@@ -169,6 +174,22 @@ def _unforced(blocks: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]
     others = [block for block in blocks if block not in answers and block.get("type") != "text"]
     calls = [block for block in others if block.get("type") == "tool_use"]
     return [*(block for block in others if block not in calls), {"type": "text", "text": text}, *calls], True
+
+
+def _shorter(value: Any) -> Any:
+    """A request whose cache hints ask for the usual five minutes; what tools are called with stays as it is."""
+    if isinstance(value, list):
+        return [_shorter(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: {name: hint for name, hint in inner.items() if name != "ttl"}
+        if key == "cache_control" and isinstance(inner, dict)
+        else inner
+        if key in ("input", "input_schema")
+        else _shorter(inner)
+        for key, inner in value.items()
+    }
 
 
 def _url(base: str) -> str:

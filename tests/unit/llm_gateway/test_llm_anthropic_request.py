@@ -10,6 +10,7 @@ from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.failures import FailureClass, UpstreamFault
 from services.llm_gateway.messages_shape import JSON_TOOL
+from services.llm_gateway.money import Prices
 from services.llm_gateway.ports import Attempt, Limits
 from services.llm_gateway.registry import Capabilities, Deployment
 
@@ -238,3 +239,19 @@ def test_system_messages_in_mid_conversation():
     messages = [ASK, {"role": "assistant", "content": "Hi"}, ASK, {"role": "system", "content": "Now be brief."}]
     assert sent({"messages": messages})["system"] == "Now be brief."
     assert sent({"messages": messages}, "claude-opus-4-8")["messages"][-1] == {"role": "system", "content": "Now be brief."}
+
+
+def test_a_cache_of_an_hour_is_for_those_who_have_priced_it():
+    hint = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    call = {**CALL, "function": {"name": "weather", "arguments": orjson.dumps(hint).decode()}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "look", **hint}]}, {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}]  # fmt: skip
+    body = {"messages": messages, "tools": [{**WEATHER, **hint}]}
+    for prices, kept in (
+        (Prices(100, known=True, cache_write=125), {"type": "ephemeral"}),
+        (Prices(100, known=True, cache_write=125, cache_write_1h=200), hint["cache_control"]),
+        (Prices(known=True), hint["cache_control"]),
+    ):
+        found = sent(body, prices=prices)
+        assert found["messages"][0]["content"][0]["cache_control"] == found["tools"][0]["cache_control"] == kept
+        assert found["messages"][1]["content"][0]["input"] == hint

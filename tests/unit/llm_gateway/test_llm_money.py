@@ -68,3 +68,15 @@ def test_usage_that_cannot_be_counted_is_none(reported):
 def test_no_usage_makes_a_negative_cost(reported):
     usage = usage_of(DEPLOYMENT, reported)
     assert usage is None or (usage.cost_picousd >= 0 and usage.input >= 0 and usage.cached_input <= usage.input)
+
+
+def test_what_is_written_to_a_cache_for_an_hour_has_its_own_price():
+    reported = {"prompt_tokens": 10, "completion_tokens": 0,
+                "prompt_tokens_details": {"cached_tokens": 1, "cache_creation_tokens": 6, "cache_creation_1h_tokens": 4}}  # fmt: skip
+    prices = Prices(100, 1, 10, 1, known=True, cache_write=125, cache_write_1h=200)
+    named = Deployment("d", "m", "p", "anthropic", "x", "chat", prices=prices)
+    assert usage_of(named, reported).cost_picousd == 3 * 100 + 10 + 2 * 125 + 4 * 200
+    assert prices.highest_input == 200
+    # Without a name for it, it is what its provider takes all the same.
+    unnamed = Deployment("d", "m", "p", "anthropic", "x", "chat", prices=Prices(100, 1, 10, 1, known=True, cache_write=125))
+    assert usage_of(unnamed, reported).cost_picousd == 3 * 100 + 10 + 2 * 125 + 4 * 200
