@@ -13,6 +13,7 @@ from services.llm_gateway.chat import text_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 
 MAX_STOPS = 5
+_VIDEO = re.compile(r"https?://(?:[\w-]+\.)*(?:youtube(?:-nocookie)?\.com|youtu\.be)(?:[:/?#]|\Z)|data:video/", re.I)
 # What Gemini's documentation tells a history to carry that holds calls of another model, or whose signatures were lost on the way.
 NO_SIGNATURE = "skip_thought_signature_validator"
 _VERSION = re.compile(r"gemini-(\d+)(?:\.\d+)?")
@@ -294,6 +295,9 @@ def _part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
             url = image.get("url") if isinstance(image, Mapping) else image
             if not isinstance(url, str) or not url:
                 raise InvalidInput.field(f"{where}.image_url.url", "is required")
+            if _VIDEO.match(url):
+                # A film of hours in the place, and at the reserve, of one picture.
+                raise unfit("a video is no image")
             return _media(url, f"{where}.image_url.url")
         case "input_audio" if isinstance(audio := part.get("input_audio"), Mapping) and isinstance(audio.get("data"), str):
             return {"inlineData": {"mimeType": f"audio/{audio.get('format') or 'wav'}", "data": audio["data"]}}

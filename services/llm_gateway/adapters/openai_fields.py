@@ -23,6 +23,13 @@ _REASONING = re.compile(r"(?:o\d|gpt-(?:[5-9]|\d\d))")
 _OF_MESSAGES = frozenset({"thinking_blocks", "reasoning_content", "provider_specific_fields", "extra_content", "cache_control", "images"})
 _OF_CALLS = frozenset({"extra_content", "provider_specific_fields", "cache_control", "caller"})
 _HINTS = frozenset({"cache_control"})
+# Mistral answers 422 to each of these. No answer is another without them; its streams have their usage in any case.
+_NOT_MISTRALS = frozenset(
+    {
+        "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "seed", "service_tier", "store", "stream_options", "user",
+        "verbosity",
+    }
+)  # fmt: skip
 # Addresses by deployment answer 404 without a version. This is the newest that is no preview.
 AZURE_VERSION = "2024-10-21"
 
@@ -46,8 +53,8 @@ def fitted(body: Mapping[str, Any], deployment: Deployment) -> Mapping[str, Any]
             raise unfit("priority is not configured for this deployment", "service_tier")
         if deployment.reasoning or _REASONING.match(deployment.model):
             body = _renamed(body, "max_tokens", "max_completion_tokens")
-    elif provider in _OLDER_NAME:
-        body = _renamed(body, "max_completion_tokens", "max_tokens")
+    elif provider == "mistral":
+        body = _for_mistral(_renamed(body, "max_completion_tokens", "max_tokens"))
     messages, tools = body["messages"], body.get("tools")
     changed: dict[str, Any] = {}
     if not all(map(_plain, messages)):
@@ -63,6 +70,13 @@ def _renamed(body: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
     bounds = [value for name in (old, new) if (value := body.get(name)) is not None]
     rest = {name: value for name, value in body.items() if name not in (old, new)}
     return {**rest, new: min(bounds)} if bounds else rest
+
+
+def _for_mistral(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    if _NOT_MISTRALS.isdisjoint(body):
+        return body
+    seed = {"random_seed": body["seed"]} if body.get("seed") is not None else {}
+    return {**_without(body, _NOT_MISTRALS), **seed}
 
 
 def _plain(message: Mapping[str, Any]) -> bool:

@@ -334,3 +334,13 @@ def test_any_chat_that_passes_the_rules_is_translated_or_refused():
         except (InvalidInput, UpstreamFault):
             continue
     assert translated > 20
+
+
+@pytest.mark.parametrize(
+    "url", ["https://www.youtube.com/watch?v=x", "https://youtu.be/x", "HTTPS://M.YouTube.com/x", "data:video/mp4;base64,AAAA"]
+)
+def test_a_video_is_not_reserved_as_a_picture(url):
+    with pytest.raises(UpstreamFault) as fault:
+        sent({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]})
+    assert fault.value.failure.failure_class is FailureClass.UNFIT
+    assert sent({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://notyoutube.com/a.png"}}]}]})

@@ -118,3 +118,11 @@ def test_the_user_of_an_anthropic_client_fits_where_only_short_names_do():
     assert user_of("ana") == "ana"
     assert len(user_of(long)) <= 64
     assert user_of(long) == user_of(long) != user_of(long + "2")
+
+
+def test_mistral_gets_no_field_that_it_answers_422_to():
+    body = {"stream": True, "stream_options": {"include_usage": True}, "user": "ana", "store": False, "seed": 3, "temperature": 0.5}
+    assert sent(body, "mistral", "https://api.mistral.ai/v1") == {
+        "model": "gpt-4o", "messages": [ASK], "stream": True, "random_seed": 3, "temperature": 0.5
+    }  # fmt: skip
+    assert sent(body) == {"model": "gpt-4o", "messages": [ASK], **body}
