@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+import pytest
 
 from tests.integration.llm_gateway.conftest import served, simulated
 from tests.integration.llm_gateway.proof import BASES, CALCULATOR, Account, Books, Client, Seen, deployment, pair
@@ -66,7 +67,7 @@ async def bench_of(identities, state_url: str, folder, dialect: str = "openai") 
         content["model_list"].append(thinker)
         async with served(
             content, identities, state_url, folder, sim,
-            model_total_timeout_s=6.0, model_retry_cap_s=3.0, model_first_token_timeout_s=1.2, model_between_tokens_timeout_s=1.0,
+            model_total_timeout_s=4.0, model_retry_cap_s=3.0, model_first_token_timeout_s=1.2, model_between_tokens_timeout_s=1.0,
         ) as stack:  # fmt: skip
             truth = {name: await truth_of(sim, stack.http, body) for name, body in (("ships", SHIPS), ("sum", SUM))}
             books = Books(state_url, sim)
@@ -95,6 +96,20 @@ FINE, SKIPPED = "fine", "skipped"
 # A failure that may pass is asked again three times; all others are asked once.
 AGAIN, ONCE = 4, 1
 TRANSIENT, MALFORMED, CUT = (502, "transient"), (502, "malformed"), (502, "cut")
+
+
+# Nothing but waiting, which other cases do as well.
+SLOW = frozenset({"hang", "stall_after=0", "stall_after=3"})
+
+
+def lonely(cases: list[Case]) -> list[Any]:
+    """Parameters of `check_alone`: each case in each mode where the fault is told."""
+    return [
+        pytest.param(case, mode, marks=pytest.mark.system if case.fault in SLOW and mode == "unary" else ())
+        for case in cases
+        for mode in MODES
+        if isinstance(case.of(mode), int)
+    ]
 
 
 def label(value: Case | str) -> str:

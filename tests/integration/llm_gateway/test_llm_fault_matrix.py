@@ -29,6 +29,7 @@ from tests.integration.llm_gateway.matrix import (
     check_alone,
     check_with_a_spare,
     label,
+    lonely,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -111,7 +112,7 @@ async def test_a_fault_of_one_model_never_reaches_the_client(bench, case, mode):
     await check_with_a_spare(bench, case, mode)
 
 
-@pytest.mark.parametrize(("case", "mode"), [(case, mode) for case in CASES for mode in MODES if isinstance(case.of(mode), int)], ids=label)
+@pytest.mark.parametrize(("case", "mode"), lonely(CASES), ids=label)
 async def test_a_fault_of_every_model_is_an_honest_error(bench, case, mode):
     await check_alone(bench, case, mode)
 
