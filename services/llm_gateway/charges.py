@@ -204,14 +204,17 @@ def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batc
         # No call has neither a prompt nor an answer: a provider that counts nothing has told nothing.
         return None
     details, made = reported.get("prompt_tokens_details"), reported.get("completion_tokens_details")
-    if not details and not made:
+    if not details and not made and "prompt_cache_hit_tokens" not in reported:
         return priced(deployment.prices, prompt, completion, batch=batch)
+    reasoning = _count(made, "reasoning_tokens")
+    if reasoning and reported.get("total_tokens") == prompt + completion + reasoning:
+        completion += reasoning  # xAI counts it beside the answer
     return priced(
         deployment.prices,
         prompt,
         completion,
-        _count(details, "cached_tokens"),
-        _count(made, "reasoning_tokens"),
+        _count(details, "cached_tokens") or _count(reported, "prompt_cache_hit_tokens"),  # the latter is DeepSeek's
+        reasoning,
         cache_write=_count(details, "cache_creation_tokens"),
         cache_write_1h=_count(details, "cache_creation_1h_tokens"),
         batch=batch,

@@ -80,3 +80,17 @@ def test_what_is_written_to_a_cache_for_an_hour_has_its_own_price():
     # Without a name for it, it is what its provider takes all the same.
     unnamed = Deployment("d", "m", "p", "anthropic", "x", "chat", prices=Prices(100, 1, 10, 1, known=True, cache_write=125))
     assert usage_of(unnamed, reported).cost_picousd == 3 * 100 + 10 + 2 * 125 + 4 * 200
+
+
+def test_thinking_that_a_provider_counts_beside_the_answer_is_paid():
+    # As xAI has it: total = prompt + completion + reasoning.
+    apart = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "completion_tokens_details": {"reasoning_tokens": 94}}
+    found = usage_of(DEPLOYMENT, apart)
+    assert (found.output, found.reasoning) == (103, 94)
+    assert usage_of(DEPLOYMENT, {**apart, "total_tokens": 41, "completion_tokens_details": {"reasoning_tokens": 4}}).output == 9
+
+
+def test_what_came_from_a_cache_has_two_names():
+    assert usage_of(DEPLOYMENT, {"prompt_tokens": 10, "completion_tokens": 5, "prompt_cache_hit_tokens": 4}).cached_input == 4
+    both = {"prompt_tokens": 10, "prompt_cache_hit_tokens": 4, "prompt_tokens_details": {"cached_tokens": 4}}
+    assert usage_of(DEPLOYMENT, both).cached_input == 4
