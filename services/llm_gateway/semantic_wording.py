@@ -41,11 +41,14 @@ _OPENINGS = re.compile(
     r"por favor|puedes decirme|puede decirme|dime)\b[\s,:;!.-]*",
     re.I,
 )
-_CLOSINGS = re.compile(r"[\s,]*\b(?:please|thanks|thank you|bitte|danke|s'il te plaît|s'il vous plaît|por favor|gracias)\b[\s.!?]*$", re.I)
+_CLOSINGS = re.compile(
+    r"(?<![\s,])[\s,]*\b(?:please|thanks|thank you|bitte|danke|s'il te plaît|s'il vous plaît|por favor|gracias)\b[\s.!?]*$", re.I
+)
 _HOW = re.compile(
     r"^(?:how (?:do|can|could|would) (?:i|we|you|one)|how does one|how to|what is the way to|what is a way to|what are the steps to)\b",
     re.I,
 )
+_MOST_POLITENESS = 8
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {
     "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
@@ -77,7 +80,9 @@ def wording(text: str, synonyms: Mapping[str, str]) -> tuple[str, ...]:
     text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES).strip()
     for pattern, replacement in _CONTRACTIONS:
         text = pattern.sub(replacement, text)
-    while (shorter := _CLOSINGS.sub("", _OPENINGS.sub("", text))) != text:
+    for _ in range(_MOST_POLITENESS):
+        if (shorter := _CLOSINGS.sub("", _OPENINGS.sub("", text))) == text:
+            break
         text = shorter
     text = _HOW.sub("how", text)
     found: list[str] = []

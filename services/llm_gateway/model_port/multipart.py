@@ -10,7 +10,8 @@ MAX_HEAD_BYTES = 16 * 1024
 MAX_PARTS = 32
 _TYPE = re.compile(r'multipart/form-data\s*;(?:.*;)?\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"content-disposition\s*:\s*form-data\s*;(.*)", re.IGNORECASE)
-_PARAMETER = re.compile(rb'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
+# Possessive, and from the beginning of a word: a long one without an end would be tried from each of its letters.
+_PARAMETER = re.compile(rb'(?<!\w)(\w++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
 
 @dataclass(frozen=True, slots=True)

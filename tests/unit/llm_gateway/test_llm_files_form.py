@@ -1,5 +1,6 @@
 """Forms of file uploads, cut anywhere."""
 
+import time
 from contextlib import suppress
 from itertools import pairwise
 
@@ -82,3 +83,12 @@ def test_names_are_read_as_browsers_and_sdks_write_them():
     head = b'content-disposition:form-data;name="a%22b" ; filename="x\\"y.jsonl"'
     raw = b"--b-7\r\nX: y\r\n" + head + b"\r\nContent-Type: text/plain\r\n\r\n\r\n--b-7--"
     assert read([raw]) == [('a"b', 'x"y.jsonl', b"")]
+
+
+def test_a_long_word_in_a_head_does_not_keep_the_loop_busy():
+    head = b"--x\r\ncontent-disposition: form-data; " + b"a" * 15_000 + b"\r\n\r\n"
+    began = time.process_time()
+    with pytest.raises(Refused):
+        list(Multipart(b"x").feed(head))
+    # It took two seconds, and a form may have 32 parts.
+    assert time.process_time() - began < 0.5

@@ -1,5 +1,7 @@
 """Questions that embeddings take for one another, and that are not the same; and others that are."""
 
+import time
+
 import pytest
 
 from services.llm_gateway.semantic_wording import SYNONYMS, canon_of, wording
@@ -134,3 +136,12 @@ def test_other_questions_are_told_apart(one, other):
 @pytest.mark.parametrize(("one", "other"), SAME, ids=lambda text: text[:24])
 def test_the_same_question_in_other_words(one, other):
     assert wording(one, CANON) == wording(other, CANON)
+
+
+@pytest.mark.parametrize("piece", ["hi ", ", ", "please ", "'s ", "(", "1.", "a b "])
+def test_no_question_keeps_the_loop_busy(piece):
+    wording("hello", CANON)
+    began = time.process_time()
+    wording((piece * 4_000)[:4_000], CANON)
+    # It took half a second where each word, or each comma, was looked at anew from every other.
+    assert time.process_time() - began < 0.2
