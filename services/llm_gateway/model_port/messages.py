@@ -62,6 +62,10 @@ class MessagesSurface:
         model = _model(body)
         canonical(body, exchange.headers.get(_BETAS, ""), counting=True)
         self._calls.registry.resolve(model, "chat")
+        try:
+            orjson.dumps(body)
+        except TypeError:
+            raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
         await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
 
     async def _read(self, exchange: Exchange) -> tuple[dict[str, Any], int]:

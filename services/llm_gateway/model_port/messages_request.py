@@ -156,7 +156,10 @@ def _messages(messages: list[Any]) -> list[dict[str, Any]]:
         if not content and role != "assistant":
             raise _wrong(where, "all messages must have non-empty content except for the optional final assistant message")
         if role == "assistant":
-            made.append(message_of(content, answer=False))
+            try:
+                made.append(message_of(content, answer=False))
+            except TypeError:
+                raise _wrong(f"{where}.content", "is nested too deeply") from None
         elif role == "system":
             made.append({"role": "system", "content": parts_of(content)})
         else:

@@ -15,7 +15,7 @@ from bulkhead.llm.v1 import llm_pb2
 from services.common import testing
 from services.common.errors import BulkheadError, InvalidInput, NotFound
 from services.common.valkey import connect
-from tests.integration.llm_gateway.bad_input import CONVERSATIONS, GOOD, HEADERS, bodies, raw_bodies
+from tests.integration.llm_gateway.bad_input import CONVERSATIONS, GOOD, HEADERS, bodies, nested, raw_bodies
 from tests.integration.llm_gateway.conftest import served, simulated
 from tests.integration.llm_gateway.proof import deployment, pair
 
@@ -227,3 +227,9 @@ async def test_the_same_over_grpc(stack, mode):
         assert isinstance(raised.value, NotFound if name == "model-unknown" else InvalidInput), (name, raised.value)
         assert raised.value.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
     await untouched(stack)
+
+
+async def test_tokens_of_what_is_nested_too_deeply_are_not_counted(stack):
+    block = b'{"model":"main","messages":[{"role":"user","content":[{"type":"x","a":' + nested(500) + b"}]}]}"
+    status, answer, _ = await ask(stack, "/v1/messages/count_tokens", block)
+    refused("/v1/messages", status, answer)

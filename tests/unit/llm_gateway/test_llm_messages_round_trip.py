@@ -270,3 +270,11 @@ def test_a_cache_can_be_filled_without_an_answer():
 def test_wrong_requests_name_the_field(wrong, named):
     with pytest.raises(InvalidInput, match=named):
         canonical({"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": "x"}], **wrong})
+
+
+def test_what_is_nested_too_deeply_is_the_callers_fault_and_no_defect():
+    deep = orjson.loads(b'{"a":' * 500 + b"1" + b"}" * 500)
+    call = {"type": "tool_use", "id": "a", "name": "b", "input": deep}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [call]}]
+    with pytest.raises(InvalidInput, match="nested"):
+        canonical({"model": "m", "max_tokens": 5, "messages": messages})
