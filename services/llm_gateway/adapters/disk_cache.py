@@ -122,7 +122,8 @@ class DiskCache:
     # On the thread.
 
     def _scan(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        # Answers are nobody else's to read on the machine.
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found: list[tuple[float, _Place, _File]] = []
         now = self._clock()
         for tenant in self._folder.iterdir():
@@ -166,7 +167,7 @@ class DiskCache:
         return None
 
     def _write(self, tenant: str, entries: Sequence[tuple[str, bytes]], owner: str, ends: int) -> None:
-        (self._folder / tenant).mkdir(parents=True, exist_ok=True)
+        (self._folder / tenant).mkdir(parents=True, exist_ok=True, mode=0o700)
         for key, record in entries:
             place, file = (tenant, key), _File(owner, ends, len(record) + _DIGEST)
             if file.size > self._max_bytes // 8:

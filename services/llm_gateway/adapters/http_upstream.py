@@ -123,13 +123,13 @@ class HttpUpstream:
         if response.status == 200:
             return response
         try:
-            raise await self._refusal(response, limits.between_tokens_s)
+            raise await self._refusal(response, limits)
         finally:
             response.close()
 
-    async def _refusal(self, response: Response, timeout_s: float) -> UpstreamFault:
+    async def _refusal(self, response: Response, limits: Limits) -> UpstreamFault:
         body = b""
-        until = time.monotonic() + timeout_s
+        until = min(time.monotonic() + limits.between_tokens_s, limits.ends_at)
         try:
             while len(body) < MAX_ERROR_BYTES and (read := await response.read(until)):
                 body += read

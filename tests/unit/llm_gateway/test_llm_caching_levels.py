@@ -82,6 +82,15 @@ async def test_the_disk_is_bounded_and_survives_a_restart(tmp_path):
     await disk.stop()
 
 
+async def test_what_the_disk_keeps_is_for_its_own_user_alone(tmp_path):
+    folder = tmp_path / "cache"
+    disk = await started(folder)
+    disk.put("t", [("0a", b"secret")], "0a", 60.0)
+    await settled(disk)
+    await disk.stop()
+    assert folder.stat().st_mode & 0o077 == files(folder)[0].parent.stat().st_mode & 0o077 == 0
+
+
 async def test_torn_ended_and_left_over_files_are_misses(tmp_path):
     now = [1_000.0]
     disk = await started(tmp_path, clock=lambda: now[0])

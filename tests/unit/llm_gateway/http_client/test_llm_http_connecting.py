@@ -6,10 +6,16 @@ import subprocess
 import time
 
 import pytest
+from opentelemetry.context import Context
 
 from services.llm_gateway.adapters import http_client
 from services.llm_gateway.adapters.http_client import HttpClient
 from services.llm_gateway.adapters.http_connection import ConnectTimeout, Unreachable
+from services.llm_gateway.adapters.http_upstream import HttpUpstream
+from services.llm_gateway.adapters.openai import OpenAiDialect
+from services.llm_gateway.failures import UpstreamFault
+from services.llm_gateway.ports import Attempt, Limits
+from services.llm_gateway.registry import Deployment
 
 PATIENCE_S = 10.0
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -128,5 +134,19 @@ def test_a_closed_client_leaves_nothing_open(run, raw):
             async with asyncio.timeout(PATIENCE_S):
                 while not server.ended:
                     await asyncio.sleep(0.005)
+
+    run(work())
+
+
+def test_a_refusal_that_does_not_end_is_read_no_longer_than_the_call_may_take(run, raw):
+    async def work():
+        stalled = b"HTTP/1.1 500 Oh\r\ncontent-length: 50\r\n\r\n{"
+        async with raw.served(raw.says(stalled)) as (server, client):
+            deployment = Deployment("d", "g", "hosted_vllm", "openai", "m", "chat", api_base=server.url.partition("/chat")[0])
+            now = time.monotonic()
+            limits = Limits(5.0, 5.0, 5.0, PATIENCE_S, now + 0.3)
+            with pytest.raises(UpstreamFault):
+                await HttpUpstream(client, OpenAiDialect()).complete(Attempt(deployment, {"messages": []}, limits, 1, Context()))
+            assert time.monotonic() - now < PATIENCE_S / 2
 
     run(work())
