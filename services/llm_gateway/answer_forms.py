@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 
 from services.llm_gateway.chat import Answer, Assembly, Chunk, ChunkReader, text_of
+from services.llm_gateway.messages_shape import OWN_FIELDS
 from services.llm_gateway.results import Finished, Outcome
 
 # Fields of a delta whose pieces are joined, and those whose lists are.
-_TEXTS = ("content", "reasoning_content", "refusal")
+_TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _LISTS = ("thinking_blocks", "annotations")
 _KNOWN = frozenset({"role", "tool_calls", "function_call", *_TEXTS, *_LISTS})
 # Padding that a provider puts into events against observers of their length.
@@ -98,8 +99,11 @@ def _add_choice(choice: dict[str, Any], piece: Mapping[str, Any]) -> bool:
 
 
 def _add_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> bool:
-    if any(value is not None for key, value in delta.items() if key not in _KNOWN):
-        return False
+    for key, value in delta.items():
+        # What the prompt took stands in the usage at the end as well.
+        early = key == OWN_FIELDS and isinstance(value, Mapping) and value.keys() <= {"prompt_usage"}
+        if value is not None and key not in _KNOWN and not early:
+            return False
     for key in _TEXTS:
         if isinstance(delta.get(key), str):
             message[key] = (message.get(key) or "") + delta[key]

@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter
 
 from services.llm_gateway.adapters.anthropic import AnthropicDialect
+from services.llm_gateway.answer_forms import answer_of
 from services.llm_gateway.chat import Answer, Assembly, ChunkReader
 from services.llm_gateway.failures import FailureClass, UpstreamFault
 from services.llm_gateway.messages_shape import JSON_TOOL
@@ -379,3 +380,9 @@ def test_calls_that_ended_with_stop_are_still_for_the_client_to_make():
     )
     events.feed(ChunkReader().feed(raw))
     assert b'"stop_reason":"tool_use"' in events.end(NOTHING)
+
+
+def test_a_stream_that_was_kept_serves_whole_answers():
+    whole = answer_of(AnthropicDialect().reader().feed(stream(start(), *block(0, *text("Hi")), *stop())))
+    assert whole is not None
+    assert whole.data["choices"][0]["finish_reason"]
