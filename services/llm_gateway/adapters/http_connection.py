@@ -255,8 +255,8 @@ class Connection(asyncio.Protocol):
     # Bytes behind a whole answer reach these too, as a second one that nobody asked for: nothing of it may touch the first.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            return
+        if self.complete or self._head_done:
+            return  # trailers are read by nobody
         lower = name.lower()
         if lower in (b"content-length", b"transfer-encoding"):
             self._until_close = False

@@ -323,3 +323,19 @@ def test_a_coding_that_nobody_can_read_is_no_answer(run, raw):
             assert raised.value.permanent
 
     run(work())
+
+
+def test_trailers_are_no_headers(run, raw):
+    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nretry-after: 9\r\n\r\n"
+
+    async def work():
+        async with raw.served(raw.says(answer)) as (server, client):
+            response = await raw.post(client, server)
+            assert await response.read(time.monotonic() + PATIENCE_S) == b"hi"
+            assert await response.read(time.monotonic() + PATIENCE_S) == b""
+            assert "retry-after" not in response.headers
+            response.close()
+            assert await raw.whole(client, server) == (200, b"hi")
+            assert server.connections == 1
+
+    run(work())
