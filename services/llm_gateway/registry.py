@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from urllib.parse import quote
 
 from services.common.errors import InvalidInput, NotFound
 from services.llm_gateway.auto_route import AutoRoute
@@ -208,7 +209,15 @@ class Registry:
             middle = between(wildcard.name, name)
             if middle:
                 members = tuple(
-                    replace(d, group=name, model=d.model.replace("*", middle), prices=self.price_of(d, middle), pattern=wildcard.name)
+                    replace(
+                        d,
+                        group=name,
+                        model=d.model.replace("*", middle),
+                        # Azure has the model in its address.
+                        api_base=d.api_base.replace("/deployments/*", f"/deployments/{quote(middle, safe='')}"),
+                        prices=self.price_of(d, middle),
+                        pattern=wildcard.name,
+                    )
                     for d in wildcard.deployments
                 )
                 return Group(name, wildcard.index, members)

@@ -123,3 +123,14 @@ def test_a_name_behind_a_pattern_leads_nowhere_else():
     for name in ("cloud/../files", "cloud/a/../../b", "cloud/.."):
         with pytest.raises(NotFound):
             found.resolve(name, "chat")
+
+
+def test_a_model_of_azure_behind_a_pattern_is_in_its_address():
+    text = """
+model_list:
+  - model_name: azure/*
+    litellm_params: {model: azure/*, api_base: "https://x.openai.azure.com", api_key: k}
+    model_info: {free: true}
+"""
+    group, _ = parsed(text=text).resolve("azure/gpt 4/o?x", "chat")
+    assert group.deployments[0].api_base == "https://x.openai.azure.com/openai/deployments/gpt%204%2Fo%3Fx"
