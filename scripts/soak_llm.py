@@ -26,7 +26,8 @@ from tests.integration.llm_gateway.fleet import Replica, replicas
 from tests.integration.llm_gateway.money_race import SETTINGS, Race, Site, models, order_faults, stubs_of
 
 RESULT = testing.ROOT / "build" / "soak" / "llm.json"
-CALLS, CALLERS, SCALE = 1200, 24, 30
+# Each round is a new tenant, and what is known of tenants is kept for a while: few long rounds, so that memory shows what calls cost.
+CALLS, CALLERS, SCALE = 6000, 24, 150
 KILL_EVERY_S = 20.0
 SAMPLE_EVERY_S = 2.0
 # Caches and pools fill in the beginning; what grows after that goes on growing.
