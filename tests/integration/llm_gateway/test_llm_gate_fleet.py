@@ -14,6 +14,9 @@ from services.common.valkey import connect
 from services.llm_gateway.adapters.deployment_limits import ValkeyDeploymentLimits
 from services.llm_gateway.registry import DeploymentLimits
 
+# Processes, kills and stores that stand still: minutes, not seconds.
+pytestmark = pytest.mark.system
+
 
 def worker(url: str, what: str, seconds: float, folder, number: int = 0) -> testing.Process:
     command = testing.python("-m", "tests.integration.llm_gateway.gate_worker", url, what, str(seconds))

@@ -22,7 +22,8 @@ from tests.integration.llm_gateway.fleet import Lag, Replica, lagging, replicas
 from tests.integration.llm_gateway.money_race import compare
 from tests.integration.llm_gateway.proof import Client, Seen, deployment
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# Kills and stores that stand still: minutes, not seconds.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.system]
 STORE_TIMEOUT_S = 0.4
 ASKED = {"messages": [{"role": "user", "content": "Write 10 words."}], "max_tokens": 20}
 

@@ -4,7 +4,12 @@ import asyncio
 import signal
 from collections import Counter
 
+import pytest
+
 from services.common import testing
+
+# Processes, kills and stores that stand still: minutes, not seconds.
+pytestmark = pytest.mark.system
 
 LINES = 240
 LOCAL = {"provider": False}
