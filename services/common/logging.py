@@ -1,5 +1,6 @@
 """Logs: structlog, one event a line, with the ids that join a line to its trace and run, and without secrets."""
 
+import asyncio
 import datetime
 import logging
 import re
@@ -146,7 +147,13 @@ class _Finish:
         self.write_info: Callable[[str, dict[str, Any]], None] | None = None
 
     def writing_to(self, stream: Any, *, wanted: bool) -> None:
-        """Offers `write_info`."""
+        """Offers `write_info`, whose lines go out together at the end of a loop tick."""
+        waiting = False
+
+        def flush() -> None:
+            nonlocal waiting
+            waiting = False
+            stream.flush()
 
         def write(event: str, fields: dict[str, Any]) -> None:
             _correlate(fields)
@@ -156,7 +163,14 @@ class _Finish:
             fields["event"], fields["level"], fields["ts"] = event, "info", self._clock()
             fields.update(self._fixed)
             stream.write(orjson.dumps(fields, default=str).decode() + "\n")
-            stream.flush()
+            nonlocal waiting
+            if waiting:
+                return
+            try:
+                asyncio.get_running_loop().call_soon(flush)
+                waiting = True
+            except RuntimeError:
+                stream.flush()
 
         self.write_info = write if wanted else lambda event, fields: None
 

