@@ -42,6 +42,8 @@ POLICIES_FILE = "policies.yaml"
 # Breakers and limits of deployments decide by what they know when the store does not answer at once.
 SHARED_STATE_TIMEOUT_S = 0.25
 DRAIN_S = 3.0
+# A key whose holder died is free again after this; it is renewed three times as often.
+KEY_LEASE_S = 9.0
 
 
 class _Limits:
@@ -205,7 +207,7 @@ class Layers:
             semantic=self._semantic,
             admit=admit,
         )
-        self._replay = Replay(AutoRouted(self._caches, purse, admit), IdempotencyStore(state))
+        self._replay = Replay(AutoRouted(self._caches, purse, admit), IdempotencyStore(state), lease_s=KEY_LEASE_S)
 
     @property
     def calls(self) -> ModelCalls:

@@ -15,7 +15,8 @@ from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
 # CANCELLED is what a gateway says that drains: this side cancels by ending the task, and then nobody reads the answer.
-LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER", "CANCELLED"})
+# Without the store nobody may spend, and a key may still be held by the call of an owner that is gone: both pass within seconds.
+LOST = frozenset({"UNREACHABLE", "INCOMPLETE_ANSWER", "CANCELLED", "STORE_UNAVAILABLE", "IDEMPOTENCY_IN_FLIGHT"})
 PATIENCE_S = 20.0
 TOOLS_PATIENCE_S = 8.0
 WAIT_FIRST_S = 0.1
