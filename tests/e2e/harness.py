@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -86,6 +87,14 @@ class Platform:
     def pid(self, service: str, number: int = 0) -> int:
         """Process id of one replica."""
         return int((self.data_dir / "run" / f"{service}-{number}.pid").read_text())
+
+    def replaced(self, service: str, old: int) -> bool:
+        """Whether another process has taken the place of `old`; between the two there is no file."""
+        try:
+            pid = self.pid(service)
+        except (FileNotFoundError, ValueError):
+            return False
+        return pid != old and psutil.pid_exists(pid)
 
 
 def read_env(path: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ def test_sigterm_during_work_ends_cleanly_and_loses_nothing(own, service):
         answer = answer_of(events)
         assert "57" in answer
         assert sum(e["type"] in TERMINAL for e in events) == 1
-        eventually(lambda: own.pid(service) != pid and alive(own.pid(service)), f"{service} is started again", timeout_s=60)
+        eventually(lambda: own.replaced(service, pid), f"{service} is started again", timeout_s=60)
         eventually(lambda: httpx.get(f"{own.url}/ready").status_code == 200, "ready again", timeout_s=60)
     text = own.process.output()
     assert f"{service}" in text
