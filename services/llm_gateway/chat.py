@@ -87,16 +87,26 @@ def unmarked(raw: bytes) -> bytes:
     return raw[3:] if raw.startswith(b"\xef\xbb\xbf") else raw
 
 
-def parse_answer(raw: bytes) -> Answer:
-    """A body of status 200. Raises UpstreamFault for an error inside it and for what is no whole completion."""
-    raw = unmarked(raw)
+def parsed(raw: bytes, failure_in: Callable[[Mapping[str, Any]], Failure]) -> Any:
+    """The JSON of a body of status 200. Raises UpstreamFault for what is none, and for an error inside it, as `failure_in` reads it."""
     try:
-        data = orjson.loads(raw)
+        data = orjson.loads(unmarked(raw))
     except orjson.JSONDecodeError:
         raise malformed("the body is not JSON") from None
     error = error_in(data)
     if error is not None:
-        raise UpstreamFault(classify(200, error))
+        raise UpstreamFault(failure_in(error))
+    return data
+
+
+def plain_failure(error: Mapping[str, Any]) -> Failure:
+    """The failure of an error object within a success, in OpenAI's words."""
+    return classify(200, error)
+
+
+def parse_answer(raw: bytes) -> Answer:
+    """A body of status 200. Raises UpstreamFault for an error inside it and for what is no whole completion."""
+    data = parsed(raw, plain_failure)
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or not choices:
         raise malformed("the body has no choices")
@@ -108,7 +118,7 @@ def parse_answer(raw: bytes) -> Answer:
         content, calls = choice["message"].get("content"), choice["message"].get("tool_calls")
         if not isinstance(content, str | list | None) or not isinstance(calls, list | None) or not _calls_ok(calls or []):
             raise malformed("a message is of the wrong shape")
-    return Answer(raw, data)
+    return Answer(unmarked(raw), data)
 
 
 def _calls_ok(calls: list[Any]) -> bool:

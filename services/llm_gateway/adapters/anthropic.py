@@ -11,8 +11,8 @@ import orjson
 from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.anthropic_request import request_of
 from services.llm_gateway.adapters.anthropic_stream import MessagesReader
-from services.llm_gateway.chat import Answer, malformed, text_of, unmarked
-from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
+from services.llm_gateway.chat import Answer, malformed, parsed, text_of
+from services.llm_gateway.failures import Failure, FailureClass, classify, error_of
 from services.llm_gateway.messages_shape import BETAS, EXTRAS, JSON_TOOL, OWN_FIELDS, ending_of, message_of, openai_usage, unfit
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
 from services.llm_gateway.retry_after import retry_after_s
@@ -68,13 +68,7 @@ class AnthropicDialect:
 
     def read_answer(self, raw: bytes) -> Answer:
         """A whole message. Raises UpstreamFault."""
-        try:
-            message = orjson.loads(unmarked(raw))
-        except orjson.JSONDecodeError:
-            raise malformed("the body is not JSON") from None
-        error = error_in(message)
-        if error is not None:
-            raise UpstreamFault(failure_of(error))
+        message = parsed(raw, failure_of)
         blocks = message.get("content") if isinstance(message, dict) else None
         if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
             raise malformed("the body has no content")

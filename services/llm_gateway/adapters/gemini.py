@@ -15,8 +15,8 @@ from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.gemini_answer import GeminiReader, read_answer, usage_of
 from services.llm_gateway.adapters.gemini_errors import failure_in, failure_of
 from services.llm_gateway.adapters.gemini_request import content_body, unfit
-from services.llm_gateway.chat import Answer, malformed, unmarked
-from services.llm_gateway.failures import Failure, UpstreamFault
+from services.llm_gateway.chat import Answer, malformed, parsed
+from services.llm_gateway.failures import Failure
 from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
 
@@ -59,13 +59,7 @@ class GeminiDialect:
 
     def read_vectors(self, raw: bytes) -> Vectors:
         """A BatchEmbedContentsResponse. Older models count no tokens."""
-        try:
-            data = orjson.loads(unmarked(raw))
-        except orjson.JSONDecodeError:
-            raise malformed("the body is not JSON") from None
-        found = failure_in(data)
-        if found is not None:
-            raise UpstreamFault(found)
+        data = parsed(raw, failure_in)
         entries = data.get("embeddings") if isinstance(data, dict) else None
         if not isinstance(entries, list) or not entries:
             raise malformed("the body has no embeddings")

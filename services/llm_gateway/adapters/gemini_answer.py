@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from services.llm_gateway.adapters.gemini_errors import failure_in
-from services.llm_gateway.chat import MALFORMED_ALLOWED, Answer, Chunk, malformed, text_of, unmarked
-from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
+from services.llm_gateway.chat import MALFORMED_ALLOWED, Answer, Chunk, malformed, parsed, text_of
+from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, error_in
 from services.llm_gateway.sse import SseParser
 
 _FINISHED: Mapping[str, str] = {
@@ -167,13 +167,7 @@ def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_answer(raw: bytes) -> Answer:
     """A GenerateContentResponse as a chat completion. Raises UpstreamFault."""
-    try:
-        data = orjson.loads(unmarked(raw))
-    except orjson.JSONDecodeError:
-        raise malformed("the body is not JSON") from None
-    found = failure_in(data)
-    if found is not None:
-        raise UpstreamFault(found)
+    data = parsed(raw, failure_in)
     if not isinstance(data, dict):
         raise malformed("the body is no object")
     _check_blocked(data)
@@ -260,9 +254,9 @@ class GeminiReader:
             data = orjson.loads(event)
         except orjson.JSONDecodeError:
             return self._spoilt("an event is not JSON")
-        found = failure_in(data)
-        if found is not None:
-            raise UpstreamFault(found)
+        error = error_in(data)
+        if error is not None:
+            raise UpstreamFault(failure_in(error))
         candidates = data.get("candidates") or [] if isinstance(data, dict) else None
         if not isinstance(candidates, list) or not all(isinstance(entry, dict) for entry in candidates):
             return self._spoilt("an event is of the wrong shape")

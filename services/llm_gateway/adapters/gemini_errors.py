@@ -69,10 +69,9 @@ def failure_of(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
     return _failure(status, error or {}, retry_after_s(headers, time.time()))
 
 
-def failure_in(data: Any) -> Failure | None:
-    """The error inside a success, None where there is none."""
-    error = error_in(data)
-    return None if error is None else _failure(200, error, None)
+def failure_in(error: Mapping[str, Any]) -> Failure:
+    """What an error object inside a success means."""
+    return _failure(200, error, None)
 
 
 def _failure(status: int, error: Mapping[str, Any], waits_s: float | None) -> Failure:

@@ -11,8 +11,8 @@ import orjson
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.openai_fields import fitted, query_of
-from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, text_of, unmarked
-from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in, error_of
+from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, parsed, plain_failure, text_of
+from services.llm_gateway.failures import Failure, FailureClass, classify, error_of
 from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, Vectors, WireRequest
 from services.llm_gateway.retry_after import retry_after_s
@@ -41,7 +41,7 @@ class OpenAiDialect:
 
     def read_vectors(self, raw: bytes) -> Vectors:
         """Embeddings as lists of numbers, or base64 of little-endian float32."""
-        data = _parsed(raw)
+        data = parsed(raw, plain_failure)
         entries = data.get("data") if isinstance(data, dict) else None
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise malformed("the body has no embeddings")
@@ -56,7 +56,7 @@ class OpenAiDialect:
 
     def read_ranking(self, raw: bytes) -> Ranking:
         """`results` of {index, relevance_score}; usage as Jina's and vLLM's `usage.total_tokens`, or Cohere's `meta.billed_units`."""
-        data = _parsed(raw)
+        data = parsed(raw, plain_failure)
         results = data.get("results") if isinstance(data, dict) else None
         if not isinstance(results, list):
             raise malformed("the body has no results")
@@ -85,17 +85,6 @@ def _request(attempt: Attempt, path: str, body: Mapping[str, Any] | None = None)
         return WireRequest(deployment.api_base + path + query_of(deployment), headers, orjson.dumps(attempt.body if body is None else body))
     except TypeError:
         raise InvalidInput(NOT_JSON) from None
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        data = orjson.loads(unmarked(raw))
-    except orjson.JSONDecodeError:
-        raise malformed("the body is not JSON") from None
-    error = error_in(data)
-    if error is not None:
-        raise UpstreamFault(classify(200, error))
-    return data
 
 
 def _tokens(holder: Any, name: str) -> int | None:
