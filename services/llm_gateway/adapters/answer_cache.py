@@ -6,7 +6,6 @@ for a while, so that a slow store does not slow calls. Keys of a tenant: `llmc:{
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.llm_gateway.adapters.store_breaker import StoreBreaker
 from services.llm_gateway.cache_telemetry import counted
 
 TIMEOUT_S = 0.05
@@ -38,9 +38,7 @@ class AnswerCache:
         self._client = client
         self._library = Library(client, Path(__file__).with_name("answer_cache.lua"))
         self._timeout_s = timeout_s
-        self._pause_s = pause_s
-        self._failures = 0
-        self._closed_until = 0.0
+        self._breaker = StoreBreaker("cached answers", after=FAILURES, pause_s=pause_s)
         self._writes: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -55,7 +53,7 @@ class AnswerCache:
     @property
     def away(self) -> bool:
         """Whether the store is being left alone."""
-        return self._failures >= FAILURES and time.monotonic() < self._closed_until
+        return self._breaker.open
 
     async def get(self, tenant: str, keys: Sequence[str]) -> list[bytes | None] | None:
         """Records by key; None when the store is away."""
@@ -128,21 +126,16 @@ class AnswerCache:
 
     async def _asked(self, command: Callable[[], Awaitable[Any]], patience_s: float | None = None) -> Any:
         """What the store answers; None when it fails or takes too long."""
-        if self.away:
+        if not self._breaker.admit():
             return None
-        if self._failures >= FAILURES:
-            # One call finds out; the others go on leaving the store alone meanwhile.
-            self._closed_until = time.monotonic() + self._pause_s
         try:
             async with asyncio.timeout(patience_s or self._timeout_s):
                 answer = await command()
         except (RedisError, OSError, TimeoutError):
-            self._failures += 1
-            if self._failures >= FAILURES:
-                self._closed_until = time.monotonic() + self._pause_s
+            self._breaker.failed()
             counted(self.name, "error")
             return None
-        self._failures = 0
+        self._breaker.succeeded()
         return answer
 
 

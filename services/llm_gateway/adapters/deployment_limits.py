@@ -1,15 +1,14 @@
 """What all replicas together ask of one deployment: its declared requests and tokens a minute, and what was used of late."""
 
 import asyncio
-import time
 from pathlib import Path
 
 import redis.asyncio as redis
-import structlog
 from redis.exceptions import RedisError
 
 from services.common.tasks import end
 from services.common.valkey import Library
+from services.llm_gateway.adapters.store_breaker import StoreBreaker
 from services.llm_gateway.registry import DeploymentLimits
 
 STORE_TROUBLE = (RedisError, OSError)
@@ -17,7 +16,6 @@ STORE_TROUBLE = (RedisError, OSError)
 MOST_PENDING = 10_000
 # A store that did not answer is left alone for so long; then one call finds out.
 PAUSE_S = 0.5
-log = structlog.get_logger("bulkhead.llm")
 
 
 class ValkeyDeploymentLimits:
@@ -34,8 +32,7 @@ class ValkeyDeploymentLimits:
         self._giving: asyncio.Task | None = None
         self._unsent: dict[str, tuple[int, int]] = {}
         self._known: dict[str, tuple[int, int]] = {}
-        self._away = False
-        self._ask_again_at = 0.0
+        self._breaker = StoreBreaker("limits of deployments", after=1, pause_s=PAUSE_S)
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -48,19 +45,16 @@ class ValkeyDeploymentLimits:
 
     async def take(self, deployment_id: str, limits: DeploymentLimits, tokens: int) -> float:
         """Takes a request and its tokens, or nothing; answers 0, or seconds until it may be tried again."""
-        if self._away:
-            now = time.monotonic()
-            if now < self._ask_again_at:
-                return 0.0
-            self._ask_again_at = now + PAUSE_S
+        if not self._breaker.admit():
+            return 0.0
         args = (limits.requests_per_minute, limits.tokens_per_minute, 1, tokens)
         try:
             async with asyncio.timeout(self._timeout_s):
                 wait_ms = await self._library.batched("deployment_take_v1", _buckets(deployment_id), args)
-        except STORE_TROUBLE as error:
-            self._lost(error)
+        except STORE_TROUBLE:
+            self._breaker.failed()
             return 0.0
-        self._away = False
+        self._breaker.succeeded()
         return wait_ms / 1000
 
     def give_back(self, deployment_id: str, limits: DeploymentLimits, requests: int, tokens: int) -> None:
@@ -83,20 +77,14 @@ class ValkeyDeploymentLimits:
         more_tokens, more_requests = self._unsent.get(deployment_id, (0, 0))
         return tokens + more_tokens, requests + more_requests
 
-    def _lost(self, error: Exception) -> None:
-        if not self._away:
-            log.warning("deployment_limits_store_away", error=type(error).__name__, until="it answers, limits of deployments do not hold")
-        self._away = True
-        self._ask_again_at = time.monotonic() + PAUSE_S
-
     async def _give_all(self) -> None:
         while self._pending:
             batch, self._pending = self._pending, []
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await asyncio.gather(*(self._library.batched("deployment_give_v1", _buckets(name), args) for name, args in batch))
-            except STORE_TROUBLE as error:
-                self._lost(error)
+            except STORE_TROUBLE:
+                self._breaker.failed()
 
     async def _keep_in_touch(self) -> None:
         while True:
@@ -109,15 +97,15 @@ class ValkeyDeploymentLimits:
                 async with asyncio.timeout(self._timeout_s):
                     calls = (self._library.batched("deployment_usage_v1", [_usage(n)], s) for n, s in zip(names, sent, strict=True))
                     totals = await asyncio.gather(*calls)
-            except STORE_TROUBLE as error:
-                self._lost(error)
+            except STORE_TROUBLE:
+                self._breaker.failed()
                 for name, (tokens, requests) in zip(names, sent, strict=True):
                     known_tokens, known_requests = self._known.get(name, (0, 0))
                     # As if it were spread evenly over the minute.
                     kept = 1 - self._every_s / 60
                     self._known[name] = (int(known_tokens * kept) + tokens, int(known_requests * kept) + requests)
                 continue
-            self._away = False
+            self._breaker.succeeded()
             for name, (tokens, requests) in zip(names, totals, strict=True):
                 self._known[name] = (tokens, requests)
                 if not requests:

@@ -31,8 +31,9 @@ from services.llm_gateway.accounting.plans import RUN_KEPT_MS, Holder, prefix
 from services.llm_gateway.accounting.refusals import budget_exceeded, quota_exceeded
 from services.llm_gateway.accounting.views import left_of, states_of
 from services.llm_gateway.adapters.ledger import LEDGERS
-from services.llm_gateway.adapters.purse_store import Deadlines, Outbox, Sending, StoreBreaker, is_away
+from services.llm_gateway.adapters.purse_store import Deadlines, Outbox, Sending, is_away
 from services.llm_gateway.adapters.purse_sweeper import Sweeper
+from services.llm_gateway.adapters.store_breaker import StoreBreaker
 from services.llm_gateway.money import NOTHING, Usage
 from services.llm_gateway.ports import Ask, LimitState, Ticket
 
@@ -94,7 +95,7 @@ class ValkeyPurse:
         self._plans = plans
         self._on_threshold = on_threshold
         self._deadlines = Deadlines(timeout_s)
-        self._breaker = StoreBreaker()
+        self._breaker = StoreBreaker("money")
         self._outbox = Outbox(self._library, backlog)
         self._bounds = (bounds.lines, bounds.report_entries, int(bounds.reports.total_seconds() * 1000))
         self._announced: dict[str, float] = {}

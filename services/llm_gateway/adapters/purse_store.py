@@ -1,8 +1,7 @@
-"""The purse's way to its store: a time limit and a breaker for what callers wait for, an outbox for what nobody waits for."""
+"""The purse's way to its store: a time limit for what callers wait for, an outbox for what nobody waits for."""
 
 import asyncio
 import random
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,38 +34,6 @@ _dropped = _meter.create_counter(
 def is_away(error: BaseException | None) -> bool:
     """Whether the store could not be reached, or could not write."""
     return isinstance(error, (*UNAVAILABLE, *_NOT_NOW)) or (isinstance(error, ResponseError) and str(error).startswith(_NOT_NOW_TEXT))
-
-
-class StoreBreaker:
-    """Keeps callers from waiting for a store that does not answer: `after` failures in a row open it for `pause_s`, then one probes."""
-
-    def __init__(self, after: int = 3, pause_s: float = 0.5) -> None:
-        self._after = after
-        self._pause_s = pause_s
-        self._failures = 0
-        self._until = 0.0
-
-    def admit(self) -> bool:
-        """Whether the store may be asked. After the pause the next caller is the probe, and the others wait for its outcome."""
-        if self._failures < self._after:
-            return True
-        now = time.monotonic()
-        if now < self._until:
-            return False
-        self._until = now + self._pause_s
-        return True
-
-    def succeeded(self) -> None:
-        """The store has answered."""
-        self._failures = 0
-
-    def failed(self) -> None:
-        """The store has not answered."""
-        self._failures += 1
-        if self._failures == self._after:
-            log.warning("purse_store_slow", failures=self._failures)
-        if self._failures >= self._after:
-            self._until = time.monotonic() + self._pause_s
 
 
 class Deadlines:

@@ -16,7 +16,7 @@ from services.common.valkey import connect
 from services.llm_gateway.accounting import Plans
 from services.llm_gateway.adapters.ledger import Ledger, Subjects
 from services.llm_gateway.adapters.purse import TENANTS, ValkeyPurse
-from services.llm_gateway.adapters.purse_store import StoreBreaker
+from services.llm_gateway.adapters.store_breaker import StoreBreaker
 from services.llm_gateway.fakes import FixedLimits
 from services.llm_gateway.money import Usage
 from services.llm_gateway.ports import Ask
@@ -268,7 +268,7 @@ async def test_what_waits_for_the_store_is_bounded(stoppable):
 
 
 def test_the_breaker_lets_one_probe_through_after_its_pause():
-    breaker = StoreBreaker(after=2, pause_s=0.02)
+    breaker = StoreBreaker("test", after=2, pause_s=0.02)
     breaker.failed()
     assert breaker.admit()
     breaker.failed()
