@@ -6,7 +6,6 @@ from typing import Any
 
 from services.common.identity import Principal
 from services.llm_gateway.accounting.states import BudgetStates
-from services.llm_gateway.balancer import Balancer
 from services.llm_gateway.failures import Failure
 from services.llm_gateway.money import Usage
 from services.llm_gateway.ports import Ask, DeploymentState, Load, Permit, Ticket
@@ -14,15 +13,17 @@ from services.llm_gateway.registry import Deployment
 
 
 class OpenGate:
-    """Lets every call pass at once; picks as the balancer does, with the chance that is given."""
+    """Lets every call pass at once; draws by weight among the lowest order, with the chance that is given."""
 
     def __init__(self, chance: random.Random) -> None:
-        self._balancer = Balancer(chance)
+        self._chance = chance
         self.inside = 0
 
     def pick(self, candidates: Sequence[Deployment], strategy: str, load: Load) -> Deployment | None:
         """One of the candidates."""
-        return self._balancer.pick(candidates, strategy)
+        lowest = min(d.order for d in candidates)
+        first = [d for d in candidates if d.order == lowest]
+        return self._chance.choices(first, weights=[d.weight for d in first])[0]
 
     def retry_after_s(self, candidates: Sequence[Deployment]) -> float:
         """No time at all."""
