@@ -34,7 +34,7 @@ class Workspace:
     def __init__(self, contents: DiskContents, tenant: str, batch_id: str) -> None:
         self._contents = contents
         self._tenant = tenant
-        self.folder = tenant_folder(contents.folder, tenant) / "work" / batch_id
+        self.folder = tenant_folder(contents.folder, tenant) / "running" / batch_id
         self._input = self.folder / "input.jsonl"
         self._journals: list[Path] = []
 

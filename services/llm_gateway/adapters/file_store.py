@@ -1,7 +1,7 @@
 """Contents of files, in a folder that all replicas share. Implements batches.ports.Contents.
 
 <folder>/<digest of the tenant>/<file id>            a content; it is there whole, or not at all
-<folder>/<digest of the tenant>/work/<batch id>/     what a batch needs while it runs (batch_workspace.py)
+<folder>/<digest of the tenant>/running/<batch id>/  what a batch needs while it runs (batch_workspace.py)
 """
 
 import errno

@@ -114,7 +114,7 @@ async def test_a_replica_takes_over_within_the_lease_and_the_one_that_comes_back
     asked = await same_bills(other, sim, lost_at_most=8)
     assert sum(asked.values()) <= LINES + 3 * 8
     assert len((await other.client.files.list(purpose="batch_output")).data) == 1
-    await testing.eventually_async(lambda: not list(other.folder.glob("files/*/work/*")), "the work is tidied up")
+    await testing.eventually_async(lambda: not list(other.folder.glob("files/*/running/*")), "the work is tidied up")
 
 
 async def test_a_drained_gateway_hands_over_at_once_and_no_line_is_asked_twice(processes, line, sim):

@@ -43,7 +43,7 @@ async def test_a_batch_is_answered_line_by_line_in_the_order_of_its_input(gatewa
         assert done.usage.model_extra["cost_microusd"] == -(-billed // 1000)
         Batch.model_validate(done.model_dump())
         # Nothing is left of the work beside its files.
-        await testing.eventually_async(lambda: not list(g.folder.glob("files/*/work/*")), "the work is tidied up")
+        await testing.eventually_async(lambda: not list(g.folder.glob("files/*/running/*")), "the work is tidied up")
 
 
 async def test_every_endpoint_is_asked_by_its_own_route(gateway):
@@ -381,7 +381,7 @@ async def test_erasing_a_user_leaves_nothing_of_theirs_and_all_of_the_others(gat
                 with pytest.raises(openai.NotFoundError):
                     await bob.batches.retrieve(batch.id)
             assert [path.name for path in g.folder.glob("files/*/*") if path.is_file()] == [kept.id]
-            assert not list(g.folder.glob("files/*/work/*/*"))
+            assert not list(g.folder.glob("files/*/running/*/*"))
             assert await g.parts.batches.erase("acme", "ana") == ("batch_files", 0)
             assert not [key async for key in g.store.scan_iter("*batch_*")]
 
