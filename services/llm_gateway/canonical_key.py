@@ -11,8 +11,7 @@ from typing import Any
 
 import orjson
 
-from services.common.errors import InvalidInput
-from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.chat import ChatCall, request_json
 from services.llm_gateway.registry import Group, Registry
 
 # How the answer travels, not what it is.
@@ -44,14 +43,7 @@ def canonical(body: Mapping[str, Any], *, notes: bool = False, without: Iterable
     if without:
         left_out = left_out.union(without)
     kept = {key: _number(value) for key, value in body.items() if key not in left_out}
-    return _dumped(kept, orjson.OPT_SORT_KEYS)
-
-
-def _dumped(value: Any, option: int | None = None) -> bytes:
-    try:
-        return orjson.dumps(value, option=option)
-    except TypeError:
-        raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+    return request_json(kept, orjson.OPT_SORT_KEYS)
 
 
 def _number(value: Any) -> Any:
@@ -101,7 +93,7 @@ def affinity_of(call: ChatCall) -> str:
             digest.update(str(function.get("name")).encode() + b"\0")
     for message in messages:
         content = message.get("content")
-        raw = content[:_AFFINITY_READS].encode() if isinstance(content, str) else _dumped(content)[:_AFFINITY_READS]
+        raw = content[:_AFFINITY_READS].encode() if isinstance(content, str) else request_json(content)[:_AFFINITY_READS]
         digest.update(len(raw).to_bytes(4, "big") + raw)
         if message.get("role") not in ("system", "developer"):
             break

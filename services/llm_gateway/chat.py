@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from services.common.errors import InvalidInput
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault, classify, error_in
 from services.llm_gateway.sse import SseParser
 from services.llm_gateway.terms import PLAIN, Terms
@@ -75,6 +76,14 @@ class Answer:
         """The provider's usage object."""
         found = self.data.get("usage")
         return found if isinstance(found, dict) else None
+
+
+def request_json(value: Any, option: int | None = None) -> bytes:
+    """A request or a part of it as JSON. Raises InvalidInput for what JSON from outside can hold and orjson cannot write."""
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:
+        raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
 
 
 def malformed(message: str) -> UpstreamFault:

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import orjson
-
-from services.common.errors import InvalidInput
+from services.llm_gateway.chat import request_json
 
 # Above what any provider has documented for one picture; a mini model of OpenAI counts far more, and is learned from its usage.
 IMAGE_TOKENS = 1_600
@@ -63,7 +61,7 @@ def measure(body: Mapping[str, Any]) -> Measure:
             counts.texts(given, parts)
     for name in ("tools", "functions", "response_format", "tool_choice"):
         if body.get(name):
-            parts.append(_json(body[name]))
+            parts.append(request_json(body[name]))
             counts.other += TOOLS_TOKENS if name in ("tools", "functions") else 0
     raw = b"".join(parts)
     return Measure(len(raw), kind_of(raw), counts.images, counts.other + CALL_TOKENS)
@@ -97,7 +95,7 @@ class _Counts:
                     self.content(_list(value), parts)
             elif name != "role" and value:
                 # Tool calls, names, reasoning that is given back.
-                parts.append(_json(value))
+                parts.append(request_json(value))
 
     def content(self, items: Iterable[Any], parts: list[bytes]) -> None:
         for item in items:
@@ -107,7 +105,7 @@ class _Counts:
             elif kind in _MARKED:
                 self._medium(kind, item)
             else:
-                parts.append(_json(item))
+                parts.append(request_json(item))
 
     def _medium(self, kind: str, item: Mapping[str, Any]) -> None:
         if kind in ("image_url", "image", "input_image"):
@@ -118,7 +116,7 @@ class _Counts:
             else:
                 self.images += 1
             return
-        size = len(_json(item))
+        size = len(request_json(item))
         self.other += size // AUDIO_BYTES_A_TOKEN + 1 if kind == "input_audio" else size + DOCUMENT_TOKENS
 
     def texts(self, given: Any, parts: list[bytes]) -> None:
@@ -134,14 +132,7 @@ class _Counts:
             elif isinstance(item, int):
                 self.other += 1
             else:
-                parts.append(_json(item))
-
-
-def _json(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+                parts.append(request_json(item))
 
 
 def _list(value: Any) -> list[Any]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import orjson
 
-from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.anthropic_request import request_of
 from services.llm_gateway.adapters.anthropic_stream import MessagesReader
-from services.llm_gateway.chat import Answer, malformed, parsed, text_of
+from services.llm_gateway.chat import Answer, malformed, parsed, request_json, text_of
 from services.llm_gateway.failures import Failure, FailureClass, classify, error_of
 from services.llm_gateway.messages_shape import BETAS, EXTRAS, JSON_TOOL, OWN_FIELDS, ending_of, message_of, openai_usage, unfit
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
@@ -48,10 +47,7 @@ class AnthropicDialect:
         """POST /v1/messages."""
         deployment = attempt.deployment
         made = request_of(deployment, attempt.body, stream=stream)
-        try:
-            body = orjson.dumps(made)
-        except TypeError:
-            raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+        body = request_json(made)
         prices = deployment.prices
         if _AN_HOUR in body and prices.known and not prices.free and not prices.cache_write_1h:
             # Nothing was reserved for its price, so the prefix is kept for the five minutes that were.

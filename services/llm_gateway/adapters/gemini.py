@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
 from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.gemini_answer import GeminiReader, read_answer, usage_of
 from services.llm_gateway.adapters.gemini_errors import failure_in, failure_of
 from services.llm_gateway.adapters.gemini_request import content_body, unfit
-from services.llm_gateway.chat import Answer, malformed, parsed
+from services.llm_gateway.chat import Answer, malformed, parsed, request_json
 from services.llm_gateway.failures import Failure
 from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, StreamReader, Vectors, WireRequest
@@ -91,11 +89,7 @@ def _request(attempt: Attempt, method: str, body: Mapping[str, Any]) -> WireRequ
     headers = {"content-type": "application/json", **deployment.headers}
     if deployment.api_key:
         headers["x-goog-api-key"] = deployment.api_key
-    try:
-        raw = orjson.dumps(body)
-    except TypeError:
-        raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
-    return WireRequest(f"{base}/{quote(_path(deployment.model), safe='/@')}:{method}", headers, raw)
+    return WireRequest(f"{base}/{quote(_path(deployment.model), safe='/@')}:{method}", headers, request_json(body))
 
 
 def _vector(entry: Any) -> array:

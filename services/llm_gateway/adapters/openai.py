@@ -7,17 +7,12 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from services.common.errors import InvalidInput
 from services.llm_gateway.adapters.openai_fields import fitted, query_of
-from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, parsed, plain_failure, text_of
+from services.llm_gateway.chat import Answer, ChunkReader, malformed, parse_answer, parsed, plain_failure, request_json, text_of
 from services.llm_gateway.failures import Failure, FailureClass, classify, error_of
 from services.llm_gateway.messages_plain import plain
 from services.llm_gateway.ports import Attempt, Ranking, Vectors, WireRequest
 from services.llm_gateway.retry_after import retry_after_s
-
-NOT_JSON = "the request is nested too deeply or holds a number beyond 64 bits"
 
 
 class OpenAiDialect:
@@ -81,10 +76,7 @@ def _request(attempt: Attempt, path: str, body: Mapping[str, Any] | None = None)
     headers = {"content-type": "application/json", **deployment.headers}
     if deployment.api_key:
         headers["authorization"] = f"Bearer {deployment.api_key}"
-    try:
-        return WireRequest(deployment.api_base + path + query_of(deployment), headers, orjson.dumps(attempt.body if body is None else body))
-    except TypeError:
-        raise InvalidInput(NOT_JSON) from None
+    return WireRequest(deployment.api_base + path + query_of(deployment), headers, request_json(attempt.body if body is None else body))
 
 
 def _tokens(holder: Any, name: str) -> int | None:

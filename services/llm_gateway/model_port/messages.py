@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import BulkheadError, InvalidInput
-from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.chat import ChatCall, request_json
 from services.llm_gateway.messages_plain import needs_of
 from services.llm_gateway.model_port.answers import StreamHead, answer_headers
 from services.llm_gateway.model_port.exchange import Exchange
@@ -62,10 +62,7 @@ class MessagesSurface:
         model = _model(body)
         canonical(body, exchange.headers.get(_BETAS, ""), counting=True)
         self._calls.registry.resolve(model, "chat")
-        try:
-            orjson.dumps(body)
-        except TypeError:
-            raise InvalidInput("the request is nested too deeply or holds a number beyond 64 bits") from None
+        request_json(body)
         await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
 
     async def _read(self, exchange: Exchange) -> tuple[dict[str, Any], int]:
