@@ -13,7 +13,7 @@ import redis.asyncio as redis
 import structlog
 
 from services.common.accounts._holders import Holders
-from services.common.accounts._keys import PREFIX, Change, Keys, digest_of, new_key
+from services.common.accounts._keys import PREFIX, Change, Keys, digest_of
 from services.common.accounts._limits import NO_LIMITS, LimitSet, PrincipalLimits
 from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, TenantRecord, UserRecord, decode
 from services.common.accounts._store import CHANGES, REVOCATIONS, Store, gone_key, holder_key, id_key, key_key, text
@@ -95,9 +95,8 @@ class Accounts:
         limits: LimitSet = NO_LIMITS,
     ) -> IssuedKey:
         """Makes a key. Raises InvalidInput for names that cannot be."""
-        return await self.keys.create(
-            new_key(tenant=tenant, user=user, tier=tier, scopes=scopes, team=team, name=name, lifetime=lifetime, limits=limits)
-        )
+        expires = time.time() + lifetime.total_seconds() if lifetime else 0.0
+        return await self.keys.create(KeyRecord("", tenant, user, team, tier, tuple(scopes), name=name, expires_at=expires, limits=limits))
 
     async def list_keys(self, tenant: str) -> list[KeyRecord]:
         """Keys of a tenant, oldest first."""
@@ -134,17 +133,11 @@ class Accounts:
         """The principal of an API key. Raises Unauthenticated when it is unknown, revoked, expired or blocked."""
         known = await self._key(digest_of(secret)) if secret.startswith(PREFIX) and len(secret) < MOST_SECRET_CHARS else None
         if known is None:
-            raise Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
-        if known.ends_at and known.ends_at <= time.time():
-            raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
-        if known.record.blocked:
-            raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
+            raise _unknown()
+        _refuse_ended(known.record, known.ends_at)
         principal = known.principal
-        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
-        if held is None or held.until <= time.monotonic():
-            held = await self._shared((principal, True), partial(self._read_held, principal, known.record))
-        if held.blocked:
-            raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
+        held = self._fresh(principal) or await self._shared((principal, True), partial(self._read_held, principal, known.record))
+        _refuse_blocked(held)
         return principal
 
     async def confirm(self, principal: Principal) -> None:
@@ -153,26 +146,22 @@ class Accounts:
         """
         record = await self.keys.current(principal.key_id)
         if record is None or record.tenant != principal.tenant:
-            raise Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
-        if record.expired():
-            raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
-        if record.blocked:
-            raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
-        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
-        if held is None or held.until <= time.monotonic():
-            held = await self._shared((principal, True), partial(self._read_held, principal, record))
-        if held.blocked:
-            raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
+            raise _unknown()
+        _refuse_ended(record, record.expires_at)
+        held = self._fresh(principal) or await self._shared((principal, True), partial(self._read_held, principal, record))
+        _refuse_blocked(held)
 
     async def limits(self, principal: Principal) -> PrincipalLimits:
         """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed.
 
         It goes by the names in the principal, so it serves those of internal tokens too, of runs whose key was deleted as well.
         """
-        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
-        if held is None or held.until <= time.monotonic():
-            held = await self._shared((principal, False), partial(self._read_held, principal, None))
+        held = self._fresh(principal) or await self._shared((principal, False), partial(self._read_held, principal, None))
         return held.limits
+
+    def _fresh(self, principal: Principal) -> _Held | None:
+        held = self._held.get((principal.tenant, principal.user, principal.team, principal.key_id))
+        return held if held is not None and held.until > time.monotonic() else None
 
     async def _key(self, digest: str) -> _Known | None:
         now = time.monotonic()
@@ -280,6 +269,22 @@ class Accounts:
             except UNAVAILABLE as error:
                 log.warning("revocations_interrupted", error=type(error).__name__)
                 await asyncio.sleep(1.0)
+
+
+def _unknown() -> Unauthenticated:
+    return Unauthenticated("the API key is not valid", reason="INVALID_API_KEY")
+
+
+def _refuse_ended(record: KeyRecord, ends_at: float) -> None:
+    if ends_at and ends_at <= time.time():
+        raise Unauthenticated("the API key has expired", reason="EXPIRED_API_KEY")
+    if record.blocked:
+        raise Unauthenticated("the API key is blocked", reason="BLOCKED_API_KEY")
+
+
+def _refuse_blocked(held: _Held) -> None:
+    if held.blocked:
+        raise Unauthenticated(f"the {held.blocked} of the API key is blocked", reason="BLOCKED_API_KEY")
 
 
 def _without(members: Mapping[str, str], user: str) -> dict[str, str]:

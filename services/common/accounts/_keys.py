@@ -3,13 +3,12 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 
 from redis.asyncio.client import Pipeline
 
-from services.common.accounts._limits import NO_LIMITS, LimitSet
 from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, decode, encode
 from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, holder_key, id_key, key_key, keys_key, text
 from services.common.errors import Conflict, NotFound
@@ -118,8 +117,7 @@ class Keys:
         Id, tenant and creation stay. `strict` is as in `create`. Raises NotFound, InvalidInput, Conflict.
         """
 
-        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
-            digest, old = await _watched(pipeline, key_id, tenant)
+        async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
             new = replace(change(old), key_id=old.key_id, tenant=old.tenant, created_at=old.created_at, updated_at=time.time())
             new.check()
             renamed = new.name != old.name
@@ -134,13 +132,9 @@ class Keys:
                 pipeline.hdel(alias_key(tenant), old.name)
             if renamed and strict and new.name:
                 pipeline.hset(alias_key(tenant), new.name, key_id)
-            _tell(pipeline, digest, key_id)
-            return digest, new
+            return new
 
-        digest, record = await self._store.transaction(write)
-        self._forget(digest)
-        self._forget(id_key(key_id))
-        return record
+        return await self._change(key_id, tenant, write)
 
     async def rotate(self, key_id: str, tenant: str, *, grace: timedelta | None = None, change: Change | None = None) -> IssuedKey:
         """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`, at once without.
@@ -150,8 +144,7 @@ class Keys:
         secret = PREFIX + secrets.token_urlsafe(32)
         fresh = digest_of(secret)
 
-        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
-            digest, old = await _watched(pipeline, key_id, tenant)
+        async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
             now = time.time()
             new = replace(change(old) if change else old, key_id=key_id, tenant=tenant, created_at=old.created_at)
             new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False, name=old.name)
@@ -168,13 +161,9 @@ class Keys:
                 pipeline.set(key_key(digest), encode(old), exat=int(ends) + 1)
             pipeline.set(key_key(fresh), encode(new))
             pipeline.set(id_key(key_id), fresh)
-            _tell(pipeline, digest, key_id)
-            return digest, new
+            return new
 
-        digest, record = await self._store.transaction(write)
-        self._forget(digest)
-        self._forget(id_key(key_id))
-        return IssuedKey(secret, record)
+        return IssuedKey(secret, await self._change(key_id, tenant, write))
 
     async def delete(self, key_id: str, tenant: str, *, kept: bool = True) -> KeyRecord:
         """Ends a key and every secret of it at once, in every process. Its limits are `kept` for runs that go on.
@@ -182,8 +171,7 @@ class Keys:
         Raises NotFound, Conflict.
         """
 
-        async def write(pipeline: Pipeline) -> tuple[str, KeyRecord]:
-            digest, old = await _watched(pipeline, key_id, tenant)
+        async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
             freed = await self._holds_name(pipeline, old)
             pipeline.multi()
             # A secret within its grace finds its key by the id, which is gone with the record.
@@ -193,10 +181,21 @@ class Keys:
                 pipeline.set(gone_key(key_id), encode(old), ex=KEPT_AFTER_DELETE)
             if freed:
                 pipeline.hdel(alias_key(tenant), old.name)
-            _tell(pipeline, digest, key_id)
-            return digest, old
+            return old
 
-        digest, record = await self._store.transaction(write)
+        return await self._change(key_id, tenant, write)
+
+    async def _change(self, key_id: str, tenant: str, write: Callable[[Pipeline, str, KeyRecord], Awaitable[KeyRecord]]) -> KeyRecord:
+        """Runs `write` with the digest and the record of a key as they are now, and tells every process of it."""
+
+        async def change(pipeline: Pipeline) -> tuple[str, KeyRecord]:
+            digest, old = await _watched(pipeline, key_id, tenant)
+            record = await write(pipeline, digest, old)
+            pipeline.publish(REVOCATIONS, digest)
+            pipeline.publish(CHANGES, id_key(key_id))
+            return digest, record
+
+        digest, record = await self._store.transaction(change)
         self._forget(digest)
         self._forget(id_key(key_id))
         return record
@@ -237,24 +236,3 @@ async def _refuse_team(pipeline: Pipeline, record: KeyRecord) -> None:
         raise NotFound("no such team")
     if decode(TeamRecord, raw).blocked:
         raise Conflict("the team is blocked", reason="TEAM_BLOCKED")
-
-
-def _tell(pipeline: Pipeline, digest: str, key_id: str) -> None:
-    pipeline.publish(REVOCATIONS, digest)
-    pipeline.publish(CHANGES, id_key(key_id))
-
-
-def new_key(
-    *,
-    tenant: str,
-    user: str,
-    tier: str,
-    scopes: Sequence[str],
-    team: str = "",
-    name: str = "",
-    lifetime: timedelta | None = None,
-    limits: LimitSet = NO_LIMITS,
-) -> KeyRecord:
-    """A record for `Keys.create`."""
-    expires = time.time() + lifetime.total_seconds() if lifetime else 0.0
-    return KeyRecord("", tenant, user, team, tier, tuple(scopes), name, expires_at=expires, limits=limits)

@@ -1,6 +1,5 @@
 """Records of keys, users, teams and tenants. Each has a schema_version; what an older version wrote is read with defaults."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -16,12 +15,27 @@ MOST_ID_CHARS = 128
 MOST_NAME_CHARS = 256
 MOST_SCOPES = 64
 MOST_METADATA_BYTES = 16 * 1024
+MOST_MEMBERS = 10_000
+ROLES = ("user", "admin")
 R = TypeVar("R", "KeyRecord", "UserRecord", "TeamRecord", "TenantRecord")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What all have. Times are in Unix seconds."""
+
+    name: str = ""
+    limits: LimitSet = NO_LIMITS
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    blocked: bool = False
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    schema_version: int = SCHEMA_VERSION
+
+
 @dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """One API key. Times are in Unix seconds, `expires_at` 0 for never. `hint` is the end of the secret, to tell keys apart by.
+class KeyRecord(_Record):
+    """One API key. `expires_at` is in Unix seconds, 0 for never. `hint` is the end of the secret, to tell keys apart by.
 
     A `superseded` record stands under the secret that a rotation replaced; it names the key and when the old secret ends.
     """
@@ -32,24 +46,13 @@ class KeyRecord:
     team: str = ""
     tier: str = "free"
     scopes: tuple[str, ...] = ()
-    name: str = ""
-    created_at: float = 0.0
     expires_at: float = 0.0
-    limits: LimitSet = NO_LIMITS
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    blocked: bool = False
-    updated_at: float = 0.0
     hint: str = ""
     superseded: bool = False
-    schema_version: int = SCHEMA_VERSION
 
     def principal(self) -> Principal:
         """Whom calls with this key are made for."""
         return Principal(self.tenant, self.user, self.key_id, self.team, self.scopes, self.tier)
-
-    def expired(self) -> bool:
-        """Whether its time is over."""
-        return bool(self.expires_at) and self.expires_at <= time.time()
 
     def check(self) -> None:
         """Raises InvalidInput that names every field that is wrong."""
@@ -72,19 +75,12 @@ class IssuedKey:
 
 
 @dataclass(frozen=True, slots=True)
-class UserRecord:
+class UserRecord(_Record):
     """What is known of a user beside the keys. Users need no record; one exists where something was set for them."""
 
     tenant: str
     user: str
-    name: str = ""
     email: str = ""
-    limits: LimitSet = NO_LIMITS
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    blocked: bool = False
-    created_at: float = 0.0
-    updated_at: float = 0.0
-    schema_version: int = SCHEMA_VERSION
 
     def check(self) -> None:
         """Raises InvalidInput that names every field that is wrong."""
@@ -95,19 +91,12 @@ class UserRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class TeamRecord:
+class TeamRecord(_Record):
     """A team. `members` maps each user to a role, `user` or `admin`; `limits.models` are the models of the team."""
 
     tenant: str
     team: str
-    name: str = ""
     members: Mapping[str, str] = field(default_factory=dict, hash=False)
-    limits: LimitSet = NO_LIMITS
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    blocked: bool = False
-    created_at: float = 0.0
-    updated_at: float = 0.0
-    schema_version: int = SCHEMA_VERSION
 
     def check(self) -> None:
         """Raises InvalidInput that names every field that is wrong."""
@@ -122,28 +111,17 @@ class TeamRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class TenantRecord:
+class TenantRecord(_Record):
     """What is set for a whole tenant."""
 
     tenant: str
-    name: str = ""
-    limits: LimitSet = NO_LIMITS
-    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    blocked: bool = False
-    created_at: float = 0.0
-    updated_at: float = 0.0
-    schema_version: int = SCHEMA_VERSION
 
     def check(self) -> None:
         """Raises InvalidInput that names every field that is wrong."""
         _refuse([*_id_problems(tenant=self.tenant), *_common_problems(self)])
 
 
-MOST_MEMBERS = 10_000
-ROLES = ("user", "admin")
-
-
-def encode(record: KeyRecord | UserRecord | TeamRecord | TenantRecord) -> bytes:
+def encode(record: _Record) -> bytes:
     """The record as it is stored."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}
     values["limits"] = record.limits.as_dict()
@@ -170,7 +148,7 @@ def _id_problems(**names: str) -> list[FieldViolation]:
     ]
 
 
-def _common_problems(record: KeyRecord | UserRecord | TeamRecord | TenantRecord) -> list[FieldViolation]:
+def _common_problems(record: _Record) -> list[FieldViolation]:
     found = [FieldViolation(where, reason) for where, reason in record.limits.problems()]
     if len(record.name) > MOST_NAME_CHARS or not record.name.isprintable():
         found.append(FieldViolation("name", f"must be at most {MOST_NAME_CHARS} printable characters"))

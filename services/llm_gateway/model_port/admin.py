@@ -10,6 +10,7 @@ import structlog
 
 from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.admin_book import SpendBook
+from services.llm_gateway.model_port.admin_desk import AdminDesk
 from services.llm_gateway.model_port.admin_keys import KeyRoutes
 from services.llm_gateway.model_port.admin_models import ModelRoutes
 from services.llm_gateway.model_port.admin_spend import SpendRoutes
@@ -26,10 +27,11 @@ class AdminSurface:
     """Keys, teams, users, tenants, spend and models. A key with the scope `admin` acts on its tenant, the master key on all."""
 
     def __init__(self, keys: PortKeys, registry: Callable[[], Registry], book: SpendBook) -> None:
+        desk = AdminDesk(keys, book)
         self._parts = (
-            KeyRoutes(keys, book),
-            TeamRoutes(keys, book),
-            UserRoutes(keys, book),
+            KeyRoutes(desk),
+            TeamRoutes(desk),
+            UserRoutes(desk),
             SpendRoutes(keys, book),
             ModelRoutes(registry, keys.accounts),
         )

@@ -1,7 +1,7 @@
 """Bodies of admin requests in LiteLLM's field names. Nothing is ignored without a word: a field is read, refused, or named."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any, Protocol
@@ -162,6 +162,11 @@ class Fields:
         return unsupported
 
 
+def named(unsupported: Sequence[str]) -> dict[str, Any]:
+    """Fields of the request that have no effect, as the answer names them, where there are any."""
+    return {"unsupported": list(unsupported)} if unsupported else {}
+
+
 class Checked(Protocol):
     """A record that can tell what is wrong with it."""
 
@@ -178,6 +183,25 @@ def check(fields: Fields, record: Checked, kind: str) -> None:
         for problem in error.violations:
             name = {"name": f"{kind}_alias", "user": "user_id", "team": "team_id", "email": "user_email"}.get(problem.field, problem.field)
             fields.wrong(_PUBLIC.get(name, name), problem.description)
+
+
+class _Held(Protocol):
+    """What keys, teams, users and tenants have in common."""
+
+    @property
+    def limits(self) -> LimitSet: ...
+
+
+def changed_in_common(fields: Fields, old: _Held, kind: str) -> dict[str, Any]:
+    """What the body names of a key, team, user or tenant that all of them have, as values of the record."""
+    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
+    if fields.given(f"{kind}_alias"):
+        found["name"] = fields.text(f"{kind}_alias") or ""
+    if fields.given("metadata"):
+        found["metadata"] = fields.mapping("metadata")
+    if fields.given("blocked"):
+        found["blocked"] = fields.flag("blocked")
+    return found
 
 
 def read_limits(fields: Fields, base: LimitSet = NO_LIMITS) -> LimitSet:

@@ -1,7 +1,7 @@
 """/key/*: keys of a tenant, for administrators. A key's holder may ask for its own record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -9,12 +9,12 @@ from typing import Any
 
 import orjson
 
-from services.common.accounts import Accounts, KeyRecord
+from services.common.accounts import KeyRecord
 from services.common.errors import InvalidInput, NotFound, PermissionDenied
 from services.common.identity import Principal
-from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
-from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
+from services.llm_gateway.model_port.admin_access import ADMIN
+from services.llm_gateway.model_port.admin_desk import AdminDesk
+from services.llm_gateway.model_port.admin_fields import Fields, changed_in_common, check, named, read_limits
 from services.llm_gateway.model_port.admin_query import flag_of, number_of
 from services.llm_gateway.model_port.admin_views import key_view
 from services.llm_gateway.model_port.exchange import Exchange
@@ -30,10 +30,10 @@ _KINDS = {"default": (SCOPE,), "llm_api": (SCOPE,), "management": (ADMIN,)}
 class KeyRoutes:
     """Requests and answers in LiteLLM's shape. `key` in a request is a secret, a key id, or the SHA-256 of a secret."""
 
-    def __init__(self, keys: PortKeys, book: SpendBook) -> None:
-        self._keys = keys
-        self._accounts: Accounts = keys.accounts
-        self._book = book
+    def __init__(self, desk: AdminDesk) -> None:
+        self._desk = desk
+        self._keys = desk.keys
+        self._accounts = desk.accounts
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -51,8 +51,7 @@ class KeyRoutes:
 
     async def generate(self, exchange: Exchange) -> None:
         """A new key; its secret is shown this once."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        principal, fields, tenant = await self._desk.take(exchange)
         record = KeyRecord(
             "",
             tenant,
@@ -60,7 +59,7 @@ class KeyRoutes:
             fields.text("team_id") or "",
             self._keys.tier(principal, fields.text("tier")),
             _scopes(fields),
-            fields.text("key_alias") or "",
+            name=fields.text("key_alias") or "",
             expires_at=expiry_of(fields),
             limits=read_limits(fields),
             metadata=fields.mapping("metadata"),
@@ -76,12 +75,19 @@ class KeyRoutes:
 
     async def update(self, exchange: Exchange) -> None:
         """Changes what the body names; null takes a limit, an end or a name away."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        principal, fields, tenant = await self._desk.take(exchange)
         reference = fields.required("key")
-        # The change runs on the record as it is at that moment, so the body is read once before, to tell what is wrong with it.
-        check(fields, _changed(fields, KeyRecord("", tenant, principal.user)), "key")
+        change = self._change(principal, fields, tenant)
         unsupported = fields.finish()
+        key_id = await self._accounts.keys.find_id(reference, tenant)
+        record = await self._accounts.keys.update(key_id, tenant, change, strict=True)
+        await exchange.answer(200, orjson.dumps({"key": key_id, **await self._desk.key(record), **named(unsupported)}))
+
+    def _change(self, principal: Principal, fields: Fields, tenant: str) -> Callable[[KeyRecord], KeyRecord]:
+        """What the body makes of a key. It runs on the record as it is at that moment, so the body is read once before, to tell what is
+        wrong with it.
+        """
+        check(fields, _changed(fields, KeyRecord("", tenant, principal.user)), "key")
 
         def change(old: KeyRecord) -> KeyRecord:
             self._keys.require_reach(principal, old)
@@ -89,15 +95,11 @@ class KeyRoutes:
             principal.require(*new.scopes)
             return replace(new, tier=self._keys.tier(principal, new.tier))
 
-        key_id = await self._accounts.keys.find_id(reference, tenant)
-        record = await self._accounts.keys.update(key_id, tenant, change, strict=True)
-        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
-        await exchange.answer(200, orjson.dumps({"key": reference_view(record), **view, **named(unsupported)}))
+        return change
 
     async def delete(self, exchange: Exchange) -> None:
         """Ends keys at once, in every process. All must be there before any is ended."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        _, fields, tenant = await self._desk.take(exchange)
         references, names = fields.texts("keys"), fields.texts("key_aliases")
         if not references and not names:
             fields.wrong("keys", "keys or key_aliases is needed")
@@ -112,8 +114,7 @@ class KeyRoutes:
 
     async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
         """A blocked key answers 401 until it is unblocked."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        principal, fields, tenant = await self._desk.take(exchange)
         reference = fields.required("key")
         fields.finish()
 
@@ -125,25 +126,16 @@ class KeyRoutes:
 
         key_id = await self._accounts.keys.find_id(reference, tenant)
         record = await self._accounts.keys.update(key_id, tenant, change)
-        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
-        await exchange.answer(200, orjson.dumps({"key": reference_view(record), **view}))
+        await exchange.answer(200, orjson.dumps({"key": key_id, **await self._desk.key(record)}))
 
     async def regenerate(self, exchange: Exchange) -> None:
         """A new secret for a key, with changes where the body names any. The old one lives on for `grace_period`."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        principal, fields, tenant = await self._desk.take(exchange)
         reference = exchange.parameters.get("key") or fields.required("key")
         fields.given("key")
         grace = fields.period("grace_period")
-        check(fields, _changed(fields, KeyRecord("", tenant, principal.user)), "key")
+        change = self._change(principal, fields, tenant)
         unsupported = fields.finish()
-
-        def change(old: KeyRecord) -> KeyRecord:
-            self._keys.require_reach(principal, old)
-            new = _changed(fields, old)
-            principal.require(*new.scopes)
-            return replace(new, tier=self._keys.tier(principal, new.tier))
-
         if fields.text("key_alias") is not None:
             raise InvalidInput.field("key_alias", "a new secret does not rename the key; use /key/update")
         key_id = await self._accounts.keys.find_id(reference, tenant)
@@ -169,13 +161,11 @@ class KeyRoutes:
         if key_id != principal.key_id:
             principal.require(ADMIN)
         record = await self._accounts.keys.find(key_id, tenant)
-        view = key_view(record, await spent_by(self._book, tenant, "key", key_id, record.limits))
-        await exchange.answer(200, orjson.dumps({"key": reference_view(record), "info": view}))
+        await exchange.answer(200, orjson.dumps({"key": key_id, "info": await self._desk.key(record)}))
 
     async def list(self, exchange: Exchange) -> None:
         """Ids of keys, or whole records with return_full_object, a page at a time."""
-        assert exchange.principal is not None
-        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
+        _, tenant = self._desk.asked(exchange)
         page, size = number_of(exchange, "page", 1, 10**6), number_of(exchange, "size", 10, MOST_PAGE)
         full = flag_of(exchange, "return_full_object", default=False)
         wanted = {
@@ -188,31 +178,9 @@ class KeyRoutes:
         shown = found[(page - 1) * size : page * size]
         keys: Sequence[Any] = [record.key_id for record in shown]
         if full:
-            keys = await key_views(self._book, shown)
+            keys = [await self._desk.key(record) for record in shown]
         body = {"keys": keys, "total_count": len(found), "current_page": page, "total_pages": -(-len(found) // size)}
         await exchange.answer(200, orjson.dumps(body))
-
-
-async def key_views(book: SpendBook, records: Sequence[KeyRecord]) -> list[dict[str, Any]]:
-    """Keys with what they have spent."""
-    return [key_view(record, await spent_by(book, record.tenant, "key", record.key_id, record.limits)) for record in records]
-
-
-async def read(exchange: Exchange) -> tuple[Principal, Fields]:
-    """Who asks, and the body."""
-    assert exchange.principal is not None
-    body, _ = await exchange.json()
-    return exchange.principal, Fields(body)
-
-
-def named(unsupported: Sequence[str]) -> dict[str, Any]:
-    """Fields of the request that have no effect, where there are any."""
-    return {"unsupported": list(unsupported)} if unsupported else {}
-
-
-def reference_view(record: KeyRecord) -> str:
-    """What stands for the key in later requests; the secret is never shown again."""
-    return record.key_id
 
 
 def _issued(secret: str, record: KeyRecord, unsupported: Sequence[str]) -> dict[str, Any]:
@@ -241,9 +209,7 @@ def expiry_of(fields: Fields) -> float:
 
 def _changed(fields: Fields, old: KeyRecord) -> KeyRecord:
     """The record with what the body names. Notes what is wrong in `fields`."""
-    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
-    if fields.given("key_alias"):
-        found["name"] = fields.text("key_alias") or ""
+    found = changed_in_common(fields, old, "key")
     if fields.given("user_id"):
         found["user"] = fields.required("user_id")
     if fields.given("team_id"):
@@ -254,8 +220,4 @@ def _changed(fields: Fields, old: KeyRecord) -> KeyRecord:
         found["scopes"] = _scopes(fields)
     if fields.given("duration"):
         found["expires_at"] = expiry_of(fields)
-    if fields.given("metadata"):
-        found["metadata"] = fields.mapping("metadata")
-    if fields.given("blocked"):
-        found["blocked"] = fields.flag("blocked")
     return replace(old, **found)

@@ -10,10 +10,10 @@ import orjson
 
 from services.common.accounts import Accounts, KeyRecord, TeamRecord
 from services.common.errors import InvalidInput, NotFound
-from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
-from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
-from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE, key_views, named, read
+from services.llm_gateway.model_port.admin_access import ADMIN
+from services.llm_gateway.model_port.admin_desk import AdminDesk
+from services.llm_gateway.model_port.admin_fields import Fields, changed_in_common, check, named
+from services.llm_gateway.model_port.admin_keys import MOST_AT_ONCE
 from services.llm_gateway.model_port.admin_views import team_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
@@ -22,10 +22,10 @@ from services.llm_gateway.model_port.routing import Route
 class TeamRoutes:
     """Requests and answers in LiteLLM's shape."""
 
-    def __init__(self, keys: PortKeys, book: SpendBook) -> None:
-        self._keys = keys
-        self._accounts: Accounts = keys.accounts
-        self._book = book
+    def __init__(self, desk: AdminDesk) -> None:
+        self._desk = desk
+        self._keys = desk.keys
+        self._accounts = desk.accounts
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -43,8 +43,7 @@ class TeamRoutes:
 
     async def new(self, exchange: Exchange) -> None:
         """A new team; its id is made here where none is given."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        _, fields, tenant = await self._desk.take(exchange)
         team = fields.text("team_id") or str(uuid.uuid4())
         record = _changed(fields, TeamRecord(tenant, team))
         check(fields, record, "team")
@@ -54,18 +53,16 @@ class TeamRoutes:
 
     async def update(self, exchange: Exchange) -> None:
         """Changes what the body names; null takes a limit away. Members that are named replace all."""
-        principal, fields = await read(exchange)
-        tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        team = fields.required("team_id")
         check(fields, _changed(fields, TeamRecord(tenant, team)), "team")
         unsupported = fields.finish()
         record = await self._accounts.teams.update(tenant, team, lambda old: _changed(fields, old))
-        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
-        await exchange.answer(200, orjson.dumps({"team_id": team, "data": view, **named(unsupported)}))
+        await exchange.answer(200, orjson.dumps({"team_id": team, "data": await self._desk.team(record), **named(unsupported)}))
 
     async def delete(self, exchange: Exchange) -> None:
         """Ends teams together with their keys, which would go on without the team's limits. All must be there before any is ended."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        _, fields, tenant = await self._desk.take(exchange)
         teams = fields.texts("team_ids")
         if not teams or len(teams) > MOST_AT_ONCE:
             fields.wrong("team_ids", f"must be 1 to {MOST_AT_ONCE} ids")
@@ -82,16 +79,16 @@ class TeamRoutes:
 
     async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
         """Keys of a blocked team answer 401."""
-        principal, fields = await read(exchange)
-        tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        team = fields.required("team_id")
         fields.finish()
         record = await self._accounts.teams.update(tenant, team, lambda old: replace(old, blocked=blocked))
-        await exchange.answer(200, orjson.dumps(team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))))
+        await exchange.answer(200, orjson.dumps(await self._desk.team(record)))
 
     async def member_add(self, exchange: Exchange) -> None:
         """Adds one member or several; who is one already gets the role that is named."""
-        principal, fields = await read(exchange)
-        tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        team = fields.required("team_id")
         added = _members(fields, "member", fields.objects("member"))
         if not added:
             fields.wrong("member", "is needed")
@@ -102,14 +99,14 @@ class TeamRoutes:
             return replace(old, members={**old.members, **added})
 
         record = await self._accounts.teams.update(tenant, team, change)
-        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
+        view = await self._desk.team(record)
         body = {**view, "updated_users": [{"user_id": user} for user in added], "updated_team_memberships": [], **named(unsupported)}
         await exchange.answer(200, orjson.dumps(body))
 
     async def member_delete(self, exchange: Exchange) -> None:
         """Takes a member out and ends their keys of this team."""
-        principal, fields = await read(exchange)
-        tenant, team = self._keys.tenant(principal, fields.text("tenant")), fields.required("team_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        team = fields.required("team_id")
         user = fields.required("user_id")
         fields.finish()
 
@@ -120,27 +117,23 @@ class TeamRoutes:
 
         record = await self._accounts.teams.update(tenant, team, change)
         ended = await self._end_keys(tenant, lambda key: key.team == team and key.user == user)
-        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
-        await exchange.answer(200, orjson.dumps({**view, "deleted_keys": ended}))
+        await exchange.answer(200, orjson.dumps({**await self._desk.team(record), "deleted_keys": ended}))
 
     async def info(self, exchange: Exchange) -> None:
         """A team with its keys."""
-        assert exchange.principal is not None
-        tenant, team = self._keys.tenant(exchange.principal, exchange.query("tenant")), exchange.query("team_id")
+        (_, tenant), team = self._desk.asked(exchange), exchange.query("team_id")
         if not team:
             raise InvalidInput.field("team_id", "is needed")
         record = await self._accounts.teams.get(tenant, team)
-        keys = await key_views(self._book, [key for key in await self._accounts.keys.list(tenant) if key.team == team])
-        view = team_view(record, await spent_by(self._book, tenant, "team", team, record.limits))
+        keys = [await self._desk.key(key) for key in await self._accounts.keys.list(tenant) if key.team == team]
+        view = await self._desk.team(record)
         await exchange.answer(200, orjson.dumps({"team_id": team, "team_info": view, "keys": keys, "team_memberships": []}))
 
     async def list(self, exchange: Exchange) -> None:
         """Teams of the tenant, or those of one member."""
-        assert exchange.principal is not None
-        tenant, user = self._keys.tenant(exchange.principal, exchange.query("tenant")), exchange.query("user_id")
+        (_, tenant), user = self._desk.asked(exchange), exchange.query("user_id")
         records = [record for record in await self._accounts.teams.list(tenant) if not user or user in record.members]
-        views = [team_view(record, await spent_by(self._book, tenant, "team", record.team, record.limits)) for record in records]
-        await exchange.answer(200, orjson.dumps(views))
+        await exchange.answer(200, orjson.dumps([await self._desk.team(record) for record in records]))
 
     async def _end_keys(self, tenant: str, wanted: Any) -> Iterable[str]:
         ended = []
@@ -159,13 +152,7 @@ async def _end(accounts: Accounts, record: KeyRecord) -> None:
 
 
 def _changed(fields: Fields, old: TeamRecord) -> TeamRecord:
-    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
-    if fields.given("team_alias"):
-        found["name"] = fields.text("team_alias") or ""
-    if fields.given("metadata"):
-        found["metadata"] = fields.mapping("metadata")
-    if fields.given("blocked"):
-        found["blocked"] = fields.flag("blocked")
+    found = changed_in_common(fields, old, "team")
     if any([fields.given("members"), fields.given("admins"), fields.given("members_with_roles")]):
         members = dict.fromkeys(fields.texts("members"), "user") | dict.fromkeys(fields.texts("admins"), "admin")
         found["members"] = members | _members(fields, "members_with_roles", fields.objects("members_with_roles"))

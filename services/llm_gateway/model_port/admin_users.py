@@ -7,13 +7,13 @@ from typing import Any
 
 import orjson
 
-from services.common.accounts import Accounts, KeyRecord, TeamRecord, TenantRecord, UserRecord
+from services.common.accounts import KeyRecord, TeamRecord, TenantRecord, UserRecord
 from services.common.errors import InvalidInput, NotFound
-from services.llm_gateway.model_port.admin_access import ADMIN, PortKeys
-from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
-from services.llm_gateway.model_port.admin_fields import Fields, check, read_limits
-from services.llm_gateway.model_port.admin_keys import expiry_of, key_views, named, read
-from services.llm_gateway.model_port.admin_views import key_view, team_view, tenant_view, user_view
+from services.llm_gateway.model_port.admin_access import ADMIN
+from services.llm_gateway.model_port.admin_desk import AdminDesk
+from services.llm_gateway.model_port.admin_fields import Fields, changed_in_common, check, named
+from services.llm_gateway.model_port.admin_keys import expiry_of
+from services.llm_gateway.model_port.admin_views import key_view, user_view
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
 from services.llm_gateway.request_rules import SCOPE
@@ -22,10 +22,10 @@ from services.llm_gateway.request_rules import SCOPE
 class UserRoutes:
     """Requests and answers in LiteLLM's shape; /tenant/* is ours."""
 
-    def __init__(self, keys: PortKeys, book: SpendBook) -> None:
-        self._keys = keys
-        self._accounts: Accounts = keys.accounts
-        self._book = book
+    def __init__(self, desk: AdminDesk) -> None:
+        self._desk = desk
+        self._keys = desk.keys
+        self._accounts = desk.accounts
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -41,14 +41,13 @@ class UserRoutes:
 
     async def new(self, exchange: Exchange) -> None:
         """A record for a user, and a first key unless auto_create_key is false."""
-        principal, fields = await read(exchange)
-        tenant = self._keys.tenant(principal, fields.text("tenant"))
+        principal, fields, tenant = await self._desk.take(exchange)
         user = fields.text("user_id") or str(uuid.uuid4())
         tier = self._keys.tier(principal, fields.text("tier"))
         record = _changed(fields, UserRecord(tenant, user))
         teams, with_key = fields.texts("teams"), fields.flag("auto_create_key", default=True)
         check(fields, record, "user")
-        key = KeyRecord("", tenant, user, "", tier, (SCOPE,), fields.text("key_alias") or "", expires_at=expiry_of(fields))
+        key = KeyRecord("", tenant, user, "", tier, (SCOPE,), name=fields.text("key_alias") or "", expires_at=expiry_of(fields))
         check(fields, key, "key")
         unsupported = fields.finish()
         if with_key:
@@ -69,8 +68,8 @@ class UserRoutes:
 
     async def update(self, exchange: Exchange) -> None:
         """Changes what the body names; null takes a limit away. A user who has keys but no record gets one."""
-        principal, fields = await read(exchange)
-        tenant, user = self._keys.tenant(principal, fields.text("tenant")), fields.required("user_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        user = fields.required("user_id")
         check(fields, _changed(fields, UserRecord(tenant, user)), "user")
         unsupported = fields.finish()
 
@@ -78,45 +77,37 @@ class UserRoutes:
             return _changed(fields, old or UserRecord(tenant, user))
 
         record = await self._accounts.users.change(tenant, user, change)
-        view = user_view(record, await spent_by(self._book, tenant, "user", user, record.limits))
-        await exchange.answer(200, orjson.dumps({"user_id": user, "data": view, **named(unsupported)}))
+        await exchange.answer(200, orjson.dumps({"user_id": user, "data": await self._desk.user(record), **named(unsupported)}))
 
     async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
         """Keys of a blocked user answer 401."""
-        principal, fields = await read(exchange)
-        tenant, user = self._keys.tenant(principal, fields.text("tenant")), fields.required("user_id")
+        _, fields, tenant = await self._desk.take(exchange)
+        user = fields.required("user_id")
         fields.finish()
 
         def change(old: UserRecord | None) -> UserRecord:
             return replace(old or UserRecord(tenant, user), blocked=blocked)
 
         record = await self._accounts.users.change(tenant, user, change)
-        await exchange.answer(200, orjson.dumps(user_view(record, await spent_by(self._book, tenant, "user", user, record.limits))))
+        await exchange.answer(200, orjson.dumps(await self._desk.user(record)))
 
     async def info(self, exchange: Exchange) -> None:
         """A user with their keys and teams; without user_id the caller's own."""
-        assert exchange.principal is not None
-        principal = exchange.principal
-        tenant, user = self._keys.tenant(principal, exchange.query("tenant")), exchange.query("user_id") or principal.user
-        keys = await key_views(self._book, [key for key in await self._accounts.keys.list(tenant) if key.user == user])
+        principal, tenant = self._desk.asked(exchange)
+        user = exchange.query("user_id") or principal.user
+        keys = [await self._desk.key(key) for key in await self._accounts.keys.list(tenant) if key.user == user]
         teams = [team for team in await self._accounts.teams.list(tenant) if user in team.members]
         record = await self._accounts.users.find(tenant, user)
         if record is None and not keys and not teams:
             raise NotFound("no such user")
-        record = record or UserRecord(tenant, user)
-        spent = await spent_by(self._book, tenant, "user", user, record.limits)
-        view = user_view(record, spent, [team.team for team in teams])
-        body = {"user_id": user, "user_info": view, "keys": keys, "teams": [await self._team(team) for team in teams]}
+        view = await self._desk.user(record or UserRecord(tenant, user), tuple(team.team for team in teams))
+        body = {"user_id": user, "user_info": view, "keys": keys, "teams": [await self._desk.team(team) for team in teams]}
         await exchange.answer(200, orjson.dumps(body))
-
-    async def _team(self, record: TeamRecord) -> dict[str, Any]:
-        return team_view(record, await spent_by(self._book, record.tenant, "team", record.team, record.limits))
 
     async def update_tenant(self, exchange: Exchange) -> None:
         """Limits of a whole tenant."""
-        principal, fields = await read(exchange)
+        principal, fields, tenant = await self._desk.take(exchange)
         self._keys.require_master(principal)
-        tenant = fields.text("tenant") or self._keys.default_tenant
         check(fields, _changed_tenant(fields, TenantRecord(tenant)), "tenant")
         unsupported = fields.finish()
 
@@ -124,17 +115,15 @@ class UserRoutes:
             return _changed_tenant(fields, old or TenantRecord(tenant))
 
         record = await self._accounts.tenants.change(tenant, "", change)
-        view = tenant_view(record, await spent_by(self._book, tenant, "tenant", tenant, record.limits))
-        await exchange.answer(200, orjson.dumps({**view, **named(unsupported)}))
+        await exchange.answer(200, orjson.dumps({**await self._desk.tenant(record), **named(unsupported)}))
 
     async def tenant_info(self, exchange: Exchange) -> None:
         """Limits and spend of the caller's tenant, or of any for the master key."""
-        assert exchange.principal is not None
-        tenant = self._keys.tenant(exchange.principal, exchange.query("tenant"))
+        _, tenant = self._desk.asked(exchange)
         if not tenant.isprintable() or len(tenant) > 128:
             raise InvalidInput.field("tenant", "is no name of a tenant")
         record = await self._accounts.tenants.find(tenant) or TenantRecord(tenant)
-        await exchange.answer(200, orjson.dumps(tenant_view(record, await spent_by(self._book, tenant, "tenant", tenant, record.limits))))
+        await exchange.answer(200, orjson.dumps(await self._desk.tenant(record)))
 
 
 def _with_member(user: str, old: TeamRecord) -> TeamRecord:
@@ -142,24 +131,11 @@ def _with_member(user: str, old: TeamRecord) -> TeamRecord:
 
 
 def _changed(fields: Fields, old: UserRecord) -> UserRecord:
-    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
-    if fields.given("user_alias"):
-        found["name"] = fields.text("user_alias") or ""
+    found = changed_in_common(fields, old, "user")
     if fields.given("user_email"):
         found["email"] = fields.text("user_email") or ""
-    if fields.given("metadata"):
-        found["metadata"] = fields.mapping("metadata")
-    if fields.given("blocked"):
-        found["blocked"] = fields.flag("blocked")
     return replace(old, **found)
 
 
 def _changed_tenant(fields: Fields, old: TenantRecord) -> TenantRecord:
-    found: dict[str, Any] = {"limits": read_limits(fields, old.limits)}
-    if fields.given("tenant_alias"):
-        found["name"] = fields.text("tenant_alias") or ""
-    if fields.given("metadata"):
-        found["metadata"] = fields.mapping("metadata")
-    if fields.given("blocked"):
-        found["blocked"] = fields.flag("blocked")
-    return replace(old, **found)
+    return replace(old, **changed_in_common(fields, old, "tenant"))
