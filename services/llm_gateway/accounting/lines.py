@@ -49,6 +49,19 @@ class Entry(NamedTuple):
     counts: bytes
 
 
+class _Call(NamedTuple):
+    """What a reservation says of its call, in the order of `about_of` and with the names of `Ask`."""
+
+    call_id: str
+    number: int
+    run_id: str
+    run_budget_microusd: int | None
+    group: str
+    deployment_id: str
+    provider: str
+    operation: str
+
+
 def about_of(plan: Plan, ask: Ask) -> bytes:
     """What a reservation says of itself, so that anybody can write its line when it is lost: two JSON texts, one a line."""
     run_budget = ask.run_budget_microusd if ask.run_id else None
@@ -58,20 +71,7 @@ def about_of(plan: Plan, ask: Ask) -> bytes:
 
 def settled(plan: Plan, ticket_id: str, ask: Ask, usage: Usage, status: str, latency_s: float, metadata: Mapping[str, Any] | None) -> Entry:
     """The line of an attempt that ended in time."""
-    line: dict[str, Any] = {
-        "id": ticket_id,
-        "call_id": ask.call_id,
-        "attempt": ask.number,
-        "run": ask.run_id,
-        "deployment": ask.deployment_id,
-        "provider": ask.provider,
-        "operation": ask.operation,
-        **_amounts(usage),
-        "reserved_nanousd": ask.cost_nanousd,
-        "estimated": usage.estimated,
-        "status": status,
-        "latency_ms": round(latency_s * 1000, 1),
-    }
+    line = _line(ticket_id, ask, usage, ask.cost_nanousd, status, round(latency_s * 1000, 1))
     if metadata:
         sealed = plan.subject.seal(metadata)
         line["sealed" if len(sealed) <= MOST_METADATA_BYTES else "dropped"] = sealed if len(sealed) <= MOST_METADATA_BYTES else "metadata"
@@ -83,23 +83,12 @@ def corrected(
 ) -> Entry:
     """The line that turns what was booked as lost into what it was; its numbers are differences. `billed` is false for a release."""
     line = {
-        "id": ticket_id + "/corrected",
+        **_line(ticket_id + "/corrected", ask, usage, 0, CORRECTED),
         "corrects": ticket_id,
-        "call_id": ask.call_id,
-        "attempt": ask.number,
-        "run": ask.run_id,
-        "deployment": ask.deployment_id,
-        "provider": ask.provider,
-        "operation": ask.operation,
-        **_amounts(usage),
         # A lost line counts the whole bound as input.
         "input_tokens": usage.input - booked_tokens,
         "cost_nanousd": usage.cost_nanousd - booked_nanousd,
-        "reserved_nanousd": 0,
-        "estimated": usage.estimated,
-        "status": CORRECTED,
         "outcome": status,
-        "latency_ms": 0,
     }
     counts = Counts(
         0 if billed else -1,
@@ -128,38 +117,40 @@ class Lost(NamedTuple):
 
 def lost(ticket_id: str, about: bytes, cost_nanousd: int, tokens: int) -> Lost:
     """The line of a reservation whose process died: booked at its bound, all of its tokens as input, flagged as estimated."""
-    call, who = (orjson.loads(part) for part in about.split(b"\n", 1))
-    call_id, number, run_id, run_budget, group, deployment_id, provider, operation = call
+    fields, who = (orjson.loads(part) for part in about.split(b"\n", 1))
+    call = _Call(*fields)
     usage = Usage(input=tokens, cost_picousd=cost_nanousd * 1000, estimated=True)
     line = {
         "schema_version": 1,
         **{name: who[name] for name in ("tenant", "user", "team", "key")},
-        "model": group,
-        "id": ticket_id,
-        "call_id": call_id,
-        "attempt": number,
-        "run": run_id,
-        "deployment": deployment_id,
-        "provider": provider,
-        "operation": operation,
-        **_amounts(usage),
-        "reserved_nanousd": cost_nanousd,
-        "estimated": True,
-        "status": LOST,
-        "latency_ms": 0,
+        "model": call.group,
+        **_line(ticket_id, call, usage, cost_nanousd, LOST),
     }
-    report, rest = report_field(who["key"], who["user"], who["team"], group), report_field("", "", "", group)
-    return Lost(who["keys"], run_id, run_budget, report, rest, orjson.dumps(line), _counts(usage, failed=True))
+    report, rest = report_field(who["key"], who["user"], who["team"], call.group), report_field("", "", "", call.group)
+    counts = _counts(usage, failed=True)
+    return Lost(who["keys"], call.run_id, call.run_budget_microusd, report, rest, orjson.dumps(line), counts)
 
 
-def _amounts(usage: Usage) -> dict[str, int]:
+def _line(line_id: str, call: Ask | _Call, usage: Usage, reserved_nanousd: int, status: str, latency_ms: float = 0) -> dict[str, Any]:
+    """What every line says of an attempt; whose it is and which model group it asked stand before it."""
     return {
+        "id": line_id,
+        "call_id": call.call_id,
+        "attempt": call.number,
+        "run": call.run_id,
+        "deployment": call.deployment_id,
+        "provider": call.provider,
+        "operation": call.operation,
         "input_tokens": usage.input,
         "output_tokens": usage.output,
         "cached_tokens": usage.cached_input,
         "cache_write_tokens": usage.cache_write,
         "reasoning_tokens": usage.reasoning,
         "cost_nanousd": usage.cost_nanousd,
+        "reserved_nanousd": reserved_nanousd,
+        "estimated": usage.estimated,
+        "status": status,
+        "latency_ms": latency_ms,
     }
 
 
