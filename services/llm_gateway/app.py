@@ -101,7 +101,8 @@ async def build(settings: Settings) -> Service:
     batches: BatchParts | None = None
     if settings.files_dir is not None:
         _refuse_unwritable(settings.files_dir)
-        rules = BatchRules(files=FileRules(settings.files_max_bytes), execution=ExecutionRules(concurrency=settings.batch_concurrency))
+        files = FileRules(settings.files_max_bytes, tenant_bytes=settings.files_tenant_bytes, tenant_files=settings.files_tenant_count)
+        rules = BatchRules(files=files, execution=ExecutionRules(concurrency=settings.batch_concurrency))
         batches = BatchParts(
             settings.files_dir, state, settings.instance, calls, accounts.confirm, lambda: models.current, money.purse, rules
         )

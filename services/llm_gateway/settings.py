@@ -57,6 +57,10 @@ class Settings(ServiceSettings):
     http_worker: Annotated[int, Field(ge=0, le=63)] = Field(0, description="Which of them this one is; set by the first for the others.")
     files_dir: Path | None = Field(None, description="Folder of uploaded files and batch results; absent: no files, no batches.")
     files_max_bytes: Annotated[int, Field(ge=1)] = Field(200 * 1024 * 1024, description="Largest file that can be uploaded, in bytes.")
+    files_tenant_bytes: Annotated[int, Field(ge=1)] = Field(
+        10 * 1024**3, description="Most bytes that the files of one tenant take up, uploads under way and results of batches included."
+    )
+    files_tenant_count: Annotated[int, Field(ge=1)] = Field(10_000, description="Most files of one tenant.")
     batch_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="Lines of one batch that are asked at the same time.")
     ledger_dir: Path | None = Field(None, description="Folder to export the ledger to, one JSONL file a day.")
     ledger_lines: Annotated[int, Field(ge=1000)] = Field(1_000_000, description="Ledger lines a tenant that the store keeps, about.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import orjson
 import redis.asyncio as redis
@@ -12,6 +13,7 @@ from services.llm_gateway.adapters.batch_store import LUA, asked, file_key, file
 from services.llm_gateway.batches.ports import Page
 from services.llm_gateway.batches.records import FileRecord
 
+SIZES_LUA = Path(__file__).with_name("file_store.lua")
 EXPIRING = "llm:{batches}:files"
 # An upload takes as long as its client takes.
 ANNOUNCED = timedelta(days=1)
@@ -24,6 +26,7 @@ class ValkeyFiles:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._library = Library(client, LUA)
+        self._sizes = Library(client, SIZES_LUA)
 
     async def now_ms(self) -> int:
         """As FileRecords.now_ms."""
@@ -33,6 +36,15 @@ class ValkeyFiles:
     async def announce(self, tenant: str, file_id: str, due_ms: int) -> None:
         """As FileRecords.announce."""
         await asked(self._client.zadd(EXPIRING, {member(tenant, file_id): due_ms}))
+
+    async def hold(self, tenant: str, file_id: str, size_bytes: int, most_bytes: int = -1, most_files: int = -1) -> bool:
+        """As FileRecords.hold."""
+        args = [file_id, size_bytes, most_bytes, most_files]
+        return bool(await asked(self._sizes.call("file_hold_v1", [_sizes(tenant)], args)))
+
+    async def free(self, tenant: str, file_id: str) -> None:
+        """As FileRecords.free."""
+        await asked(self._sizes.call("file_free_v1", [_sizes(tenant)], [file_id]))
 
     async def put(self, record: FileRecord) -> None:
         """As FileRecords.put."""
@@ -93,6 +105,10 @@ class ValkeyFiles:
         """As FileRecords.settle_due."""
         entry = member(tenant, file_id)
         await asked(self._client.zadd(EXPIRING, {entry: due_ms}) if due_ms else self._client.zrem(EXPIRING, entry))
+
+
+def _sizes(tenant: str) -> str:
+    return files_index(tenant) + ":sizes"
 
 
 def _record(raw: bytes | None) -> FileRecord | None:

@@ -5,10 +5,11 @@ import hashlib
 import sys
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.llm_gateway.batches.ports import Contents, FileRecords, Page
 from services.llm_gateway.batches.records import INPUT, FileRecord
@@ -19,14 +20,18 @@ MAX_NAME = 255
 # An upload that nobody has finished after this long is swept away.
 ABANDONED = timedelta(days=1)
 SWEPT_AT_ONCE = 100
+# An upload is counted in steps of this many bytes, each before it is written.
+STEP_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """How large a file may be, and how long it is kept where nobody says otherwise."""
+    """How large a file may be, and how long it is kept where nobody says otherwise; what all files of a tenant may take up."""
 
     most_bytes: int = 200 * 1024 * 1024
     kept: timedelta = timedelta(days=30)
+    tenant_bytes: int = 10 * 1024**3
+    tenant_files: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +65,22 @@ class Files:
     ) -> FileRecord:
         """Stores an upload whole, or nothing of it. `terms` are asked for behind the last piece.
 
-        Raises InvalidInput for a purpose that is none, ContentTooLarge.
+        Raises InvalidInput for a purpose that is none or a tenant without room (FILE_QUOTA_EXCEEDED), ContentTooLarge.
         """
         tenant, file_id = principal.tenant, file_id or file_name()
         now_ms = await self._records.now_ms()
         await self._records.announce(tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
         try:
-            size = await self._contents.write(tenant, file_id, pieces, self.rules.most_bytes)
+            size = await self._contents.write(tenant, file_id, self._counted(tenant, file_id, pieces), self.rules.most_bytes)
             asked = terms()
             if asked.purpose != INPUT:
                 raise InvalidInput.field("purpose", f"must be {INPUT}")
             record = self._record(principal, file_id, name, asked.purpose, size, await self._records.now_ms(), asked.kept_s)
             await self._records.put(record)
         except (Exception, asyncio.CancelledError):
-            await self._contents.delete(tenant, file_id)
+            # Where this fails as well, the sweep finds what was announced.
+            with suppress(Overloaded):
+                await self._gone(tenant, file_id)
             raise
         await self._records.settle_due(tenant, file_id, record.expires_ms)
         return record
@@ -85,6 +92,8 @@ class Files:
         now_ms = await self._records.now_ms()
         await self._records.announce(principal.tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
         size = await self._contents.write(principal.tenant, file_id, pieces, sys.maxsize)
+        # Results count, and are never refused: they were paid for.
+        await self._records.hold(principal.tenant, file_id, size)
         return self._record(principal, file_id, name, purpose, size, await self._records.now_ms(), kept_s)
 
     async def kept(self, record: FileRecord) -> None:
@@ -93,8 +102,33 @@ class Files:
 
     async def discard(self, record: FileRecord) -> None:
         """The content of a result file is nobody's."""
-        await self._contents.delete(record.tenant, record.id)
-        await self._records.settle_due(record.tenant, record.id, 0)
+        await self._gone(record.tenant, record.id)
+
+    async def _counted(self, tenant: str, file_id: str, pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """The pieces, each counted before it is handed on. Raises InvalidInput where the tenant has no room for it."""
+        held, gathered, waiting = 0, [], 0
+        await self._hold(tenant, file_id, 0)
+        async for piece in pieces:
+            gathered.append(piece)
+            waiting += len(piece)
+            if waiting >= STEP_BYTES:
+                held += waiting
+                await self._hold(tenant, file_id, held)
+                yield b"".join(gathered)
+                gathered, waiting = [], 0
+        if waiting:
+            await self._hold(tenant, file_id, held + waiting)
+            yield b"".join(gathered)
+
+    async def _hold(self, tenant: str, file_id: str, size_bytes: int) -> None:
+        rules = self.rules
+        if not await self._records.hold(tenant, file_id, size_bytes, rules.tenant_bytes, rules.tenant_files):
+            raise InvalidInput(
+                f"You have exceeded your file storage quota. Organizations are limited to {rules.tenant_bytes} bytes and "
+                f"{rules.tenant_files} files. Delete old files, or upload a smaller one.",
+                reason="FILE_QUOTA_EXCEEDED",
+                metadata={"param": "file"},
+            )
 
     def _record(self, principal: Principal, file_id: str, name: str, purpose: str, size: int, now_ms: int, kept_s: int) -> FileRecord:
         expires_ms = now_ms + (kept_s or int(self.rules.kept.total_seconds())) * 1000
@@ -146,5 +180,9 @@ class Files:
         # The record goes first: nobody finds a file whose content is gone. The entry of what is due goes last, so that a
         # removal that was broken off is gone on with.
         await self._records.delete(tenant, file_id)
+        await self._gone(tenant, file_id)
+
+    async def _gone(self, tenant: str, file_id: str) -> None:
         await self._contents.delete(tenant, file_id)
+        await self._records.free(tenant, file_id)
         await self._records.settle_due(tenant, file_id, 0)

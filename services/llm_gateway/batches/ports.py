@@ -57,6 +57,16 @@ class FileRecords(Protocol):
         """Says that a content may come to be, so that it is found if nobody ever writes its record."""
         ...
 
+    async def hold(self, tenant: str, file_id: str, size_bytes: int, most_bytes: int = -1, most_files: int = -1) -> bool:
+        """Counts a content at `size_bytes` from here on. False where the tenant's contents together were more than `most_bytes` or
+        `most_files` then, and nothing is counted; below 0 there is no bound.
+        """
+        ...
+
+    async def free(self, tenant: str, file_id: str) -> None:
+        """The content is gone and counts no more. Doing it again is harmless."""
+        ...
+
     async def put(self, record: FileRecord) -> None:
         """Writes a record."""
         ...

@@ -47,13 +47,14 @@ from services.llm_gateway.testing import OpenGate
 QUICK = {
     "shortest_s": 1, "lease_s": 3.0, "heartbeat_s": 0.2, "look_every_s": 0.1, "poll_first_s": 0.05, "poll_most_s": 0.2, "again_s": 0.2,
     "concurrency": 8, "most_bytes": 50 * 1024 * 1024, "provider": True, "sweep_every_s": 0.2, "wait_first_s": 0.05,
+    "tenant_bytes": 10 * 1024**3, "tenant_files": 10_000,
 }  # fmt: skip
 
 
 def rules_of(asked: dict[str, Any]) -> BatchRules:
     """The rules with a test's own numbers."""
     return BatchRules(
-        FileRules(most_bytes=asked["most_bytes"]),
+        FileRules(most_bytes=asked["most_bytes"], tenant_bytes=asked["tenant_bytes"], tenant_files=asked["tenant_files"]),
         Windows(shortest=timedelta(seconds=asked["shortest_s"])),
         ExecutionRules(
             asked["lease_s"], asked["heartbeat_s"], asked["concurrency"], wait_first_s=asked["wait_first_s"], wait_most_s=1.0,

@@ -3,7 +3,7 @@
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -147,7 +147,7 @@ async def processes(identities, state_url, tmp_path, batch_models):
     begun: list[testing.Process] = []
     gateways: list[Gateway] = []
 
-    async def start(env: Mapping[str, str] | None = None, **rules: Any) -> tuple[Gateway, testing.Process]:
+    async def start(env: Mapping[str, str] | None = None, inside: Sequence[str] = (), **rules: Any) -> tuple[Gateway, testing.Process]:
         given, more = settings_of(identities, state_url, tmp_path), env or {}
         env = {**more} | {f"BULKHEAD_{name.upper()}": str(value) for name, value in given.items()}
         env |= {
@@ -155,7 +155,7 @@ async def processes(identities, state_url, tmp_path, batch_models):
             "BULKHEAD_LOG_FORMAT": "json",
             "PYTHONPATH": os.pathsep.join(map(str, _path())),
         }
-        process = testing.Process(testing.python(str(WORKER)), env=env, log=tmp_path / f"gateway-{len(begun)}.log")
+        process = testing.Process([*inside, *testing.python(str(WORKER))], env=env, log=tmp_path / f"gateway-{len(begun)}.log")
         begun.append(process)
         made = Gateway(f"http://127.0.0.1:{given['http_port']}", issued.secret, f"127.0.0.1:{given['grpc_port']}", tmp_path, store)
         gateways.append(made)
