@@ -1,16 +1,16 @@
 """POST /v1/chat/completions: the body goes to the provider as it came, the provider's events come back as they are."""
 
-from contextlib import aclosing
+from functools import partial
 
-from services.common.errors import BulkheadError, InvalidInput
+from services.common.errors import InvalidInput
 from services.llm_gateway.chat import ChatCall, Chunk
 from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
-from services.llm_gateway.model_port.errors import error_body
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.streaming import DONE, cost_of, send_stream
 from services.llm_gateway.model_port.terms import terms_of
 from services.llm_gateway.request_rules import check_request
-from services.llm_gateway.results import Finished, ModelCalls, Notice
+from services.llm_gateway.results import Finished, ModelCalls
 
 
 class ChatSurface:
@@ -35,7 +35,8 @@ class ChatSurface:
             head = StreamHead(exchange.began)
             call = ChatCall(model, body, terms=terms_of(exchange.headers), size=size, opened=head.opened)
             options = body.get("stream_options") or {}
-            await _stream(self._calls, exchange, call, head, bool(options.get("include_usage")))
+            relayed = partial(_relayed, bool(options.get("include_usage")))
+            await send_stream(exchange, head, self._calls.stream(call), feed=relayed, end=_closing)
             return
         if body.get("stream_options") is not None:
             raise InvalidInput.field("stream_options", "is only allowed when stream is true")
@@ -44,30 +45,7 @@ class ChatSurface:
         await exchange.answer(200, completed.answer.raw, answer_headers(completed.outcome, exchange.began, completed.notices))
 
 
-async def _stream(calls: ModelCalls, exchange: Exchange, call: ChatCall, head: StreamHead, usage_wanted: bool) -> None:
-    notices: list[Notice] = []
-    try:
-        async with aclosing(calls.stream(call)) as events:
-            async for event in events:
-                if isinstance(event, list):
-                    if not exchange.started:
-                        await exchange.begin_stream(head.headers(notices))
-                    if relayed := _relayed(event, usage_wanted):
-                        await exchange.write(relayed)
-                elif isinstance(event, Notice):
-                    notices.append(event)
-                    if exchange.started:
-                        await exchange.write(f": {event.code}\n\n".encode())
-                else:
-                    await exchange.end_stream(_closing(event))
-    except BulkheadError as error:
-        if not exchange.started:
-            raise
-        # Headers have gone out with 200: the error is the last event, and [DONE] does not follow.
-        await exchange.end_stream(b"data: " + error_body(error) + b"\n\n")
-
-
-def _relayed(chunks: list[Chunk], usage_wanted: bool) -> bytes:
+def _relayed(usage_wanted: bool, chunks: list[Chunk]) -> bytes:
     """The events as they came. The usage event that the gateway asked for itself is kept from a client that did not."""
     return b"".join(
         b"data: " + chunk.raw.replace(b"\n", b"\ndata: ") + b"\n\n"
@@ -77,5 +55,4 @@ def _relayed(chunks: list[Chunk], usage_wanted: bool) -> bytes:
 
 
 def _closing(finished: Finished) -> bytes:
-    # The cost of a stream is known when its headers are gone, so it stands in a comment, which SDKs skip.
-    return f": cost_microusd={finished.outcome.usage.cost_microusd}\n\ndata: [DONE]\n\n".encode()
+    return cost_of(finished) + DONE

@@ -1,7 +1,7 @@
 """POST /v1/completions: OpenAI's legacy text completions, each prompt asked as one message of a user."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,12 @@ from services.common.errors import BulkheadError
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
 from services.llm_gateway.model_port.completions_shape import LegacyStream, TextRequest, added_usage, legacy_choice, text_request
-from services.llm_gateway.model_port.errors import error_body
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.streaming import DONE, cost_of, send_stream
 from services.llm_gateway.model_port.terms import terms_of
 from services.llm_gateway.money import NOTHING, Usage
-from services.llm_gateway.results import Completed, ModelCalls, Notice, Outcome
+from services.llm_gateway.results import Completed, Finished, ModelCalls, Outcome, StreamEvent
 from services.llm_gateway.terms import Terms
 
 # Prompts of one request that are asked at the same time.
@@ -40,7 +40,9 @@ class CompletionsSurface:
         asked = text_request(body)
         calls = _calls(request_model(body), asked, terms_of(exchange.headers), size)
         if asked.stream:
-            await self._stream(exchange, asked, calls)
+            stream, head = LegacyStream(asked), StreamHead(exchange.began)
+            events = self._one_by_one(calls, head, stream)
+            await send_stream(exchange, head, events, feed=stream.feed, end=lambda last: stream.end() + cost_of(last) + DONE)
             return
         answers = await self._all(calls)
         choices = [
@@ -83,31 +85,19 @@ class CompletionsSurface:
             return [task.result() for task in tasks]
         raise failed
 
-    async def _stream(self, exchange: Exchange, asked: TextRequest, calls: Sequence[ChatCall]) -> None:
-        notices: list[Notice] = []
-        stream, spent, head = LegacyStream(asked), NOTHING, StreamHead(exchange.began)
-        try:
-            for number, call in enumerate(calls):
-                async with aclosing(self._calls.stream(replace(call, opened=head.opened))) as events:
-                    async for event in events:
-                        if isinstance(event, list):
-                            if not exchange.started:
-                                await exchange.begin_stream(head.headers(notices))
-                            if made := stream.feed(number, event):
-                                await exchange.write(made)
-                        elif isinstance(event, Notice):
-                            notices.append(event)
-                            if exchange.started:
-                                await exchange.write(f": {event.code}\n\n".encode())
-                        else:
-                            spent = spent + event.outcome.usage
-                            stream.finished(event.outcome.usage)
-            await exchange.end_stream(stream.end() + f": cost_microusd={spent.cost_microusd}\n\ndata: [DONE]\n\n".encode())
-        except BulkheadError as error:
-            if not exchange.started:
-                raise
-            # Headers have gone out with 200: the error is the last event, and [DONE] does not follow.
-            await exchange.end_stream(b"data: " + error_body(error) + b"\n\n")
+    async def _one_by_one(self, calls: Sequence[ChatCall], head: StreamHead, stream: LegacyStream) -> AsyncGenerator[StreamEvent, None]:
+        """The events of all calls as those of one: its end has the usage of all."""
+        spent = NOTHING
+        for number, call in enumerate(calls, 1):
+            async with aclosing(self._calls.stream(replace(call, opened=head.opened))) as events:
+                async for event in events:
+                    if not isinstance(event, Finished):
+                        yield event
+                        continue
+                    stream.finished(event.outcome.usage)
+                    spent += event.outcome.usage
+                    if number == len(calls):
+                        yield replace(event, outcome=replace(event.outcome, usage=spent))
 
 
 def _calls(model: str, asked: TextRequest, terms: Terms, size: int) -> list[ChatCall]:

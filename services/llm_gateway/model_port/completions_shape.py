@@ -151,9 +151,9 @@ class LegacyStream:
         self._usages: list[tuple[Mapping[str, Any] | None, Usage]] = []
         self._told: Mapping[str, Any] | None = None
 
-    def feed(self, prompt: int, chunks: Sequence[Chunk]) -> bytes:
-        """The events for some chunks of the answer to the prompt of that number."""
-        return b"".join(self._chunk(prompt, chunk) for chunk in chunks)
+    def feed(self, chunks: Sequence[Chunk]) -> bytes:
+        """The events for some chunks of the answer to the first prompt that is not `finished`."""
+        return b"".join(self._chunk(len(self._usages), chunk) for chunk in chunks)
 
     def finished(self, charged: Usage) -> None:
         """One prompt is answered."""

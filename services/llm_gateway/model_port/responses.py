@@ -1,11 +1,10 @@
 """POST /v1/responses: OpenAI's Responses API over chat completions of any provider, without stored conversations."""
 
-from contextlib import aclosing
 from typing import Any
 
 import orjson
 
-from services.common.errors import BulkheadError, NotFound
+from services.common.errors import NotFound
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.model_port.answers import StreamHead, answer_headers, request_model
 from services.llm_gateway.model_port.errors import OPENAI, ErrorForm
@@ -14,8 +13,9 @@ from services.llm_gateway.model_port.responses_request import chat_body
 from services.llm_gateway.model_port.responses_shape import Frame, items_of
 from services.llm_gateway.model_port.responses_stream import ResponseEvents
 from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.streaming import cost_of, send_stream
 from services.llm_gateway.model_port.terms import terms_of
-from services.llm_gateway.results import Finished, ModelCalls, Notice
+from services.llm_gateway.results import Finished, ModelCalls
 
 PATH = "/v1/responses"
 
@@ -54,7 +54,12 @@ class ResponsesSurface:
         call = ChatCall(request_model(body), chat_body(body), terms=terms_of(exchange.headers), size=size, opened=head.opened)
         frame = Frame.of(body)
         if body.get("stream"):
-            await self._stream(exchange, call, head, frame)
+            events = ResponseEvents(frame, call.model)
+
+            def end(last: Finished) -> bytes:
+                return cost_of(last) + events.end(last)
+
+            await send_stream(exchange, head, self._calls.stream(call), feed=events.feed, end=end, fail=events.fail)
             return
         completed = await self._calls.complete(call)
         data, outcome = completed.answer.data, completed.outcome
@@ -66,33 +71,3 @@ class ResponsesSurface:
     async def missing(self, exchange: Exchange) -> None:
         """Says that nothing is stored."""
         raise NotFound("this gateway stores no responses", reason="RESPONSE_NOT_FOUND")
-
-    async def _stream(self, exchange: Exchange, call: ChatCall, head: StreamHead, frame: Frame) -> None:
-        notices: list[Notice] = []
-        events = ResponseEvents(frame, call.model)
-        try:
-            async with aclosing(self._calls.stream(call)) as steps:
-                async for step in steps:
-                    if isinstance(step, list):
-                        begun = b""
-                        if not exchange.started:
-                            await exchange.begin_stream(head.headers(notices))
-                            begun = events.begin()
-                        if made := begun + events.feed(step):
-                            await exchange.write(made)
-                    elif isinstance(step, Notice):
-                        notices.append(step)
-                        if exchange.started:
-                            await exchange.write(f": {step.code}\n\n".encode())
-                    else:
-                        await exchange.end_stream(_closing(step) + events.end(step))
-        except BulkheadError as error:
-            if not exchange.started:
-                raise
-            # Headers have gone out with 200: the last event says that the response failed.
-            await exchange.end_stream(events.fail(error))
-
-
-def _closing(finished: Finished) -> bytes:
-    # The cost of a stream is known when its headers are gone, so it stands in a comment, which SDKs skip.
-    return f": cost_microusd={finished.outcome.usage.cost_microusd}\n\n".encode()

@@ -79,7 +79,7 @@ class _Call:
 
 
 class ResponseEvents:
-    """Turns chunks into events, each method into the bytes to send. One `begin`, then chunks, then one `end` or one `fail`."""
+    """Turns chunks into events, each method into the bytes to send. Chunks, the first of which open it, then one `end` or `fail`."""
 
     def __init__(self, frame: Frame, model: str) -> None:
         self._frame = frame
@@ -91,14 +91,12 @@ class ResponseEvents:
         self._calls: dict[int, _Call] = {}
         self._usage: Mapping[str, Any] | None = None
 
-    def begin(self) -> bytes:
-        """That there is a response."""
-        response = self._frame.response("in_progress", self._model, [])
-        return self._event("response.created", response=response) + self._event("response.in_progress", response=response)
-
     def feed(self, chunks: Iterable[Chunk]) -> bytes:
         """What some chunks of the chat completion add."""
         events: list[bytes] = []
+        if not self._sequence:
+            response = self._frame.response("in_progress", self._model, [])
+            events += [self._event("response.created", response=response), self._event("response.in_progress", response=response)]
         for chunk in chunks:
             if chunk.usage is not None:
                 self._usage = chunk.usage

@@ -263,7 +263,7 @@ def sse(raw: bytes) -> list[dict[str, Any]]:
 def streamed(deltas: list[dict[str, Any]], finish: str = "stop", asked: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     reader = ChunkReader()
     events = ResponseEvents(Frame.of(asked or request()), "main")
-    raw = events.begin()
+    raw = b""
     for number, delta in enumerate(deltas):
         last = finish if number == len(deltas) - 1 else None
         chunk = {"id": "c", "model": "m-1", "choices": [{"index": 0, "delta": delta, "finish_reason": last}]}
@@ -359,7 +359,7 @@ def test_any_order_of_deltas_makes_whole_items(deltas, finish):
 
 def test_a_stream_that_breaks_off_failed_and_is_not_completed():
     reader, events = ChunkReader(), ResponseEvents(Frame.of(request()), "main")
-    raw = events.begin()
+    raw = b""
     for delta in ({"content": "Hel"}, {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "add", "arguments": "{"}}]}):
         raw += events.feed(reader.feed(b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta}]}) + b"\n\n"))
     found = sse(raw + events.fail(UpstreamFailed("the model's answer broke off")))

@@ -27,10 +27,10 @@ def chunk(index: int = 0, content: str | None = None, finish: str | None = None,
     return {"id": "c-1", "created": 5, "model": "m-1", "choices": [choice]}
 
 
-def streamed(stream: LegacyStream, prompt: int, chunks: list[dict[str, Any]]) -> list[Completion]:
+def streamed(stream: LegacyStream, chunks: list[dict[str, Any]]) -> list[Completion]:
     reader = ChunkReader()
     raw = b"".join(b"data: " + orjson.dumps(entry) + b"\n\n" for entry in chunks)
-    return _read(stream.feed(prompt, reader.feed(raw)))
+    return _read(stream.feed(reader.feed(raw)))
 
 
 def _read(raw: bytes) -> list[Completion]:
@@ -75,9 +75,9 @@ def test_a_stream_of_two_prompts():
         text_request({"prompt": ["a", "b"], "n": 2, "stream": True, "stream_options": {"include_usage": True}, "echo": True})
     )
     usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
-    events = streamed(stream, 0, [chunk(0, "x"), chunk(1, "y"), chunk(0, "z"), chunk(0, None, "stop"), chunk(1, None, "length"), usage])
+    events = streamed(stream, [chunk(0, "x"), chunk(1, "y"), chunk(0, "z"), chunk(0, None, "stop"), chunk(1, None, "length"), usage])
     stream.finished(Usage(3, 2))
-    events += streamed(stream, 1, [chunk(0, "v", "stop"), chunk(1, "w", "stop"), usage])
+    events += streamed(stream, [chunk(0, "v", "stop"), chunk(1, "w", "stop"), usage])
     stream.finished(Usage(3, 2))
     (last,) = _read(stream.end())
     texts: dict[int, str] = {}
@@ -95,7 +95,7 @@ def test_a_stream_of_two_prompts():
 def test_offsets_go_on_over_the_chunks_of_a_stream():
     stream = LegacyStream(text_request({"prompt": "a", "logprobs": 1, "stream": True}))
     pieces = [{"content": [entry]} for entry in LOGPROBS["content"]]
-    events = streamed(stream, 0, [chunk(0, "He", logprobs=pieces[0]), chunk(0, "llo", logprobs=pieces[1])])
+    events = streamed(stream, [chunk(0, "He", logprobs=pieces[0]), chunk(0, "llo", logprobs=pieces[1])])
     assert [event.choices[0].logprobs.text_offset for event in events] == [[0], [2]]
 
 
