@@ -41,7 +41,7 @@ from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, ModelCalls, Notice, Outcome, Ranked, RerankCall
 from services.llm_gateway.results import StreamEvent as Event
-from services.llm_gateway.shared_work import SharedAnswer, SharedStream
+from services.llm_gateway.shared_work import Ended, SharedAnswer, SharedStream
 from services.llm_gateway.single_flight import deadline_of, may_go_on, time_left, timeout_of
 
 log = structlog.get_logger("bulkhead.llm")
@@ -56,6 +56,9 @@ _LAST_POLL_S = 1.0
 _NOT_KEPT = b"not-kept"
 Result = TypeVar("Result", Completed, Embedded, Ranked)
 Call = TypeVar("Call", ChatCall, EmbedCall, RerankCall)
+Flight = TypeVar("Flight", SharedAnswer, SharedStream)
+# By tenant, operation and key, each with the fingerprint of its request.
+_Flights = dict[tuple[str, str, str], tuple[str, Flight]]
 
 
 class Claims(Protocol):
@@ -109,8 +112,8 @@ class Replay:
         self._lease_s = lease_s
         self._wait_s = wait_s
         self._max_bytes = max_bytes
-        self._answers: dict[tuple[str, str, str], tuple[str, SharedAnswer[Any]]] = {}
-        self._streams: dict[tuple[str, str, str], tuple[str, SharedStream]] = {}
+        self._answers: _Flights[SharedAnswer[Any]] = {}
+        self._streams: _Flights[SharedStream] = {}
         self._working: set[asyncio.Task[Any]] = set()
 
     async def stop(self, grace_s: float = 5.0) -> None:
@@ -129,26 +132,26 @@ class Replay:
 
     async def complete(self, call: ChatCall) -> Completed:
         """As the inner one."""
-        place = _place("chat", call) if call.terms.idempotency_key else None
+        place = _place("chat", call)
         if place is None:
             return await self._inner.complete(call)
         return await self._joined(place, call, self._inner.complete, self._completed, _kept_answer)
 
     def stream(self, call: ChatCall) -> AsyncGenerator[Event, None]:
         """As the inner one."""
-        place = _place("chat", call) if call.terms.idempotency_key else None
+        place = _place("chat", call)
         return self._inner.stream(call) if place is None else self._stream(place, call)
 
     async def embed(self, call: EmbedCall) -> Embedded:
         """As the inner one."""
-        place = _place("embed", call) if call.terms.idempotency_key else None
+        place = _place("embed", call)
         if place is None:
             return await self._inner.embed(call)
         return await self._joined(place, call, self._inner.embed, self._embedded, _kept_vectors)
 
     async def rerank(self, call: RerankCall) -> Ranked:
         """As the inner one."""
-        place = _place("rerank", call) if call.terms.idempotency_key else None
+        place = _place("rerank", call)
         if place is None:
             return await self._inner.rerank(call)
         return await self._joined(place, call, self._inner.rerank, self._ranked, _kept_ranking)
@@ -167,18 +170,13 @@ class Replay:
     ) -> Result:
         own, began = place.own_deadline, time.perf_counter()
         while True:
-            print_, flight = self._answers.get(place.name, ("", None))
-            joins = flight is not None
-            if flight is None:
-                flight = SharedAnswer(
-                    self._once(place, call, work, replayed, kept),
-                    deadline=own,
-                    detached=call.terms.lingers,
-                    ended=_forget(self._answers, place.name),
-                )
-                self._answers[place.name] = (place.print, flight)
-            elif print_ != place.print:
-                raise _mismatch()
+            flight, joins = _flight(
+                self._answers,
+                place,
+                lambda ended: SharedAnswer(
+                    self._once(place, call, work, replayed, kept), deadline=own, detached=call.terms.lingers, ended=ended
+                ),
+            )
             try:
                 result, first = await flight.result(timeout_of(flight.deadline, own) if joins else None)
             except BulkheadError as error:
@@ -187,9 +185,7 @@ class Replay:
                 raise
             if first and not joins:
                 return result
-            outcome = for_free(result.outcome, "replayed")
-            self._told(place, call, outcome, began)
-            return replace(result, outcome=outcome)
+            return replace(result, outcome=_replayed(place, call, result.outcome, began))
 
     async def _once(
         self,
@@ -211,15 +207,11 @@ class Replay:
     async def _stream(self, place: _Place, call: ChatCall) -> AsyncGenerator[Event, None]:
         own, began = place.own_deadline, time.perf_counter()
         while True:
-            print_, flight = self._streams.get(place.name, ("", None))
-            joins = flight is not None
-            if flight is None:
-                flight = SharedStream(
-                    self._stream_once(place, call), deadline=own, detached=call.terms.lingers, ended=_forget(self._streams, place.name)
-                )
-                self._streams[place.name] = (place.print, flight)
-            elif print_ != place.print:
-                raise _mismatch()
+            flight, joins = _flight(
+                self._streams,
+                place,
+                lambda ended: SharedStream(self._stream_once(place, call), deadline=own, detached=call.terms.lingers, ended=ended),
+            )
             reader = flight.join()
             timeout_s = time_left(own) if joins and timeout_of(flight.deadline, own) is not None else None
             delivered = False
@@ -227,9 +219,7 @@ class Replay:
                 while (event := await flight.next(reader, timeout_s)) is not None:
                     delivered = delivered or isinstance(event, list)
                     if isinstance(event, Finished) and (joins or event.outcome.cached == "replayed"):
-                        outcome = for_free(event.outcome, "replayed")
-                        self._told(place, call, outcome, began)
-                        event = replace(event, outcome=outcome)
+                        event = replace(event, outcome=_replayed(place, call, event.outcome, began))
                     yield event
                 return
             except BulkheadError as error:
@@ -321,10 +311,6 @@ class Replay:
             # The answer exists and is paid; it is not withheld because it cannot be given twice.
             log.warning("replay_not_kept", operation=place.operation)
 
-    def _told(self, place: _Place, call: ChatCall | EmbedCall | RerankCall, outcome: Outcome, began: float) -> None:
-        counted("replay", "hit")
-        answered(place.operation, call.model, outcome, time.perf_counter() - began)
-
     def _outcome(self, record: Record) -> Outcome:
         outcome = record.outcome(self.registry, "replayed")
         if outcome is None:
@@ -345,24 +331,37 @@ class Replay:
 
 
 def _place(operation: str, call: ChatCall | EmbedCall | RerankCall) -> _Place | None:
-    context = call_context.current()
+    key = call.terms.idempotency_key
+    context = call_context.current() if key else None
     if context is None or context.principal is None:
         return None
     principal = context.principal
     print_ = fingerprint(call.model, canonical(call.body, notes=True))
-    return _Place(principal.tenant, operation, call.terms.idempotency_key, print_, owner_of(principal.user), deadline_of(context))
+    return _Place(principal.tenant, operation, key, print_, owner_of(principal.user), deadline_of(context))
 
 
-def _forget(flights: dict[tuple[str, str, str], Any], name: tuple[str, str, str]) -> Callable[[Any], None]:
+def _flight(flights: _Flights[Flight], place: _Place, begin: Callable[[Ended], Flight]) -> tuple[Flight, bool]:
+    """The work on a key, and whether it was under way. Raises IdempotencyMismatch where that is work on another request."""
+    print_, flight = flights.get(place.name, ("", None))
+    if flight is not None:
+        if print_ != place.print:
+            raise IdempotencyMismatch("the idempotency key was used before with another body")
+        return flight, True
+
     def ended(flight: Any) -> None:
-        if flights.get(name, ("", None))[1] is flight:
-            del flights[name]
+        if flights.get(place.name, ("", None))[1] is flight:
+            del flights[place.name]
 
-    return ended
+    flight = begin(ended)
+    flights[place.name] = (place.print, flight)
+    return flight, False
 
 
-def _mismatch() -> IdempotencyMismatch:
-    return IdempotencyMismatch("the idempotency key was used before with another body")
+def _replayed(place: _Place, call: ChatCall | EmbedCall | RerankCall, outcome: Outcome, began: float) -> Outcome:
+    found = for_free(outcome, "replayed")
+    counted("replay", "hit")
+    answered(place.operation, call.model, found, time.perf_counter() - began)
+    return found
 
 
 def _kept_answer(result: Completed, owner: str) -> Record:

@@ -62,6 +62,18 @@ class Scene:
         self.provider.asked.clear()
         self.purse.settled.clear()
 
+    async def both_asked(self, streamed):
+        """A call whose two requests are under way, and hang until `late` is set."""
+        await self.warm()
+        self.provider.hanging = {"a0", "a1"}
+        task = asyncio.create_task(self.ask(streamed))
+        while len(self.provider.asked) < 2:
+            await asyncio.sleep(0)
+        return task
+
+    def nothing_is_open(self):
+        return (self.gate.inside, self.purse.open) == (0, {})
+
     async def ask(self, streamed):
         if not streamed:
             return (await self.calls.complete(CALL)).outcome
@@ -78,7 +90,7 @@ async def test_the_second_answers_for_a_slow_first_and_both_are_charged(streamed
     assert scene.provider.asked == ["a0", "a1"]
     assert sorted((t.ask.deployment_id, status) for t, _, status in scene.purse.settled) == [("a0", "cancelled"), ("a1", "ok")]
     assert outcome.usage.cost_picousd == sum(usage.cost_picousd for _, usage, _ in scene.purse.settled)
-    assert (scene.gate.inside, scene.purse.open) == (0, {})
+    assert scene.nothing_is_open()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -93,55 +105,41 @@ async def test_a_fast_answer_asks_nobody_else(streamed):
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_first_that_fails_while_the_second_is_asked_leaves_the_second(streamed):
     scene = Scene()
-    await scene.warm()
-    scene.provider.hanging, scene.provider.failing = {"a0", "a1"}, {"a0"}
-    task = asyncio.create_task(scene.ask(streamed))
-    while len(scene.provider.asked) < 2:
-        await asyncio.sleep(0)
+    task = await scene.both_asked(streamed)
+    scene.provider.failing = {"a0"}
     scene.provider.late.set()
     assert (await task).deployment.id == "a1"
-    assert (scene.gate.inside, scene.purse.open) == (0, {})
+    assert scene.nothing_is_open()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_two_that_answer_at_once_leave_nothing_open(streamed):
     scene = Scene()
-    await scene.warm()
-    scene.provider.hanging = {"a0", "a1"}
-    task = asyncio.create_task(scene.ask(streamed))
-    while len(scene.provider.asked) < 2:
-        await asyncio.sleep(0)
+    task = await scene.both_asked(streamed)
     scene.provider.late.set()
     await task
     assert len(scene.purse.settled) == 2
-    assert (scene.gate.inside, scene.purse.open) == (0, {})
+    assert scene.nothing_is_open()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_caller_who_leaves_ends_both(streamed):
     scene = Scene()
-    await scene.warm()
-    scene.provider.hanging = {"a0", "a1"}
-    task = asyncio.create_task(scene.ask(streamed))
-    while len(scene.provider.asked) < 2:
-        await asyncio.sleep(0)
+    task = await scene.both_asked(streamed)
     task.cancel()
     await asyncio.wait([task])
     assert [status for _, _, status in scene.purse.settled] == ["cancelled"] * 2
-    assert (scene.gate.inside, scene.purse.open) == (0, {})
+    assert scene.nothing_is_open()
 
 
 async def test_when_both_fail_the_call_goes_on_by_the_first():
     scene = Scene()
-    await scene.warm()
-    scene.provider.hanging = scene.provider.failing = {"a0", "a1"}
-    task = asyncio.create_task(scene.ask(False))
-    while len(scene.provider.asked) < 2:
-        await asyncio.sleep(0)
+    task = await scene.both_asked(streamed=False)
+    scene.provider.failing = {"a0", "a1"}
     scene.provider.late.set()
     with pytest.raises(BulkheadError):
         await task
-    assert (scene.gate.inside, scene.purse.open) == (0, {})
+    assert scene.nothing_is_open()
 
 
 @given(st.floats(0, 0.5), st.lists(st.tuples(st.integers(0, 1000), st.booleans()), max_size=300))
