@@ -13,16 +13,20 @@ from pathlib import Path
 
 import redis.asyncio as redis
 
+from services.llm_gateway.adapters.anthropic_batch import AnthropicBatches
+from services.llm_gateway.adapters.batch_http import BatchHttp
 from services.llm_gateway.adapters.batch_store import ValkeyBatches
 from services.llm_gateway.adapters.batch_store_files import ValkeyFiles
 from services.llm_gateway.adapters.batch_workspace import Workspace
 from services.llm_gateway.adapters.file_store import DiskContents
-from services.llm_gateway.adapters.provider_batches import ProviderBatches
+from services.llm_gateway.adapters.gemini_batch import GeminiBatches
+from services.llm_gateway.adapters.openai_batch import OpenAiBatches
 from services.llm_gateway.batches.execution import ExecutionParts, ExecutionRules
 from services.llm_gateway.batches.files import FileRules, Files
 from services.llm_gateway.batches.line_calls import LineCalls
 from services.llm_gateway.batches.ports import BatchPurse, KeyCheck
 from services.llm_gateway.batches.provider_execution import ProviderExecution, ProviderRules
+from services.llm_gateway.batches.provider_port import Provider
 from services.llm_gateway.batches.requests import Windows
 from services.llm_gateway.batches.runner import BatchRunner, RunnerRules
 from services.llm_gateway.batches.service import Batches
@@ -70,8 +74,9 @@ class BatchParts:
         self.batches = Batches(records, self.files, check_key, rules.windows)
         lines = LineCalls(calls)
         surfaces: list[Surface] = [ChatSurface(lines), CompletionsSurface(lines), EmbeddingsSurface(lines), ResponsesSurface(lines)]
-        self._providers = ProviderBatches()
-        provider = None if purse is None else ProviderExecution(registry, self._providers, purse, rules.provider)
+        self._http = http = BatchHttp()
+        providers: dict[str, Provider] = {"openai": OpenAiBatches(http), "anthropic": AnthropicBatches(http), "gemini": GeminiBatches(http)}
+        provider = None if purse is None else ProviderExecution(registry, providers, purse, rules.provider)
         parts = ExecutionParts(
             records,
             self.files,
@@ -95,4 +100,4 @@ class BatchParts:
         """Ends what is left."""
         await self._runner.stop()
         self._threads.stop()
-        await self._providers.close()
+        await self._http.close()

@@ -1,28 +1,30 @@
 """A batch that its provider executes, at the provider's batch price: one reservation, one bill, and every step is resumable.
 
-What the record holds of it: deployment, ticket and ask of the reservation (at first with `reserving`), then file_id, batch_id, and done.
-Whoever takes the batch over goes on behind the last step that stands there; a step that was made and not recorded is found again.
+What the record holds of it: deployment, ticket and ask of the reservation (at first with `reserving`), then file_id (what the provider's
+`stage` has answered), batch_id, and done. Whoever takes the batch over goes on behind the last step that stands there; a step that was made
+and not recorded is found again.
 """
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import orjson
 import structlog
 
 from services.common.errors import BulkheadError, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
-from services.llm_gateway.batches.ports import Answered, BatchPurse, Provider, ProviderBatch, ProviderFailed
+from services.llm_gateway.batches.ports import Answered, BatchPurse
+from services.llm_gateway.batches.provider_port import LineResult, NotYetKnown, Provider, ProviderBatch, ProviderFailed, Submission
 from services.llm_gateway.batches.records import usage_as_list
-from services.llm_gateway.batches.results import answered_line, read_provider_line
-from services.llm_gateway.bounds import output_bound
+from services.llm_gateway.batches.results import answered_line
+from services.llm_gateway.bounds import assumed_output, output_bound
 from services.llm_gateway.charges import usage_of
 from services.llm_gateway.estimates import measure
-from services.llm_gateway.money import NOTHING, Usage, priced
+from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Prices, Usage
 from services.llm_gateway.ports import Ask, Ticket
 from services.llm_gateway.registry import Deployment, Mode, Registry
 from services.llm_gateway.request_rules import check_request
@@ -30,11 +32,9 @@ from services.llm_gateway.request_rules import check_request
 if TYPE_CHECKING:
     from services.llm_gateway.batches.execution import Execution
 
-# What providers execute in batches, and the kind of model that it takes.
+# What a provider may execute in batches, and the kind of model that it takes.
 MODES: Mapping[str, Mode] = {"/v1/chat/completions": "chat", "/v1/embeddings": "embedding"}
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-# An error of the provider that says nothing of the request: such a line is executed here.
-ELSEWHERE = frozenset({401, 403, 408, 409, 429})
 _KEPT_AT_ONCE = 256
 log = structlog.get_logger("bulkhead.batches")
 
@@ -61,11 +61,18 @@ class _Run:
 
     held: "Execution"
     deployment: Deployment
+    provider: Provider
     state: dict[str, Any]
     ticket: Ticket
     usage: Usage = NOTHING
+    # Lines that the provider has answered, and those that it takes money for.
     lines: int = 0
+    paid: int = 0
     seen: set[int] = field(default_factory=set)
+
+    @property
+    def prices(self) -> Prices:
+        return self.provider.prices(self.deployment)
 
     async def save(self, **more: Any) -> None:
         self.state |= more
@@ -76,10 +83,15 @@ class ProviderExecution:
     """Hands batches to providers that offer batch prices. What comes back without an answer is left for local execution."""
 
     def __init__(
-        self, registry: Callable[[], Registry], provider: Provider, purse: BatchPurse, rules: ProviderRules = ProviderRules()
+        self,
+        registry: Callable[[], Registry],
+        providers: Mapping[str, Provider],
+        purse: BatchPurse,
+        rules: ProviderRules = ProviderRules(),
     ) -> None:
+        """`providers` by the adapters of the deployments that they are for."""
         self._registry = registry
-        self._provider = provider
+        self._providers = providers
         self._purse = purse
         self._rules = rules
 
@@ -115,7 +127,8 @@ class ProviderExecution:
             or len(held.scan) < self._rules.shortest_lines
         ):
             return None
-        lines, tokens, cost_nanousd = await held.threads.run(self._prepared, held, deployment, None)
+        provider = self._providers[deployment.adapter]
+        lines, tokens, cost_nanousd = await held.threads.run(_prepared, held, deployment, provider, None)
         if not lines:
             return None
         left_s = max(held.expires_at - time.monotonic(), 0.0) + self._rules.ending_s + self._rules.grace_s
@@ -134,7 +147,7 @@ class ProviderExecution:
             log.info("batch_executed_locally", batch=held.record.id, reason=error.reason)
             await held.renew(provider={"done": True})
             return None
-        run = _Run(held, deployment, state, ticket)
+        run = _Run(held, deployment, provider, state, ticket)
         try:
             await run.save()
         except BaseException:
@@ -151,17 +164,22 @@ class ProviderExecution:
         try:
             group, _ = self._registry().resolve(state["group"], MODES[held.record.spec.endpoint])
             deployment = next(d for d in group.deployments if d.id == state["deployment"])
-        except (NotFound, InvalidInput, StopIteration):
-            # Nobody can ask the provider any more. What it may have done is paid for at its bound.
+            provider = self._providers[deployment.adapter]
+        except (NotFound, InvalidInput, StopIteration, KeyError):
+            # Nobody can ask the provider any more.
             log.error("batch_provider_gone", batch=held.record.id, deployment=state["deployment"])
             if "file_id" in state:
-                bound = Usage(input=ask.tokens, cost_picousd=ask.cost_nanousd * 1_000, estimated=True)
-                self._purse.settle(ticket, bound, status="lost", latency_s=0.0, metadata={"batch": held.record.id})
+                self._lost(held, ticket)
             else:
                 self._purse.release(ticket)
             await held.renew(provider={**state, "done": True})
             return None
-        return _Run(held, deployment, state, ticket)
+        return _Run(held, deployment, provider, state, ticket)
+
+    def _lost(self, held: "Execution", ticket: Ticket) -> None:
+        """Nobody will know what the provider has done. It is paid for at its bound."""
+        bound = Usage(input=ticket.ask.tokens, cost_picousd=ticket.ask.cost_nanousd * PICO_PER_NANO, estimated=True)
+        self._purse.settle(ticket, bound, status="lost", latency_s=0.0, metadata={"batch": held.record.id})
 
     def _chosen(self, held: "Execution") -> Deployment | None:
         mode = MODES.get(held.record.spec.endpoint)
@@ -171,64 +189,60 @@ class ProviderExecution:
             group, _ = self._registry().resolve(held.scan.model, mode)
         except BulkheadError:
             return None
-        fitting = [d for d in group.deployments if d.adapter == "openai" and (d.prices.batch_input or d.prices.batch_output)]
+        endpoint = held.record.spec.endpoint
+        fitting = [
+            d
+            for d in group.deployments
+            if (provider := self._providers.get(d.adapter)) is not None
+            and provider.serves(d, endpoint)
+            and (d.prices.batch_input or d.prices.batch_output)
+        ]
         return min(fitting, key=lambda d: d.order, default=None)
 
-    def _prepared(self, held: "Execution", deployment: Deployment, file: BinaryIO | None) -> tuple[int, int, int]:
-        """Writes the file for the provider; answers its lines, and the most tokens and nano-USD that they can come to. Blocks."""
-        count = tokens = picousd = 0
-        for number in range(len(held.scan)):
-            line = self._line(held, deployment, number)
-            if line is None:
-                continue
-            if file is not None:
-                file.write(line + b"\n")
-            bound = _bound(deployment, orjson.loads(line)["body"])
-            count, tokens, picousd = count + 1, tokens + bound.input + bound.output, picousd + bound.cost_picousd
-        return count, tokens, -(-picousd // 1_000)
-
-    def _line(self, held: "Execution", deployment: Deployment, number: int) -> bytes | None:
-        """The line as the provider gets it; None where it cannot be said to it, and its own route has to answer it."""
-        body, endpoint = held.read_line(number)["body"], held.record.spec.endpoint
-        try:
-            if endpoint == "/v1/chat/completions":
-                check_request(body)
-            if body.get("stream"):
-                return None
-            return self._provider.line(deployment, endpoint, str(number), body)
-        except BulkheadError:
-            return None
-
     async def _submitted(self, run: _Run) -> ProviderBatch | None:
-        """The batch at the provider; None where there is none and none came to be."""
-        state, provider = run.state, self._provider
+        """The batch at the provider; None where there is none and none came to be, or where it is to be left to another holder."""
+        state, held = run.state, run.held
         if "batch_id" in state:
-            return ProviderBatch(state["batch_id"], "unknown", state["file_id"], "", "")
-        for number in range(self._rules.tries):
-            if number:
-                await run.held.pause(self._rules.again_s * 2 ** (number - 1))
+            return ProviderBatch(state["batch_id"], "unknown")
+        submission = Submission(held.record.id, held.record.spec.endpoint, state["lines"], lambda: _content(run))
+        number, pause_s, gives_up_at = 0, self._rules.poll_first_s, 0.0
+        while number < self._rules.tries:
             try:
-                if "file_id" not in state:
-                    if run.held.stopped:
-                        return None
-                    with run.held.workspace.scratch("provider.jsonl") as content:
-                        await run.held.threads.run(self._prepared, run.held, run.deployment, content)
-                        content.seek(0)
-                        file_id = await provider.upload(run.deployment, f"{run.held.record.id}.jsonl", content)
-                    # Recorded before the batch is begun: whoever comes next can look for a batch over this file.
-                    await run.save(file_id=file_id)
-                found = await provider.find(run.deployment, state["file_id"])
-                if found is None:
-                    if run.held.stopped:
-                        return None
-                    found = await provider.create(run.deployment, run.held.record.spec.endpoint, state["file_id"], run.held.record.id)
-                await run.save(batch_id=found.id)
-                return found
+                return await self._step(run, submission)
+            except NotYetKnown as error:
+                if held.leaving:
+                    return None
+                if held.ending and gives_up_at and time.monotonic() > gives_up_at:
+                    log.error("batch_provider_lost", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
+                    self._lost(held, run.ticket)
+                    return None
+                if held.ending and not gives_up_at:
+                    gives_up_at = time.monotonic() + self._rules.ending_s
+                await (asyncio.sleep(pause_s) if gives_up_at else held.pause(pause_s))
+                pause_s = min(pause_s * 1.5, self._rules.poll_most_s)
             except ProviderFailed as error:
-                log.warning("batch_provider_failed", batch=run.held.record.id, deployment=run.deployment.id, error=str(error)[:300])
+                log.warning("batch_provider_failed", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
                 if error.permanent:
-                    break
+                    return None
+                await held.pause(self._rules.again_s * 2**number)
+                number += 1
         return None
+
+    async def _step(self, run: _Run, submission: Submission) -> ProviderBatch | None:
+        """Finds what was begun, and begins what was not; None where nothing is to be begun any more."""
+        state, held, provider = run.state, run.held, run.provider
+        staged: str | None = state.get("file_id")
+        found = None if staged is None else await provider.find(run.deployment, submission, staged)
+        if found is None:
+            if held.stopped:
+                return None
+            if staged is None:
+                staged = await provider.stage(run.deployment, submission)
+                # Recorded before the batch is begun: whoever comes next can look for it.
+                await run.save(file_id=staged)
+            found = await provider.begin(run.deployment, submission, staged)
+        await run.save(batch_id=found.id)
+        return found
 
     async def _ended(self, run: _Run, found: ProviderBatch) -> ProviderBatch | None:
         """Polls until the provider is through; None where the batch is to be left to another holder."""
@@ -239,68 +253,56 @@ class ProviderExecution:
             try:
                 if held.ending and not asked_at:
                     asked_at = time.monotonic()
-                    await self._provider.cancel(run.deployment, found.id)
-                found = await self._provider.get(run.deployment, found.id)
+                    await run.provider.cancel(run.deployment, found.id)
+                found = await run.provider.get(run.deployment, found.id)
             except ProviderFailed as error:
                 log.warning("batch_provider_failed", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
                 if error.missing:
-                    return ProviderBatch(found.id, "failed", found.input_file_id, "", "")
+                    return ProviderBatch(found.id, "failed")
             if found.status in ENDED:
                 held.remote = (0, 0)
                 return found
             held.remote = (found.completed, found.failed)
             if asked_at and time.monotonic() > asked_at + self._rules.ending_s:
-                return ProviderBatch(found.id, "failed", found.input_file_id, found.output_file_id, found.error_file_id)
+                return replace(found, status="failed")
             # A change of the batch wakes this up once; after that the pauses are whole.
             await (asyncio.sleep(pause_s) if asked_at else held.pause(pause_s))
             pause_s = min(pause_s * 1.5, self._rules.poll_most_s)
 
     async def _collect(self, run: _Run, found: ProviderBatch) -> None:
         """Keeps every answer that the provider has given."""
-        for file_id in filter(None, (found.output_file_id, found.error_file_id)):
-            gathered: list[bytes] = []
-            async for raw in self._provider.lines(run.deployment, file_id):
-                gathered.append(raw)
-                if len(gathered) == _KEPT_AT_ONCE:
-                    await self._keep(run, gathered)
-                    gathered = []
-            await self._keep(run, gathered)
+        gathered: list[LineResult] = []
+        async for result in run.provider.results(run.deployment, run.held.record.id, found):
+            if not 0 <= result.number < len(run.held.scan) or result.number in run.seen:
+                continue
+            run.seen.add(result.number)
+            gathered.append(result)
+            if len(gathered) == _KEPT_AT_ONCE:
+                await self._keep(run, gathered)
+                gathered = []
+        await self._keep(run, gathered)
 
-    async def _keep(self, run: _Run, raws: list[bytes]) -> None:
-        kept = [self._read(run, line) for line in map(read_provider_line, raws) if line is not None]
-        answers = [answer for answer in kept if answer is not None]
-        lines = await run.held.threads.run(lambda: [run.held.read_line(number) for number, _ in answers])
+    async def _keep(self, run: _Run, results: list[LineResult]) -> None:
+        held, deployment = run.held, replace(run.deployment, prices=run.prices)
+        lines = await held.threads.run(lambda: [held.read_line(result.number) for result in results])
         writes = []
-        for (number, answered), line in zip(answers, lines, strict=True):
-            usage = answered.usage
-            if answered.status < 400 and usage is NOTHING:
-                # The provider counted nothing, and bills all the same.
-                usage = _bound(run.deployment, line["body"])
-            run.usage, run.lines = run.usage + usage, run.lines + 1
-            result = answered_line(line["custom_id"], answered)
-            writes.append(run.held.keep(number, answered.status >= 400, usage, result))
+        for result, line in zip(results, lines, strict=True):
+            usage = NOTHING
+            if result.billed:
+                # A provider that counts nothing bills all the same.
+                usage = usage_of(deployment, result.usage) or _bound(run.prices, _sent(held, run.deployment, line["body"]))
+                run.usage, run.paid = run.usage + usage, run.paid + 1
+            if not result.status:
+                continue
+            run.lines += 1
+            told = answered_line(line["custom_id"], Answered(result.status, result.body, result.request_id))
+            writes.append(held.keep(result.number, result.status >= 400, usage, told))
         await asyncio.gather(*writes)
-
-    def _read(self, run: _Run, line: Mapping[str, Any]) -> tuple[int, Answered] | None:
-        """Number and answer of a provider's result line; None for what is no answer."""
-        custom_id, response = line["custom_id"], line.get("response")
-        if not custom_id.isascii() or not custom_id.isdigit() or int(custom_id) >= len(run.held.scan) or int(custom_id) in run.seen:
-            return None
-        status = response.get("status_code") if isinstance(response, Mapping) else None
-        if not isinstance(response, Mapping) or not isinstance(status, int) or line.get("error"):
-            return None
-        if status >= 500 or status in ELSEWHERE:
-            return None
-        body = response.get("body")
-        number = int(custom_id)
-        run.seen.add(number)
-        usage = usage_of(run.deployment, _counted(body), batch=True) if status < 400 else None
-        return number, Answered(status, orjson.dumps(body), str(response.get("request_id") or ""), usage or NOTHING)
 
     async def _settled(self, run: _Run, found: ProviderBatch | None) -> None:
         """Pays, once: a ticket that was settled by an earlier holder stays as it is."""
         record = run.held.record
-        if run.lines:
+        if run.lines or run.paid:
             latency_s = max(time.time() - record.created_ms / 1000, 0.0)
             metadata = {"lines": run.lines, "batch": record.id}
             self._purse.settle(run.ticket, run.usage, status="ok", latency_s=latency_s, metadata=metadata)
@@ -311,18 +313,60 @@ class ProviderExecution:
             status=found.status if found else "never begun", usage=usage_as_list(run.usage),
         )  # fmt: skip
         await run.save(done=True)
-        for file_id in (found.input_file_id, found.output_file_id, found.error_file_id) if found else (run.state.get("file_id"),):
-            if file_id:
-                try:
-                    await self._provider.delete_file(run.deployment, file_id)
-                except ProviderFailed as error:
-                    log.info("batch_provider_file_left", batch=record.id, file=file_id, error=str(error)[:300])
+        for leftover in run.provider.leftovers(run.state["file_id"], found) if "file_id" in run.state else ():
+            try:
+                await run.provider.delete(run.deployment, leftover)
+            except ProviderFailed as error:
+                log.info("batch_provider_left", batch=record.id, leftover=leftover, error=str(error)[:300])
 
 
-def _bound(deployment: Deployment, body: Mapping[str, Any]) -> Usage:
-    return priced(deployment.prices, measure(body).worst(), output_bound(body), estimated=True, batch=True)
+@asynccontextmanager
+async def _content(run: _Run) -> AsyncIterator[BinaryIO]:
+    """The file of all lines, made anew."""
+    with run.held.workspace.scratch("provider.jsonl") as file:
+        await run.held.threads.run(_prepared, run.held, run.deployment, run.provider, file)
+        file.seek(0)
+        yield file
 
 
-def _counted(body: Any) -> Mapping[str, Any] | None:
-    usage = body.get("usage") if isinstance(body, Mapping) else None
-    return usage if isinstance(usage, Mapping) else None
+def _prepared(held: "Execution", deployment: Deployment, provider: Provider, file: BinaryIO | None) -> tuple[int, int, int]:
+    """Writes the file for the provider; answers its lines, and the most tokens and nano-USD that they can come to. Blocks."""
+    count = tokens = cost_nanousd = 0
+    prices = provider.prices(deployment)
+    for number in range(len(held.scan)):
+        body = held.read_line(number)["body"]
+        line = _line(held, deployment, provider, number, body)
+        if line is None:
+            continue
+        if file is not None:
+            file.write(line + b"\n")
+        bound = _bound(prices, _sent(held, deployment, body))
+        count, tokens, cost_nanousd = count + 1, tokens + bound.input + bound.output, cost_nanousd + bound.cost_nanousd
+    return count, tokens, cost_nanousd
+
+
+def _line(held: "Execution", deployment: Deployment, provider: Provider, number: int, body: Mapping[str, Any]) -> bytes | None:
+    """The line as the provider gets it; None where it cannot be said to it, and its own route has to answer it."""
+    endpoint = held.record.spec.endpoint
+    try:
+        if endpoint == "/v1/chat/completions":
+            check_request(body)
+        if body.get("stream"):
+            return None
+        return provider.line(deployment, endpoint, held.record.id, number, _sent(held, deployment, body))
+    except BulkheadError:
+        return None
+
+
+def _sent(held: "Execution", deployment: Deployment, body: Mapping[str, Any]) -> dict[str, Any]:
+    sent = {**deployment.defaults, **body, "model": deployment.model}
+    if held.record.spec.endpoint == "/v1/chat/completions" and output_bound(sent) == 0:
+        name, most = assumed_output(deployment)
+        sent[name] = most
+    return sent
+
+
+def _bound(prices: Prices, sent: Mapping[str, Any]) -> Usage:
+    """The most that a line can come to."""
+    entry, answer = measure(sent).worst(), output_bound(sent)
+    return Usage(entry, answer, cost_picousd=prices.bound_nanousd(entry, answer) * PICO_PER_NANO, estimated=True)

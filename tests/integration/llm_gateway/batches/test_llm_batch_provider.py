@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from services.common import testing
 from services.common.accounts import LimitSet
-from services.llm_gateway.adapters.provider_batches import ProviderBatches
+from services.llm_gateway.adapters.openai_batch import OpenAiBatches
 from services.llm_gateway.adapters.purse import ValkeyPurse
-from services.llm_gateway.batches.ports import ProviderFailed
+from services.llm_gateway.batches.provider_port import ProviderFailed
 
 
 def cheap(line, count: int, text: str = "say exactly: number {}") -> list[dict]:
@@ -232,7 +232,7 @@ async def test_a_gateway_killed_at_any_step_of_the_submission_submits_once(proce
 
 
 async def test_a_batch_whose_beginning_was_never_heard_of_is_found_again(gateway, line, sim, http, monkeypatch):
-    real = ProviderBatches.create
+    real = OpenAiBatches.begin
     begun = asyncio.Event()
 
     async def unheard(self, *arguments):
@@ -242,7 +242,7 @@ async def test_a_batch_whose_beginning_was_never_heard_of_is_found_again(gateway
         begun.set()
         await asyncio.Event().wait()  # until the process ends
 
-    monkeypatch.setattr(ProviderBatches, "create", unheard)
+    monkeypatch.setattr(OpenAiBatches, "begin", unheard)
     await sim.order("batch_line_delay=20", endpoint="batch")
     async with gateway({"lease_s": 0.6}) as g:
         batch = await g.begun(cheap(line, 10))
