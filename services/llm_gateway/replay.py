@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -135,7 +136,7 @@ class Replay:
         place = _place("chat", call)
         if place is None:
             return await self._inner.complete(call)
-        return await self._joined(place, call, self._inner.complete, self._completed, _kept_answer)
+        return await self._joined(place, call, partial(self._once, place, call, self._inner.complete, self._completed, _kept_answer))
 
     def stream(self, call: ChatCall) -> AsyncGenerator[Event, None]:
         """As the inner one."""
@@ -147,35 +148,24 @@ class Replay:
         place = _place("embed", call)
         if place is None:
             return await self._inner.embed(call)
-        return await self._joined(place, call, self._inner.embed, self._embedded, _kept_vectors)
+        return await self._joined(place, call, partial(self._once, place, call, self._inner.embed, self._embedded, _kept_vectors))
 
     async def rerank(self, call: RerankCall) -> Ranked:
         """As the inner one."""
         place = _place("rerank", call)
         if place is None:
             return await self._inner.rerank(call)
-        return await self._joined(place, call, self._inner.rerank, self._ranked, _kept_ranking)
+        return await self._joined(place, call, partial(self._once, place, call, self._inner.rerank, self._ranked, _kept_ranking))
 
     async def erase(self, tenant: str, user: str) -> int:
         """Deletes the answers that a user's calls left for replay. Raises Overloaded when the store is away."""
         return await self._claims.erase(tenant, owner_of(user))
 
-    async def _joined(
-        self,
-        place: _Place,
-        call: Call,
-        work: Callable[[Call], Awaitable[Result]],
-        replayed: Callable[[Record], Result],
-        kept: Callable[[Result, str], Record],
-    ) -> Result:
+    async def _joined(self, place: _Place, call: Call, once: Callable[[], Awaitable[tuple[Result, bool]]]) -> Result:
         own, began = place.own_deadline, time.perf_counter()
         while True:
             flight, joins = _flight(
-                self._answers,
-                place,
-                lambda ended: SharedAnswer(
-                    self._once(place, call, work, replayed, kept), deadline=own, detached=call.terms.lingers, ended=ended
-                ),
+                self._answers, place, lambda ended: SharedAnswer(once(), deadline=own, detached=call.terms.lingers, ended=ended)
             )
             try:
                 result, first = await flight.result(timeout_of(flight.deadline, own) if joins else None)

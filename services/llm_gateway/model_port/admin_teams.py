@@ -24,7 +24,6 @@ class TeamRoutes:
 
     def __init__(self, desk: AdminDesk) -> None:
         self._desk = desk
-        self._keys = desk.keys
         self._accounts = desk.accounts
 
     def routes(self) -> list[Route]:
