@@ -11,10 +11,17 @@ from services.simulator.anthropic_blocks import BlockReader, boundaries
 from services.simulator.chat_request import ChatRequest, Message, Tool
 from services.simulator.prompt_cache import Boundary
 from services.simulator.refusals import Refused
+from services.simulator.scalars import Numbers, is_model_name
 
 MAX_TOOLS = 10_000
 MIN_THINKING_BUDGET_TOKENS = 1_024
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_NUMBERS = Numbers(
+    not_integer=lambda name, _: Refused(f"{name}: Input should be a valid integer"),
+    below=lambda name, _, low: Refused(f"{name}: Input should be greater than or equal to {low}"),
+    not_number=lambda name, _: Refused(f"{name}: Input should be a valid number"),
+    outside=lambda name, _, low, high: Refused(f"{name}: range: {low}..{high}"),
+)
 _EFFORT_TOKENS: Mapping[str, int] = {"low": 8, "medium": 16, "high": 32, "xhigh": 64, "max": 128}
 _DEFAULT_EFFORT = "high"
 
@@ -33,17 +40,17 @@ def parse_messages(body: Mapping[str, Any], raw: bytes, *, counting: bool = Fals
     model = body.get("model")
     if model is None:
         raise Refused("model: Field required")
-    if not isinstance(model, str) or not 0 < len(model) <= 256 or not model.isprintable():
+    if not is_model_name(model):
         raise Refused("model: String should have 1 to 256 printable characters")
-    max_tokens = _integer(body, "max_tokens", 1)
+    max_tokens = _NUMBERS.integer(body, "max_tokens", 1)
     if max_tokens is None and not counting:
         raise Refused("max_tokens: Field required")
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise Refused("stream: Input should be a valid boolean")
-    _number(body, "temperature", 0, 1)
-    _number(body, "top_p", 0, 1)
-    _integer(body, "top_k", 0)
+    _NUMBERS.check(body, "temperature", 0, 1)
+    _NUMBERS.check(body, "top_p", 0, 1)
+    _NUMBERS.integer(body, "top_k", 0)
     thinking = body.get("thinking")
     thinking_tokens, show_thinking = _thinking(thinking, body.get("output_config"), max_tokens)
     tools = tuple(_tools(body.get("tools")))
@@ -76,27 +83,6 @@ def parse_messages(body: Mapping[str, Any], raw: bytes, *, counting: bool = Fals
     except orjson.JSONEncodeError as error:
         raise Refused(f"tools: cannot be read: {error}") from None
     return MessagesRequest(chat, tools_json, found)
-
-
-def _integer(body: Mapping[str, Any], name: str, low: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Refused(f"{name}: Input should be a valid integer")
-    if value < low:
-        raise Refused(f"{name}: Input should be greater than or equal to {low}")
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, low: float, high: float) -> None:
-    value = body.get(name)
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(f"{name}: Input should be a valid number")
-    if not low <= value <= high:
-        raise Refused(f"{name}: range: {low}..{high}")
 
 
 def _stop(value: Any) -> tuple[str, ...]:

@@ -13,12 +13,23 @@ import orjson
 
 from services.simulator import tokens
 from services.simulator.refusals import Refused
+from services.simulator.scalars import Numbers, is_model_name
 
 MAX_TOOLS = 128
 MAX_CHOICES = 128
 EFFORT_TOKENS: Mapping[str, int] = {"none": 0, "minimal": 4, "low": 8, "medium": 16, "high": 32, "xhigh": 64, "max": 128}
 """How many tokens are thought before an answer, by the effort that is asked for."""
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NUMBERS = Numbers(
+    not_integer=lambda name, _: Refused(f"Invalid type for '{name}': expected an integer.", param=name, code="invalid_type"),
+    below=lambda name, value, low: Refused(
+        f"Invalid '{name}': expected a value of at least {low}, got {value}.", param=name, code="integer_below_min_value"
+    ),
+    not_number=lambda name, _: Refused(f"Invalid type for '{name}': expected a number.", param=name, code="invalid_type"),
+    outside=lambda name, value, low, high: Refused(
+        f"Invalid '{name}': expected a value from {low} to {high}, got {value}.", param=name, code="decimal_out_of_range"
+    ),
+)
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
 
 
@@ -124,11 +135,11 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     stream = _flag(body, "stream")
     tools = tuple(_tools(body.get("tools")))
     tools, tool_choice = _tool_choice(body.get("tool_choice"), tools)
-    _number(body, "temperature", 0, 2)
-    _number(body, "top_p", 0, 1)
-    _number(body, "frequency_penalty", -2, 2)
-    _number(body, "presence_penalty", -2, 2)
-    choices = _integer(body, "n", 1) or 1
+    _NUMBERS.check(body, "temperature", 0, 2)
+    _NUMBERS.check(body, "top_p", 0, 1)
+    _NUMBERS.check(body, "frequency_penalty", -2, 2)
+    _NUMBERS.check(body, "presence_penalty", -2, 2)
+    choices = _NUMBERS.integer(body, "n", 1) or 1
     if choices > MAX_CHOICES:
         raise Refused(f"Invalid 'n': at most {MAX_CHOICES}, got {choices}.", param="n", code="integer_above_max_value")
     messages = tuple(_messages(body.get("messages")))
@@ -140,9 +151,9 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         parallel_tool_calls=body.get("parallel_tool_calls") is not False,
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
-        max_tokens=_first(_integer(body, "max_completion_tokens", 1), _integer(body, "max_tokens", 1)),
+        max_tokens=_first(_NUMBERS.integer(body, "max_completion_tokens", 1), _NUMBERS.integer(body, "max_tokens", 1)),
         stop=_stop(body.get("stop")),
-        seed=_integer(body, "seed", -(2**63)),
+        seed=_NUMBERS.integer(body, "seed", -(2**63)),
         response_schema=_response_schema(body.get("response_format")),
         labels=tuple(_labels(body)),
         choices=choices,
@@ -170,7 +181,7 @@ def _model(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if model is None:
         raise Refused("you must provide a model parameter", param="model")
-    if not isinstance(model, str) or not 0 < len(model) <= 256 or not model.isprintable():
+    if not is_model_name(model):
         raise Refused("'model' must be a string of 1 to 256 printable characters.", param="model")
     return model
 
@@ -181,27 +192,6 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
         return False
     if not isinstance(value, bool):
         raise Refused(f"Invalid type for '{name}': expected a boolean.", param=name, code="invalid_type")
-    return value
-
-
-def _number(body: Mapping[str, Any], name: str, low: float, high: float) -> None:
-    value = body.get(name)
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(f"Invalid type for '{name}': expected a number.", param=name, code="invalid_type")
-    if not low <= value <= high:
-        raise Refused(f"Invalid '{name}': expected a value from {low} to {high}, got {value}.", param=name, code="decimal_out_of_range")
-
-
-def _integer(body: Mapping[str, Any], name: str, low: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Refused(f"Invalid type for '{name}': expected an integer.", param=name, code="invalid_type")
-    if value < low:
-        raise Refused(f"Invalid '{name}': expected a value of at least {low}, got {value}.", param=name, code="integer_below_min_value")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from services.simulator import matching, tokens
 from services.simulator.refusals import Refused
+from services.simulator.scalars import is_model_name
 
 DEFAULT_DIMENSIONS = 256
 MAX_DIMENSIONS = 4_096
@@ -39,7 +40,7 @@ class EmbeddingsRequest:
 def parse_embeddings(body: Mapping[str, Any]) -> EmbeddingsRequest:
     """Check an embeddings request; raises Refused (400)."""
     model = body.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= 256 or not model.isprintable():
+    if not is_model_name(model):
         raise Refused("you must provide a model parameter", param="model")
     dimensions = body.get("dimensions")
     if dimensions is None:

@@ -14,6 +14,7 @@ import orjson
 from services.simulator.chat_request import ChatRequest, Message, PastCall, Tool
 from services.simulator.gemini_schema import plain_schema
 from services.simulator.refusals import Refused
+from services.simulator.scalars import Numbers, is_model_name
 from services.simulator.signatures import is_signed
 
 MAX_TOOLS = 512
@@ -22,6 +23,12 @@ SKIP_SIGNATURE = "skip_thought_signature_validator"
 """What a client may send for the signature of a call that no Gemini model made."""
 
 _TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.:-]{0,127}")
+_NUMBERS = Numbers(
+    not_integer=lambda name, value: Refused(f"Invalid value at 'generation_config.{name}' (TYPE_INT32), {str(value)[:40]!r}"),
+    below=lambda name, _, low: Refused(f"* GenerateContentRequest.generation_config.{name}: must be at least {low}."),
+    not_number=lambda name, value: Refused(f"Invalid value at 'generation_config.{name}' (TYPE_FLOAT), {str(value)[:40]!r}"),
+    outside=lambda name, _, low, high: Refused(f"* GenerateContentRequest.generation_config.{name}: must be in the range [{low}, {high}]."),
+)
 _LEVEL_TOKENS: Mapping[str, int] = {"MINIMAL": 4, "LOW": 8, "MEDIUM": 16, "HIGH": 32, "XHIGH": 64}
 _DYNAMIC_TOKENS = 16
 _TOP_TEXT = "contents systemInstruction tools toolConfig generationConfig safetySettings cachedContent labels model serviceTier store"
@@ -53,16 +60,16 @@ def named(value: Any, known: frozenset[str] | None, where: str) -> dict[str, Any
 
 def parse_generate(body: Mapping[str, Any], model: str, stream: bool) -> tuple[ChatRequest, bytes]:
     """Check a request; returns it with its serialised tools. Raises Refused (400)."""
-    if not 0 < len(model) <= 256 or not model.isprintable():
+    if not is_model_name(model):
         raise Refused("* GenerateContentRequest.model: unexpected model name format")
     top = named(body, _TOP, "")
     config = named(top.get("generationConfig"), _CONFIG, "generation_config")
     tools = tuple(_tools(top.get("tools")))
     tools, tool_choice = _tool_choice(named(top.get("toolConfig"), None, "tool_config"), tools)
     for name, low, high in (("temperature", 0, 2), ("topP", 0, 1), ("presencePenalty", -2, 2), ("frequencyPenalty", -2, 2)):
-        _number(config, name, low, high)
+        _NUMBERS.check(config, name, low, high)
     thinking_tokens, show_thinking = _thinking(config.get("thinkingConfig"))
-    candidates = _integer(config, "candidateCount", 1) or 1
+    candidates = _NUMBERS.integer(config, "candidateCount", 1) or 1
     if candidates > MAX_CANDIDATES:
         raise Refused(f"* GenerateContentRequest.generation_config.candidate_count: must be in the range [1, {MAX_CANDIDATES}].")
     labels = top.get("labels")
@@ -74,9 +81,9 @@ def parse_generate(body: Mapping[str, Any], model: str, stream: bool) -> tuple[C
         parallel_tool_calls=True,
         stream=stream,
         include_usage=True,
-        max_tokens=_integer(config, "maxOutputTokens", 1),
+        max_tokens=_NUMBERS.integer(config, "maxOutputTokens", 1),
         stop=_stop(config.get("stopSequences")),
-        seed=_integer(config, "seed", -(2**31)),
+        seed=_NUMBERS.integer(config, "seed", -(2**31)),
         response_schema=_response_schema(config),
         labels=tuple(value for value in labels.values() if isinstance(value, str)) if isinstance(labels, dict) else (),
         choices=candidates,
@@ -87,27 +94,6 @@ def parse_generate(body: Mapping[str, Any], model: str, stream: bool) -> tuple[C
         return request, orjson.dumps(top["tools"]) if top.get("tools") else b""
     except orjson.JSONEncodeError as error:
         raise Refused(f"Invalid value at 'tools': {error}") from None
-
-
-def _integer(config: Mapping[str, Any], name: str, low: int) -> int | None:
-    value = config.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Refused(f"Invalid value at 'generation_config.{name}' (TYPE_INT32), {str(value)[:40]!r}")
-    if value < low:
-        raise Refused(f"* GenerateContentRequest.generation_config.{name}: must be at least {low}.")
-    return value
-
-
-def _number(config: Mapping[str, Any], name: str, low: float, high: float) -> None:
-    value = config.get(name)
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(f"Invalid value at 'generation_config.{name}' (TYPE_FLOAT), {str(value)[:40]!r}")
-    if not low <= value <= high:
-        raise Refused(f"* GenerateContentRequest.generation_config.{name}: must be in the range [{low}, {high}].")
 
 
 def _stop(value: Any) -> tuple[str, ...]:

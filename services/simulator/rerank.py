@@ -11,6 +11,7 @@ from services.simulator.faults import Faults
 from services.simulator.openai_wire import simulated_failure
 from services.simulator.plans import BodyPlan, body_plan, error_plan
 from services.simulator.refusals import Refused
+from services.simulator.scalars import is_model_name
 
 MAX_DOCUMENTS = 2_048
 
@@ -35,7 +36,7 @@ class RerankRequest:
 def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
     """Check a rerank request; raises Refused (400)."""
     model, query = body.get("model"), body.get("query")
-    if not isinstance(model, str) or not 0 < len(model) <= 256 or not model.isprintable():
+    if not is_model_name(model):
         raise Refused("you must provide a model parameter", param="model")
     if not isinstance(query, str) or not query:
         raise Refused("'query' must be a string that is not empty.", param="query")
