@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from services.common.errors import BulkheadError, DeadlineExceeded, NotFound
-from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
+from services.llm_gateway.failures import MOVES, NOBODY_ASKED, Failure, FailureClass, Move, UpstreamFault
 from services.llm_gateway.hedging import Hedge, race
 from services.llm_gateway.ports import Gate, Limits, Load
 from services.llm_gateway.registry import Deployment, Group, Registry
@@ -21,8 +21,8 @@ from services.llm_gateway.verdicts import error_of
 
 # While another model is left, an answer that stays silent may use this share of what remains of the deadline.
 HOP_SHARE = 0.6
-# No provider heard of the call; what one said that did says more about why it failed.
-NOBODY_ASKED = frozenset({FailureClass.BREAKER_OPEN, FailureClass.SATURATED, FailureClass.UNFIT})
+# The same for the wait for a place at a deployment that is full: who waits for longer leaves the next model no time.
+QUEUE_SHARE = 0.3
 T = TypeVar("T")
 
 
@@ -137,14 +137,15 @@ class Course:
 
     async def step(
         self,
-        attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]],
+        attempt: Callable[[Deployment, int], Coroutine[Any, Any, T]],
         discard: Callable[[T], Awaitable[None]] | None = None,
     ) -> Notice | Opened[T]:
         """One turn of the loop: waits where a wait is due, asks one deployment, and answers the success or what was decided.
 
         After a notice the caller comes again. Raises the domain error of the first failure when nothing is left to ask,
-        DeadlineExceeded when the time is up. What `attempt` raises beside UpstreamFault ends the call. `discard` is given the
-        success of a second request that came after another's; without it such a success needs no end.
+        DeadlineExceeded when the time is up. `attempt` is given the deployment and the attempt's number, and asks for `limits` once
+        it is admitted; what it raises beside UpstreamFault ends the call. `discard` is given the success of a second request that
+        came after another's; without it such a success needs no end.
         """
         if self._broken is not None:
             broken, self._broken = self._broken, None
@@ -156,16 +157,19 @@ class Course:
                 await asyncio.sleep(wait_s)
         deployment, failed = self._pick()
         if failed is None:
-            limits = self._limits(deployment)
+            now = time.monotonic()
+            if now >= self.deadline:
+                self._give_up()
+            self._load.queue_until = self.deadline if self._hop_ends >= self.deadline else now + (self.deadline - now) * QUEUE_SHARE
             self._asked.add(deployment.id)
             self.attempts += 1
             try:
                 if self._hedge is None or len(self.group.deployments) == 1:
-                    return Opened(deployment, await attempt(deployment, limits, self.attempts))
-                return await self._hedged(deployment, limits, attempt, discard)
+                    return Opened(deployment, await attempt(deployment, self.attempts))
+                return await self._hedged(deployment, attempt, discard)
             except UpstreamFault as fault:
                 failed = fault.failure
-            if failed.failure_class in NOBODY_ASKED:
+            if not failed.asked:
                 self.attempts -= 1
             if failed.failure_class is FailureClass.UNFIT and self._skipped(deployment, failed):
                 return await self.step(attempt, discard)
@@ -182,15 +186,14 @@ class Course:
     async def _hedged(
         self,
         deployment: Deployment,
-        limits: Limits,
-        attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]],
+        attempt: Callable[[Deployment, int], Coroutine[Any, Any, T]],
         discard: Callable[[T], Awaitable[None]] | None,
     ) -> Opened[T]:
         assert self._hedge is not None
         hedge = self._hedge
         after_s = hedge.after_s(deployment.id)
         if after_s is None:
-            return Opened(deployment, await attempt(deployment, limits, self.attempts))
+            return Opened(deployment, await attempt(deployment, self.attempts))
         asked = [deployment]
 
         def second() -> Coroutine[Any, Any, T] | None:
@@ -206,9 +209,9 @@ class Course:
             self.attempts += 1
             asked.append(other)
             self._observer.hedging(deployment, other, after_s)
-            return attempt(other, self._limits(other), self.attempts)
+            return attempt(other, self.attempts)
 
-        result, by_second = await race(attempt(deployment, limits, self.attempts), second, after_s, discard or _keep)
+        result, by_second = await race(attempt(deployment, self.attempts), second, after_s, discard or _keep)
         return Opened(asked[1] if by_second else deployment, result)
 
     def _pick(self) -> tuple[Deployment, Failure | None]:
@@ -236,10 +239,15 @@ class Course:
         retry_after_s = self._gate.retry_after_s(members)
         return members[0], Failure(FailureClass.BREAKER_OPEN, "the model's breaker is open", retry_after_s=retry_after_s)
 
-    def _limits(self, deployment: Deployment) -> Limits:
+    def limits(self, deployment: Deployment, asked_at: float) -> Limits:
+        """How long the attempt may take that was asked for at `asked_at` (on `time.monotonic()`) and is admitted now.
+
+        What it waited for its place does not count against its model. Raises DeadlineExceeded.
+        """
         policy, now = self._policy, time.monotonic()
         if now >= self.deadline:
             self._give_up()
+        self._hop_ends = min(self._hop_ends + (now - asked_at) * (1 - HOP_SHARE), self.deadline)
         first = deployment.timeouts.first_token_s or (policy.reasoning_first_token_s if deployment.reasoning else policy.first_token_s)
         share = max(self._hop_ends - now, 0.0)
         if share <= 0.0:
@@ -265,7 +273,7 @@ class Course:
         elif move is Move.STOP and self.fallbacks:
             # What the fallback cannot accept was no fault against the model that was asked for: that target is skipped.
             move = Move.OTHER_MODEL
-        if failure.failure_class is FailureClass.UNFIT and not self.fallbacks and not self.attempts:
+        if failure.failure_class is FailureClass.UNFIT and not self.fallbacks and not self._real:
             # The model that was asked for cannot do it at all: another one in its place would be a surprise.
             move = Move.STOP
         if move is Move.STOP or self.attempts >= self._policy.max_attempts:
@@ -331,12 +339,15 @@ class Course:
         self._observer.exhausted(self.failures)
         raise self.error()
 
+    @property
+    def _real(self) -> list[tuple[Deployment, Failure]]:
+        return [(d, failure) for d, failure in self.failures if failure.failure_class not in NOBODY_ASKED]
+
     def error(self) -> BulkheadError:
         """What the caller is told: how the stream broke, or the first failure, that of the model which was asked for."""
         if self._primary is not None:
             return error_of(self._primary, self._start.name)
-        real = [(d, failure) for d, failure in self.failures if failure.failure_class not in NOBODY_ASKED]
-        deployment, first = real[0] if real else self.failures[0]
+        deployment, first = (self._real or self.failures)[0]
         if first.failure_class is FailureClass.MODEL_GONE and deployment.pattern:
             # No model that we promise: the caller chose its name.
             return NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": deployment.group[:128]})

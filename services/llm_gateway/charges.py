@@ -44,6 +44,8 @@ class Payer:
     units: int = 1
     spent: Usage = NOTHING
     held_nanousd: int = 0
+    # Whether a reservation has counted the call among the caller's requests.
+    counted: bool = False
     queue_s: float = 0.0
     reserve_s: float = 0.0
     upstream_s: float = 0.0
@@ -167,6 +169,8 @@ async def begin(
         raise
     payer.queue_s += permit.queued_s
     began = time.perf_counter()
+    requests = 0 if payer.counted else 1
+    payer.counted = True
     try:
         ticket = await purse.reserve(
             Ask(
@@ -180,13 +184,14 @@ async def begin(
                 input_tokens + output_tokens,
                 cost_nanousd,
                 ends_at - time.monotonic() + GRACE_S,
-                1 if number == 1 else 0,
+                requests,
                 payer.run_id,
                 payer.terms.run_budget_microusd,
             )
         )
     except BaseException as error:
         gate.leave(permit, None, cancelled=True)
+        payer.counted = not requests
         if again and isinstance(error, BudgetExceeded | QuotaExceeded | PermissionDenied):
             raise UpstreamFault(Failure(FailureClass.UNFIT, error.message, code=error.reason)) from error
         raise

@@ -251,13 +251,19 @@ class Meter:
     def __init__(self) -> None:
         self.usage: Mapping[str, Any] | None = None
         self.output_bytes = 0
+        # Where the usage was told, and whether nothing was to follow it.
+        self.counted_bytes = 0
+        self.finished = False
 
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk."""
         if chunk.meaningful:
             self.output_bytes += len(chunk.raw) if chunk.opaque else _bytes_of(chunk)
+            if chunk.finish_reason:
+                self.finished = True
         if chunk.usage is not None:
             self.usage = chunk.usage
+            self.counted_bytes = self.output_bytes
 
 
 class Assembly:

@@ -17,7 +17,7 @@ from services.llm_gateway.estimates import Estimates, measure
 from services.llm_gateway.failures import UpstreamFault
 from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import Usage, priced
-from services.llm_gateway.ports import Attempt, Gate, Limits, Load, Purse, Ranking, Upstream, Vectors
+from services.llm_gateway.ports import Attempt, Gate, Load, Purse, Ranking, Upstream, Vectors
 from services.llm_gateway.registry import Deployment, Group, Mode, Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Notice, Ranked, RerankCall, StreamEvent
 from services.llm_gateway.telemetry import LATEST, CallRecord, Conventions
@@ -65,10 +65,10 @@ class Completions:
         work = self.work("chat", "chat", call.model, call.body, call.run_id, call.terms, size=call.size, thread_id=call.thread_id)
         with work.recorded():
 
-            async def attempt(deployment: Deployment, limits: Limits, number: int) -> tuple[Answer, Usage]:
-                charge, body, _ = await work.begin(deployment, limits, number)
+            async def attempt(deployment: Deployment, number: int) -> tuple[Answer, Usage]:
+                charge, made = await work.begin(deployment, number)
                 try:
-                    answer = await self.upstreams[deployment.adapter].complete(work.attempt(deployment, body, limits, number))
+                    answer = await self.upstreams[deployment.adapter].complete(made)
                 except UpstreamFault as fault:
                     work.failed(charge, deployment, fault)
                     raise

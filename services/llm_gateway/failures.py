@@ -76,6 +76,9 @@ MOVES: Mapping[FailureClass, Move] = {
     FailureClass.CALLER_FAULT: Move.STOP,
 }
 
+# No provider heard of the call, unless the failure has a status; what one said that did says more about why it failed.
+NOBODY_ASKED = frozenset({FailureClass.BREAKER_OPEN, FailureClass.SATURATED, FailureClass.UNFIT})
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -87,6 +90,11 @@ class Failure:
     code: str = ""
     param: str = ""
     retry_after_s: float | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a provider heard of the attempt. A request that cannot be made may have turned out to be so by its answer."""
+        return self.failure_class not in NOBODY_ASKED or self.status > 0
 
 
 class UpstreamFault(Exception):

@@ -23,9 +23,7 @@ from services.llm_gateway.registry import Deployment, DeploymentLimits, Registry
 from services.llm_gateway.routing_strategies import DEFAULT_STRATEGY, STRATEGIES, Lane, at_home, cheapest
 
 # The provider was reached and said something of the request, not of itself.
-ANSWERED = frozenset({FailureClass.CALLER_FAULT, FailureClass.CONTEXT_WINDOW, FailureClass.CONTENT_POLICY})
-# Nobody was asked.
-UNASKED = frozenset({FailureClass.BREAKER_OPEN, FailureClass.SATURATED, FailureClass.UNFIT})
+ANSWERED = frozenset({FailureClass.CALLER_FAULT, FailureClass.CONTEXT_WINDOW, FailureClass.CONTENT_POLICY, FailureClass.UNFIT})
 _SILENT = frozenset({FailureClass.TIMEOUT_FIRST_TOKEN, FailureClass.TIMEOUT_TOTAL})
 # A timeout that came before this share of our own limit was the caller's deadline, and no fault of the deployment.
 _OWN_LIMIT = 0.9
@@ -172,12 +170,13 @@ class DeploymentGate:
         stay: _Stay = permit.token
         lane, deployment = stay.lane, permit.deployment
         self._vacate(lane)
+        asked = failure is None or failure.asked
         if stay.taken >= 0:
             self._correct(deployment, stay.taken, failure, tokens, cancelled)
-        if lane.metered and not (failure and failure.failure_class in UNASKED):
+        if lane.metered and asked:
             self._limits.count(deployment.id, tokens)
         found = failure.failure_class if failure else None
-        if cancelled or found in UNASKED:
+        if cancelled or not asked:
             failed = None
         elif found is FailureClass.MODEL_GONE and deployment.pattern:
             failed = False  # the name is the caller's own word
@@ -263,7 +262,7 @@ class DeploymentGate:
 
     def _correct(self, deployment: Deployment, taken: int, failure: Failure | None, tokens: int, cancelled: bool) -> None:
         """Settles the deployment's minute. What a provider counted of a call that was cancelled unheard is not known: it stays taken."""
-        if failure is not None and failure.failure_class in UNASKED:
+        if failure is not None and not failure.asked:
             self._limits.give_back(deployment.id, deployment.limits, 1, taken)
         elif tokens or (failure is not None and not cancelled):
             self._limits.give_back(deployment.id, deployment.limits, 0, taken - tokens)
@@ -295,7 +294,7 @@ class DeploymentGate:
             raise self._refused(lane, full.ahead) from None
         if displaced is not None and not displaced.ticket.done():
             displaced.ticket.set_exception(self._refused(lane, len(lane.queue)))
-        wait_s = min(self._settings.most_wait_s, load.deadline - started)
+        wait_s = min(self._settings.most_wait_s, min(load.deadline, load.queue_until) - started)
         timer = loop.call_later(max(wait_s, 0.0), self._expire, lane, waiter)
         try:
             await future

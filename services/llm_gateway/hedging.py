@@ -7,9 +7,11 @@ cancelled; what both have cost is charged.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from services.common.errors import BulkheadError
+from services.common.tasks import end
 from services.llm_gateway.failures import UpstreamFault
 
 T = TypeVar("T")
@@ -103,17 +105,18 @@ async def race(
         try:
             await asyncio.shield(ending)
         except asyncio.CancelledError:
-            # Nobody is left to take the answer, and both requests have to be ended all the same.
-            await asyncio.wait([ending])
+            # Nobody is left to take the answer, and both requests have to be ended all the same, however often this is cancelled.
+            left: set[asyncio.Future[None]] = {ending}
             if winner is not None:
-                await discard(winner.result())
+                left.add(asyncio.ensure_future(discard(winner.result())))
+            while left:
+                with suppress(asyncio.CancelledError):
+                    _, left = await asyncio.wait(left)
             raise
 
 
 async def _ended(tasks: Sequence[asyncio.Task[T]], discard: Callable[[T], Awaitable[None]]) -> None:
+    await end(tasks)
     for task in tasks:
-        task.cancel()
-    for task in tasks:
-        await asyncio.wait([task])
         if not task.cancelled() and task.exception() is None:
             await discard(task.result())

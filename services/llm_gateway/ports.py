@@ -1,8 +1,9 @@
 """What the domain needs from outside, and what its layers offer each other."""
 
+import math
 from array import array
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from opentelemetry.context import Context
@@ -34,6 +35,7 @@ class Attempt:
     """One attempt at one deployment. `body` is the OpenAI request with the deployment's model; `parent` is the trace context.
 
     With `continues` the last message is the beginning of the answer, which the provider is to go on from without repeating it.
+    `unread` gets the chunks of a stream that had come when its reader left: nobody sees them, and they are billed.
     """
 
     deployment: Deployment
@@ -44,6 +46,7 @@ class Attempt:
     run_id: str = ""
     idempotency_key: str = ""
     continues: bool = False
+    unread: list[Chunk] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +248,12 @@ class Permit:
     token: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load:
-    """What a gate must know of a call. `deadline` is on `time.monotonic()`."""
+    """What a gate must know of a call. `deadline` is on `time.monotonic()`.
+
+    So is `queue_until`, until when a place is worth waiting for: the course of the call moves it from attempt to attempt.
+    """
 
     tenant: str
     tier: str
@@ -256,6 +262,7 @@ class Load:
     deadline: float
     low_priority: bool = False
     affinity: str = ""  # calls of one conversation or prompt prefix, so that they meet the same provider cache
+    queue_until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

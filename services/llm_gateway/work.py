@@ -1,11 +1,12 @@
 """One logical call on its way: what it holds, what it costs, what is recorded of it."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from services.common.errors import BulkheadError
+from services.common.errors import BulkheadError, DeadlineExceeded
 from services.llm_gateway import charges
 from services.llm_gateway.attempts import Course, Opened
 from services.llm_gateway.bounds import assumed_output, output_bound
@@ -14,7 +15,7 @@ from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.estimates import Measure
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import Usage, priced
-from services.llm_gateway.ports import Attempt, Limits, Upstream
+from services.llm_gateway.ports import Attempt, Upstream
 from services.llm_gateway.recovery import Stitch
 from services.llm_gateway.registry import Deployment, Group
 from services.llm_gateway.results import Notice, Outcome, Timing
@@ -53,6 +54,7 @@ class Work:
         self.drop_params = False
         self._needs: Needs | None = None
         self._fits: dict[str, Fit] = {}
+        self._told: Set[tuple[str, str]] = frozenset()
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -84,11 +86,9 @@ class Work:
             return Failure(FailureClass.CONTEXT_WINDOW, "the prompt is longer than the model's context")
         return Failure(FailureClass.UNFIT, f"the model {deployment.group} cannot do what the request asks: {', '.join(fit.reasons)}")
 
-    async def begin(
-        self, deployment: Deployment, limits: Limits, number: int, stitch: Stitch | None = None
-    ) -> tuple[Charge, Mapping[str, Any], int]:
-        """Takes place and money for an attempt; answers the body to send and the output tokens that were reserved. With `stitch` the
-        answer goes on from what of it was delivered.
+    async def begin(self, deployment: Deployment, number: int, stitch: Stitch | None = None) -> tuple[Charge, Attempt]:
+        """Takes place and money for an attempt, and answers what the upstream is given. With `stitch` the answer goes on from what of it
+        was delivered.
         """
         self.record.attempts = number
         wanted = self.body
@@ -96,7 +96,7 @@ class Work:
             fit = self._fit(deployment)
             if fit.verdict is Verdict.ADAPTED:
                 wanted = fit.body
-                self.notices.append(_adapted(deployment, fit))
+                self._tell_adapted(deployment, fit)
         if stitch is not None:
             wanted = stitch.continuing(wanted)
         sent = (
@@ -111,6 +111,7 @@ class Work:
                 output *= max(_choices(sent), 1)
         # Read before anything is waited for: attempts at two deployments may begin side by side.
         self.payer.input_tokens = self._owner.estimates.input_bound(deployment.id, self._measured)
+        asked_at = time.monotonic()
         charge = await charges.begin(
             self._owner.gate,
             self._owner.purse,
@@ -118,28 +119,38 @@ class Work:
             deployment,
             number,
             output,
-            limits.ends_at,
+            self.course.deadline,
             fallback=self.course.fallbacks > 0,
             repeated_tokens=0 if stitch is None else len(stitch.delivered_text.encode()),
         )
-        return charge, sent, output
+        try:
+            limits = self.course.limits(deployment, asked_at)
+        except DeadlineExceeded as error:
+            self.abandoned(charge, deployment, error)
+            raise
+        return charge, Attempt(deployment, sent, limits, number, self.record.parent, self._run_id, continues=stitch is not None)
 
-    def attempt(self, deployment: Deployment, body: Mapping[str, Any], limits: Limits, number: int, *, continues: bool = False) -> Attempt:
-        """What an upstream is given."""
-        return Attempt(deployment, body, limits, number, self.record.parent, self._run_id, continues=continues)
+    def _tell_adapted(self, deployment: Deployment, fit: Fit) -> None:
+        """Once for each target, however often it is asked."""
+        adapted = ", ".join(fit.reasons)
+        if (deployment.group, adapted) in self._told:
+            return
+        self._told = {*self._told, (deployment.group, adapted)}
+        message = f"The request was adapted to what {deployment.group} can take: {adapted}."
+        self.notices.append(Notice("request_adapted", message, attributes=(("model", deployment.group), ("adapted", adapted))))
 
     def single(
         self,
         ask: Callable[[Upstream, Attempt], Awaitable[T]],
         tokens_of: Callable[[T], int | None],
         units_of: Callable[[T], int] | None = None,
-    ) -> Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]:
+    ) -> Callable[[Deployment, int], Coroutine[Any, Any, T]]:
         """An attempt whose answer costs input tokens only, and the price of a request for each of its units."""
 
-        async def attempt(deployment: Deployment, limits: Limits, number: int) -> T:
-            charge, body, _ = await self.begin(deployment, limits, number)
+        async def attempt(deployment: Deployment, number: int) -> T:
+            charge, made = await self.begin(deployment, number)
             try:
-                result = await ask(self._owner.upstreams[deployment.adapter], self.attempt(deployment, body, limits, number))
+                result = await ask(self._owner.upstreams[deployment.adapter], made)
             except UpstreamFault as fault:
                 self.failed(charge, deployment, fault)
                 raise
@@ -159,13 +170,20 @@ class Work:
 
         return attempt
 
-    async def opened(self, attempt: Callable[[Deployment, Limits, int], Coroutine[Any, Any, T]]) -> Opened[T]:
+    async def opened(self, attempt: Callable[[Deployment, int], Coroutine[Any, Any, T]]) -> Opened[T]:
         """Walks the course to its success; what happens on the way is added to the notices."""
         while True:
             step = await self.course.step(attempt)
             if isinstance(step, Opened):
                 return step
             self.notices.append(step)
+
+    def untold(self) -> list[Notice]:
+        """The notices that a stream has not told yet."""
+        if not self.notices:
+            return self.notices
+        found, self.notices = self.notices, []
+        return found
 
     def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
         """The attempt gave the answer."""
@@ -236,8 +254,3 @@ class Work:
 def _choices(body: Mapping[str, Any]) -> int:
     number = body.get("n")
     return number if type(number) is int else 1
-
-
-def _adapted(deployment: Deployment, fit: Fit) -> Notice:
-    message = f"The request was adapted to what {deployment.group} can take: {', '.join(fit.reasons)}."
-    return Notice("request_adapted", message, attributes=(("model", deployment.group), ("adapted", ", ".join(fit.reasons))))

@@ -72,6 +72,10 @@ class Response:
             return await self._connection.read(until)
         return await self._decoder.read(self._connection, until)
 
+    def arrived(self) -> bytes:
+        """What has come of a body that nobody will read on; nothing is waited for. Empty where the body is compressed."""
+        return b"" if self._decoder is not None else self._connection.arrived()
+
     def close(self) -> None:
         """The connection goes back to the pool when the whole answer has come, else it ends. Once is enough, twice does no harm."""
         client, self._client = self._client, None

@@ -141,6 +141,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def arrived(self) -> bytes:
+        """What has come of the body since the last read; nothing is waited for."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
     async def _wait(self, until: float) -> None:
         if time.monotonic() >= until:
             raise TimeoutError

@@ -17,7 +17,7 @@ from services.llm_gateway.adapters.http_client import HttpClient, Response
 from services.llm_gateway.adapters.http_connection import BrokenOff, ConnectTimeout, Unreachable, target_of
 from services.llm_gateway.chat import Answer, Chunk, malformed
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.ports import Attempt, Dialect, Limits, Ranking, Vectors, WireRequest
+from services.llm_gateway.ports import Attempt, Dialect, Limits, Ranking, StreamReader, Vectors, WireRequest
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
@@ -69,16 +69,21 @@ class HttpUpstream:
         wire = self._dialect.chat(attempt, stream=True)
         span = _span(attempt, wire)
         started = time.monotonic()
+        reader = self._dialect.reader()
+        held: list[Chunk] = []
         try:
             response = await self._open(attempt, wire, span, attempt.limits.first_token_s)
             try:
                 headers: Mapping[str, str] | None = told(response.raw_headers)
-                async with aclosing(self._batches(response, attempt, started)) as batches:
+                async with aclosing(self._batches(response, attempt.limits, started, reader, held)) as batches:
                     async for batch in batches:
                         if headers is not None:
                             batch[0].headers, headers = headers, None
                         yield batch
                 await _drained(response)
+            except (GeneratorExit, asyncio.CancelledError):
+                attempt.unread.extend([*held, *_arrived(response, reader)])
+                raise
             finally:
                 # Ends the connection unless the body was read to its end: what is still written for nobody costs tokens.
                 response.close()
@@ -137,12 +142,11 @@ class HttpUpstream:
             pass  # what has come decides then, or the status alone
         return UpstreamFault(self._dialect.failure(response.status, body[:MAX_ERROR_BYTES], response.headers))
 
-    async def _batches(self, response: Response, attempt: Attempt, started: float) -> AsyncGenerator[list[Chunk], None]:
+    async def _batches(
+        self, response: Response, limits: Limits, started: float, reader: StreamReader, held: list[Chunk]
+    ) -> AsyncGenerator[list[Chunk], None]:
         """Chunks a network read; what comes before the first token is held back, so that an early error can still go elsewhere."""
-        limits = attempt.limits
-        reader = self._dialect.reader()
         begun = False
-        held: list[Chunk] = []
         token_by = started + limits.first_token_s
         unread = b""  # what came before any event: a provider may answer a stream with a plain error body
         while not reader.done:
@@ -165,8 +169,9 @@ class HttpUpstream:
             if reader.finished:
                 token_by = min(token_by, time.monotonic() + CLOSING_S)
             if begun and (held or chunks):
-                yield [*held, *chunks]
-                held = []
+                batch = [*held, *chunks]
+                held.clear()
+                yield batch
             else:
                 held += chunks
             if not read:
@@ -201,6 +206,14 @@ async def _body(response: Response, limits: Limits) -> bytes:
         raise _stalled(limits.ends_at) from None
     except BrokenOff as error:
         raise UpstreamFault(Failure(FailureClass.CUT, f"the body broke off ({error})")) from error
+
+
+def _arrived(response: Response, reader: StreamReader) -> Sequence[Chunk]:
+    """The chunks of a stream that are here already."""
+    try:
+        return reader.feed(response.arrived())
+    except UpstreamFault as fault:
+        return fault.sent
 
 
 async def _drained(response: Response) -> None:

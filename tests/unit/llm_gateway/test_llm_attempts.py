@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import DeadlineExceeded, InvalidInput, Overloaded, UpstreamFailed
-from services.llm_gateway.attempts import NOBODY_ASKED, Course, Opened, Policy
-from services.llm_gateway.failures import MOVES, Failure, FailureClass, Move, UpstreamFault
+from services.llm_gateway.attempts import Course, Opened, Policy
+from services.llm_gateway.failures import MOVES, NOBODY_ASKED, Failure, FailureClass, Move, UpstreamFault
 from services.llm_gateway.ports import Load
 from services.llm_gateway.registry import Deployment, Group, Registry
 from services.llm_gateway.results import Notice
@@ -54,7 +54,7 @@ async def walk(way: Course, outcomes) -> tuple[list[Notice], Opened | None, list
     """Walks until it opens; `outcomes` answers a failure (or None for success) for the n-th attempt at a deployment."""
     asked: list[str] = []
 
-    async def attempt(deployment, limits, number):
+    async def attempt(deployment, number):
         asked.append(deployment.id)
         assert number == len(asked)
         failure = outcomes(deployment, number)
@@ -252,7 +252,7 @@ async def test_a_broken_stream_goes_on_from_where_it_was():
 async def walk_on(way):
     asked = []
 
-    async def attempt(deployment, limits, number):
+    async def attempt(deployment, number):
         asked.append(deployment.id)
         return number
 
@@ -275,8 +275,8 @@ async def test_embeddings_never_leave_their_model_unless_told_to():
 async def test_a_hop_leaves_a_share_of_the_deadline_to_the_next():
     seen = []
 
-    async def attempt(deployment, limits, number):
-        seen.append(limits)
+    async def attempt(deployment, number):
+        seen.append(way.limits(deployment, time.monotonic()))
         if number == 1:
             raise UpstreamFault(Failure(FailureClass.TIMEOUT_FIRST_TOKEN))
 

@@ -311,8 +311,9 @@ async def test_what_was_taken_from_the_minute_is_corrected(gate, limits):
     await ask(gate, one, None, tokens=130)
     await ask(gate, one, TRANSIENT)
     await ask(gate, one, Failure(FailureClass.UNFIT))
+    await ask(gate, one, Failure(FailureClass.UNFIT, status=400))  # the provider said so itself
     await ask(gate, one, None, cancelled=True)
-    assert limits.given == [(0, 70), (0, -30), (0, 100), (1, 100)]
+    assert limits.given == [(0, 70), (0, -30), (0, 100), (1, 100), (0, 100)]
 
 
 async def test_usage_is_counted_for_the_strategy_that_looks_at_it(gate, limits):

@@ -12,6 +12,7 @@ from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import Prices
 from services.llm_gateway.registry import Deployment, Group, Registry
+from services.llm_gateway.streams import UNREAD_TOKENS
 from services.llm_gateway.testing import OpenGate, OpenPurse
 
 CALL = ChatCall("a", {"messages": [{"role": "user", "content": "x"}]})
@@ -42,17 +43,17 @@ def told(logs):
 
 
 @pytest.mark.parametrize(
-    ("provider", "attempts"),
-    [(Provider(FailureClass.CONTENT_POLICY, b"Hel"), 1), (Provider(FailureClass.CUT, b"Hel", b"Bye"), 2)],
+    ("provider", "attempts", "unread"),
+    [(Provider(FailureClass.CONTENT_POLICY, b"Hel"), 1, 0), (Provider(FailureClass.CUT, b"Hel", b"Bye"), 2, UNREAD_TOKENS)],
     ids=["refused", "diverged"],
 )
-async def test_a_stream_that_breaks_is_paid(provider, attempts):
+async def test_a_stream_that_breaks_is_paid(provider, attempts, unread):
     with capture_logs() as logs:
         with pytest.raises(BulkheadError) as caught:
             async for _ in completions(provider).stream(CALL):
                 pass
     assert attempts == 1 or isinstance(caught.value, UpstreamFailed)
-    assert told(logs)[1:] == (5 * attempts, attempts, 7 * attempts)
+    assert told(logs)[1:] == (5 * attempts, attempts + unread, 7 * attempts + 2 * unread)
 
 
 async def test_a_stream_that_its_reader_closes_is_paid():
@@ -60,4 +61,5 @@ async def test_a_stream_that_its_reader_closes_is_paid():
     with capture_logs() as logs:
         await anext(stream)
         await stream.aclose()
-    assert told(logs) == ("cancelled", 5, 1, 7)
+    # The usage that it told on the way is not all: it sends on until it hears that nobody reads.
+    assert told(logs) == ("cancelled", 5, 1 + UNREAD_TOKENS, 7 + 2 * UNREAD_TOKENS)
