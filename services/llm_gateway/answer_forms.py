@@ -6,15 +6,20 @@ from typing import Any
 import orjson
 
 from services.llm_gateway.chat import Answer, Assembly, Chunk, ChunkReader, text_of
-from services.llm_gateway.messages_shape import OWN_FIELDS
+from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS, arguments_of, message_of
 from services.llm_gateway.results import Finished, Outcome
 
 # Fields of a delta whose pieces are joined, and those whose lists are.
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _LISTS = ("thinking_blocks", "annotations")
-_KNOWN = frozenset({"role", "tool_calls", "function_call", *_TEXTS, *_LISTS})
+_KNOWN = frozenset({"role", "tool_calls", "function_call", OWN_FIELDS, *_TEXTS, *_LISTS})
+# What the end of a message of Anthropic's API says of itself; the prompt's usage stands in the usage at the end as well.
+_OWN_ENDS = frozenset({"stop_reason", "stop_details", "container", "diagnostics", BLOCKS})
+_OWN_BLOCKS = frozenset({"new_block", "citation", "content_block"})
+_OWN_KNOWN = _OWN_ENDS | _OWN_BLOCKS | {"prompt_usage"}
 # Padding that a provider puts into events against observers of their length.
 _PADDING = "obfuscation"
+_HEADLESS = frozenset({"choices", "usage", "object", _PADDING})
 
 
 def events_of(chunks: Sequence[Chunk]) -> bytes:
@@ -36,7 +41,10 @@ def finished_of(chunks: Sequence[Chunk], outcome: Outcome) -> Finished:
 
 
 def chunks_of(data: Mapping[str, Any]) -> list[Chunk]:
-    """A whole answer as a stream: for each choice one event with its message and one with its finish_reason, the usage last."""
+    """A whole answer as a stream: for each choice one event with its message and one with its end, the usage last.
+
+    Blocks that OpenAI's shape has no like for stay in the delta's `provider_specific_fields.content_blocks`, as in the message.
+    """
     head = {key: value for key, value in data.items() if key not in ("choices", "usage", "object")}
     head["object"] = "chat.completion.chunk"
     events: list[dict[str, Any]] = []
@@ -45,9 +53,11 @@ def chunks_of(data: Mapping[str, Any]) -> list[Chunk]:
         delta = {"role": "assistant", **{key: value for key, value in choice["message"].items() if value is not None}}
         if isinstance(delta.get("tool_calls"), list):
             delta["tool_calls"] = [{"index": place, **call} for place, call in enumerate(delta["tool_calls"])]
-        rest = {key: value for key, value in choice.items() if key not in ("message", "index", "finish_reason")}
-        events.append({**head, "choices": [{"index": number, "delta": delta, **rest, "finish_reason": None}]})
-        events.append({**head, "choices": [{"index": number, "delta": {}, "finish_reason": choice["finish_reason"]}]})
+        # Probabilities belong to the tokens; what else a choice holds (a stop sequence, say) is known at its end.
+        said = {"logprobs": choice["logprobs"]} if "logprobs" in choice else {}
+        rest = {key: value for key, value in choice.items() if key not in ("message", "index", "finish_reason", "logprobs")}
+        events.append({**head, "choices": [{"index": number, "delta": delta, **said, "finish_reason": None}]})
+        events.append({**head, "choices": [{"index": number, "delta": {}, **rest, "finish_reason": choice["finish_reason"]}]})
     if isinstance(data.get("usage"), Mapping):
         events.append({**head, "choices": [], "usage": data["usage"]})
     return chunks_in(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events))
@@ -55,81 +65,210 @@ def chunks_of(data: Mapping[str, Any]) -> list[Chunk]:
 
 def answer_of(chunks: Sequence[Chunk]) -> Answer | None:
     """A stream as a whole answer; None where it holds what cannot be put together, or an answer without its end."""
-    head: dict[str, Any] = {}
-    usage: Mapping[str, Any] | None = None
-    choices: dict[int, dict[str, Any]] = {}
+    joined = Joined()
     for chunk in chunks:
-        usage = chunk.usage or usage
-        for key, value in chunk.data.items():
-            if key not in ("choices", "usage", "object", _PADDING) and (value is not None or key not in head):
-                head[key] = value
-        for piece in chunk.data.get("choices") or ():
+        joined.add(chunk)
+    return joined.answer()
+
+
+class Joined:
+    """Puts the chunks of a stream together as they come."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._usage: Mapping[str, Any] | None = None
+        self._choices: dict[int, _Choice] = {}
+        self._fits = True
+
+    def add(self, chunk: Chunk) -> None:
+        """Adds one chunk."""
+        if not self._fits:
+            return
+        self._usage = chunk.usage or self._usage
+        data = chunk.data
+        for key, value in data.items():
+            if key not in _HEADLESS and (value is not None or key not in self._head):
+                self._head[key] = value
+        for piece in data.get("choices") or ():
             index = piece.get("index", 0)
-            choice = choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None})
-            if not _add_choice(choice, piece):
-                return None
-    if not choices or not all(isinstance(choice["finish_reason"], str) for choice in choices.values()):
-        return None
-    data = {**head, "object": "chat.completion", "choices": [choices[index] for index in sorted(choices)]}
-    for choice in data["choices"]:
-        calls = choice["message"].get("tool_calls")
-        if calls is not None:
-            choice["message"]["tool_calls"] = [calls[place] for place in sorted(calls)]
-    if usage is not None:
-        data["usage"] = usage
-    return Answer(orjson.dumps(data), data)
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = _Choice()
+            self._fits = self._fits and choice.add(piece)
+
+    def answer(self) -> Answer | None:
+        """The whole answer; None where the chunks hold what cannot be put together, or an answer without its end."""
+        if not self._fits or not self._choices or not all(choice.finish_reason for choice in self._choices.values()):
+            return None
+        choices = [self._choices[index].whole(index) for index in sorted(self._choices)]
+        data = {**self._head, "object": "chat.completion", "choices": choices}
+        if self._usage is not None:
+            data["usage"] = self._usage
+        return Answer(orjson.dumps(data), data)
 
 
-def _add_choice(choice: dict[str, Any], piece: Mapping[str, Any]) -> bool:
-    for key, value in piece.items():
-        if key in ("index", "delta") or value is None:
-            continue
-        if key == "finish_reason":
-            choice[key] = value
-        elif key == "logprobs" and isinstance(value, Mapping):
-            kept = choice.setdefault(key, {})
-            for part, entries in value.items():
-                if isinstance(entries, list):
-                    kept[part] = [*(kept.get(part) or ()), *entries]
-                elif entries is not None:
+class _Text:
+    """A text block of the Messages API so far."""
+
+    __slots__ = ("citations", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.citations: list[Any] = []
+
+
+class _Choice:
+    """One choice of a stream so far. Pieces are kept as they come: an answer may be long, and is put together once."""
+
+    def __init__(self) -> None:
+        self.finish_reason = ""
+        self._texts: dict[str, list[str]] = {}
+        self._lists: dict[str, list[Any]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._function: dict[str, Any] = {}
+        self._logprobs: dict[str, Any] | None = None
+        self._rest: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}
+        # Blocks of the Messages API in their order: a text, the number of a tool call, or a block as it came.
+        self._blocks: list[Any] = []
+        self._open_text: _Text | None = None
+        self._native = False
+
+    def add(self, piece: Mapping[str, Any]) -> bool:
+        """Adds a piece; False for one that cannot be put together with the others."""
+        for key, value in piece.items():
+            if key == "delta":
+                if value and not self._add_delta(value):
                     return False
-        elif choice.setdefault(key, value) != value:
+            elif value is None or key == "index":
+                continue
+            elif key == "finish_reason":
+                self.finish_reason = text_of(value)
+            elif key == "logprobs" and isinstance(value, Mapping):
+                if not self._add_logprobs(value):
+                    return False
+            elif self._rest.setdefault(key, value) != value:
+                return False
+        return True
+
+    def _add_logprobs(self, value: Mapping[str, Any]) -> bool:
+        kept = self._logprobs = {} if self._logprobs is None else self._logprobs
+        for part, entries in value.items():
+            if isinstance(entries, list):
+                kept.setdefault(part, []).extend(entries)
+            elif entries is not None:
+                return False
+        return True
+
+    def _add_delta(self, delta: Mapping[str, Any]) -> bool:
+        # Most deltas are a piece of text and nothing else.
+        if delta.keys() - _KNOWN and any(value is not None and key not in _KNOWN for key, value in delta.items()):
             return False
-    return _add_delta(choice["message"], piece.get("delta") or {})
-
-
-def _add_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> bool:
-    for key, value in delta.items():
-        # What the prompt took stands in the usage at the end as well.
-        early = key == OWN_FIELDS and isinstance(value, Mapping) and value.keys() <= {"prompt_usage"}
-        if value is not None and key not in _KNOWN and not early:
+        # In the order of what a delta may hold at once: thinking comes first, and what belongs to a text before the text.
+        for key in _LISTS:
+            if isinstance(delta.get(key), list):
+                self._lists.setdefault(key, []).extend(delta[key])
+                if key == "thinking_blocks":
+                    self._native = True
+                    self._block(*(block for block in delta[key] if isinstance(block, Mapping)))
+        own = delta.get(OWN_FIELDS)
+        if own is not None and not (isinstance(own, Mapping) and self._add_own(own)):
             return False
-    for key in _TEXTS:
-        if isinstance(delta.get(key), str):
-            message[key] = (message.get(key) or "") + delta[key]
-    for key in _LISTS:
-        if isinstance(delta.get(key), list):
-            message[key] = [*message.get(key, ()), *delta[key]]
-    for place, call in enumerate(delta.get("tool_calls") or ()):
-        index = call.get("index")
-        _add_call(message.setdefault("tool_calls", {}), index if isinstance(index, int) else place, call)
-    if isinstance(delta.get("function_call"), Mapping):
-        _add_function(message.setdefault("function_call", {}), delta["function_call"])
-    return True
+        for key in _TEXTS:
+            text = delta.get(key)
+            if isinstance(text, str):
+                self._texts.setdefault(key, []).append(text)
+                if key == "content" and text:
+                    self._text().pieces.append(text)
+        for place, call in enumerate(delta.get("tool_calls") or ()):
+            index = call.get("index")
+            self._add_call(index if isinstance(index, int) else place, call)
+        if isinstance(delta.get("function_call"), Mapping):
+            _add_function(self._function, delta["function_call"])
+        return True
 
+    def _add_own(self, own: Mapping[str, Any]) -> bool:
+        if own.keys() - _OWN_KNOWN or not isinstance(own.get("content_block", own), Mapping):
+            return False
+        self._native = True
+        if "new_block" in own:
+            self._open_text = None
+        if "citation" in own:
+            self._text().citations.append(own["citation"])
+        if "content_block" in own:
+            self._block(own["content_block"])
+        for key in _OWN_ENDS & own.keys():
+            self._own[key] = own[key]
+        return True
 
-def _add_call(calls: dict[int, dict[str, Any]], index: int, call: Mapping[str, Any]) -> None:
-    kept = calls.setdefault(index, {})
-    for key, value in call.items():
-        if key == "function" and isinstance(value, Mapping):
-            _add_function(kept.setdefault("function", {}), value)
-        elif key != "index" and value is not None:
-            kept.setdefault(key, value)
+    def _text(self) -> _Text:
+        """The text block that is being said; a new one after anything else."""
+        if self._open_text is None:
+            self._open_text = _Text()
+            self._blocks.append(self._open_text)
+        return self._open_text
+
+    def _block(self, *blocks: Any) -> None:
+        self._blocks.extend(blocks)
+        self._open_text = None
+
+    def _add_call(self, index: int, call: Mapping[str, Any]) -> None:
+        kept = self._calls.get(index)
+        if kept is None:
+            kept = self._calls[index] = {}
+            self._blocks.append(index)
+            self._open_text = None
+        for key, value in call.items():
+            if key == "function" and isinstance(value, Mapping):
+                _add_function(kept.setdefault("function", {}), value)
+            elif key != "index" and value is not None:
+                kept.setdefault(key, value)
+
+    def whole(self, index: int) -> dict[str, Any]:
+        """The choice as it stands in a whole answer."""
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        message |= {key: "".join(pieces) for key, pieces in self._texts.items()}
+        message |= self._lists
+        calls = {number: _whole_call(call) for number, call in self._calls.items()}
+        if calls:
+            message["tool_calls"] = [calls[number] for number in sorted(calls)]
+        if self._function:
+            message["function_call"] = _whole_function(self._function)
+        own = {**(self._kept_blocks(calls) if self._native and BLOCKS not in self._own else {}), **self._own}
+        if own:
+            message[OWN_FIELDS] = own
+        logprobs = {} if self._logprobs is None else {"logprobs": self._logprobs}
+        return {"index": index, "message": message, **logprobs, **self._rest, "finish_reason": self.finish_reason}
+
+    def _kept_blocks(self, calls: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The blocks themselves where the plain message does not say them all, as in an answer that came whole."""
+        blocks: list[Any] = []
+        for found in self._blocks:
+            if isinstance(found, _Text):
+                cited = {"citations": found.citations} if found.citations else {}
+                blocks.append({"type": "text", "text": "".join(found.pieces), **cited})
+            elif isinstance(found, int):
+                function = calls[found].get("function") or {}
+                rest = {key: value for key, value in calls[found].items() if key not in ("id", "type", "function")}
+                named = {"id": calls[found].get("id"), "name": function.get("name")}
+                blocks.append({"type": "tool_use", **named, "input": arguments_of(function.get("arguments")), **rest})
+            else:
+                blocks.append(found)
+        own: Mapping[str, Any] = message_of(blocks, answer=True).get(OWN_FIELDS, {})
+        return own
 
 
 def _add_function(kept: dict[str, Any], function: Mapping[str, Any]) -> None:
     for key, value in function.items():
         if key == "arguments":
-            kept[key] = kept.get(key, "") + text_of(value)
+            kept.setdefault(key, []).append(text_of(value))
         elif value is not None:
             kept.setdefault(key, value)
+
+
+def _whole_function(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: "".join(value) if key == "arguments" else value for key, value in function.items()}
+
+
+def _whole_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _whole_function(value) if key == "function" else value for key, value in call.items()}

@@ -123,7 +123,9 @@ class MessagesReader:
         self._usage = dict(usage) if isinstance(usage, Mapping) else {}
         delta: dict[str, Any] = {"role": "assistant", "content": ""}
         counted = openai_usage(usage)
-        return [self._chunk(delta | {OWN_FIELDS: {"prompt_usage": counted}} if counted else delta)]
+        own = {"prompt_usage": counted} if counted else {}
+        own |= {key: message[key] for key in ("container", "diagnostics") if message.get(key) is not None}
+        return [self._chunk(delta | {OWN_FIELDS: own} if own else delta)]
 
     def _start(self, index: int, block: dict[str, Any]) -> list[Chunk]:
         kind = block["type"]

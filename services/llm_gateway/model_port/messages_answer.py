@@ -114,7 +114,7 @@ class MessageEvents:
             choice = choices[0]
             delta = choice.get("delta") or {}
             if not self._started:
-                self._start(out, chunk, _own(delta))
+                self._start(out, chunk, _own(delta), chunks)
             self._add(out, delta)
             if choice.get("finish_reason"):
                 self._choice = choice
@@ -131,10 +131,11 @@ class MessageEvents:
         out.append(_STOP)
         return b"".join(out)
 
-    def _start(self, out: list[bytes], chunk: Chunk, own: Mapping[str, Any]) -> None:
+    def _start(self, out: list[bytes], chunk: Chunk, own: Mapping[str, Any], read: Sequence[Chunk]) -> None:
         self._started = True
         self._id = text_of(chunk.data.get("id"))
-        known = own.get("prompt_usage")
+        # An answer that is given again comes with its usage, some of which only this event has a place for.
+        known = own.get("prompt_usage") or next((later.usage for later in read if later.usage is not None), None)
         message = {
             "id": self._id,
             "type": "message",
@@ -145,19 +146,27 @@ class MessageEvents:
             "stop_sequence": None,
             # What the prompt takes is mostly told at the end; the counts of message_delta replace these.
             "usage": anthropic_usage(known if isinstance(known, Mapping) else None),
+            **({"diagnostics": own["diagnostics"]} if own.get("diagnostics") else {}),
         }
         out.append(_event({"type": "message_start", "message": message}))
 
     def _add(self, out: list[bytes], delta: Mapping[str, Any]) -> None:
-        if reasoning := _reasoning(delta):
+        own = _own(delta)
+        if isinstance(own.get(BLOCKS), list):
+            # A whole answer, given again: its plain members say less of the same.
+            self._foreign(out, own)
+            for block in own[BLOCKS]:
+                self._given(out, block)
+            return
+        thought = [block for block in delta.get("thinking_blocks") or () if isinstance(block, Mapping)]
+        # Blocks that come whole say what was thought themselves.
+        if (reasoning := _reasoning(delta)) and not any(text_of(block.get("thinking")) for block in thought):
             self._open(out, "thinking", {"type": "thinking", "thinking": "", "signature": ""})
             self._thought += len(reasoning)
             self._grow(out, {"type": "thinking_delta", "thinking": reasoning})
-        for block in delta.get("thinking_blocks") or ():
+        for block in thought:
             self._think(out, block)
-        own = delta.get(OWN_FIELDS)
-        if isinstance(own, Mapping):
-            self._foreign(out, own)
+        self._foreign(out, own)
         for key in ("content", "refusal"):
             if text := text_of(delta.get(key)):
                 self._refused = self._refused or key == "refusal"
@@ -188,6 +197,25 @@ class MessageEvents:
         if isinstance(own.get("delta"), Mapping) and self._kind:
             self._grow(out, own["delta"])
         self._own |= {key: own[key] for key in ("stop_reason", "stop_details", "container") if key in own}
+
+    def _given(self, out: list[bytes], block: Mapping[str, Any]) -> None:
+        """A block of an answer that came whole, in the pieces that a stream has."""
+        kind = block.get("type")
+        if kind == "thinking":
+            self._think(out, block)
+        elif kind == "text":
+            self._close(out)
+            cited = block.get("citations")
+            self._open(out, "text", {**block, "text": "", **({"citations": []} if cited else {})})
+            if text := text_of(block.get("text")):
+                self._grow(out, {"type": "text_delta", "text": text})
+            for citation in cited or ():
+                self._grow(out, {"type": "citations_delta", "citation": citation})
+            self._close(out)
+        else:
+            if kind == "tool_use":
+                self._calls.add(len(self._calls))
+            self._whole(out, dict(block))
 
     def _whole(self, out: list[bytes], block: dict[str, Any]) -> None:
         """A block that comes at once; the input of a tool follows its start, as clients expect it."""
