@@ -1,35 +1,51 @@
-"""CompletionInput to an OpenAI request and back."""
+"""Requests as messages to requests of the domain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
 import orjson
-from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common.errors import InvalidInput
-from services.llm_gateway.chat import ChatCall, Chunk, index_of, text_of
-from services.llm_gateway.money import Usage
-from services.llm_gateway.request_rules import check_request
-from services.llm_gateway.results import Notice, Outcome
+from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.request_rules import MAX_TEXTS, check_request, check_texts
 from services.llm_gateway.terms import CacheTerms, Terms
 
 MAX_IDEMPOTENCY_KEY = 255
 # Fields that have a place of their own in CompletionInput, or that a surface decides.
-_RESERVED = frozenset(
-    {"model", "messages", "tools", "tool_choice", "temperature", "max_tokens", "response_format", "stream", "stream_options", "n"}
-)
+_RESERVED = frozenset({"model", "messages", "tools", "tool_choice", "temperature", "max_tokens", "response_format", "stream"})
+_OF_MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+_OF_CALL = frozenset({"id", "function"})
+_OF_EMBEDDING = frozenset({"model", "input", "dimensions", "encoding_format"})
+_OF_RANKING = frozenset({"model", "query", "documents", "top_n", "return_documents", "rank_fields"})
+MAX_DOCUMENTS = 1_000
 
 
-def _json(raw: bytes, field: str, *kinds: type) -> Any:
+def json_of(raw: bytes, field: str, *kinds: type) -> Any:
+    """The JSON of a field, of one of `kinds`. Raises InvalidInput that names it."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        raise InvalidInput.field(f"input.{field}", "is not valid JSON") from None
+        raise InvalidInput.field(field, "is not valid JSON") from None
     if not isinstance(value, kinds):
-        raise InvalidInput.field(f"input.{field}", "is JSON of the wrong type")
+        raise InvalidInput.field(field, "is JSON of the wrong type")
     return value
+
+
+def extras_of(raw: bytes, field: str, reserved: Container[str]) -> dict[str, Any]:
+    """The members of a JSON object, none of which is `reserved`. Raises InvalidInput."""
+    if not raw:
+        return {}
+    extras: dict[str, Any] = json_of(raw, field, dict)
+    for name in extras:
+        if name in reserved:
+            raise InvalidInput.field(field, f"must not hold {name[:64]}")
+    return extras
+
+
+def _json(raw: bytes, field: str, *kinds: type) -> Any:
+    return json_of(raw, f"input.{field}", *kinds)
 
 
 def terms_of(wanted: Any, idempotency_key: str = "", prefix: str = "") -> Terms:
@@ -49,11 +65,14 @@ def terms_of(wanted: Any, idempotency_key: str = "", prefix: str = "") -> Terms:
             semantic=asked.semantic,
             importance=asked.importance,
         )
-    if len(idempotency_key) > MAX_IDEMPOTENCY_KEY:
-        raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
+    if idempotency_key and not (len(idempotency_key) <= MAX_IDEMPOTENCY_KEY and idempotency_key.isprintable()):
+        raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} printable characters")
+    if wanted.finish_unattended and not idempotency_key:
+        raise InvalidInput.field(f"{prefix}finish_unattended", "needs an idempotency_key to come back with")
     return Terms(
         cache=cache,
         idempotency_key=idempotency_key,
+        lingers=wanted.finish_unattended,
         run_budget_microusd=_money(wanted, "run_budget_microusd"),
         max_cost_microusd=_money(wanted, "max_cost_microusd"),
     )
@@ -85,13 +104,11 @@ def _chat_terms(wanted: llm_pb2.CompletionInput, idempotency_key: str) -> Terms:
     return terms
 
 
-def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key: str = "") -> ChatCall:
+def chat_call(
+    wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key: str = "", opened: Callable[[Any], None] | None = None
+) -> ChatCall:
     """The call that a CompletionInput asks for. Raises InvalidInput. Fields that are not set are not sent."""
-    body: dict[str, Any] = {}
-    if wanted.extra_json:
-        body.update(_json(wanted.extra_json, "extra_json", dict))
-        for name in body.keys() & _RESERVED:
-            raise InvalidInput.field("input.extra_json", f"must not hold {name}")
+    body = extras_of(wanted.extra_json, "input.extra_json", _RESERVED)
     body["messages"] = [_message(message, number) for number, message in enumerate(wanted.messages)]
     if wanted.tools:
         body["tools"] = [_tool(tool, number) for number, tool in enumerate(wanted.tools)]
@@ -103,35 +120,46 @@ def chat_call(wanted: llm_pb2.CompletionInput, *, stream: bool, idempotency_key:
         body["temperature"] = wanted.temperature
     if wanted.HasField("max_tokens"):
         body["max_tokens"] = wanted.max_tokens
+    check_request(body, prefix="input.")
     if stream:
         # The caller is a service of ours, which wants exact usage.
-        body["stream_options"] = {"include_usage": True}
-    check_request(body, prefix="input.")
-    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id, terms=_chat_terms(wanted, idempotency_key))
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    elif body.get("stream_options") is not None:
+        raise InvalidInput.field("input.stream_options", "is only allowed in a stream")
+    terms = _chat_terms(wanted, idempotency_key)
+    return ChatCall(wanted.model, body, run_id=wanted.run_id, thread_id=wanted.thread_id, terms=terms, opened=opened)
 
 
 def _message(message: llm_pb2.Message, number: int) -> dict[str, Any]:
+    where = f"messages[{number}]"
     made: dict[str, Any] = {"role": message.role}
+    otherwise = message.tool_calls or message.refusal or message.reasoning or message.extra_json
     if message.content_json:
-        made["content"] = _json(message.content_json, f"messages[{number}].content_json", list)
-    elif message.text or not message.tool_calls:
+        made["content"] = _json(message.content_json, f"{where}.content_json", list)
+    elif message.text or message.role != "assistant" or not otherwise:
         made["content"] = message.text
     else:
         made["content"] = None
     if message.tool_calls:
-        made["tool_calls"] = [
-            {
-                "id": call.tool_call_id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _text(call.arguments_json, f"messages[{number}].tool_calls")},
-            }
-            for call in message.tool_calls
-        ]
+        made["tool_calls"] = [_call(call, f"{where}.tool_calls[{place}]") for place, call in enumerate(message.tool_calls)]
     if message.tool_call_id:
         made["tool_call_id"] = message.tool_call_id
     if message.name:
         made["name"] = message.name
-    return made
+    if message.refusal:
+        made["refusal"] = message.refusal
+    extras = extras_of(message.extra_json, f"input.{where}.extra_json", _OF_MESSAGE)
+    if message.reasoning and "reasoning" not in extras:
+        made["reasoning_content"] = message.reasoning
+    return made | extras
+
+
+def _call(call: llm_pb2.ToolCall, where: str) -> dict[str, Any]:
+    extras = extras_of(call.extra_json, f"input.{where}.extra_json", _OF_CALL)
+    made: dict[str, Any] = {"id": call.tool_call_id, "type": "function"}
+    if extras.get("type", "function") == "function":
+        made["function"] = {"name": call.name, "arguments": _text(call.arguments_json, where)}
+    return made | extras
 
 
 def _text(raw: bytes, field: str) -> str:
@@ -142,6 +170,9 @@ def _text(raw: bytes, field: str) -> str:
 
 
 def _tool(tool: llm_pb2.ToolDefinition, number: int) -> dict[str, Any]:
+    if tool.tool_json:
+        whole: dict[str, Any] = _json(tool.tool_json, f"tools[{number}].tool_json", dict)
+        return whole
     function: dict[str, Any] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
@@ -150,89 +181,38 @@ def _tool(tool: llm_pb2.ToolDefinition, number: int) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def message_of(text: str, calls: list[dict[str, str]]) -> llm_pb2.Message:
-    """An assistant message; `calls` as {id, name, arguments}."""
-    made = llm_pb2.Message(role="assistant", text=text)
-    for call in calls:
-        made.tool_calls.add(tool_call_id=call["id"], name=call["name"], arguments_json=call["arguments"].encode())
-    return made
+def embedding_body(wanted: llm_pb2.EmbedRequest) -> dict[str, Any]:
+    """The request that an EmbedRequest asks for. Raises InvalidInput."""
+    body = extras_of(wanted.extra_json, "extra_json", _OF_EMBEDDING)
+    if wanted.token_lists:
+        if wanted.texts:
+            raise InvalidInput.field("token_lists", "stand in place of texts")
+        if len(wanted.token_lists) > MAX_TEXTS or not all(entry.tokens for entry in wanted.token_lists):
+            raise InvalidInput.field("token_lists", f"must hold at most {MAX_TEXTS} lists, none of them empty")
+        body["input"] = [list(entry.tokens) for entry in wanted.token_lists]
+    else:
+        body["input"] = list(wanted.texts)
+        check_texts(body["input"], "texts")
+    if wanted.dimensions < 0:
+        raise InvalidInput.field("dimensions", "must not be negative")
+    if wanted.dimensions:
+        body["dimensions"] = wanted.dimensions
+    return body
 
 
-def answer_message(message: dict[str, Any]) -> llm_pb2.Message:
-    """The message of a whole completion."""
-    calls = []
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
-        name, arguments = text_of(function.get("name")), text_of(function.get("arguments"))
-        calls.append({"id": text_of(call.get("id")), "name": name, "arguments": arguments})
-    content = message.get("content")
-    made = message_of(content if isinstance(content, str) else "", calls)
-    if isinstance(content, list):
-        made.content_json = orjson.dumps(content)
-    return made
-
-
-def delta_events(chunks: list[Chunk]) -> list[llm_pb2.StreamCompleteResponse]:
-    """Deltas of one network read; texts that follow each other become one event."""
-    events: list[llm_pb2.StreamCompleteResponse] = []
-    texts: list[str] = []
-
-    def flush() -> None:
-        if texts:
-            events.append(llm_pb2.StreamCompleteResponse(text_delta=llm_pb2.TextDelta(text="".join(texts))))
-            texts.clear()
-
-    for chunk in chunks:
-        if chunk.text:
-            texts.append(chunk.text)
-        for call in chunk.tool_calls:
-            flush()
-            function = call.get("function") or {}
-            delta = llm_pb2.ToolCallDelta(
-                index=index_of(call),
-                tool_call_id=text_of(call.get("id")),
-                name=text_of(function.get("name")),
-                arguments_fragment=text_of(function.get("arguments")),
-            )
-            events.append(llm_pb2.StreamCompleteResponse(tool_call_delta=delta))
-    flush()
-    return events
-
-
-def warning_of(notice: Notice) -> common_pb2.Warning:
-    """A notice as the warning that travels to the user."""
-    return common_pb2.Warning(
-        code=notice.code, fallback=notice.fallback, user_message=notice.message, attributes_json=orjson.dumps(dict(notice.attributes))
-    )
-
-
-def usage_message(usage: Usage, model_calls: int = 1) -> common_pb2.Usage:
-    """Usage with its cost in micro-USD."""
-    return common_pb2.Usage(
-        input_tokens=usage.input,
-        output_tokens=usage.output,
-        cached_input_tokens=usage.cached_input,
-        reasoning_tokens=usage.reasoning,
-        cost_microusd=usage.cost_microusd,
-        estimated=usage.estimated,
-        model_calls=model_calls,
-    )
-
-
-def outcome_message(outcome: Outcome, notices: Sequence[Notice]) -> llm_pb2.CompletionOutcome:
-    """How a completion came about."""
-    return llm_pb2.CompletionOutcome(
-        finish_reason=outcome.finish_reason,
-        model=outcome.deployment.group,
-        provider_model=outcome.provider_model,
-        provider=outcome.deployment.provider,
-        deployment_id=outcome.deployment.id,
-        response_id=outcome.response_id,
-        usage=usage_message(outcome.usage),
-        attempts=outcome.attempts,
-        fallbacks=outcome.fallbacks,
-        retries=outcome.retries,
-        cached=outcome.cached,
-        routing_json=orjson.dumps(dict(outcome.routing)) if outcome.routing else b"",
-        warnings=[warning_of(notice) for notice in notices],
-    )
+def ranking_body(wanted: llm_pb2.RerankRequest) -> dict[str, Any]:
+    """The request that a RerankRequest asks for. Raises InvalidInput."""
+    if not wanted.query:
+        raise InvalidInput.field("query", "must not be empty")
+    if not 1 <= len(wanted.documents) <= MAX_DOCUMENTS:
+        raise InvalidInput.field("documents", f"must hold 1 to {MAX_DOCUMENTS} texts")
+    for number, document in enumerate(wanted.documents):
+        if not document:
+            raise InvalidInput.field(f"documents[{number}]", "must not be empty")
+    if wanted.top_n < 0:
+        raise InvalidInput.field("top_n", "must not be negative")
+    body = extras_of(wanted.extra_json, "extra_json", _OF_RANKING)
+    body |= {"query": wanted.query, "documents": list(wanted.documents)}
+    if wanted.top_n:
+        body["top_n"] = wanted.top_n
+    return body

@@ -10,15 +10,14 @@ from services.llm_gateway.tool_rules import check_choice, check_names, check_par
 SCOPE = "models:invoke"
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_TOOLS = 2_000
-MAX_TEXTS = 512
+MAX_TEXTS = 2_048
 # OpenAI takes 4, Gemini 5, vLLM any number.
 MAX_STOPS = 16
 _ASKING = frozenset({"system", "developer", "user"})
+# A test, and what a value that fails it must be.
+_Rule = tuple[Callable[[Any], bool], str]
 # In place of content an assistant may have said one of these.
 _SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "thinking_blocks", "reasoning_content", "provider_specific_fields")
-# What OpenAI takes of `n`, and what no model answers: beyond it sums of money would leave their range.
-_COUNTS = {"max_tokens": 2**31 - 1, "max_completion_tokens": 2**31 - 1, "n": 128}
-_NUMBERS = {"temperature": (0.0, 2.0), "top_p": (0.0, 1.0), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
 
 
 def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
@@ -37,26 +36,14 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
         if len(tools) > MAX_TOOLS:
             raise InvalidInput.field(f"{prefix}tools", f"must hold at most {MAX_TOOLS} tools")
         _check_tools(tools, f"{prefix}tools")
-    for name, most in _COUNTS.items():
-        value = body.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
-            raise InvalidInput.field(f"{prefix}{name}", f"must be an integer from 1 to {most}")
-    for name, (low, high) in _NUMBERS.items():
-        value = body.get(name)
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high):
-            raise InvalidInput.field(f"{prefix}{name}", f"must be a number from {low:g} to {high:g}")
+    for name, value in body.items():
+        rule = _RULES.get(name)
+        if rule is not None and value is not None and not rule[0](value):
+            raise InvalidInput.field(f"{prefix}{name}", rule[1])
     choice = body.get("tool_choice")
     if choice is not None:
         names = [tool["function"]["name"] for tool in tools if tool.get("type", "function") == "function"] if tools else None
         check_choice(choice, names, f"{prefix}tool_choice")
-    for name in ("response_format", "stream_options", "metadata"):
-        value = body.get(name)
-        if value is not None and not isinstance(value, dict):
-            raise InvalidInput.field(f"{prefix}{name}", "must be an object")
-    for name in _TYPED.keys() & body.keys():
-        fits, what = _TYPED[name]
-        if body[name] is not None and not fits(body[name]):
-            raise InvalidInput.field(f"{prefix}{name}", what)
     wanted = body.get("response_format")
     if wanted is not None:
         _check_format(wanted, f"{prefix}response_format")
@@ -77,10 +64,32 @@ def _is_bias(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(bias, int | float) and not isinstance(bias, bool) for bias in value.values())
 
 
-_BOOL = (lambda value: isinstance(value, bool), "must be a boolean")
-_STRING = (lambda value: isinstance(value, str), "must be a string")
-# Fields that few requests have.
-_TYPED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+def _integer(most: int) -> _Rule:
+    return lambda value: _is_int(value) and 1 <= value <= most, f"must be an integer from 1 to {most}"
+
+
+def _number(low: float, high: float) -> _Rule:
+    def fits(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    return fits, f"must be a number from {low:g} to {high:g}"
+
+
+_BOOL: _Rule = (lambda value: isinstance(value, bool), "must be a boolean")
+_STRING: _Rule = (lambda value: isinstance(value, str), "must be a string")
+_OBJECT: _Rule = (lambda value: isinstance(value, dict), "must be an object")
+# What a field must be where it is given and not null. Beyond what OpenAI takes of `n` sums of money would leave their range.
+_RULES: Mapping[str, _Rule] = {
+    "max_tokens": _integer(2**31 - 1),
+    "max_completion_tokens": _integer(2**31 - 1),
+    "n": _integer(128),
+    "temperature": _number(0.0, 2.0),
+    "top_p": _number(0.0, 1.0),
+    "presence_penalty": _number(-2.0, 2.0),
+    "frequency_penalty": _number(-2.0, 2.0),
+    "response_format": _OBJECT,
+    "stream_options": _OBJECT,
+    "metadata": _OBJECT,
     "stop": (_is_stop, f"must be a string or a list of at most {MAX_STOPS} strings"),
     "seed": (_is_int, "must be an integer"),
     "logprobs": _BOOL,
@@ -177,7 +186,7 @@ def _check_tools(tools: list[dict[str, Any]], where: str) -> None:
 
 
 def check_texts(texts: Sequence[str], where: str) -> None:
-    """Texts to embed: 1 to 512, none empty. Raises InvalidInput."""
+    """Texts to embed: 1 to 2,048, none empty. Raises InvalidInput."""
     if not texts:
         raise InvalidInput.field(where, "must hold at least one text")
     if len(texts) > MAX_TEXTS:

@@ -5,18 +5,21 @@ from contextlib import aclosing
 
 from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 
-from services.common.errors import InvalidInput
+from services.common.errors import InvalidInput, UpstreamFailed
 from services.common.rpc.context import principal
+from services.common.rpc.server import MAX_MESSAGE_BYTES
 from services.llm_gateway import proto_chat
 from services.llm_gateway.estimates import Estimates, measure
 from services.llm_gateway.ports import Gate, Purse
+from services.llm_gateway.proto_answers import StreamedAnswer, completed_message, opened_event, outcome_message, usage_message, warning_of
 from services.llm_gateway.proto_models import budgets_of, health_of, page_of
-from services.llm_gateway.request_rules import SCOPE, check_texts
-from services.llm_gateway.results import EmbedCall, Finished, ModelCalls, Notice, RerankCall
+from services.llm_gateway.request_rules import SCOPE
+from services.llm_gateway.results import EmbedCall, ModelCalls, Notice, Outcome, RerankCall
 
 # Half a MiB below the limit of a message, for everything that is no vector.
 MAX_VECTOR_BYTES = 3_500_000
-MAX_DOCUMENTS = 1_000
+# The limit of a message, and a little for the frame of an event.
+MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 1024
 ERASE_SCOPE = "admin"
 # Erases what one part holds of (tenant, user) and answers what it was and how many.
 Eraser = Callable[[str, str], Awaitable[tuple[str, int]]]
@@ -44,70 +47,78 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         principal().require(SCOPE)
         call = proto_chat.chat_call(request.input, stream=False, idempotency_key=request.idempotency_key)
         completed = await self._calls.complete(call)
-        return llm_pb2.CompleteResponse(
-            message=proto_chat.answer_message(completed.answer.data["choices"][0]["message"]),
-            outcome=proto_chat.outcome_message(completed.outcome, completed.notices),
-        )
+        response = completed_message(completed.answer, completed.outcome, completed.notices)
+        if len(completed.answer.raw) > MAX_ANSWER_BYTES // 2:
+            _check_size(response)
+        return response
 
     async def StreamComplete(self, request, context) -> AsyncIterator[llm_pb2.StreamCompleteResponse]:
         """One completion as deltas; `finished` comes last and only for a whole answer."""
         principal().require(SCOPE)
-        call = proto_chat.chat_call(request.input, stream=True, idempotency_key=request.idempotency_key)
+        opening: list[Outcome] = []
+        told = opening.append if request.tell_opening else None
+        call = proto_chat.chat_call(request.input, stream=True, idempotency_key=request.idempotency_key, opened=told)
+        answer = StreamedAnswer()
         async with aclosing(self._calls.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):
-                    for response in proto_chat.delta_events(event):
+                    for outcome in opening[:1]:
+                        yield opened_event(outcome)
+                    opening.clear()
+                    for response in answer.feed(event):
+                        # What a provider sends at once may be large: a picture, say.
+                        if len(event[0].raw) > MAX_ANSWER_BYTES // 2:
+                            _check_size(response)
                         yield response
                 elif isinstance(event, Notice):
-                    yield llm_pb2.StreamCompleteResponse(warning=proto_chat.warning_of(event))
+                    yield llm_pb2.StreamCompleteResponse(warning=warning_of(event))
                 else:
-                    yield _finished(event)
+                    yield answer.finished(event, MAX_ANSWER_BYTES)
 
     async def Embed(self, request, context):
         """Embeds texts."""
         principal().require(SCOPE)
-        texts = list(request.texts)
-        check_texts(texts, "texts")
-        if request.dimensions < 0:
-            raise InvalidInput.field("dimensions", "must not be negative")
-        body: dict = {"input": texts, "dimensions": request.dimensions} if request.dimensions else {"input": texts}
+        body = proto_chat.embedding_body(request)
+        self._check_vectors(request, len(body["input"]))
         terms = proto_chat.terms_of(request, request.idempotency_key)
         embedded = await self._calls.embed(EmbedCall(request.model, body, request.run_id, terms))
         vectors, outcome = embedded.vectors.vectors, embedded.outcome
         if sum(len(vector) for vector in vectors) * 4 > MAX_VECTOR_BYTES:
-            raise InvalidInput.field("texts", "the vectors of so many texts do not fit into one message; send fewer")
+            raise _too_many_vectors()
         response = llm_pb2.EmbedResponse(
             model=outcome.deployment.group,
             dimension=len(vectors[0]) if vectors else 0,
-            usage=proto_chat.usage_message(outcome.usage),
-            warnings=[proto_chat.warning_of(notice) for notice in embedded.notices],
+            usage=usage_message(outcome.usage),
+            warnings=[warning_of(notice) for notice in embedded.notices],
             cached=outcome.cached,
+            outcome=outcome_message(outcome, ()),
         )
         for vector in vectors:
             response.embeddings.add().values.extend(vector)
         return response
 
+    def _check_vectors(self, request: llm_pb2.EmbedRequest, count: int) -> None:
+        """Says before anything is paid what would not fit into the answer, where the length of the vectors is known."""
+        group = self._calls.registry.find(request.model)
+        dimension = request.dimensions or max((d.dimension for d in group.deployments), default=0) if group is not None else 0
+        if dimension * count * 4 > MAX_VECTOR_BYTES:
+            raise _too_many_vectors()
+
     async def Rerank(self, request, context):
         """Ranks documents."""
         principal().require(SCOPE)
-        if not request.query:
-            raise InvalidInput.field("query", "must not be empty")
-        if not 1 <= len(request.documents) <= MAX_DOCUMENTS:
-            raise InvalidInput.field("documents", f"must hold 1 to {MAX_DOCUMENTS} texts")
-        if request.top_n < 0:
-            raise InvalidInput.field("top_n", "must not be negative")
-        body: dict = {"query": request.query, "documents": list(request.documents)}
-        if request.top_n:
-            body["top_n"] = request.top_n
+        body = proto_chat.ranking_body(request)
         terms = proto_chat.terms_of(request, request.idempotency_key)
         ranked = await self._calls.rerank(RerankCall(request.model, body, request.run_id, terms))
         response = llm_pb2.RerankResponse(
             model=ranked.outcome.deployment.group,
-            usage=proto_chat.usage_message(ranked.outcome.usage),
-            warnings=[proto_chat.warning_of(notice) for notice in ranked.notices],
+            usage=usage_message(ranked.outcome.usage),
+            warnings=[warning_of(notice) for notice in ranked.notices],
             cached=ranked.outcome.cached,
+            outcome=outcome_message(ranked.outcome, ()),
+            search_units=ranked.ranking.search_units,
         )
-        for index, score in ranked.ranking.ranked:
+        for index, score in ranked.ranking.ranked[: request.top_n or None]:
             response.results.add(index=index, score=score)
         return response
 
@@ -156,8 +167,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         return response
 
 
-def _finished(event: Finished) -> llm_pb2.StreamCompleteResponse:
-    finished = llm_pb2.CompletionFinished(
-        message=proto_chat.message_of(event.text, event.tool_calls), outcome=proto_chat.outcome_message(event.outcome, [])
-    )
-    return llm_pb2.StreamCompleteResponse(finished=finished)
+def _too_many_vectors() -> InvalidInput:
+    return InvalidInput.field("texts", "the vectors of so many texts do not fit into one message; send fewer")
+
+
+def _check_size(response: llm_pb2.CompleteResponse | llm_pb2.StreamCompleteResponse) -> None:
+    """Raises UpstreamFailed in words of ours for what gRPC would refuse to send."""
+    if response.ByteSize() > MAX_ANSWER_BYTES:
+        size = {"bytes": str(response.ByteSize())}
+        raise UpstreamFailed("the model's answer does not fit into one message", reason="ANSWER_TOO_LARGE", metadata=size)

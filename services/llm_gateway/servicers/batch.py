@@ -11,7 +11,7 @@ from services.common.rpc.context import principal
 from services.llm_gateway.batches.files import Files, FileTerms, derived_name, file_name
 from services.llm_gateway.batches.records import BatchRecord
 from services.llm_gateway.batches.service import MAX_IDEMPOTENCY_KEY, MOST_LISTED, Batches
-from services.llm_gateway.proto_chat import usage_message
+from services.llm_gateway.proto_answers import usage_message
 from services.llm_gateway.request_rules import SCOPE
 
 MAX_INPUT_BYTES = 3 * 1024 * 1024

@@ -171,7 +171,7 @@ async def test_embeddings(stack):
         answer = await stack.embedder.Embed(llm_pb2.EmbedRequest(texts=["one", "two ships"]))
     assert (answer.model, answer.dimension, [len(e.values) for e in answer.embeddings]) == ("vectors", 256, [256, 256])
     assert answer.usage.input_tokens >= 3
-    for texts in ([], [""], ["x"] * 513):
+    for texts in ([], [""], ["x"] * 2049):
         with testing.calling(stack.identities), pytest.raises(InvalidInput):
             await stack.embedder.Embed(llm_pb2.EmbedRequest(texts=texts))
 
