@@ -8,13 +8,36 @@ BULKHEAD_MODEL_FIRST_TOKEN_TIMEOUT_S=10          # one of the four timeouts of a
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode
 
 from services.common.settings import Port, PositiveSeconds, ServiceSettings
 
 MODELS_FILE = "models.yaml"
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 1000.0
+
+
+def _weights(value: Any) -> Any:
+    """Reads tier=weight,tier=weight. Raises ValueError, which never repeats what was written: a mistyped variable may hold a secret."""
+    if not isinstance(value, str):
+        return value
+    found: dict[str, float] = {}
+    for pair in value.split(","):
+        tier, equals, weight = (part.strip() for part in pair.partition("="))
+        if not tier or not equals or tier in found:
+            raise ValueError("write tier=weight for each tier once, with commas between them")
+        try:
+            found[tier] = float(weight)
+        except ValueError:
+            found[tier] = 0.0
+        if not LEAST_WEIGHT <= found[tier] <= MOST_WEIGHT:
+            raise ValueError(f"a weight is a number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
+    return found
+
+
+TierWeights = Annotated[dict[str, float], NoDecode, BeforeValidator(_weights)]
 
 
 class Settings(ServiceSettings):
@@ -66,6 +89,11 @@ class Settings(ServiceSettings):
     ledger_lines: Annotated[int, Field(ge=1000)] = Field(1_000_000, description="Ledger lines a tenant that the store keeps, about.")
     queue_wait_s: PositiveSeconds = Field(10.0, description="Longest wait for a place at a deployment that is full.")
     queue_length: Annotated[int, Field(ge=0)] = Field(1000, description="Calls that may wait at one deployment before more are refused.")
+    queue_per_tenant: Annotated[int, Field(ge=0)] = Field(100, description="How many of those may be of one tenant.")
+    queue_tier_weights: TierWeights = Field(
+        "free=1,pro=2,enterprise=4",  # type: ignore[assignment] - read as the variable is
+        description="How the places of a full deployment are shared out between tiers; one that is not named weighs 1.",
+    )
     genai_semconv: Literal["latest", "previous"] = Field(
         "latest", description="Names of the GenAI metrics and attributes: today's conventions, or those before them."
     )

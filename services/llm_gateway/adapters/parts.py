@@ -150,7 +150,9 @@ class Doors:
             chance,
             GateSettings(
                 most_wait_s=settings.queue_wait_s,
+                queue_per_tenant=settings.queue_per_tenant,
                 queue_total=settings.queue_length,
+                tier_weights=settings.queue_tier_weights,
                 connect_s=settings.model_connect_timeout_s,
                 first_token_s=settings.model_first_token_timeout_s,
                 reasoning_first_token_s=settings.model_reasoning_first_token_timeout_s,

@@ -8,6 +8,9 @@ import pytest
 
 from services.common import testing
 from services.common.breaker import Breakers
+from services.common.errors import Overloaded
+from services.common.settings import StartRefused, parse
+from services.llm_gateway.adapters.parts import Doors
 from services.llm_gateway.attempts import Policy
 from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
@@ -18,6 +21,7 @@ from services.llm_gateway.money import Prices
 from services.llm_gateway.ports import Load
 from services.llm_gateway.registry import Capabilities, Deployment, DeploymentLimits, Group, Registry, Timeouts
 from services.llm_gateway.results import Notice
+from services.llm_gateway.settings import Settings
 from services.llm_gateway.testing import OpenGate, OpenPurse
 
 BODY = {"messages": [{"role": "user", "content": "x"}], "seed": 1}
@@ -224,3 +228,51 @@ async def test_a_hedged_call_that_is_cancelled_twice_ends_both_requests():
         await asyncio.sleep(0.001)
     assert task.cancelled()
     assert discarded == ["won"]
+
+
+def settings():
+    return Settings(state_url="redis://127.0.0.1:1/0")
+
+
+async def queued(settings, *tiers):
+    """The tiers of the calls that wait at a deployment with one place, in the order in which they get it."""
+    gate = Doors(settings, random.Random(1)).gate
+    one, order = deployment("a0", limits=ONE_AT_A_TIME), []
+
+    async def call(tier):
+        permit = await gate.enter(one, Load(tier, tier, 100, 0, time.monotonic() + 60))
+        order.append(tier)
+        gate.leave(permit, None)
+
+    held = await gate.enter(one, load())
+    waiting = [asyncio.create_task(call(tier)) for tier in tiers]
+    await asyncio.sleep(0)
+    gate.leave(held, None)
+    await asyncio.gather(*waiting)
+    return order
+
+
+async def test_the_queue_is_shared_out_as_the_settings_say(monkeypatch):
+    tiers = ["free"] * 10 + ["pro"] * 10
+    assert (await queued(settings(), *tiers))[:6].count("pro") == 4
+    monkeypatch.setenv("BULKHEAD_QUEUE_TIER_WEIGHTS", " free = 5 , enterprise=2.5")
+    assert (await queued(settings(), *tiers))[:6].count("pro") == 1
+    monkeypatch.setenv("BULKHEAD_QUEUE_PER_TENANT", "1")
+    with pytest.raises(Overloaded):
+        await queued(settings(), "free", "free")
+    assert await queued(settings(), "free", "pro") == ["free", "pro"]
+
+
+@pytest.mark.parametrize(
+    "value", ["free", "free=", "free=x", "free=0", "free=nan", "free=1e9", "free=1,free=2", "=1", "free=1,", '{"free":1}']
+)
+def test_a_wrong_weight_is_named_at_the_start_and_not_repeated(monkeypatch, value):
+    monkeypatch.setenv("BULKHEAD_QUEUE_TIER_WEIGHTS", value)
+    monkeypatch.setenv("BULKHEAD_QUEUE_PER_TENANT", "-1")
+    with pytest.raises(StartRefused) as refused:
+        parse(Settings)
+    per_tenant, weights = sorted(refused.value.problems)
+    assert per_tenant.startswith("BULKHEAD_QUEUE_PER_TENANT: ")
+    assert weights.startswith("BULKHEAD_QUEUE_TIER_WEIGHTS: ")
+    assert ("weight is a number" in weights) or ("write tier=weight" in weights)
+    assert value not in weights.partition(": ")[2]

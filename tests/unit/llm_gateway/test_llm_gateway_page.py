@@ -10,6 +10,7 @@ from services.common.settings import PRESETS
 from services.common.testing import ROOT
 from services.llm_gateway import bounds, caching_rules, request_rules, semantic
 from services.llm_gateway.adapters.http_upstream import MAX_BODY_BYTES as MAX_ANSWER_BYTES
+from services.llm_gateway.attempts import QUEUE_SHARE
 from services.llm_gateway.batches.execution import ExecutionRules
 from services.llm_gateway.batches.files import FileRules
 from services.llm_gateway.batches.requests import MAX_LINES
@@ -111,7 +112,8 @@ def test_settings_and_their_defaults():
     assert f"at most {default('model_max_attempts')} attempts" in text
     assert f"{default('model_retry_cap_s'):g} s" in text
     assert f"at most {default('queue_wait_s'):g} s (`BULKHEAD_QUEUE_WAIT_S`)" in text
-    assert f"at most {default('queue_length'):,} (`BULKHEAD_QUEUE_LENGTH`)" in text
+    assert f"at most {default('queue_length'):,} (`BULKHEAD_QUEUE_LENGTH`), {default('queue_per_tenant')} of each tenant" in text
+    assert f"at most {QUEUE_SHARE:.0%} of what".replace("%", " %") in text
     assert f"{default('hedge_extra_cost'):.0%} more".replace("%", " %") in text
     assert {env for env, preset in PRESETS.items() if preset.get("price_unknown") == "deny"} == {"staging", "prod"}
 
@@ -124,6 +126,7 @@ def test_numbers_of_breaker_and_queue():
         f"after {policy.first_open_s:g} s (`cooldown_time`, or the provider's Retry-After), doubling to {policy.longest_open_s:g} s" in text
     )
     assert ", ".join(f"{tier} {weight:g}" for tier, weight in GateSettings().tier_weights.items()) in text
+    assert Settings().queue_tier_weights == GateSettings().tier_weights
 
 
 def test_numbers_of_caches_batches_and_limits():
