@@ -23,12 +23,10 @@ from services.llm_gateway.registry import Capabilities, Deployment, DeploymentLi
 from services.llm_gateway.results import Notice
 from services.llm_gateway.settings import Settings
 from services.llm_gateway.testing import OpenGate, OpenPurse
+from tests.unit.llm_gateway.openai_bytes import ANSWER, END, TEXT
 
 BODY = {"messages": [{"role": "user", "content": "x"}], "seed": 1}
 CALL = ChatCall("a", BODY)
-USAGE = b'"usage":{"prompt_tokens":5,"completion_tokens":2}'
-ANSWER = b'{"id":"r","model":"m","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],' + USAGE + b"}"
-STREAM = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}],' + USAGE + b"}\n\ndata: [DONE]\n\n"
 ONE_AT_A_TIME = DeploymentLimits(parallel=1)
 NO_SEED = Capabilities(dropped_params=frozenset({"seed"}))
 
@@ -51,7 +49,7 @@ class Provider:
 
     async def stream(self, attempt):
         await self._meet(attempt)
-        yield ChunkReader().feed(STREAM)
+        yield ChunkReader().feed(TEXT % b"hi" + END)
 
 
 class Scene:

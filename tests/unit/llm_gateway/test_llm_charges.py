@@ -17,13 +17,10 @@ from services.llm_gateway.registry import Capabilities, Deployment, Group, Regis
 from services.llm_gateway.results import Finished, Notice
 from services.llm_gateway.terms import Terms
 from services.llm_gateway.testing import OpenGate, OpenPurse
+from tests.unit.llm_gateway.openai_bytes import ANSWER, END, TEXT
 
 BODY = {"messages": [{"role": "user", "content": "x"}]}
 PRICES = Prices(10**6, 2 * 10**6, known=True)
-USAGE = b'"usage":{"prompt_tokens":5,"completion_tokens":2}'
-ANSWER = b'{"id":"r","model":"m","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],' + USAGE + b"}"
-TEXT = b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n'
-END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],' + USAGE + b"}\n\ndata: [DONE]\n\n"
 
 
 class Provider:
