@@ -84,11 +84,11 @@ class Batch:
         }
 
 
-def parse_batch(body: Mapping[str, Any], batch_id: str, key: str) -> Batch:
+def parse_batch(body: Mapping[str, Any], batch_id: str, key: str, endpoints: Sequence[str] = ENDPOINTS) -> Batch:
     """Check the request for a new batch; raises Refused (400)."""
     endpoint = body.get("endpoint")
-    if endpoint not in ENDPOINTS:
-        raise Refused(f"Invalid value for 'endpoint': expected one of {', '.join(ENDPOINTS)}.", param="endpoint", code="invalid_value")
+    if endpoint not in endpoints:
+        raise Refused(f"Invalid value for 'endpoint': expected one of {', '.join(endpoints)}.", param="endpoint", code="invalid_value")
     if body.get("completion_window") != "24h":
         raise Refused("Invalid value for 'completion_window': expected 24h.", param="completion_window", code="invalid_value")
     file_id = body.get("input_file_id")

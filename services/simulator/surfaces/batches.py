@@ -1,28 +1,24 @@
 """OpenAI's files and batches. A batch runs in a task of its own, a line after the other, at half price."""
 
-import asyncio
-import contextlib
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from services.simulator import embeddings, faults, openai_wire
-from services.simulator.batches import MAX_BATCHES, Batch, Line, parse_batch, read_lines, result_line
+from services.simulator.batches import ENDPOINTS, MAX_BATCHES, Batch, Line, parse_batch, read_lines, result_line
 from services.simulator.chat_request import parse_chat, parse_object
 from services.simulator.dialects import OPENAI
-from services.simulator.fault_answers import error_answer
 from services.simulator.fault_book import Subject
-from services.simulator.faults import Faults, count
-from services.simulator.plans import Ending
+from services.simulator.faults import Faults
 from services.simulator.prices import model_named
 from services.simulator.refusals import Refused
 from services.simulator.served_log import Visit
-from services.simulator.simulator import Simulator, labels_of
+from services.simulator.simulator import Simulator
 from services.simulator.stored_files import MAX_FILE_BYTES, FileStore, listed, parse_upload
-from services.simulator.surfaces import generation
+from services.simulator.surfaces import batch_lines
 from services.simulator.surfaces.exchange import Exchange
-from services.simulator.surfaces.generation import Asked, Prepared
+from services.simulator.surfaces.generation import Asked
 from services.simulator.surfaces.openai import tools_json
 
 FAULT_METADATA = "sim_fault"
@@ -36,12 +32,11 @@ class BatchSurface:
         self._simulator = simulator
         self._files = FileStore()
         self._batches: dict[str, Batch] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running = batch_lines.Tasks()
 
     def stop(self) -> None:
         """End the batches that run: the process is to end."""
-        for task in self._running.values():
-            task.cancel()
+        self._running.stop()
 
     async def upload(self, exchange: Exchange) -> None:
         """POST /v1/files"""
@@ -72,18 +67,14 @@ class BatchSurface:
         self._files.remove(file_id)
         await exchange.respond(200, orjson.dumps({"id": file_id, "object": "file", "deleted": True}))
 
-    async def create(self, exchange: Exchange) -> None:
+    async def create(self, exchange: Exchange, endpoints: Sequence[str] = ENDPOINTS) -> None:
         """POST /v1/batches"""
         body = parse_object(await exchange.body())
-        batch = parse_batch(body, f"batch_{self._simulator.next_id()}", exchange.bearer_key)
+        batch = parse_batch(body, f"batch_{self._simulator.next_id()}", exchange.bearer_key, endpoints)
+        labels = tuple((batch.metadata or {}).values())
         told = faults.parse_text((batch.metadata or {}).get(FAULT_METADATA, ""), "metadata")
-        labels = labels_of(exchange.headers, *(batch.metadata or {}).values())
-        asked = self._simulator.faults_for(Subject("batch", "", "", labels), exchange.headers, told)
-        self._simulator.check_key(exchange.bearer_key, asked)
-        error = error_answer(asked)
-        if error is not None:
-            status, refusal, headers = OPENAI.refusal(error.refused, batch.id)
-            await exchange.respond(status, refusal, (*error.headers, *headers))
+        asked = await batch_lines.asked_faults(self._simulator, exchange, OPENAI, exchange.bearer_key, batch.id, told, labels)
+        if asked is None:
             return
         self._files.get(batch.input_file_id)
         if len(self._batches) >= MAX_BATCHES:
@@ -92,9 +83,7 @@ class BatchSurface:
                 raise Refused(f"There are {MAX_BATCHES} batches that run already.", status=429, code="batch_limit")
             del self._batches[oldest]
         self._batches[batch.id] = batch
-        task = asyncio.create_task(self._run(batch, asked))
-        self._running[batch.id] = task
-        task.add_done_callback(lambda _: self._running.pop(batch.id, None))
+        self._running.begin(self._run(batch, asked))
         await exchange.respond(200, orjson.dumps(batch.as_dict()))
 
     async def batches(self, exchange: Exchange) -> None:
@@ -137,23 +126,18 @@ class BatchSurface:
             batch.errors = problems
             batch.enter("failed")
             return
-        await _pause(batch, asked, "batch_delay")
         results: list[bytes] = []
         errors: list[bytes] = []
-        if batch.status != "cancelling":
-            batch.enter("in_progress")
-        ends_after = count(asked, "batch_expires_after")
-        expired = False
-        for done, line in enumerate(lines):
-            expired = ends_after is not None and done >= ends_after
-            if expired or batch.status == "cancelling":
-                break
-            status, told = self._answer(batch, line)
-            (results if status < 400 else errors).append(told)
-            batch.completed += status < 400
-            batch.failed += status >= 400
-            await _pause(batch, asked, "batch_line_delay")
-        final = "cancelled" if batch.status == "cancelling" else "expired" if expired else "completed"
+
+        def answer(line: Line) -> None:
+            if batch.status == "validating":
+                batch.enter("in_progress")
+            failed, told = self._answer(batch, line)
+            (errors if failed else results).append(told)
+            batch.completed += not failed
+            batch.failed += failed
+
+        final = await batch_lines.through(lines, asked, batch.cancel_asked, answer)
         if final == "completed":
             batch.enter("finalizing")
         batch.output_file_id = self._leave(batch, "output", results)
@@ -166,40 +150,19 @@ class BatchSurface:
         content = b"\n".join(lines) + b"\n"
         return self._files.add(f"file-{self._simulator.next_id()}", f"{batch.id}_{kind}.jsonl", "batch_output", content).id
 
-    def _answer(self, batch: Batch, line: Line) -> tuple[int, bytes]:
-        """The status and the result line of one request; its line in the log says that it was one of the batch."""
+    def _answer(self, batch: Batch, line: Line) -> tuple[bool, bytes]:
+        """Whether it failed, and the result line of one request."""
         request_id = self._simulator.next_id()
-        visit = Visit(f"chatcmpl-sim-{request_id}", "batch", {}, time.time(), time.monotonic(), batch_id=batch.id)
-        self._simulator.log.begin(visit)
         try:
-            body = self._body(batch, line, visit)
-            visit.status = 200
-            return 200, result_line(line, request_id, 200, body)
+            with batch_lines.visiting(self._simulator, OPENAI, batch.id) as visit:
+                return False, result_line(line, request_id, 200, self._body(batch, line, visit))
         except Refused as refused:
-            visit.status = refused.status
-            visit.error_code = refused.code or refused.type
-            return refused.status, result_line(line, request_id, refused.status, orjson.loads(refused.body()))
-        finally:
-            self._simulator.log.end(visit)
+            return True, result_line(line, request_id, refused.status, orjson.loads(refused.body()))
 
     def _body(self, batch: Batch, line: Line, visit: Visit) -> Any:
         if batch.endpoint == "/v1/embeddings":
             return self._embed(batch, line, visit)
-        request = parse_chat(line.body)
-        if request.stream:
-            raise Refused("A request of a batch cannot be streamed.", param="stream")
-        made = generation.prepare(self._simulator, visit, OPENAI, Asked(request, tools_json(line.body)), {}, batch.key)
-        _raise_fault(made.faults)
-        return self._told(visit, made)
-
-    def _told(self, visit: Visit, made: Prepared) -> Any:
-        plan = openai_wire.whole_body(made.replies, made.head, {name: made.faults[name] for name in made.faults if name in _OF_USAGE})
-        assert plan.ending is Ending.ORDERLY
-        generation.account(self._simulator, visit, made)
-        visit.billed = True
-        visit.usage_sent = plan.usage_sent
-        visit.finish_reason = plan.finish_reason
-        return orjson.loads(plan.body)
+        return batch_lines.generated(self._simulator, visit, OPENAI, Asked(parse_chat(line.body), tools_json(line.body)), batch.key)
 
     def _embed(self, batch: Batch, line: Line, visit: Visit) -> Any:
         request = embeddings.parse_embeddings(line.body)
@@ -209,29 +172,11 @@ class BatchSurface:
         visit.asked = request.inputs[0]
         visit.faults = self._simulator.faults_for(Subject("batch", base_model, request.inputs[0], ()), {}, of_model)
         self._simulator.check_key(batch.key, visit.faults)
-        _raise_fault(visit.faults)
+        batch_lines.raise_fault(visit.faults)
         visit.prompt_tokens = request.prompt_tokens
         visit.billed = visit.usage_sent = True
         vectors = [embeddings.encoded(embeddings.embed(text, request.dimensions), request.as_base64) for text in request.inputs]
         return orjson.loads(openai_wire.embeddings_body(visit.model.name, vectors, request.prompt_tokens, faults.NO_FAULTS).body)
-
-
-# Of the faults of an answer those that make sense where it is a line of a file.
-_OF_USAGE = frozenset(("missing_usage", "usage_zero", "show_reasoning"))
-
-
-def _raise_fault(asked: Faults) -> None:
-    error = error_answer(asked)
-    if error is not None:
-        raise error.refused
-
-
-async def _pause(batch: Batch, asked: Faults, name: str) -> None:
-    """Wait as the fault says, or until the batch is cancelled; at least let others have a turn."""
-    await asyncio.sleep(0)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout((count(asked, name) or 0) / 1000):
-            await batch.cancel_asked.wait()
 
 
 def _page(exchange: Exchange, items: list[dict[str, Any]]) -> dict[str, Any]:

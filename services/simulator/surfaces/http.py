@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import orjson
 import structlog
 
 from services.simulator.refusals import Refused
 from services.simulator.simulator import Simulator
+from services.simulator.surfaces import gemini_batches
 from services.simulator.surfaces.anthropic import AnthropicSurface
+from services.simulator.surfaces.anthropic_batches import MessageBatchSurface
+from services.simulator.surfaces.azure import AzureSurface
 from services.simulator.surfaces.batches import BatchSurface
 from services.simulator.surfaces.control import ControlSurface
 from services.simulator.surfaces.exchange import Exchange
@@ -17,6 +21,11 @@ from services.simulator.surfaces.gemini import GeminiSurface
 from services.simulator.surfaces.openai import OpenAiSurface
 
 Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class _AnyMethod(Protocol):
+    async def call(self, exchange: Exchange, method: str) -> None: ...
+
 
 _PAGE = b"""<!doctype html><title>Bulkhead model simulator</title>
 <h1>Bulkhead model simulator</h1>
@@ -35,14 +44,20 @@ class HttpApp:
         self._ready = ready
         openai, anthropic, gemini = OpenAiSurface(simulator), AnthropicSurface(simulator), GeminiSurface(simulator)
         control, batches = ControlSurface(simulator), BatchSurface(simulator)
-        self._batches = batches
+        messages, contents = MessageBatchSurface(simulator), gemini_batches.ContentBatchSurface(simulator)
+        self._batches = (batches, messages, contents)
+        self._gemini, self._contents = gemini, contents
         self._routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/chat/completions": {"POST": openai.chat},
             "/v1/messages": {"POST": anthropic.messages},
             "/v1/messages/count_tokens": {"POST": anthropic.count_tokens},
+            "/v1/messages/batches": _all_of(messages, "GET", "POST"),
             "/v1/embeddings": {"POST": openai.embed},
             "/v1/models": {"GET": openai.models},
             "/v1beta/models": {"GET": gemini.models},
+            "/v1beta/files": _all_of(contents, "GET"),
+            "/v1beta/batches": _all_of(contents, "GET"),
+            gemini_batches.UPLOAD: _all_of(contents, "POST", "PUT"),
             "/v1/rerank": {"POST": openai.rerank},
             "/v2/rerank": {"POST": openai.rerank},
             "/rerank": {"POST": openai.rerank},
@@ -58,7 +73,11 @@ class HttpApp:
         }
         self._named_routes: Mapping[str, Mapping[str, Handler]] = {
             "/v1/models/": {"GET": openai.model, "POST": gemini.call},
-            "/v1beta/models/": {"GET": gemini.model, "POST": gemini.call},
+            "/v1beta/models/": {"GET": gemini.model, "POST": self._call_gemini},
+            "/v1beta/files/": _all_of(contents, "GET", "DELETE"),
+            "/v1beta/batches/": _all_of(contents, "GET", "POST", "DELETE"),
+            "/v1/messages/batches/": _all_of(messages, "GET", "POST", "DELETE"),
+            "/openai/": _all_of(AzureSurface(openai, batches), "GET", "POST", "DELETE"),
             "/v1/files/": {"GET": batches.file, "DELETE": batches.delete_file},
             "/v1/batches/": {"GET": batches.batch, "POST": batches.cancel},
             "/sim/faults/": {"DELETE": control.delete_fault},
@@ -87,7 +106,8 @@ class HttpApp:
     def release(self) -> None:
         """Let go of stalled answers: the process is to end."""
         self.closing.set()
-        self._batches.stop()
+        for surface in self._batches:
+            surface.stop()
 
     def _handler(self, method: str, path: str) -> Handler:
         handlers = self._routes.get(path)
@@ -102,9 +122,19 @@ class HttpApp:
             raise Refused(f"Not allowed to {method} on {path[:200]}.", status=405, code="method_not_supported")
         return handler
 
+    async def _call_gemini(self, exchange: Exchange) -> None:
+        if exchange.path.endswith(gemini_batches.CREATE):
+            await self._contents.call(exchange, "POST")
+        else:
+            await self._gemini.call(exchange)
+
     async def _answer_ready(self, exchange: Exchange) -> None:
         ready = self._ready() and not self.closing.is_set()
         await exchange.respond(200 if ready else 503, orjson.dumps({"status": "ready" if ready else "not ready"}))
+
+
+def _all_of(surface: _AnyMethod, *methods: str) -> Mapping[str, Handler]:
+    return {method: partial(surface.call, method=method) for method in methods}
 
 
 async def _healthy(exchange: Exchange) -> None:
