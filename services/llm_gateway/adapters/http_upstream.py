@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ import orjson
 from opentelemetry import baggage, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from services.common.logging import REDACTED
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import CANARY, REQUEST_ID
 from services.llm_gateway.adapters.http_client import HttpClient, Response
@@ -18,12 +20,15 @@ from services.llm_gateway.adapters.http_connection import BrokenOff, ConnectTime
 from services.llm_gateway.chat import Answer, Chunk, malformed
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.ports import Attempt, Dialect, Limits, Ranking, StreamReader, Vectors, WireRequest
+from services.llm_gateway.registry import Deployment
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 # After the finish of an answer only its usage and its closing event are missing; nobody should wait long for those.
 CLOSING_S = 2.0
 DRAIN_S = 0.1
+# What is shorter may be a word.
+SECRET_LENGTH = 8
 RUN_ID = "x-bulkhead-run-id"
 IDEMPOTENCY_KEY = "idempotency-key"
 # Headers of providers that callers may see: what helps them to pace themselves, and ids that a provider's support asks for.
@@ -87,6 +92,10 @@ class HttpUpstream:
             finally:
                 # Ends the connection unless the body was read to its end: what is still written for nobody costs tokens.
                 response.close()
+        except UpstreamFault as fault:
+            fault.failure = _discreet(fault.failure, attempt.deployment)
+            _end(span, fault)
+            raise
         except BaseException as error:
             _end(span, error)
             raise
@@ -101,6 +110,10 @@ class HttpUpstream:
             finally:
                 response.close()
             answer = read(raw)
+        except UpstreamFault as fault:
+            fault.failure = _discreet(fault.failure, attempt.deployment)
+            _end(span, fault)
+            raise
         except BaseException as error:
             _end(span, error)
             raise
@@ -226,6 +239,26 @@ async def _drained(response: Response) -> None:
             pass
     except (TimeoutError, BrokenOff):
         return  # the answer is whole; only the connection is not used again
+
+
+def _discreet(failure: Failure, deployment: Deployment) -> Failure:
+    """The failure without our own credentials: some providers repeat the key that they refuse, and callers may read their words."""
+    secrets = [secret for secret in (deployment.api_key, *deployment.headers.values()) if len(secret) >= SECRET_LENGTH]
+    message, code, param = (_without(secrets, text) for text in (failure.message, failure.code, failure.param))
+    if (message, code, param) == (failure.message, failure.code, failure.param):
+        return failure
+    return replace(failure, message=message, code=code, param=param)
+
+
+def _without(secrets: Sequence[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+        # Where the text was cut within the secret, its end is a beginning of it.
+        for size in range(min(len(secret) - 1, len(text)), SECRET_LENGTH - 1, -1):
+            if text.endswith(secret[:size]):
+                text = text[:-size] + REDACTED
+                break
+    return text
 
 
 def told(headers: RawHeaders) -> dict[str, str]:
