@@ -15,15 +15,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 import psutil
 
 from services.common import testing
-from services.common.valkey import connect
-from tests.integration.llm_gateway.conftest import simulated
-from tests.integration.llm_gateway.fleet import Replica, replicas
-from tests.integration.llm_gateway.money_race import SETTINGS, Race, Site, models, order_faults, stubs_of
+from tests.integration.llm_gateway.fleet import Replica
+from tests.integration.llm_gateway.money_race import Race, killable_site
 
 RESULT = testing.ROOT / "build" / "soak" / "llm.json"
 # Each round is a new tenant, and what is known of tenants is kept for a while: few long rounds, so that memory shows what calls cost.
@@ -87,18 +84,9 @@ async def soak(minutes: float) -> dict[str, Any]:
         keys.mkdir()
         identities = testing.Identities(keys)
         state_url, _ = stack.enter_context(testing.valkey_server("state"))
-        sim = await stack.enter_async_context(simulated())
-        fleet = await stack.enter_async_context(replicas(identities, state_url, folder, models(sim.url), **SETTINGS))
-        stubs = await stack.enter_async_context(stubs_of([replica.address for replica in fleet]))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        state = await stack.enter_async_context(connect(state_url, timeout_s=20.0))
-        await order_faults(sim)
+        site, fleet = await stack.enter_async_context(killable_site(identities, state_url, folder))
         watch = Watch(fleet)
-        site = Site(
-            lambda: [replica.url for replica in fleet if replica.ready],
-            lambda: [stub for stub, replica in zip(stubs, fleet, strict=True) if replica.ready],
-            sim, state, identities, http, watch.mischief,
-        )  # fmt: skip
+        site.mischief = watch.mischief
         sampler = asyncio.create_task(watch.sample())
         began, ends, seed = time.monotonic(), time.monotonic() + minutes * 60, 0
         while time.monotonic() < ends:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,9 +24,12 @@ from services.common import testing
 from services.common.accounts import Accounts, LimitSet, TeamRecord, TenantRecord, UserRecord
 from services.common.errors import BulkheadError
 from services.common.identity import Principal
+from services.common.valkey import connect
 from services.llm_gateway.accounting import Plans
 from services.llm_gateway.adapters.ledger import Ledger, Subjects
 from services.llm_gateway.adapters.purse import ValkeyPurse
+from tests.integration.llm_gateway.conftest import simulated
+from tests.integration.llm_gateway.fleet import Replica, replicas
 from tests.integration.llm_gateway.proof import Client, pair
 
 # What may be wrong with a call, by a word in its question; with `only` at the first model, so that the other one answers.
@@ -78,6 +82,27 @@ class Site:
     http: aiohttp.ClientSession
     # Called between calls with a number from 0 to 1; may kill a gateway.
     mischief: Callable[[float], Any] | None = None
+
+
+@asynccontextmanager
+async def killable_site(identities: testing.Identities, state_url: str, folder: Path) -> AsyncIterator[tuple[Site, list[Replica]]]:
+    """A site of two gateways that are processes of their own: it has those that are up at the moment."""
+    async with (
+        simulated() as sim,
+        replicas(identities, state_url, folder, models(sim.url), **SETTINGS) as fleet,
+        stubs_of([replica.address for replica in fleet]) as stubs,
+        aiohttp.ClientSession() as http,
+        connect(state_url, timeout_s=20.0) as state,
+    ):
+        await order_faults(sim)
+
+        def urls() -> list[str]:
+            return [replica.url for replica in fleet if replica.ready]
+
+        def ready_stubs() -> list[llm_pb2_grpc.LlmServiceStub]:
+            return [stub for stub, replica in zip(stubs, fleet, strict=True) if replica.ready]
+
+        yield Site(urls, ready_stubs, sim, state, identities, http), fleet
 
 
 @dataclass

@@ -1,27 +1,16 @@
 """The money race with real processes that are killed: two gateways on one store, SIGKILL in the middle of calls, again and again."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
-import aiohttp
 import pytest
 
-from services.common.valkey import connect
-from tests.integration.llm_gateway.conftest import simulated
-from tests.integration.llm_gateway.fleet import replicas
-from tests.integration.llm_gateway.money_race import SETTINGS, Race, Site, models, order_faults, stubs_of
+from tests.integration.llm_gateway.money_race import Race, killable_site
 
 
 async def crashing_race(identities, state_url, folder, seeds, calls: int, odds: float) -> tuple[int, int, int]:
     """Races with gateways that are killed and come back; answers kills, lines booked as lost, and lines."""
     kills, lost, lines = 0, 0, 0
-    async with AsyncExitStack() as stack:
-        sim = await stack.enter_async_context(simulated())
-        fleet = await stack.enter_async_context(replicas(identities, state_url, folder, models(sim.url), **SETTINGS))
-        stubs = await stack.enter_async_context(stubs_of([replica.address for replica in fleet]))
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        state = await stack.enter_async_context(connect(state_url, timeout_s=20.0))
-        await order_faults(sim)
+    async with killable_site(identities, state_url, folder) as (site, fleet):
         back: set[asyncio.Task] = set()
 
         async def mischief(chance: float) -> None:
@@ -35,12 +24,7 @@ async def crashing_race(identities, state_url, folder, seeds, calls: int, odds: 
                 back.add(task)
                 task.add_done_callback(back.discard)
 
-        def up() -> list[int]:
-            return [number for number, replica in enumerate(fleet) if replica.ready]
-
-        site = Site(
-            lambda: [fleet[n].url for n in up()], lambda: [stubs[n] for n in up()], sim, state, identities, http, mischief
-        )  # fmt: skip
+        site.mischief = mischief
         for seed in seeds:
             race = Race(site, seed, calls=calls, name=f"crash{seed}")
             await race.prepare()
