@@ -329,6 +329,13 @@ async def apis(module_apis) -> Stack:
     return module_apis
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def bench(module_bench):
+    """The fault matrix's bench, with its books at the beginning of a case; `module_bench` is each file's own."""
+    await module_bench.books.mark()
+    return module_bench
+
+
 @pytest.fixture
 def models():
     """Makes the content of a models.yaml."""

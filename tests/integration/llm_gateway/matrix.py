@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from services.common import testing
 from tests.integration.llm_gateway.conftest import served, simulated
 from tests.integration.llm_gateway.proof import BASES, CALCULATOR, Account, Books, Client, Seen, deployment, pair
 
@@ -96,8 +97,48 @@ FINE, SKIPPED = "fine", "skipped"
 # A failure that may pass is asked again three times; all others are asked once.
 AGAIN, ONCE = 4, 1
 TRANSIENT, MALFORMED, CUT = (502, "transient"), (502, "malformed"), (502, "cut")
+LIMITED, CREDENTIAL = (503, "rate_limited"), (502, "credential")
 
 
+# What holds whichever API the provider speaks.
+CASES_OF_ALL = [
+    *(Case(f"status={status}", AGAIN, AGAIN, TRANSIENT) for status in (500, 503, 529)),
+    *(Case(f"status={status}", ONCE, ONCE, CREDENTIAL) for status in (401, 403)),
+    Case("status=404", ONCE, ONCE, (502, "model_gone")),
+    Case("unauthorized", ONCE, ONCE, CREDENTIAL),
+    Case("forbidden", ONCE, ONCE, CREDENTIAL),
+    Case("insufficient_quota", ONCE, ONCE, (502, "quota")),
+    Case("redirect", ONCE, ONCE, (502, "unknown")),
+    Case("rate_limit=none", AGAIN, AGAIN, LIMITED),
+    # Connections.
+    Case("reset", AGAIN, AGAIN, TRANSIENT),
+    Case("close_before_body", AGAIN, AGAIN, TRANSIENT),
+    Case("hang", ONCE, ONCE, (504, ""), (502, "timeout_first_token")),
+    Case("bad_chunked", AGAIN, AGAIN, CUT),
+    # Bodies.
+    Case("error_body", AGAIN, AGAIN, TRANSIENT),
+    Case("empty_body", ONCE, ONCE, MALFORMED),
+    Case("html_body", ONCE, ONCE, MALFORMED),
+    Case("malformed_json", ONCE, SKIPPED, MALFORMED),
+    Case("invalid_utf8", ONCE, SKIPPED, MALFORMED),
+    Case("nul_bytes", ONCE, SKIPPED, MALFORMED),
+    # Streams that end before their end.
+    Case("cut_after=0", AGAIN, AGAIN, CUT),
+    Case("cut_after=3", AGAIN, AGAIN, CUT),
+    Case("end_after=3", ONCE, AGAIN, MALFORMED, CUT),
+    Case("missing_finish", ONCE, AGAIN, MALFORMED, CUT),
+    Case("stall_after=3", ONCE, ONCE, (502, "stalled")),
+    *(Case(f"error_event_after={after}", AGAIN, AGAIN, TRANSIENT) for after in (0, 1, 4)),
+    # Oddities of whole answers.
+    *(
+        Case(fault, FINE, FINE)
+        for fault in (
+            "missing_done", "missing_usage", "usage_zero", "keepalive", "crlf", "bom", "gzip", "trickle=7", "wrong_content_type",
+            "role_chunks=5", "first_token_delay=200", "slow_headers=200", "reasoning_tokens=20", "reasoning_tokens=20; show_reasoning",
+            "cached_prefix=4", "unknown_event=2",
+        )
+    ),
+]  # fmt: skip
 # Nothing but waiting, which other cases do as well.
 SLOW = frozenset({"hang", "stall_after=0", "stall_after=3"})
 
@@ -151,3 +192,16 @@ async def check_alone(bench: Bench, case: Case, mode: str) -> None:
     assert failure_class in ("", seen.error.get("failure_class"))
     assert 1 <= len(account.served) <= 8
     assert (seen.error["type"], "retry-after" in seen.headers) == ("server_error", status == 503)
+
+
+async def check_leaving(bench: Bench, fault: str, mode: str) -> None:
+    """The client leaves in the middle of the fault: the work upstream ends, and the money is settled."""
+    await bench.sim.order(fault)
+    task = asyncio.create_task(bench.client.chat({"model": "main", **SHIPS}, stream=mode == "stream"))
+    await testing.eventually_async(bench.sim.in_flight, "the call is upstream")
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+    account = await bench.books.close_case()
+    assert [line["aborted"] for line in account.served] == [True]
+    assert [line["status"] for line in account.booked] == ["cancelled"]

@@ -1,34 +1,28 @@
 """The fault matrix with providers that speak Anthropic's and Gemini's APIs, before a client that speaks OpenAI's."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from services.common import testing
 from tests.integration.llm_gateway.matrix import (
-    AGAIN,
-    CUT,
+    CASES_OF_ALL,
     FINE,
-    MALFORMED,
+    LIMITED,
     MODES,
     ONCE,
-    SHIPS,
-    SKIPPED,
     SUM,
-    TRANSIENT,
     Bench,
     Case,
     bench_of,
     check_alone,
+    check_leaving,
     check_with_a_spare,
     label,
     lonely,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-LIMITED, CREDENTIAL, QUOTA = (503, "rate_limited"), (502, "credential"), (502, "quota")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["anthropic", "gemini"])
@@ -37,49 +31,7 @@ async def module_bench(request, identities, _state_server, tmp_path_factory) -> 
         yield made
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def bench(module_bench) -> Bench:
-    await module_bench.books.mark()
-    return module_bench
-
-
-CASES = [
-    *(Case(f"status={status}", AGAIN, AGAIN, TRANSIENT) for status in (500, 503, 529)),
-    *(Case(f"status={status}", ONCE, ONCE, CREDENTIAL) for status in (401, 403)),
-    Case("status=404", ONCE, ONCE, (502, "model_gone")),
-    Case("unauthorized", ONCE, ONCE, CREDENTIAL),
-    Case("forbidden", ONCE, ONCE, CREDENTIAL),
-    Case("insufficient_quota", ONCE, ONCE, QUOTA),
-    Case("redirect", ONCE, ONCE, (502, "unknown")),
-    Case("rate_limit=none", AGAIN, AGAIN, LIMITED),
-    Case("rate_limit=600", ONCE, ONCE, LIMITED),
-    Case("reset", AGAIN, AGAIN, TRANSIENT),
-    Case("close_before_body", AGAIN, AGAIN, TRANSIENT),
-    Case("hang", ONCE, ONCE, (504, ""), (502, "timeout_first_token")),
-    Case("bad_chunked", AGAIN, AGAIN, CUT),
-    Case("error_body", AGAIN, AGAIN, TRANSIENT),
-    Case("empty_body", ONCE, ONCE, MALFORMED),
-    Case("html_body", ONCE, ONCE, MALFORMED),
-    Case("malformed_json", ONCE, SKIPPED, MALFORMED),
-    Case("invalid_utf8", ONCE, SKIPPED, MALFORMED),
-    Case("nul_bytes", ONCE, SKIPPED, MALFORMED),
-    Case("cut_after=0", AGAIN, AGAIN, CUT),
-    Case("cut_after=3", AGAIN, AGAIN, CUT),
-    Case("end_after=3", ONCE, AGAIN, MALFORMED, CUT),
-    Case("missing_finish", ONCE, AGAIN, MALFORMED, CUT),
-    Case("stall_after=3", ONCE, ONCE, (502, "stalled")),
-    Case("error_event_after=0", AGAIN, AGAIN, TRANSIENT),
-    Case("error_event_after=1", AGAIN, AGAIN, TRANSIENT),
-    Case("error_event_after=4", AGAIN, AGAIN, TRANSIENT),
-    *(
-        Case(fault, FINE, FINE)
-        for fault in (
-            "missing_done", "missing_usage", "usage_zero", "keepalive", "crlf", "bom", "gzip", "trickle=7", "huge_event=300000",
-            "wrong_content_type", "role_chunks=5", "first_token_delay=200", "slow_headers=200", "reasoning_tokens=20",
-            "reasoning_tokens=20; show_reasoning", "cached_prefix=4", "unknown_event=2",
-        )
-    ),
-]  # fmt: skip
+CASES = [*CASES_OF_ALL, Case("rate_limit=600", ONCE, ONCE, LIMITED), Case("huge_event=300000", FINE, FINE)]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -140,12 +92,4 @@ async def test_a_filtered_answer_says_so(bench, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fault", ["first_token_delay=60000", "tokens_per_s=5", "stall_after=2"])
 async def test_a_client_that_leaves_ends_the_work_upstream_and_its_money(bench, mode, fault):
-    await bench.sim.order(fault)
-    task = asyncio.create_task(bench.client.chat({"model": "main", **SHIPS}, stream=mode == "stream"))
-    await testing.eventually_async(bench.sim.in_flight, "the call is upstream")
-    await asyncio.sleep(0.1)
-    task.cancel()
-    await asyncio.wait([task])
-    account = await bench.books.close_case()
-    assert [line["aborted"] for line in account.served] == [True]
-    assert [line["status"] for line in account.booked] == ["cancelled"]
+    await check_leaving(bench, fault, mode)

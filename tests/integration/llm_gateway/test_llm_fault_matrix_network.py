@@ -137,12 +137,6 @@ async def module_bench(identities, _state_server, tmp_path_factory) -> AsyncIter
             await books.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def bench(module_bench) -> Bench:
-    await module_bench.books.mark()
-    return module_bench
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("model", NETWORK)
 async def test_a_provider_that_cannot_be_reached_is_replaced(bench, model, mode):
