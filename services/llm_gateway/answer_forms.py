@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from services.llm_gateway.chat import Answer, Assembly, Chunk, ChunkReader, text_of
-from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS, arguments_of, message_of
+from services.llm_gateway.messages_shape import BLOCKS, CALL_EXTRAS, OWN_FIELDS, arguments_of, message_of
 from services.llm_gateway.results import Finished, Outcome
 
 # Fields of a delta whose pieces are joined, and those whose lists are.
@@ -249,7 +249,8 @@ class _Choice:
                 blocks.append({"type": "text", "text": "".join(found.pieces), **cited})
             elif isinstance(found, int):
                 function = calls[found].get("function") or {}
-                rest = {key: value for key, value in calls[found].items() if key not in ("id", "type", "function")}
+                # Other members are of another API, whose plain message says them.
+                rest = {key: calls[found][key] for key in CALL_EXTRAS & calls[found].keys()}
                 named = {"id": calls[found].get("id"), "name": function.get("name")}
                 blocks.append({"type": "tool_use", **named, "input": arguments_of(function.get("arguments")), **rest})
             else:
