@@ -8,17 +8,29 @@ settings = load(Settings)      # prints every problem and exits with status 2 wh
 """
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.variables import KNOWN
+
 PREFIX = "BULKHEAD_"
+# What `bulkhead up` and the command line know by such names, and no service.
+BESIDE = frozenset({"URL", "LLM_URL", "API_KEY", "DATA_DIR", "SIMULATOR_URL"})
+# Kubernetes gives each pod such variables for each service of the release.
+_LINK_NAME = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)\Z")
+_LINK_VALUE = re.compile(r"(tcp|udp)://")
+# Letters that were forgotten, doubled or exchanged; beyond it names are other names.
+_NEAR = 0.8
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
@@ -129,12 +141,8 @@ SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
 
 def parse(cls: type[SettingsT]) -> SettingsT:
     """Reads and validates the environment. Raises StartRefused with every problem."""
-    environment = os.environ.get(f"{PREFIX}ENV", "local")
-    # Kubernetes gives each pod its environment; a stray file there must not change it.
-    inside_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
-    env_file = None if inside_kubernetes else f".env.{environment}"
     try:
-        settings = cls(_env_file=env_file)
+        settings = cls(_env_file=_env_file())
     except ValidationError as error:
         # The rejected value is not repeated: a mistyped variable may hold a secret.
         lines = [f"{PREFIX}{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
@@ -142,6 +150,27 @@ def parse(cls: type[SettingsT]) -> SettingsT:
     if problems := settings.problems():
         raise StartRefused(problems)
     return settings
+
+
+def _env_file() -> str | None:
+    # Kubernetes gives each pod its environment; a stray file there must not change it.
+    inside_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
+    return None if inside_kubernetes else f".env.{os.environ.get(f'{PREFIX}ENV', 'local')}"
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables `BULKHEAD_*` that no process of the platform knows, each with the setting that it is probably meant to be, or ""."""
+    file, found = _env_file(), {}
+    written = dotenv_values(file) if file is not None and Path(file).is_file() else {}
+    for name, value in sorted({**written, **os.environ}.items()):
+        bare = name[len(PREFIX) :].upper()
+        if not name.upper().startswith(PREFIX) or bare in KNOWN or bare in BESIDE:
+            continue
+        if _LINK_NAME.search(name) or _LINK_VALUE.match(value or ""):
+            continue
+        near = get_close_matches(bare, KNOWN, n=1, cutoff=_NEAR)
+        found[name] = PREFIX + near[0] if near else ""
+    return found
 
 
 def load(cls: type[SettingsT]) -> SettingsT:

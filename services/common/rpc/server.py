@@ -29,7 +29,7 @@ from services.common.health import Check, Health, HealthServicer
 from services.common.identity import Verifier
 from services.common.rpc.handlers import ActiveCalls, Registrar
 from services.common.rpc.watchdog import Watchdog
-from services.common.settings import ServiceSettings, StartRefused
+from services.common.settings import ServiceSettings, StartRefused, unknown_variables
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 OPTIONS = (
@@ -98,6 +98,9 @@ def verifier_of(settings: ServiceSettings) -> Verifier:
 def serve(settings: ServiceSettings, build: Callable[[Any], "Service | Awaitable[Service]"]) -> None:
     """Runs a service until SIGTERM or SIGINT; leaves the process with exit status 0, or 1 when the start is refused."""
     bulkhead_logging.configure(settings)
+    for variable, near in unknown_variables().items():
+        # One that resembles no setting may be a secret that a configuration file refers to.
+        (log.warning if near else log.info)("variable_unknown", variable=variable, did_you_mean=near)
     try:
         uvloop.run(_main(settings, build))
     except StartRefused as refusal:

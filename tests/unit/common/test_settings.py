@@ -6,7 +6,8 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from services.common.settings import ServiceSettings, StartRefused, parse
+from services.common import testing
+from services.common.settings import ServiceSettings, StartRefused, parse, unknown_variables
 
 
 class Sample(ServiceSettings):
@@ -82,3 +83,42 @@ def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         settings.env = "prod"
     assert settings.log_dir == Path(".bulkhead/logs")
+
+
+def test_a_misspelt_variable_is_told_with_the_name_that_is_meant(monkeypatch, tmp_path):
+    for name, value in {
+        "BULKHEAD_HTPP_PORT": "8081",
+        "BULKHEAD_FILE_DIR": "/x",
+        "BULKHEAD_LOGLEVEL": "DEBUG",
+        "BULKHEAD_OPENAI_KEY_EU": "sk",
+        # Other processes', the command line's, and what Kubernetes sets for a release of the name bulkhead.
+        "BULKHEAD_WINDOW_TURNS": "5",
+        "BULKHEAD_API_KEY": "k",
+        "bulkhead_log_format": "json",
+        "BULKHEAD_HTTP_PORTS": "tcp://10.0.0.1:8080",
+        "BULKHEAD_GRPC_SERVICE_PORT": "50052",
+        "BULKHEAD_HTTP_PORT_8081_TCP_ADDR": "10.0.0.1",
+        "BULKHEAD_HTTP_SERVICE_HOST": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".env.local").write_text("BULKHEAD_MASTERKEY=sk-1\nOTHER=1\n")
+    assert unknown_variables() == {
+        "BULKHEAD_FILE_DIR": "BULKHEAD_FILES_DIR",
+        "BULKHEAD_HTPP_PORT": "BULKHEAD_HTTP_PORT",
+        "BULKHEAD_LOGLEVEL": "BULKHEAD_LOG_LEVEL",
+        "BULKHEAD_MASTERKEY": "BULKHEAD_MASTER_KEY",
+        "BULKHEAD_OPENAI_KEY_EU": "",
+    }
+
+
+def test_a_process_says_at_its_start_which_variable_it_does_not_know(tmp_path):
+    port = testing.free_port()
+    env = {"BULKHEAD_HTTP_PORT": str(port), "BULKHEAD_METRICS_PORT": "0", "BULKHEAD_LOG_FORMAT": "json", "BULKHEAD_DRAIN_GRACES": "1"}
+    process = testing.Process(testing.python("-m", "services.simulator"), env=env, log=tmp_path / "log")
+    try:
+        testing.wait_for_port(port, process)
+        (line,) = [line for line in process.output().splitlines() if "variable_unknown" in line]
+        assert '"variable": "BULKHEAD_DRAIN_GRACES"' in line.replace('":"', '": "')
+        assert "BULKHEAD_DRAIN_GRACE_S" in line
+    finally:
+        process.stop()
