@@ -11,6 +11,7 @@ from services.simulator import planner
 from services.simulator.chat_request import parse_chat, parse_object
 from services.simulator.embeddings import parse_embeddings
 from services.simulator.refusals import Refused
+from tests.unit.simulator.any_json import ANY_JSON, well_refused
 
 USER = [{"role": "user", "content": "hi"}]
 CALL = {"id": "c", "type": "function", "function": {"name": "t", "arguments": "{}"}}
@@ -142,16 +143,6 @@ async def test_a_body_that_never_ends_does_not_hold_up_others(sim):
     del reader
 
 
-def refused_with(refused: Refused, status: int) -> None:
-    assert refused.status == status
-    assert refused.message
-
-
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=6), children, max_size=3),
-    max_leaves=8,
-)
 _FIELDS_TEXT = (
     "model messages tools tool_choice stream stream_options max_tokens max_completion_tokens temperature top_p n stop seed response_format "
     "parallel_tool_calls user metadata"
@@ -160,18 +151,18 @@ _FIELDS = _FIELDS_TEXT.split()
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(body=st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=6), valid=st.booleans())
+@given(body=st.dictionaries(st.sampled_from(_FIELDS), ANY_JSON, max_size=6), valid=st.booleans())
 def test_any_json_is_answered_or_refused(body, valid):
     if valid:
         body = {**body, "model": "sim-1", "messages": USER}
     try:
         planner.reply_to(parse_chat(body), lambda wanted: ["x"] * wanted)
     except Refused as refused:
-        refused_with(refused, 400)
+        well_refused(refused)
 
 
 _SCHEMA = st.recursive(
-    st.sampled_from([{"type": "string"}, {"type": "integer"}, {"enum": ["a"]}, {"type": "boolean"}]) | _JSON,
+    st.sampled_from([{"type": "string"}, {"type": "integer"}, {"enum": ["a"]}, {"type": "boolean"}]) | ANY_JSON,
     lambda children: st.fixed_dictionaries(
         {"type": st.sampled_from(["object", "array", ["object", "null"]])},
         optional={
@@ -201,7 +192,7 @@ def test_any_tool_schema_is_answered_or_refused(schema, text, choice, name):
             lambda wanted: ["x"] * wanted,
         )
     except Refused as refused:
-        refused_with(refused, 400)
+        well_refused(refused)
     else:
         for call in reply.tool_calls():
             assert isinstance(orjson.loads(call["function"]["arguments"]), dict)
@@ -220,12 +211,12 @@ def test_any_text_and_any_tool_result_is_answered(content, result):
 
 
 @settings(max_examples=200, deadline=None)
-@given(body=st.dictionaries(st.sampled_from(["model", "input", "dimensions", "encoding_format"]), _JSON, max_size=4))
+@given(body=st.dictionaries(st.sampled_from(["model", "input", "dimensions", "encoding_format"]), ANY_JSON, max_size=4))
 def test_any_embeddings_request_is_answered_or_refused(body):
     try:
         parse_embeddings(body)
     except Refused as refused:
-        refused_with(refused, 400)
+        well_refused(refused)
 
 
 @settings(max_examples=200, deadline=None)
@@ -234,7 +225,7 @@ def test_any_bytes_are_refused_or_an_object(body):
     try:
         assert isinstance(parse_object(body), dict)
     except Refused as refused:
-        refused_with(refused, 400)
+        well_refused(refused)
 
 
 HOSTILE = (

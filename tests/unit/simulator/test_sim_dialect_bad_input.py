@@ -10,6 +10,7 @@ from services.simulator.anthropic_request import parse_messages
 from services.simulator.gemini_embeddings import parse_batch, parse_embed
 from services.simulator.gemini_request import parse_generate
 from services.simulator.refusals import Refused
+from tests.unit.simulator.any_json import ANY_JSON, well_refused
 
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"name": "t", "input_schema": {"type": "object"}}
@@ -111,16 +112,6 @@ async def test_openai_s_prefill_goes_on_word_for_word_unless_told_otherwise(sim)
     await sim.call("DELETE", "/sim/scenarios/two-answers")
 
 
-def well_refused(refused: Refused) -> None:
-    assert refused.status == 400
-    assert refused.message
-
-
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=6), children, max_size=3),
-    max_leaves=8,
-)
 _ANTHROPIC_TEXT = (
     "model messages max_tokens system tools tool_choice stream temperature top_k stop_sequences thinking "
     "output_config metadata cache_control"
@@ -128,17 +119,17 @@ _ANTHROPIC_TEXT = (
 _GEMINI_TEXT = "contents systemInstruction tools toolConfig generationConfig cachedContent labels system_instruction tool_config"
 _BLOCK = st.dictionaries(
     st.sampled_from(["type", "text", "source", "id", "name", "input", "tool_use_id", "content", "thinking", "signature", "cache_control"]),
-    _JSON | st.sampled_from(["text", "tool_use", "thinking", "image", "toolu_1"]),
+    ANY_JSON | st.sampled_from(["text", "tool_use", "thinking", "image", "toolu_1"]),
     max_size=5,
 )
 _PART = st.dictionaries(
-    st.sampled_from(["text", "inlineData", "functionCall", "functionResponse", "thought", "thoughtSignature"]), _JSON, max_size=3
+    st.sampled_from(["text", "inlineData", "functionCall", "functionResponse", "thought", "thoughtSignature"]), ANY_JSON, max_size=3
 )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    body=st.dictionaries(st.sampled_from(_ANTHROPIC_TEXT.split()), _JSON, max_size=6),
+    body=st.dictionaries(st.sampled_from(_ANTHROPIC_TEXT.split()), ANY_JSON, max_size=6),
     blocks=st.lists(_BLOCK, max_size=3),
     valid=st.booleans(),
 )
@@ -155,7 +146,9 @@ def test_any_messages_request_is_answered_or_refused(body, blocks, valid):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    body=st.dictionaries(st.sampled_from(_GEMINI_TEXT.split()), _JSON, max_size=6), parts=st.lists(_PART, max_size=3), valid=st.booleans()
+    body=st.dictionaries(st.sampled_from(_GEMINI_TEXT.split()), ANY_JSON, max_size=6),
+    parts=st.lists(_PART, max_size=3),
+    valid=st.booleans(),
 )
 def test_any_generate_request_is_answered_or_refused(body, parts, valid):
     if valid:
@@ -174,7 +167,7 @@ def test_any_generate_request_is_answered_or_refused(body, parts, valid):
 @settings(max_examples=100, deadline=None)
 @given(
     body=st.dictionaries(
-        st.sampled_from(["requests"]), st.lists(_JSON | st.dictionaries(st.sampled_from(["content", "model"]), _JSON), max_size=3)
+        st.sampled_from(["requests"]), st.lists(ANY_JSON | st.dictionaries(st.sampled_from(["content", "model"]), ANY_JSON), max_size=3)
     )
 )
 def test_any_batch_of_embeddings_is_answered_or_refused(body):
@@ -186,9 +179,9 @@ def test_any_batch_of_embeddings_is_answered_or_refused(body):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    schema=_JSON
+    schema=ANY_JSON
     | st.fixed_dictionaries(
-        {"type": st.sampled_from(["OBJECT", "ARRAY", "STRING"])}, optional={"properties": _JSON, "items": _JSON, "anyOf": _JSON}
+        {"type": st.sampled_from(["OBJECT", "ARRAY", "STRING"])}, optional={"properties": ANY_JSON, "items": ANY_JSON, "anyOf": ANY_JSON}
     )
 )
 def test_any_schema_is_used_or_refused(schema):

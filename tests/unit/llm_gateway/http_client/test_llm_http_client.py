@@ -9,9 +9,7 @@ import pytest
 
 from services.llm_gateway.adapters import http_connection
 from services.llm_gateway.adapters.http_connection import BrokenOff, Unreachable
-
-PATIENCE_S = 10.0
-WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+from tests.unit.llm_gateway.http_client.conftest import PATIENCE_S, WHOLE
 
 
 def test_a_request_goes_out_as_http_has_it_and_connections_are_used_again(run, raw):

@@ -16,9 +16,7 @@ from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.failures import UpstreamFault
 from services.llm_gateway.ports import Attempt, Limits
 from services.llm_gateway.registry import Deployment
-
-PATIENCE_S = 10.0
-WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+from tests.unit.llm_gateway.http_client.conftest import PATIENCE_S
 
 
 def test_nobody_listening_and_no_such_name_are_unreachable(run, raw):
@@ -50,6 +48,13 @@ def test_a_connection_that_is_not_made_in_time_has_an_error_of_its_own(run, raw,
     run(work())
 
 
+def resolve_to(monkeypatch, *addresses):
+    async def resolved(self, host, port):
+        return list(addresses)
+
+    monkeypatch.setattr(HttpClient, "_resolved", resolved)
+
+
 def test_an_address_that_stays_silent_does_not_hold_up_the_next(run, raw, monkeypatch):
     monkeypatch.setattr(http_client, "STAGGER_S", 0.02)
     real = HttpClient._connect_to
@@ -59,11 +64,8 @@ def test_an_address_that_stays_silent_does_not_hold_up_the_next(run, raw, monkey
             await asyncio.sleep(PATIENCE_S)
         return await real(self, address, origin)
 
-    async def two(self, host, port):
-        return ["192.0.2.1", "127.0.0.1"]
-
     monkeypatch.setattr(HttpClient, "_connect_to", slow_first)
-    monkeypatch.setattr(HttpClient, "_resolved", two)
+    resolve_to(monkeypatch, "192.0.2.1", "127.0.0.1")
 
     async def work():
         async with raw.served(raw.says(raw.WHOLE)) as (server, client):
@@ -84,11 +86,8 @@ def test_of_two_connections_made_at_once_one_is_ended(run, raw, monkeypatch):
         await both.wait()
         return connection
 
-    async def two(self, host, port):
-        return ["127.0.0.1", "127.0.0.1"]
-
     monkeypatch.setattr(HttpClient, "_connect_to", together)
-    monkeypatch.setattr(HttpClient, "_resolved", two)
+    resolve_to(monkeypatch, "127.0.0.1", "127.0.0.1")
 
     async def work():
         async with raw.served(raw.says(raw.WHOLE)) as (server, client):

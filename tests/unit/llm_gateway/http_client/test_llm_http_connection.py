@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from services.llm_gateway.adapters.http_connection import BrokenOff, Connection, Unreachable, request_head, target_of
 from services.llm_gateway.adapters.http_upstream import shown
-
-PATIENCE_S = 10.0
-WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+from tests.unit.llm_gateway.http_client.conftest import WHOLE
 
 
 @pytest.mark.parametrize("headers", [{"x": "a\r\nevil: 1"}, {"x": "a\nb"}, {"x\r\ny": "a"}, {"x": "a\0"}, {"x": "字"}])
