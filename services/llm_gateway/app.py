@@ -61,11 +61,13 @@ async def build(settings: Settings) -> Service:
     """The service. Raises StartRefused with every problem of the configuration."""
     assert settings.identity_keys_file is not None
     models = ConfigFile(
-        settings.config_dir / MODELS_FILE, registry_parser(os.environ), beside=[settings.config_dir / name for name in TABLE_NAMES]
+        settings.config_dir / MODELS_FILE,
+        registry_parser(os.environ, check=_missing_files),
+        beside=[settings.config_dir / name for name in TABLE_NAMES],
     )
-    _refuse_missing_files(models.current)
-    _tell(models.current)
-    models.on_change(_tell)
+    tell = partial(_tell, deny_unpriced=settings.price_unknown == "deny")
+    tell(models.current)
+    models.on_change(tell)
     state = valkey.connect(settings.state_url)
     session = provider_session()
     embedder = wordllama.WordLlamaUpstream()
@@ -93,6 +95,8 @@ async def build(settings: Settings) -> Service:
         conventions=Conventions(settings.genai_semconv, settings.capture_content),
     )
     layers = Layers(settings, state, completions, money.purse, money.admit)
+    layers.follow(models.current)
+    models.on_change(layers.follow)
     calls = layers.calls
     erasers = [layers.erase_cached, layers.erase_replayable, money.erase, partial(_erase_account, accounts)]
     servicer = LlmServicer(calls, doors.gate, money.purse, completions.estimates, erasers=erasers)
@@ -131,6 +135,8 @@ async def build(settings: Settings) -> Service:
             BatchSurface(batches.batches if batches else None),
         ]
         keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
+        # What the environment says wins over the file, so a change of the file changes nothing then.
+        models.on_change(lambda registry: keys.change_master(settings.master_key or registry.master_key))
         surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
         port = ModelPort(lambda: models.current, surfaces, keys, health, money.allows)
         share = Share.WORKER if settings.http_worker else Share.FIRST if settings.http_workers > 1 else Share.NONE
@@ -226,19 +232,20 @@ def _hedge(settings: Settings) -> Hedge | None:
     return Hedge(settings.hedge_extra_cost) if settings.hedge_after_p95 else None
 
 
-def _refuse_missing_files(registry: Registry) -> None:
+def _missing_files(registry: Registry) -> list[str]:
     if any(d.adapter == "wordllama" for group in registry.groups.values() for d in group.deployments):
         try:
             wordllama.model_files()
         except FileNotFoundError as error:
-            raise StartRefused([f"{MODELS_FILE}: {error}"]) from error
+            return [f"{MODELS_FILE}: {error}"]
+    return []
 
 
-def _tell(registry: Registry) -> None:
-    """Says what of the configuration has no effect, and which models cost nothing because no price is known."""
+def _tell(registry: Registry, *, deny_unpriced: bool) -> None:
+    """Says what of the configuration has no effect, and what becomes of calls of models whose price is not known."""
     if registry.unsupported:
         log.warning("config_unsupported", file=MODELS_FILE, keys=list(registry.unsupported))
     if registry.unpriced:
-        log.warning("price_unknown", models=list(registry.unpriced), cost="counted as 0")
+        log.warning("price_unknown", models=list(registry.unpriced), outcome="refused" if deny_unpriced else "counted as 0")
     if any(d.simulated for group in registry.groups.values() for d in group.deployments):
         log.warning("simulated_models", models=[g.name for g in registry.groups.values() if any(d.simulated for d in g.deployments)])

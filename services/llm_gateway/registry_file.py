@@ -33,11 +33,13 @@ _MODES: Mapping[str, Mode] = {"embedding": "embedding", "rerank": "rerank"}
 class RegistryParser:
     """A parser for ConfigFile: of models.yaml, and of the price table that lies beside it.
 
-    `os.environ/NAME` values are looked up in `environment`. A content that would make a known price nothing is refused.
+    `os.environ/NAME` values are looked up in `environment`. A content that would make a known price nothing is refused, and one of
+    which `check` names problems.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], check: Callable[[Registry], list[str]] | None = None) -> None:
         self._environment = environment
+        self._check = check
         self._last: Registry | None = None
 
     def __call__(self, data: Any, *beside: tuple[str, Any]) -> Registry:
@@ -45,7 +47,10 @@ class RegistryParser:
         table: dict[str, PriceKeys] = {}
         for name, content in beside:
             table.update(parse_table(content, name))
-        registry = _Builder(ModelsFile.model_validate(data), self._environment, table).build()
+        started = self._last is not None
+        registry = _Builder(ModelsFile.model_validate(data), self._environment, table, started=started).build()
+        if self._check is not None and (problems := self._check(registry)):
+            raise ConfigProblem(problems)
         free = {name for name, keys in table.items() if keys.free}
         if self._last is not None and (problems := zeroed(self._last, registry, free)):
             raise ConfigProblem(problems)
@@ -53,14 +58,15 @@ class RegistryParser:
         return registry
 
 
-def registry_parser(environment: Mapping[str, str]) -> Callable[..., Registry]:
+def registry_parser(environment: Mapping[str, str], check: Callable[[Registry], list[str]] | None = None) -> Callable[..., Registry]:
     """A new parser."""
-    return RegistryParser(environment)
+    return RegistryParser(environment, check)
 
 
 class _Builder:
-    def __init__(self, file: ModelsFile, environment: Mapping[str, str], table: Mapping[str, PriceKeys]) -> None:
+    def __init__(self, file: ModelsFile, environment: Mapping[str, str], table: Mapping[str, PriceKeys], *, started: bool) -> None:
         self._file = file
+        self._started = started
         self._environment = environment
         self._table = table
         self._problems: list[str] = []
@@ -287,7 +293,9 @@ class _Builder:
         name = value.removeprefix(REFERENCE)
         found = self._environment.get(name, "")
         if not found:
-            self._problems.append(f"{where}: the environment variable {name} is not set")
+            # A process cannot be given another environment while it runs.
+            late = "; variables are read at the start, so it takes effect at the next one" if self._started else ""
+            self._problems.append(f"{where}: the environment variable {name} is not set{late}")
         return found
 
 

@@ -11,7 +11,7 @@ vectors do not see word order or negation, are refused unless forced.
 
 import asyncio
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,14 +38,23 @@ EMBED_TIMEOUT_S = 2.0
 _STATIC_ADAPTERS = frozenset({"wordllama"})
 
 
+@dataclass(frozen=True, slots=True)
+class SemanticTerms:
+    """The model that embeds questions, and how similar two of them must be. Without a model nothing is similar."""
+
+    model: str
+    similarity: float = SIMILARITY
+
+
 @dataclass(slots=True)
 class Question:
-    """A question within its scope; `vector` once it is known."""
+    """A question within its scope, by the terms that held when it was asked; `vector` once it is known."""
 
     tenant: str
     scope: str
     text: str
     words: tuple[str, ...]
+    terms: SemanticTerms
     vector: array | None = None
 
 
@@ -103,41 +112,41 @@ class SemanticCache:
         self,
         calls: ModelCalls,
         questions: Questions,
-        embedding_model: str,
+        terms: Callable[[], SemanticTerms],
         *,
-        similarity: float = SIMILARITY,
         importance: float = IMPORTANCE,
         force_static: bool = False,
         synonyms: Sequence[Sequence[str]] = SYNONYMS,
     ) -> None:
-        """`calls` embed with `embedding_model`. With `force_static` static embedders are taken too."""
+        """`terms` answers those that hold now. With `force_static` static embedders are taken too."""
         self._calls = calls
         self._questions = questions
-        self._embedding_model = embedding_model
-        self._similarity = similarity
+        self._terms = terms
         self._importance = importance
         self._force_static = force_static
         self._synonyms = canon_of(synonyms)
-        self._told = False
+        self._told = ""
         self._background: set[asyncio.Task[None]] = set()
 
-    def usable(self) -> bool:
-        """Whether the embedding model may be used for this: it exists, and sees more than a bag of words."""
+    def usable(self, model: str) -> bool:
+        """Whether an embedding model may be used for this: it exists, and sees more than a bag of words."""
+        if not model:
+            return False
         registry = self._calls.registry
-        group = registry.groups.get(registry.aliases.get(self._embedding_model, self._embedding_model))
+        group = registry.groups.get(registry.aliases.get(model, model))
         static = group is None or any(d.adapter in _STATIC_ADAPTERS for d in group.deployments)
         if group is None or (static and not self._force_static):
-            if not self._told:
+            if self._told != model:
                 reason = "no such model" if group is None else "a static embedder does not see negations; set force_static to use it"
-                log.warning("semantic_cache_off", embedding_model=self._embedding_model, reason=reason)
-                self._told = True
+                log.warning("semantic_cache_off", embedding_model=model, reason=reason)
+                self._told = model
             return False
         return True
 
     def question(self, call: ChatCall, tenant: str, scope: tuple[str, ...]) -> Question | None:
         """The question of a call; None where it has none that can be compared."""
-        messages = call.body.get("messages")
-        if not isinstance(messages, list) or not messages or call.body.get("n") not in (None, 1) or not self.usable():
+        messages, terms = call.body.get("messages"), self._terms()
+        if not isinstance(messages, list) or not messages or call.body.get("n") not in (None, 1) or not self.usable(terms.model):
             return None
         last = messages[-1]
         text = _text_of(last)
@@ -147,8 +156,8 @@ class SemanticCache:
         if not words:
             return None
         rest = {**call.body, "messages": [*messages[:-1], {key: value for key, value in last.items() if key != "content"}]}
-        where = request_key(tenant, "semantic", self._calls.registry, call.model, canonical(rest), self._embedding_model, *scope)
-        return Question(tenant, where, text, words)
+        where = request_key(tenant, "semantic", self._calls.registry, call.model, canonical(rest), terms.model, *scope)
+        return Question(tenant, where, text, words, terms)
 
     async def find(self, question: Question, call: ChatCall) -> str | None:
         """The key of the answer to a similar question. Embeds only where a kept question says the same."""
@@ -160,7 +169,7 @@ class SemanticCache:
             return None
         scored = [(_cosine(question.vector, asked.vector), asked) for asked in same]
         best, asked = max(scored, key=lambda pair: pair[0])
-        if best < self._similarity:
+        if best < question.terms.similarity:
             counted("semantic", "miss")
             return None
         self._questions.touch(question.tenant, question.scope, _name(asked.key))
@@ -202,7 +211,7 @@ class SemanticCache:
             return True
         try:
             async with asyncio.timeout(EMBED_TIMEOUT_S):
-                embedded = await self._calls.embed(EmbedCall(self._embedding_model, {"input": question.text}, call.run_id))
+                embedded = await self._calls.embed(EmbedCall(question.terms.model, {"input": question.text}, call.run_id))
         except (BulkheadError, TimeoutError) as error:
             # A cache that cannot look is a miss; the call itself goes on.
             log.warning("semantic_embedding_failed", error=type(error).__name__)

@@ -68,20 +68,24 @@ class ConfigFile(Generic[T]):
     """The parsed content of one file. `parse` raises ConfigProblem or pydantic.ValidationError with all that is wrong.
 
     `beside` are files that need not exist and belong to it: a change of one is a change of the whole, and `parse` gets each that
-    is there as (name, content) after the content of the file itself.
+    is there as (name, content) after the content of the file itself. With `absent` the file itself need not exist at the start:
+    that makes the content until it does. A file that was there and is gone is refused like any other that cannot be used.
     """
 
-    def __init__(self, path: Path, parse: Callable[..., T], beside: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, parse: Callable[..., T], beside: Sequence[Path] = (), *, absent: Callable[[], T] | None = None) -> None:
         self._path = path
         self._parse = parse
         self._beside = tuple(beside)
         self._listeners: list[Callable[[T], None]] = []
         self.problem: list[str] = []
+        self._refused = ""
+        if absent is not None and not path.exists():
+            self.current, self._digest = absent(), self._seen()
+            return
         try:
             self.current, self._digest = self._read()
         except ConfigProblem as error:
             raise StartRefused(error.problems) from error
-        self._refused = ""
 
     def on_change(self, listener: Callable[[T], None]) -> None:
         """Calls `listener` with each new valid content."""

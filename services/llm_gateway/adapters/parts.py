@@ -14,7 +14,7 @@ from services.common.breaker import Breakers
 from services.common.config import ConfigFile
 from services.common.idempotency import IdempotencyStore
 from services.common.identity import Principal
-from services.common.limits import TierPolicy, parse_policies
+from services.common.limits import Policies, TierPolicy, parse_policies
 from services.common.rpc import context as call_context
 from services.llm_gateway.accounting.plans import Plans
 from services.llm_gateway.adapters.answer_cache import AnswerCache
@@ -33,7 +33,7 @@ from services.llm_gateway.gate import DeploymentGate, GateSettings
 from services.llm_gateway.registry import CacheConfig, Registry
 from services.llm_gateway.replay import Replay
 from services.llm_gateway.results import ModelCalls
-from services.llm_gateway.semantic import SIMILARITY, SemanticCache
+from services.llm_gateway.semantic import SIMILARITY, SemanticCache, SemanticTerms
 from services.llm_gateway.settings import Settings
 from services.llm_gateway.single_flight import SingleFlight
 
@@ -88,9 +88,10 @@ class Money:
 
     def __init__(self, settings: Settings, state: redis.Redis, accounts: Accounts, registry: Callable[[], Registry]) -> None:
         """Raises StartRefused for a policies.yaml that cannot be used."""
-        path = settings.config_dir / POLICIES_FILE
-        self._policies = ConfigFile(path, partial(parse_policies, policy_set=settings.policy_set)) if path.exists() else None
-        if self._policies is None:
+        self._policies: ConfigFile[Policies | None] = ConfigFile(
+            settings.config_dir / POLICIES_FILE, partial(parse_policies, policy_set=settings.policy_set), absent=lambda: None
+        )
+        if self._policies.current is None:
             log.warning("tier_limits_absent", file=POLICIES_FILE)
         self._policy_set = settings.policy_set
         self._registry = registry
@@ -112,10 +113,11 @@ class Money:
     @property
     def watched(self) -> list[ConfigFile]:
         """Files to look at again and again."""
-        return [] if self._policies is None else [self._policies]
+        return [self._policies]
 
     def _tier(self, tier: str) -> TierPolicy | None:
-        return None if self._policies is None else self._policies.current.tier(self._policy_set, tier)
+        policies = self._policies.current
+        return None if policies is None else policies.tier(self._policy_set, tier)
 
     async def start(self) -> None:
         """Begins the background work."""
@@ -181,7 +183,6 @@ class Layers:
     def __init__(
         self, settings: Settings, state: redis.Redis, completions: Completions, purse: ValkeyPurse, admit: Callable[[str], Awaitable[None]]
     ) -> None:
-        registry = completions.registry
         self._settings = settings
         self._completions = completions
         self._policies: dict[CacheConfig, CachePolicy] = {}
@@ -192,16 +193,9 @@ class Layers:
             self._client = valkey.connect(settings.cache_url, timeout_s=SHARED_STATE_TIMEOUT_S)
             self._shared = AnswerCache(self._client, timeout_s=settings.store_timeout_ms / 1000)
         self._disk = DiskCache(settings.cache_dir, max_bytes=settings.cache_disk_bytes) if settings.cache_dir else None
-        model = registry.cache.semantic_model or settings.cache_semantic_model
         self._semantic: SemanticCache | None = None
-        if model and self._shared is not None:
-            self._semantic = SemanticCache(
-                flight,
-                self._shared,
-                model,
-                similarity=SIMILARITY if registry.cache.similarity is None else registry.cache.similarity,
-                force_static=settings.cache_semantic_static,
-            )
+        if self._shared is not None:
+            self._semantic = SemanticCache(flight, self._shared, self._semantic_terms, force_static=settings.cache_semantic_static)
         self._caches = Caches(
             flight,
             Levels(MemoryCache(settings.cache_l1_entries), self._shared, self._disk),
@@ -215,6 +209,17 @@ class Layers:
     def calls(self) -> ModelCalls:
         """The outermost layer, which surfaces call."""
         return self._replay
+
+    def follow(self, registry: Registry) -> None:
+        """Says what a new configuration asks for in vain."""
+        if registry.cache.semantic_model and self._semantic is None:
+            log.warning("semantic_cache_off", embedding_model=registry.cache.semantic_model, reason="BULKHEAD_CACHE_URL is not set")
+
+    def _semantic_terms(self) -> SemanticTerms:
+        config = self._completions.registry.cache
+        return SemanticTerms(
+            config.semantic_model or self._settings.cache_semantic_model, SIMILARITY if config.similarity is None else config.similarity
+        )
 
     def _policy(self) -> CachePolicy:
         config = self._completions.registry.cache

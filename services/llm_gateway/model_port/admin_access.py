@@ -32,8 +32,12 @@ class PortKeys:
         self.accounts = accounts
         self.default_tenant = default_tenant
         self.default_tier = default_tier
-        self._master = hashlib.sha256(master_key.encode()).digest() if master_key else None
+        self.change_master(master_key)
         self._principal = Principal(default_tenant, MASTER_USER, MASTER_KEY_ID, "", ("*",), master_tier)
+
+    def change_master(self, master_key: str) -> None:
+        """Another master key holds from here on; the one before is none any more."""
+        self._master = hashlib.sha256(master_key.encode()).digest() if master_key else None
 
     async def resolve(self, secret: str) -> Principal:
         """The principal of a key. Raises Unauthenticated, or Overloaded without a store; the master key needs none."""

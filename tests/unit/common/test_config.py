@@ -42,6 +42,21 @@ def test_a_missing_file_refuses_the_start(tmp_path):
         ConfigFile(tmp_path / "absent.yaml", Shape.model_validate)
 
 
+def test_a_file_that_need_not_exist_is_taken_when_it_appears_and_stays_when_it_goes(tmp_path):
+    path = tmp_path / "sample.yaml"
+    config = ConfigFile(path, Shape.model_validate, absent=lambda: None)
+    assert config.current is None
+    assert not config.reload()
+    path.write_text("name: [")
+    assert not config.reload()
+    assert config.problem
+    path.write_text("name: a\nsize: 1")
+    assert config.reload()
+    path.unlink()
+    assert not config.reload()
+    assert (config.current.size, "sample.yaml" in config.problem[0]) == (1, True)
+
+
 def test_a_good_change_takes_effect_and_a_bad_one_keeps_the_last_good(tmp_path):
     path = file(tmp_path, "name: a\nsize: 1")
     config = ConfigFile(path, Shape.model_validate)

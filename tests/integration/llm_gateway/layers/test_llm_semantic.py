@@ -14,7 +14,7 @@ from services.llm_gateway.caching_memory import MemoryCache
 from services.llm_gateway.caching_records import Record
 from services.llm_gateway.ports import Vectors
 from services.llm_gateway.registry import Group
-from services.llm_gateway.semantic import SemanticCache
+from services.llm_gateway.semantic import SemanticCache, SemanticTerms
 
 ASKED = "How do I reset my password?"
 SAME = "Please tell me how to reset my password"
@@ -51,7 +51,7 @@ async def semantic(layers, cache_server):
     await client.flushall()
     store = AnswerCache(client, timeout_s=1.0)
     embedder = Embedder(layers.completions)
-    made = SemanticCache(embedder, store, "vectors")
+    made = SemanticCache(embedder, store, lambda: SemanticTerms("vectors"))
     layers.caches = layers.cached(store, memory=MemoryCache(), semantic=made)
     layers.embedder, layers.store, layers.client = embedder, store, client
     yield made
@@ -157,8 +157,8 @@ async def test_a_static_embedder_is_refused_unless_forced(layers, semantic):
         await asked(layers, ASKED)
         assert await asked(layers, SAME) == ""
         assert layers.embedder.calls == 0
-    forced = SemanticCache(layers.embedder, layers.store, "vectors", force_static=True)
-    assert forced.usable()
+    forced = SemanticCache(layers.embedder, layers.store, lambda: SemanticTerms("vectors"), force_static=True)
+    assert forced.usable("vectors")
 
 
 async def test_an_embedder_that_fails_is_a_miss(layers, semantic):
