@@ -24,7 +24,9 @@ from services.common.http import UvicornListener
 from services.common.rpc.server import Service, serve, verifier_of
 from services.common.settings import load
 from services.llm_gateway.accounting import Plans
+from services.llm_gateway.adapters.anthropic import AnthropicDialect
 from services.llm_gateway.adapters.batch_parts import BatchParts, BatchRules
+from services.llm_gateway.adapters.gemini import GeminiDialect
 from services.llm_gateway.adapters.http_upstream import HttpUpstream, provider_session
 from services.llm_gateway.adapters.ledger import Subjects
 from services.llm_gateway.adapters.openai import OpenAiDialect
@@ -46,7 +48,7 @@ from services.llm_gateway.testing import OpenGate
 
 QUICK = {
     "shortest_s": 1, "lease_s": 3.0, "heartbeat_s": 0.2, "look_every_s": 0.1, "poll_first_s": 0.05, "poll_most_s": 0.2, "again_s": 0.2,
-    "concurrency": 8, "most_bytes": 50 * 1024 * 1024, "provider": True, "sweep_every_s": 0.2, "wait_first_s": 0.05,
+    "concurrency": 8, "ending_s": 20.0, "most_bytes": 50 * 1024 * 1024, "provider": True, "sweep_every_s": 0.2, "wait_first_s": 0.05,
     "tenant_bytes": 10 * 1024**3, "tenant_files": 10_000,
 }  # fmt: skip
 
@@ -61,7 +63,7 @@ def rules_of(asked: dict[str, Any]) -> BatchRules:
             again_s=asked["again_s"],
         ),
         RunnerRules(asked["look_every_s"], asked["sweep_every_s"]),
-        ProviderRules(asked["poll_first_s"], asked["poll_most_s"], ending_s=20.0, again_s=asked["again_s"]),
+        ProviderRules(asked["poll_first_s"], asked["poll_most_s"], ending_s=asked["ending_s"], again_s=asked["again_s"]),
     )  # fmt: skip
 
 
@@ -74,7 +76,8 @@ async def build(settings: Settings, asked: dict[str, Any] | None = None, told: C
     purse = ValkeyPurse(state, Plans(accounts, lambda _: None, Subjects(state)), timeout_s=2.0)
     chance = random.Random()
     policy = replace(Policy(), retry_base_s=0.01, retry_cap_s=0.1)
-    upstreams = {"openai": HttpUpstream(session, OpenAiDialect())}
+    dialects = {"openai": OpenAiDialect(), "anthropic": AnthropicDialect(), "gemini": GeminiDialect()}
+    upstreams = {name: HttpUpstream(session, dialect) for name, dialect in dialects.items()}
     calls = Completions(lambda: models.current, upstreams, policy, chance, OpenGate(chance), purse)
     surfaces = [FilesSurface(None), BatchSurface(None)]
     start, drain, close, add_servicers = [accounts.start, purse.start], [], [], []

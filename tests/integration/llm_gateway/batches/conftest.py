@@ -105,9 +105,18 @@ def line():
 
 @pytest.fixture
 def batch_models(sim, deployment, tmp_path):
-    """Writes models.yaml: `main` on the simulator without batch prices, `cheap` with them, and embeddings."""
+    """Writes models.yaml: `main` on the simulator without batch prices, `cheap`, `claude`, `gemini` and `azure` with them, each by the API
+    that its name says, and embeddings.
+    """
     entries = [deployment("main", "sim-1", f"{sim.url}/v1"), deployment("cheap", "sim-2", f"{sim.url}/v1")]
-    entries[1]["model_info"] |= {"input_cost_per_token_batches": 0.00000025, "output_cost_per_token_batches": 0.00000075}
+    for name, provider in (("claude", "anthropic"), ("gemini", "gemini"), ("azure", "azure")):
+        entries.append(deployment(name, "sim-2", sim.url, api_key=f"key-of-{name}"))
+        entries[-1]["litellm_params"]["model"] = f"{provider}/sim-2"
+    # Its addresses are those of Azure, which those of a simulator are not.
+    entries[-1]["model_info"].pop("simulated")
+    cached = {"cache_read_input_token_cost": 0.00000005, "cache_creation_input_token_cost": 0.000000626}
+    for entry in entries[1:]:
+        entry["model_info"] |= {"input_cost_per_token_batches": 0.00000025, "output_cost_per_token_batches": 0.00000075, **cached}
     vectors = deployment("vectors", "sim-embed", f"{sim.url}/v1")
     vectors["model_info"] = {"mode": "embedding", "input_cost_per_token": 0.00000002, "simulated": True}
     cheap_vectors = deployment("cheap-vectors", "sim-embed", f"{sim.url}/v1")
