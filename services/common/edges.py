@@ -88,6 +88,7 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_BATCH}/GetBatch": _READ,
     f"/{_BATCH}/ListBatches": _READ,
     f"/{_BATCH}/CancelBatch": _WRITE,
+    f"/{_BATCH}/ReadBatchResults": MethodPolicy(timedelta(seconds=120)),
     f"/{_TOOL}/ListTools": _READ,
     f"/{_TOOL}/GetTool": _READ,
     f"/{_TOOL}/ExecuteTool": MethodPolicy(timedelta(seconds=150)),

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import IdempotencyMismatch, InvalidInput, NotFound
 from services.common.identity import Principal
 from services.common.rpc.context import principal
 from services.llm_gateway.batches.files import Files, FileTerms, derived_name, file_name
@@ -33,13 +33,21 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
         if len(request.idempotency_key) > MAX_IDEMPOTENCY_KEY:
             raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
         window = _window(request.completion_window.seconds) if request.HasField("completion_window") else "24h"
+        file_id, made = (request.input_file_id, False) if request.input_file_id else await self._uploaded(caller, request)
         body = {
             "endpoint": request.endpoint,
-            "input_file_id": request.input_file_id or await self._uploaded(caller, request),
+            "input_file_id": file_id,
             "completion_window": window,
             "metadata": dict(request.metadata) or None,
         }
-        record = await self._batches.create(caller, body, idempotency_key=request.idempotency_key, own_key=False)
+        if request.HasField("results_kept"):
+            body["output_expires_after"] = {"anchor": "created_at", "seconds": request.results_kept.seconds}
+        try:
+            record = await self._batches.create(caller, body, idempotency_key=request.idempotency_key, own_key=False)
+        except (InvalidInput, IdempotencyMismatch):
+            if made:
+                await self._files.delete(caller.tenant, file_id)
+            raise
         return llm_pb2.CreateBatchResponse(batch=message_of(record))
 
     async def GetBatch(self, request, context):
@@ -58,7 +66,19 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
         """Ends a batch. Doing it again is harmless, so the key needs no record."""
         return llm_pb2.CancelBatchResponse(batch=message_of(await self._batches.cancel(_caller().tenant, request.batch_id)))
 
-    async def _uploaded(self, caller: Principal, request: llm_pb2.CreateBatchRequest) -> str:
+    async def ReadBatchResults(self, request, context) -> AsyncIterator[llm_pb2.ReadBatchResultsResponse]:
+        """The output file, or the file of failed lines, piece by piece."""
+        tenant = _caller().tenant
+        record = await self._batches.get(tenant, request.batch_id)
+        file_id = record.error_file_id if request.errors else record.output_file_id
+        if not file_id:
+            raise NotFound("the batch has no such results, or none yet", reason="FILE_NOT_FOUND", metadata={"status": record.status})
+        _, pieces = await self._files.content(tenant, file_id)
+        async for piece in pieces:
+            yield llm_pb2.ReadBatchResultsResponse(jsonl=piece)
+
+    async def _uploaded(self, caller: Principal, request: llm_pb2.CreateBatchRequest) -> tuple[str, bool]:
+        """The id of a file with the request's input, and whether it was made now."""
         content = bytes(request.input_jsonl)
         if len(content) > MAX_INPUT_BYTES:
             raise InvalidInput.field("input_jsonl", f"must be at most {MAX_INPUT_BYTES} bytes; upload a file")
@@ -67,9 +87,9 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
         key = request.idempotency_key
         file_id = derived_name("file-", caller.tenant, caller.user, key, derived_name("", content.hex())) if key else file_name()
         try:
-            return (await self._files.get(caller.tenant, file_id)).id
+            return (await self._files.get(caller.tenant, file_id)).id, False
         except NotFound:
-            return (await self._files.create(caller, "input.jsonl", _pieces(content), FileTerms, file_id=file_id)).id
+            return (await self._files.create(caller, "input.jsonl", _pieces(content), FileTerms, file_id=file_id)).id, True
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
@@ -104,7 +124,14 @@ def message_of(record: BatchRecord) -> llm_pb2.Batch:
         usage=usage_message(progress.usage, progress.completed),
         problems=[f"line {e['line']}: {e['message']}" if e.get("line") else str(e["message"]) for e in record.errors],
         metadata=record.spec.metadata or {},
+        model=record.model,
     )
+    message.completion_window.FromSeconds(record.spec.window_s)
+    for error in record.errors:
+        message.errors.add(code=error["code"], message=error["message"], line=error.get("line") or 0, param=error.get("param") or "")
+    for status in ("in_progress", "finalizing", "cancelling"):
+        if status in record.times_ms:
+            getattr(message, f"{status}_at").CopyFrom(_time(record.times_ms[status]))
     if record.ended:
         message.ended_at.CopyFrom(_time(record.times_ms[record.status]))
     return message

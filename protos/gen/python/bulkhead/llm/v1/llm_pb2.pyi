@@ -591,7 +591,7 @@ class ErasedKind(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("batch_id", "status", "endpoint", "input_file_id", "output_file_id", "error_file_id", "total", "completed", "failed", "created_at", "expires_at", "ended_at", "usage", "problems", "metadata")
+    __slots__ = ("batch_id", "status", "endpoint", "input_file_id", "output_file_id", "error_file_id", "total", "completed", "failed", "created_at", "expires_at", "ended_at", "usage", "problems", "metadata", "model", "completion_window", "errors", "in_progress_at", "finalizing_at", "cancelling_at")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -614,6 +614,12 @@ class Batch(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    IN_PROGRESS_AT_FIELD_NUMBER: _ClassVar[int]
+    FINALIZING_AT_FIELD_NUMBER: _ClassVar[int]
+    CANCELLING_AT_FIELD_NUMBER: _ClassVar[int]
     batch_id: str
     status: str
     endpoint: str
@@ -629,10 +635,28 @@ class Batch(_message.Message):
     usage: _common_pb2.Usage
     problems: _containers.RepeatedScalarFieldContainer[str]
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, batch_id: _Optional[str] = ..., status: _Optional[str] = ..., endpoint: _Optional[str] = ..., input_file_id: _Optional[str] = ..., output_file_id: _Optional[str] = ..., error_file_id: _Optional[str] = ..., total: _Optional[int] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., problems: _Optional[_Iterable[str]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    model: str
+    completion_window: _duration_pb2.Duration
+    errors: _containers.RepeatedCompositeFieldContainer[BatchProblem]
+    in_progress_at: _timestamp_pb2.Timestamp
+    finalizing_at: _timestamp_pb2.Timestamp
+    cancelling_at: _timestamp_pb2.Timestamp
+    def __init__(self, batch_id: _Optional[str] = ..., status: _Optional[str] = ..., endpoint: _Optional[str] = ..., input_file_id: _Optional[str] = ..., output_file_id: _Optional[str] = ..., error_file_id: _Optional[str] = ..., total: _Optional[int] = ..., completed: _Optional[int] = ..., failed: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., problems: _Optional[_Iterable[str]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., model: _Optional[str] = ..., completion_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., errors: _Optional[_Iterable[_Union[BatchProblem, _Mapping]]] = ..., in_progress_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finalizing_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancelling_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class BatchProblem(_message.Message):
+    __slots__ = ("code", "message", "line", "param")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    PARAM_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    line: int
+    param: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., line: _Optional[int] = ..., param: _Optional[str] = ...) -> None: ...
 
 class CreateBatchRequest(_message.Message):
-    __slots__ = ("input_jsonl", "input_file_id", "endpoint", "completion_window", "metadata", "idempotency_key")
+    __slots__ = ("input_jsonl", "input_file_id", "endpoint", "completion_window", "metadata", "idempotency_key", "results_kept")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -646,13 +670,15 @@ class CreateBatchRequest(_message.Message):
     COMPLETION_WINDOW_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_KEPT_FIELD_NUMBER: _ClassVar[int]
     input_jsonl: bytes
     input_file_id: str
     endpoint: str
     completion_window: _duration_pb2.Duration
     metadata: _containers.ScalarMap[str, str]
     idempotency_key: str
-    def __init__(self, input_jsonl: _Optional[bytes] = ..., input_file_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., completion_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    results_kept: _duration_pb2.Duration
+    def __init__(self, input_jsonl: _Optional[bytes] = ..., input_file_id: _Optional[str] = ..., endpoint: _Optional[str] = ..., completion_window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., results_kept: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CreateBatchResponse(_message.Message):
     __slots__ = ("batch",)
@@ -701,3 +727,17 @@ class CancelBatchResponse(_message.Message):
     BATCH_FIELD_NUMBER: _ClassVar[int]
     batch: Batch
     def __init__(self, batch: _Optional[_Union[Batch, _Mapping]] = ...) -> None: ...
+
+class ReadBatchResultsRequest(_message.Message):
+    __slots__ = ("batch_id", "errors")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    errors: bool
+    def __init__(self, batch_id: _Optional[str] = ..., errors: _Optional[bool] = ...) -> None: ...
+
+class ReadBatchResultsResponse(_message.Message):
+    __slots__ = ("jsonl",)
+    JSONL_FIELD_NUMBER: _ClassVar[int]
+    jsonl: bytes
+    def __init__(self, jsonl: _Optional[bytes] = ...) -> None: ...

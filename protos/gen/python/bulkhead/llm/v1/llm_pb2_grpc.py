@@ -483,6 +483,11 @@ class BatchServiceStub:
                 request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.FromString,
                 _registered_method=True)
+        self.ReadBatchResults = channel.unary_stream(
+                '/bulkhead.llm.v1.BatchService/ReadBatchResults',
+                request_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsResponse.FromString,
+                _registered_method=True)
 
 
 class BatchServiceServicer:
@@ -517,6 +522,13 @@ class BatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadBatchResults(self, request, context):
+        """The answers of a batch, or its failed lines, once there are any.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BatchServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -539,6 +551,11 @@ def add_BatchServiceServicer_to_server(servicer, server):
                     servicer.CancelBatch,
                     request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.FromString,
                     response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.SerializeToString,
+            ),
+            'ReadBatchResults': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBatchResults,
+                    request_deserializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsRequest.FromString,
+                    response_serializer=bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -650,6 +667,33 @@ class BatchService:
             '/bulkhead.llm.v1.BatchService/CancelBatch',
             bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchRequest.SerializeToString,
             bulkhead_dot_llm_dot_v1_dot_llm__pb2.CancelBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBatchResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bulkhead.llm.v1.BatchService/ReadBatchResults',
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsRequest.SerializeToString,
+            bulkhead_dot_llm_dot_v1_dot_llm__pb2.ReadBatchResultsResponse.FromString,
             options,
             channel_credentials,
             insecure,
