@@ -1,5 +1,5 @@
 -- wrk: POSTs whose bodies all differ, so that no cache and no single-flight answers in place of the upstream.
--- BENCH_KEY, BENCH_STREAM (1: an answer is whole when it ends with [DONE]), BENCH_DELAY_MS (pause before each request), BENCH_SEED.
+-- BENCH_KEY, BENCH_STREAM (1: an answer is whole when it ends with [DONE]), BENCH_DELAY_MS (mean pause before each request), BENCH_SEED.
 local streamed = os.getenv("BENCH_STREAM") == "1"
 local pause_ms = tonumber(os.getenv("BENCH_DELAY_MS") or "0")
 local seed = tonumber(os.getenv("BENCH_SEED") or "0")
@@ -24,8 +24,10 @@ function request()
   return before .. string.format("%04x%08x", seed % 65536, number) .. after
 end
 
+-- Pauses are drawn like those between independent clients: with equal pauses all connections would ask in the same instant, for ever.
 if pause_ms > 0 then
-  function delay() return pause_ms end
+  math.randomseed(seed)
+  function delay() return math.floor(-math.log(1 - math.random()) * pause_ms + 0.5) end
 end
 
 failure = ""

@@ -92,15 +92,12 @@ class Line:
             return True
         if cycle.response_started or cycle.flow.write_paused or cycle.scope["method"] == "HEAD" or status in (204, 304):
             return False
-        lines = [STATUS_LINE[status]]
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
         if _CLOSE in headers:
             cycle.keep_alive = False
         elif not cycle.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        breaks = len(headers) + 1 + (not cycle.keep_alive and _CLOSE not in headers)
+            headers = (*headers, _CLOSE)
+        head = b"%b%b\r\n" % (STATUS_LINE[status], b"\r\n".join(map(b": ".join, headers)))
+        breaks = len(headers) + 1
         if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
             raise ValueError("a header holds a line break")
         cycle.response_started, cycle.waiting_for_100_continue = True, False

@@ -280,10 +280,10 @@ class CallRecord:
             self.span.end()
         _lines.info(
             "llm_call",
+            {"operation": self._operation, "model": model, "asked_model": group, "outcome": outcome},
             {
-                "operation": self._operation, "model": model, "asked_model": group, "input_tokens": usage.input,
-                "output_tokens": usage.output, "tokens": usage.input + usage.output, "cost_usd": usage.cost_picousd / 1e12,
-                "latency_ms": round(elapsed * 1000, 1), "outcome": outcome, "cached": False, "attempt": self.attempts,
+                "input_tokens": usage.input, "output_tokens": usage.output, "tokens": usage.input + usage.output,
+                "cost_usd": usage.cost_picousd / 1e12, "latency_ms": round(elapsed * 1000, 1), "cached": False, "attempt": self.attempts,
                 "estimated": usage.estimated,
             },
         )  # fmt: skip

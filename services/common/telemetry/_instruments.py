@@ -74,13 +74,11 @@ class Counter(_Instrument):
 
 
 class _Series:
-    __slots__ = ("counts", "greatest", "least", "total")
+    __slots__ = ("counts", "total")
 
     def __init__(self, buckets: int) -> None:
         self.counts = [0] * buckets
         self.total = 0.0
-        self.least = float("inf")
-        self.greatest = float("-inf")
 
 
 class Histogram(_Instrument):
@@ -103,10 +101,6 @@ class Histogram(_Instrument):
             series = self._series.setdefault(key, _Series(len(self._bounds) + 1))
         series.counts[bisect_left(self._bounds, value)] += 1
         series.total += value
-        if value < series.least:
-            series.least = value
-        if value > series.greatest:
-            series.greatest = value
 
     def count(self, *values: str | int) -> int:
         """How many values one series has."""
@@ -118,10 +112,10 @@ class Histogram(_Instrument):
         points = []
         for key, series in list(self._series.items()):
             counts = tuple(series.counts)
+            # Least and greatest are optional in OTLP and unknown to Prometheus; since the start of a process they say little.
             points.append(
                 HistogramDataPoint(
-                    self._attributes(key), self.since_ns, now_ns, sum(counts), series.total, counts, self._bounds,
-                    series.least, series.greatest,
+                    self._attributes(key), self.since_ns, now_ns, sum(counts), series.total, counts, self._bounds, None, None  # type: ignore[arg-type]
                 )
             )  # fmt: skip
         return Metric(self.name, self.description, self.unit, HistogramData(points, AggregationTemporality.CUMULATIVE))

@@ -13,11 +13,12 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from prometheus_client import start_http_server
 
 from services.common.settings import ServiceSettings, StartRefused
 from services.common.telemetry._instruments import SECONDS, joined
+from services.common.telemetry._unrecorded import Unrecorded
 
 # The Python exporter reads seconds here, and its own default would hold up a shutdown for longer than the flush may take.
 EXPORT_TIMEOUT_S = 2
@@ -61,8 +62,8 @@ def configure(settings: ServiceSettings) -> Callable[[], None]:
         }
     )
     exported = bool(settings.otlp_endpoint)
-    sampler = ParentBased(TraceIdRatioBased(settings.trace_sample_ratio)) if exported else ALWAYS_OFF
-    tracers = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
+    tracers: trace.TracerProvider = Unrecorded()
+    stop_traces: Callable[[], None] = _nothing
     readers: list[MetricReader] = []
     if exported:
         # Imported here: without an endpoint the exporters would only cost memory.
@@ -71,7 +72,10 @@ def configure(settings: ServiceSettings) -> Callable[[], None]:
 
         insecure = not settings.otlp_endpoint.startswith("https://")
         spans = OTLPSpanExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
-        tracers.add_span_processor(BatchSpanProcessor(spans, max_queue_size=8192, schedule_delay_millis=1000))
+        sampler = ParentBased(TraceIdRatioBased(settings.trace_sample_ratio))
+        recording = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
+        recording.add_span_processor(BatchSpanProcessor(spans, max_queue_size=8192, schedule_delay_millis=1000))
+        tracers, stop_traces = recording, recording.shutdown
         values = OTLPMetricExporter(endpoint=settings.otlp_endpoint, insecure=insecure, timeout=EXPORT_TIMEOUT_S)
         readers.append(_Periodic(values, resource))
     stop_metrics: Callable[[], None] = _nothing
@@ -98,7 +102,7 @@ def configure(settings: ServiceSettings) -> Callable[[], None]:
     metrics.set_meter_provider(meters)
 
     def flush() -> None:
-        tracers.shutdown()
+        stop_traces()
         meters.shutdown()
         stop_metrics()
 

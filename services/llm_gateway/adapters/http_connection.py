@@ -68,12 +68,12 @@ def target_of(url: str) -> Target:
 
 def request_head(target: Target, headers: Mapping[str, str], length: int) -> bytes:
     """The head of a request. Raises ValueError for a header that would be more than one line, or that HTTP cannot carry."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    lines = "\r\n".join((f"content-length: {length}", *map(": ".join, headers.items())))
     count = len(headers)
     if lines.count("\n") != count or lines.count("\r") != count or "\0" in lines:
         raise ValueError("a header holds a line break")
     try:
-        return f"{target.head}content-length: {length}\r\n{lines}\r\n".encode("latin-1")
+        return f"{target.head}{lines}\r\n\r\n".encode("latin-1")
     except UnicodeEncodeError:
         raise ValueError("a header holds characters that HTTP cannot carry") from None
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -28,8 +29,8 @@ def answer_headers(outcome: Outcome, began: float, notices: Sequence[Notice] = (
     overhead_s = max(elapsed_s - timing.queue_s - timing.reserve_s - timing.upstream_s - timing.retry_s, 0.0)
     retry = b", retry;dur=%.2f" % (timing.retry_s * 1000) if timing.retry_s else b""
     found = [
-        (b"x-litellm-model-id", latin(deployment.id)),
-        (b"x-litellm-model-group", latin(deployment.group)),
+        (b"x-litellm-model-id", _named(deployment.id)),
+        (b"x-litellm-model-group", _named(deployment.group)),
         (b"x-litellm-attempted-retries", b"%d" % outcome.retries),
         (b"x-litellm-attempted-fallbacks", b"%d" % outcome.fallbacks),
         (b"openai-processing-ms", b"%d" % (elapsed_s * 1000)),
@@ -77,6 +78,12 @@ class StreamHead:
         elapsed_ms = (time.perf_counter() - self._began) * 1000
         timing = (b"server-timing", b"queue;dur=0, reserve;dur=0, upstream;dur=0, overhead;dur=%.2f" % elapsed_ms)
         return [(b"openai-processing-ms", b"%d" % elapsed_ms), timing, *warning_headers(notices)]
+
+
+@lru_cache(maxsize=1024)
+def _named(name: str) -> bytes:
+    """A name that comes with every answer."""
+    return latin(name)
 
 
 def latin(value: str) -> bytes:

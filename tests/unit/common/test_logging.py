@@ -1,8 +1,10 @@
 """Redaction: what must never stand in a log line, and what must stay readable."""
 
+import asyncio
 import datetime
 import json
 import logging
+import sys
 
 import pytest
 import structlog
@@ -99,11 +101,12 @@ def test_a_line_of_every_call_is_the_line_that_structlog_writes(tmp_path):
     try:
         bulkhead_logging.configure(settings)
         logger = structlog.get_logger("any")
-        fields = {"model": "main", "tokens": 5, "who": "ana.lee@example.org", "key": "bh_" + "a1B2" * 8, "none": None, "share": 0.5}
-        logger.info("llm_call", **fields)
-        bulkhead_logging.EveryCall(logger).info("llm_call", dict(fields))
+        names = {"model": "main", "who": "ana.lee@example.org", "key": "bh_" + "a1B2" * 8}
+        values = {"tokens": 5, "none": None, "share": 0.5}
+        logger.info("llm_call", **names, **values)
+        bulkhead_logging.EveryCall(logger).info("llm_call", names, values)
         bulkhead_logging.configure(settings.model_copy(update={"log_level": "WARNING"}))
-        bulkhead_logging.EveryCall(logger).info("llm_call", dict(fields))
+        bulkhead_logging.EveryCall(logger).info("llm_call", names, values)
         (file,) = tmp_path.iterdir()
         first, second = (json.loads(line) for line in file.read_text().splitlines())
     finally:
@@ -112,3 +115,40 @@ def test_a_line_of_every_call_is_the_line_that_structlog_writes(tmp_path):
     assert first.pop("ts")[:16] == second.pop("ts")[:16]
     assert first == second
     assert (first["who"], first["key"]) == (REDACTED, REDACTED)
+
+
+class _Stream:
+    """Keeps what each write brought."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.written.append(text)
+
+    def flush(self) -> None:
+        self.written.append("")
+
+
+async def test_lines_of_every_call_go_out_together_and_no_later_line_overtakes_them(monkeypatch):
+    stream, before, handlers = _Stream(), structlog.get_config(), logging.getLogger().handlers[:]
+    monkeypatch.setattr(sys, "stdout", stream)
+    try:
+        bulkhead_logging.configure(ServiceSettings(log_format="json", log_level="INFO"))
+        logger = structlog.get_logger("any")
+        lines = bulkhead_logging.EveryCall(logger)
+        for number in range(3):
+            lines.info("llm_call", {"model": "main"}, {"tokens": number})
+        assert stream.written == []
+        await asyncio.sleep(0)
+        (together, flushed) = stream.written
+        assert [json.loads(line)["tokens"] for line in together.splitlines()] == [0, 1, 2]
+        assert flushed == ""
+        lines.info("llm_call", {"model": "main"}, {"tokens": 3})
+        logger.warning("stopping")
+        assert [json.loads(line)["event"] for text in stream.written[2:] for line in text.splitlines()] == ["llm_call", "stopping"]
+        await asyncio.sleep(0)
+        assert sum(text.count("\n") for text in stream.written) == 5
+    finally:
+        structlog.configure(**before)
+        logging.getLogger().handlers[:] = handlers
