@@ -37,10 +37,6 @@ class Counts(NamedTuple):
         """The inverse of `packed`."""
         return cls(*map(int, _REPORT.unpack(raw)))
 
-    def plus(self, other: "Counts") -> "Counts":
-        """The sum."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 class Entry(NamedTuple):
     """A line and its counts, as a settlement carries them."""

@@ -64,7 +64,7 @@ def content_body(body: Mapping[str, Any], model: str) -> dict[str, Any]:
             raise unfit("Gemini cannot be told to make one tool call at a time")
     if (choice := body.get("tool_choice")) is not None and declarations:
         made["toolConfig"] = {"functionCallingConfig": _calling(choice)}
-    if config := _generation(body, model, newest, tools=bool(declarations)):
+    if config := _generation(body, newest, tools=bool(declarations)):
         made["generationConfig"] = config
     google = _google(body)
     for name, wanted in (("safety_settings", "safetySettings"), ("cached_content", "cachedContent")):
@@ -73,7 +73,7 @@ def content_body(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     return made
 
 
-def _generation(body: Mapping[str, Any], model: str, newest: bool, *, tools: bool) -> dict[str, Any]:
+def _generation(body: Mapping[str, Any], newest: bool, *, tools: bool) -> dict[str, Any]:
     config = {wanted: body[name] for name, wanted in _NUMBERS.items() if body.get(name) is not None}
     most = body.get("max_completion_tokens")
     if most is None:
