@@ -25,6 +25,7 @@ import structlog
 from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMismatch, Overloaded
 from services.common.idempotency import Claim, fingerprint
 from services.common.rpc import context as call_context
+from services.common.tasks import end
 from services.llm_gateway.answer_forms import answer_of, chunks_in, events_of, finished_of
 from services.llm_gateway.cache_telemetry import answered, counted
 from services.llm_gateway.caching import owner_of
@@ -121,10 +122,7 @@ class Replay:
         """Lets work that goes on without its caller come to its end; what is left then is cancelled, and its key freed."""
         if self._working:
             await asyncio.wait(self._working, timeout=grace_s)
-        for task in (left := set(self._working)):
-            task.cancel()
-        if left:
-            await asyncio.wait(left)
+        await end(self._working)
 
     @property
     def registry(self) -> Registry:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from services.common.errors import BulkheadError, Cancelled, DeadlineExceeded, Overloaded
+from services.common.tasks import end
 from services.llm_gateway.results import StreamEvent
 
 # How far a stream runs ahead of its fastest reader, and how much of it is kept for readers that come late or read slowly.
@@ -78,7 +79,7 @@ class SharedAnswer(Generic[T]):
             self._readers -= 1
             if not self._readers and not self._detached and not self._task.done():
                 self._end()
-                await _cancel(self._task)
+                await end((self._task,))
 
 
 class Reader:
@@ -139,7 +140,7 @@ class SharedStream:
         self._readers.discard(reader)
         if not self._readers and not self._detached and not self._task.done():
             self._end()
-            await _cancel(self._task)
+            await end((self._task,))
         else:
             self._go_on()
 
@@ -223,12 +224,6 @@ class SharedStream:
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    # The provider's work has ended when this returns; what it raised on the way is nobody's answer.
-    await asyncio.wait([task])
 
 
 def _looked_at(task: asyncio.Task[Any]) -> None:

@@ -15,6 +15,8 @@ from contextlib import suppress
 
 import structlog
 
+from services.common.tasks import end
+
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 # Who has served for so long did not fail at its start: the next pause is the first one again.
@@ -55,9 +57,7 @@ class Workers:
     async def close(self) -> None:
         """Ends what is left."""
         self._ending = True
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await end(self._keepers)
         self._signal(signal.SIGKILL)
         await asyncio.gather(*(process.wait() for process in self._running.values()))
 

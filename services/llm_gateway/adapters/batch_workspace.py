@@ -15,6 +15,7 @@ from typing import BinaryIO
 import structlog
 
 from services.common.errors import NotFound
+from services.common.tasks import end
 from services.llm_gateway.adapters.file_store import DiskContents, sync_folder, tenant_folder, told
 from services.llm_gateway.batches import journal as journals
 from services.llm_gateway.batches.journal import Entry, Found, Results
@@ -149,9 +150,7 @@ class JournalFile:
     async def close(self) -> None:
         """Ends it; what waits for the disk is given up."""
         self._closed = True
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.wait([self._writer])
+        await end((self._writer,))
         for _, future in self._waiting:
             if not future.done():
                 future.set_exception(LeaseLost())

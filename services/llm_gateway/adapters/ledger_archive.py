@@ -22,6 +22,7 @@ import redis.asyncio as redis
 import structlog
 from redis.exceptions import RedisError
 
+from services.common.tasks import end
 from services.llm_gateway.accounting.plans import prefix
 from services.llm_gateway.adapters.ledger import LEDGERS
 
@@ -50,10 +51,7 @@ class LedgerArchive:
 
     async def stop(self) -> None:
         """Copies what is there, and ends."""
-        # redis-py swallows a cancellation that arrives while it connects, so one cancel may not be enough.
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.2)
+        await end((self._task,))
         try:
             await self.copy()
         except (RedisError, OSError) as error:

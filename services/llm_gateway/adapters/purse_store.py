@@ -13,6 +13,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ResponseError, TryAgainError
 
+from services.common.tasks import end
 from services.common.valkey import UNAVAILABLE, Library
 from services.common.valkey import ValkeyTimeoutError as StoreTimeout
 
@@ -124,9 +125,7 @@ class Outbox:
     async def stop(self) -> None:
         """Stops sending; what waits is given up, and its reservations expire."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await end((task,))
         if self._waiting:
             log.error("purse_settlements_left", count=len(self._waiting))
             _dropped.add(len(self._waiting), {"reason": "stopped"})

@@ -11,6 +11,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 from redis.exceptions import RedisError
 
+from services.common.tasks import end
 from services.common.valkey import Library
 from services.llm_gateway.accounting.lines import lost
 from services.llm_gateway.accounting.plans import NANO_PER_MICRO, RUN_KEPT_MS, UNLIMITED, Caps, Holder, prefix
@@ -56,10 +57,7 @@ class Sweeper:
 
     async def stop(self) -> None:
         """Ends the rounds."""
-        # redis-py swallows a cancellation that arrives while it connects, so one cancel may not be enough.
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.2)
+        await end((self._task,))
 
     async def _run(self) -> None:
         while True:

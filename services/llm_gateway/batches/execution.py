@@ -14,6 +14,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import BulkheadError, NotFound, Overloaded
+from services.common.tasks import end
 from services.llm_gateway.batches.files import Files, derived_name
 from services.llm_gateway.batches.journal import Entry, Results
 from services.llm_gateway.batches.ports import Answered, BatchRecords, Claim, Journal, LeaseLost, Lines, Standing, Workspace
@@ -103,9 +104,7 @@ class Execution:
         try:
             await asyncio.wait({work, beat}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (work, beat):
-                task.cancel()
-            await asyncio.wait({work, beat})
+            await end((work, beat))
             error = None if work.cancelled() else work.exception()
             if isinstance(error, LeaseLost):
                 log.warning("batch_lease_lost", batch=self.record.id, epoch=self.claim.epoch)
@@ -210,8 +209,7 @@ class Execution:
             try:
                 await asyncio.wait({self._local})
             finally:
-                self._local.cancel()
-                await asyncio.wait({self._local})
+                await end((self._local,))
             if not self._local.cancelled():
                 self._local.result()
         finally:
@@ -234,9 +232,7 @@ class Execution:
         try:
             done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            for task in workers:
-                task.cancel()
-            await asyncio.wait(workers)
+            await end(workers)
         for task in done:
             task.result()
 

@@ -16,6 +16,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
+from services.common.tasks import end
 from services.llm_gateway.batches.execution import Execution, ExecutionParts
 from services.llm_gateway.batches.ports import Claim
 
@@ -69,9 +70,7 @@ class BatchRunner:
 
     async def _end_looking(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await end((task,))
 
     async def _look(self) -> None:
         away = False

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -11,6 +10,7 @@ import orjson
 
 from services.common.http import LINE, Line
 from services.common.identity import Principal
+from services.common.tasks import end
 from services.llm_gateway.model_port.errors import Refused
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -133,10 +133,8 @@ class Exchange:
         self._complete = True
         if self._line is not None:
             self._line.unwatch()
-        if self._watcher is not None and not self._watcher.done():
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+        if self._watcher is not None:
+            await end((self._watcher,))
 
     async def answer(self, status: int, body: bytes, headers: Sequence[Header] = (), content_type: bytes = JSON) -> None:
         """A whole answer."""

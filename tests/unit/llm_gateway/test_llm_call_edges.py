@@ -274,3 +274,24 @@ def test_a_wrong_weight_is_named_at_the_start_and_not_repeated(monkeypatch, valu
     assert weights.startswith("BULKHEAD_QUEUE_TIER_WEIGHTS: ")
     assert ("weight is a number" in weights) or ("write tier=weight" in weights)
     assert value not in weights.partition(": ")[2]
+
+
+async def test_a_request_that_swallows_a_cancellation_is_ended_all_the_same():
+    cancelled = 0
+
+    async def loser():
+        nonlocal cancelled
+        while cancelled < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1  # as redis-py does when it arrives while it connects
+
+    async def winner():
+        return "won"
+
+    async def discard(result): ...
+
+    async with asyncio.timeout(5):
+        assert await race(loser(), winner, 0.0, discard) == ("won", True)
+    assert cancelled == 2
