@@ -12,7 +12,6 @@ vectors do not see word order or negation, are refused unless forced.
 import asyncio
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ import orjson
 import structlog
 
 from services.common.errors import BulkheadError
+from services.common.tasks import end
 from services.llm_gateway.cache_telemetry import counted
 from services.llm_gateway.caching_records import Record
 from services.llm_gateway.canonical_key import canonical, request_key
@@ -201,10 +201,7 @@ class SemanticCache:
 
     async def stop(self) -> None:
         """Ends what still runs in the background."""
-        for task in list(self._background):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await end(self._background)
 
     async def _embedded(self, question: Question, call: ChatCall) -> bool:
         if question.vector is not None:
