@@ -19,6 +19,8 @@ _OWN_BLOCKS = frozenset({"new_block", "citation", "content_block"})
 _OWN_KNOWN = _OWN_ENDS | _OWN_BLOCKS | {"prompt_usage"}
 # Padding that a provider puts into events against observers of their length.
 _PADDING = "obfuscation"
+# No provider's index is as high; what is goes by its place.
+_MOST_CALLS = 2**20
 _HEADLESS = frozenset({"choices", "usage", "object", _PADDING})
 
 
@@ -107,6 +109,31 @@ class Joined:
         return Answer(orjson.dumps(data), data)
 
 
+class CallNumbers:
+    """The places of the tool calls of one choice. Servers that send whole calls leave the index out, and some number every call 0 and
+    tell them apart by their ids alone: taken at its word, the second of them would be a piece of the first.
+    """
+
+    __slots__ = ("_ids", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._ids: dict[int, str] = {}
+
+    def of(self, call: Mapping[str, Any], place: int) -> int:
+        """The place of the call that this is a piece of; `place` is that of the piece in its event."""
+        given = call.get("index")
+        index = given if isinstance(given, int) and 0 <= given < _MOST_CALLS else place
+        named = text_of(call.get("id"))
+        number = self._numbers.get(index)
+        if number is None or (named and self._ids.get(number, named) != named and (call.get("function") or {}).get("name")):
+            number = index if index not in self._numbers.values() else max(self._numbers.values()) + 1
+            self._numbers[index] = number
+        if named:
+            self._ids.setdefault(number, named)
+        return number
+
+
 class _Text:
     """A text block of the Messages API so far."""
 
@@ -125,6 +152,7 @@ class _Choice:
         self._texts: dict[str, list[str]] = {}
         self._lists: dict[str, list[Any]] = {}
         self._calls: dict[int, dict[str, Any]] = {}
+        self._numbers = CallNumbers()
         self._function: dict[str, Any] = {}
         self._logprobs: dict[str, Any] | None = None
         self._rest: dict[str, Any] = {}
@@ -181,8 +209,7 @@ class _Choice:
                 if key == "content" and text:
                     self._text().pieces.append(text)
         for place, call in enumerate(delta.get("tool_calls") or ()):
-            index = call.get("index")
-            self._add_call(index if isinstance(index, int) else place, call)
+            self._add_call(self._numbers.of(call, place), call)
         if isinstance(delta.get("function_call"), Mapping):
             _add_function(self._function, delta["function_call"])
         return True

@@ -7,7 +7,7 @@ import orjson
 from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
-from services.llm_gateway.answer_forms import Joined
+from services.llm_gateway.answer_forms import CallNumbers, Joined
 from services.llm_gateway.chat import Answer, Chunk, text_of
 from services.llm_gateway.messages_shape import OWN_FIELDS
 from services.llm_gateway.money import Usage
@@ -129,6 +129,7 @@ class StreamedAnswer:
 
     def __init__(self) -> None:
         self._joined = Joined()
+        self._numbers: dict[int, CallNumbers] = {}
 
     def feed(self, chunks: Sequence[Chunk]) -> list[llm_pb2.StreamCompleteResponse]:
         """The events of one network read."""
@@ -151,11 +152,13 @@ class StreamedAnswer:
         if refusal := text_of(delta.get("refusal")):
             _append(events, "refusal_delta", llm_pb2.RefusalDelta, refusal, number)
         for place, call in enumerate(delta.get("tool_calls") or ()):
-            function, index = call.get("function") or {}, call.get("index")
+            function = call.get("function") or {}
+            if (numbers := self._numbers.get(number)) is None:
+                numbers = self._numbers[number] = CallNumbers()
             events.append(
                 _Event(
                     tool_call_delta=llm_pb2.ToolCallDelta(
-                        index=_number(index) if isinstance(index, int) else place,
+                        index=numbers.of(call, place),
                         tool_call_id=text_of(call.get("id")),
                         name=text_of(function.get("name")),
                         arguments_fragment=text_of(function.get("arguments")),

@@ -150,6 +150,21 @@ async def test_cancelling_a_unary_call_reaches_the_simulator(stack, ask):
     assert line["aborted"]
 
 
+async def test_a_call_with_a_key_goes_on_without_its_caller_where_it_asks_for_that(stack, ask):
+    await stack.sim.order("first_token_delay=300")
+    request = llm_pb2.CompleteRequest(input=ask("Tell me about keels.", finish_unattended=True), idempotency_key="left-behind")
+    with testing.calling(stack.identities):
+        task = asyncio.create_task(stack.llm.Complete(request))
+        await testing.eventually_async(stack.sim.in_flight, "the call is in flight")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        answer = await stack.llm.Complete(request)
+    (line,) = await stack.sim.logged(1)
+    assert not line["aborted"]
+    assert (answer.outcome.cached, answer.outcome.usage.cost_microusd, bool(answer.message.text)) == ("replayed", 0, True)
+
+
 async def test_the_callers_deadline_ends_the_call_at_the_leaf(stack, ask):
     await stack.sim.order("tokens_per_s=5")
     with testing.calling(stack.identities, timeout_s=1.0), pytest.raises(DeadlineExceeded):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from services.llm_gateway.answer_forms import answer_of, chunks_in, chunks_of, events_of
 from services.llm_gateway.chat import Assembly, ChunkReader, parse_answer
+from services.llm_gateway.proto_answers import StreamedAnswer
 
 NAMES, TEXTS = st.text(min_size=1, max_size=8), st.text(max_size=20)
 CALLS = st.lists(st.fixed_dictionaries({"id": NAMES, "name": NAMES, "arguments": TEXTS}), max_size=3)
@@ -97,3 +98,22 @@ def test_interleaved_tool_calls_and_thinking_blocks():
 )
 def test_what_cannot_be_put_together_is_no_answer(event):
     assert answer_of(chunks_in(b"data: " + orjson.dumps(event) + b"\n\n")) is None
+
+
+@pytest.mark.parametrize("numbered", [{"index": 0}, {}], ids=["every call is 0", "no numbers"])
+def test_calls_that_only_their_ids_tell_apart_stay_apart(numbered):
+    def piece(**call):
+        return {"choices": [{"index": 0, "delta": {"tool_calls": [{**numbered, **call}]}, "finish_reason": None}]}
+
+    events = [
+        piece(id="a", type="function", function={"name": "f", "arguments": '{"x"'}),
+        piece(function={"arguments": ":1}"}),
+        piece(id="b", type="function", function={"name": "f", "arguments": '{"x"'}),
+        piece(function={"arguments": ":2}"}),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+    ]
+    chunks = chunks_in(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events))
+    calls = answer_of(chunks).data["choices"][0]["message"]["tool_calls"]
+    assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", '{"x":1}'), ("b", '{"x":2}')]
+    deltas = [event.tool_call_delta for event in StreamedAnswer().feed(chunks)]
+    assert [delta.index for delta in deltas] == [0, 0, 1, 1]
