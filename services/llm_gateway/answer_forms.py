@@ -19,6 +19,7 @@ _OWN_BLOCKS = frozenset({"new_block", "citation", "content_block"})
 _OWN_KNOWN = _OWN_ENDS | _OWN_BLOCKS | {"prompt_usage"}
 # Padding that a provider puts into events against observers of their length.
 _PADDING = "obfuscation"
+_OF_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs"})
 # No provider's index is as high; what is goes by its place.
 _MOST_CALLS = 2**20
 _HEADLESS = frozenset({"choices", "usage", "object", _PADDING})
@@ -73,6 +74,15 @@ def answer_of(chunks: Sequence[Chunk]) -> Answer | None:
     return joined.answer()
 
 
+def is_plain(chunk: Chunk) -> bool:
+    """Whether an event is a piece of the first choice's text and nothing else, as most are."""
+    if not chunk.text or chunk.opaque or chunk.tool_calls or chunk.finish_reason or chunk.usage is not None:
+        return False
+    choices = chunk.data["choices"]
+    choice = choices[0]
+    return len(choices) == 1 and len(choice["delta"]) == 1 and choice.get("logprobs") is None and choice.keys() <= _OF_CHOICE
+
+
 class Joined:
     """Puts the chunks of a stream together as they come."""
 
@@ -85,6 +95,10 @@ class Joined:
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk."""
         if not self._fits:
+            return
+        # What stands around a piece of text stands around the end as well.
+        if self._head and 0 in self._choices and is_plain(chunk):
+            self._choices[0].add_text(chunk.text)
             return
         self._usage = chunk.usage or self._usage
         data = chunk.data
@@ -162,6 +176,11 @@ class _Choice:
         self._open_text: _Text | None = None
         self._native = False
 
+    def add_text(self, text: str) -> None:
+        """Adds a piece of text."""
+        self._texts.setdefault("content", []).append(text)
+        self._text().pieces.append(text)
+
     def add(self, piece: Mapping[str, Any]) -> bool:
         """Adds a piece; False for one that cannot be put together with the others."""
         for key, value in piece.items():
@@ -205,9 +224,10 @@ class _Choice:
         for key in _TEXTS:
             text = delta.get(key)
             if isinstance(text, str):
-                self._texts.setdefault(key, []).append(text)
                 if key == "content" and text:
-                    self._text().pieces.append(text)
+                    self.add_text(text)
+                else:
+                    self._texts.setdefault(key, []).append(text)
         for place, call in enumerate(delta.get("tool_calls") or ()):
             self._add_call(self._numbers.of(call, place), call)
         if isinstance(delta.get("function_call"), Mapping):

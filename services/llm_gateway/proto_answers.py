@@ -7,7 +7,7 @@ import orjson
 from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
-from services.llm_gateway.answer_forms import CallNumbers, Joined
+from services.llm_gateway.answer_forms import CallNumbers, Joined, is_plain
 from services.llm_gateway.chat import Answer, Chunk, text_of
 from services.llm_gateway.messages_shape import OWN_FIELDS
 from services.llm_gateway.money import Usage
@@ -134,10 +134,19 @@ class StreamedAnswer:
     def feed(self, chunks: Sequence[Chunk]) -> list[llm_pb2.StreamCompleteResponse]:
         """The events of one network read."""
         events: list[llm_pb2.StreamCompleteResponse] = []
+        said: list[str] = []
         for chunk in chunks:
             self._joined.add(chunk)
+            if is_plain(chunk):
+                said.append(chunk.text)
+                continue
+            if said:
+                _append(events, "text_delta", llm_pb2.TextDelta, "".join(said), 0)
+                said.clear()
             for choice in chunk.data.get("choices") or ():
                 self._choice(events, choice)
+        if said:
+            _append(events, "text_delta", llm_pb2.TextDelta, "".join(said), 0)
         return events
 
     def _choice(self, events: list[llm_pb2.StreamCompleteResponse], choice: Mapping[str, Any]) -> None:
@@ -199,7 +208,7 @@ def _append(events: list[llm_pb2.StreamCompleteResponse], field: str, kind: Any,
     if events and events[-1].WhichOneof("event") == field and (last := getattr(events[-1], field)).choice == choice:
         last.text += text
         return
-    events.append(_Event(**{field: kind(text=text, choice=choice)}))
+    events.append(_Event(**{field: kind(text=text, choice=choice) if choice else kind(text=text)}))
 
 
 def opened_event(outcome: Outcome) -> llm_pb2.StreamCompleteResponse:
