@@ -140,8 +140,9 @@ class AnthropicBatches:
         ours, _, named = text_of(line.get("custom_id")).rpartition("-")
         if ours != label or not named.isascii() or not named.isdigit():
             return None
-        number, result = int(named), line.get("result")
-        kind = result.get("type") if isinstance(result, Mapping) else None
+        number, given = int(named), line.get("result")
+        result: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+        kind = result.get("type")
         if kind == "succeeded":
             message = result.get("message")
             usage = openai_usage(message.get("usage")) if isinstance(message, Mapping) else None

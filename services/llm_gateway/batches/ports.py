@@ -11,7 +11,6 @@ from services.llm_gateway.batches.records import BatchRecord, BatchSpec, FileRec
 from services.llm_gateway.batches.requests import Scan
 from services.llm_gateway.money import NOTHING, Usage
 from services.llm_gateway.ports import Ask, Purse, Ticket
-from services.llm_gateway.registry import Deployment
 
 
 class ContentTooLarge(Exception):
@@ -209,64 +208,6 @@ class BatchPurse(Purse, Protocol):
 
     async def adopt(self, ticket_id: str, ask: Ask) -> Ticket:
         """The ticket of a reservation that another process has made. Raises as `reserve`."""
-        ...
-
-
-class ProviderFailed(Exception):
-    """A provider's batch API refused, failed or could not be reached; `permanent` where asking again is no use."""
-
-    def __init__(self, message: str, *, permanent: bool = False, missing: bool = False) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-        self.missing = missing
-
-
-@dataclass(frozen=True, slots=True)
-class ProviderBatch:
-    """A batch as its provider tells of it, in OpenAI's words."""
-
-    id: str
-    status: str
-    input_file_id: str
-    output_file_id: str
-    error_file_id: str
-    completed: int = 0
-    failed: int = 0
-
-
-class Provider(Protocol):
-    """The batch API of the provider of a deployment. Everything raises ProviderFailed."""
-
-    def line(self, deployment: Deployment, endpoint: str, custom_id: str, body: Mapping[str, Any]) -> bytes | None:
-        """The line to send, with what the deployment sets; None for a request that cannot be said to it. Pure."""
-        ...
-
-    async def upload(self, deployment: Deployment, name: str, content: BinaryIO) -> str:
-        """Uploads an open binary file for a batch; answers its id."""
-        ...
-
-    async def create(self, deployment: Deployment, endpoint: str, file_id: str, label: str) -> ProviderBatch:
-        """Begins a batch over an uploaded file."""
-        ...
-
-    async def find(self, deployment: Deployment, file_id: str) -> ProviderBatch | None:
-        """The batch over an uploaded file, if one was begun of late."""
-        ...
-
-    async def get(self, deployment: Deployment, batch_id: str) -> ProviderBatch:
-        """A batch as it stands."""
-        ...
-
-    async def cancel(self, deployment: Deployment, batch_id: str) -> None:
-        """Asks for its end."""
-        ...
-
-    def lines(self, deployment: Deployment, file_id: str) -> AsyncIterator[bytes]:
-        """The lines of a result file."""
-        ...
-
-    async def delete_file(self, deployment: Deployment, file_id: str) -> None:
-        """Removes a file."""
         ...
 
 

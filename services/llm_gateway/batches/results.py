@@ -1,7 +1,6 @@
 """Lines of output and error files, as OpenAI writes them. Pure."""
 
 import uuid
-from typing import Any
 
 import orjson
 
@@ -41,12 +40,3 @@ def waits(error: BulkheadError | None) -> bool:
 def repeats(error: BulkheadError | None) -> bool:
     """Whether the line is worth a few more tries: something outside failed, after all retries of the call itself."""
     return isinstance(error, UpstreamFailed | DeadlineExceeded)
-
-
-def read_provider_line(raw: bytes) -> dict[str, Any] | None:
-    """One line of a provider's result file, None for what is none."""
-    try:
-        line = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("custom_id"), str) else None
