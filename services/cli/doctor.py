@@ -16,8 +16,8 @@ from services.cli.failure import FAILED, CommandFailure
 from services.cli.rendering import wide_console
 from services.cli.up.plan import make_plan
 from services.cli.up.ports import is_free
-from services.cli.up.probes import READY, probe_for
-from services.cli.up.process import entries, last_error
+from services.cli.up.probes import READY, probe_for, refused_by
+from services.cli.up.process import last_error
 from services.cli.up.workspace import Workspace, running_owner
 
 
@@ -55,7 +55,7 @@ async def _examine(workspace: Workspace) -> list[Row]:
     if owner:
         rows.append(Row("bulkhead up", f"running (process {owner}) on {workspace.root}"))
         rows += await _processes(workspace)
-        rows += config_rows(workspace)
+        rows += await config_rows(workspace)
     elif not rows[0].good:
         rows.append(Row("bulkhead up", f"not running on {workspace.root}", "start it with `make run`"))
         rows += _ports()
@@ -93,9 +93,8 @@ async def _gateway(workspace: Workspace) -> Row:
 
 
 async def _processes(workspace: Workspace) -> list[Row]:
-    try:
-        running: Mapping[str, Mapping] = json.loads(workspace.processes.read_text())
-    except (OSError, ValueError):
+    running = _running(workspace)
+    if not running:
         return [Row("processes", f"{workspace.processes} cannot be read", "restart `bulkhead up`")]
 
     async def one(label: str, ports: Mapping) -> Row:
@@ -114,22 +113,22 @@ async def _processes(workspace: Workspace) -> list[Row]:
     return list(await asyncio.gather(*(one(label, ports) for label, ports in running.items())))
 
 
-def config_rows(workspace: Workspace) -> list[Row]:
-    """A row for each configuration file whose last change was refused, or one that says that none was."""
+async def config_rows(workspace: Workspace) -> list[Row]:
+    """A row for each configuration file of which a process has refused the newest content, or one that says that there is none."""
     rows = []
-    for log in sorted(workspace.logs.glob("*.jsonl")):
-        last: dict[str, dict] = {}
-        for entry in entries(log):
-            if entry.get("event") in ("config_refused", "config_reloaded"):
-                last[str(entry.get("file"))] = entry
-            elif entry.get("event") == "started":
-                last.clear()
-        for file, entry in last.items():
-            if entry["event"] == "config_refused":
-                problems = "; ".join(map(str, entry.get("problems") or []))
-                way_out = f"correct {file}: {problems}"
-                rows.append(Row("configuration", f"{log.stem} keeps the last good {file}", way_out))
+    for label, ports in sorted(_running(workspace).items()):
+        for file, problems in sorted((await refused_by(ports)).items()):
+            where = f"its problems stand in {workspace.log_file(label)} under config_refused"
+            rows.append(Row("configuration", f"{label} keeps the last good {file}", f"correct {file}: {'; '.join(problems) or where}"))
     return rows or [Row("configuration", "every file in force is the newest")]
+
+
+def _running(workspace: Workspace) -> Mapping[str, Mapping]:
+    """Ports by label; empty where nobody has written them."""
+    try:
+        return json.loads(workspace.processes.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _ports() -> list[Row]:

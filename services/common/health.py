@@ -5,10 +5,12 @@ every dependency of the service answered lately and that it is not draining. Rea
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import grpc
+import orjson
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -16,15 +18,37 @@ CHECK_EVERY_S = 1.0
 # While something is missing, so that a start or a recovery is not held up by the rhythm of the checks.
 CHECK_AGAIN_S = 0.2
 CHECK_TIMEOUT_S = 2.0
+# What a refused configuration says of itself in the metadata of a health check; metadata is bounded, at 8 KiB by default.
+REFUSED_KEY = "bulkhead-config-refused-bin"
+MOST_PROBLEM_CHARS = 300
+MOST_REFUSED_BYTES = 3_000
 Check = Callable[[], Awaitable[bool | None]]
 log = structlog.get_logger("bulkhead.health")
 
 
-class Health:
-    """Runs the dependency checks and keeps their last result. A check passes unless it raises or answers False."""
+class Watched(Protocol):
+    """A configuration file that follows its changes; services.common.config.ConfigFile is one."""
 
-    def __init__(self, checks: Mapping[str, Check]) -> None:
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        ...
+
+    @property
+    def problem(self) -> Sequence[str]:
+        """What is wrong with its newest content; empty while that is in force."""
+        ...
+
+
+class Health:
+    """Runs the dependency checks and keeps their last result. A check passes unless it raises or answers False.
+
+    A file of `configs` that was refused is told and makes nothing unready: the last good content goes on.
+    """
+
+    def __init__(self, checks: Mapping[str, Check], configs: Sequence[Watched] = ()) -> None:
         self._checks = dict(checks)
+        self._configs = tuple(configs)
         self._failing: dict[str, str] = dict.fromkeys(self._checks, "not checked yet")
         self._draining = False
         self._changed = asyncio.Event()
@@ -43,6 +67,10 @@ class Health:
     def failing(self) -> dict[str, str]:
         """The dependencies that are down, each with a short reason."""
         return dict(self._failing)
+
+    def refused(self) -> dict[str, list[str]]:
+        """Configuration files whose newest content is not in force, each with what is wrong."""
+        return {file.name: list(file.problem) for file in self._configs if file.problem}
 
     def start(self) -> None:
         """Starts the checks: each second, more often while one fails."""
@@ -108,10 +136,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         return None
 
     async def Check(self, request, context):
-        """One look."""
+        """One look. Its trailing metadata has what was refused of the configuration, as JSON."""
         status = self._status(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown health service; known: liveness, readiness")
+        if refused := self._health.refused():
+            context.set_trailing_metadata(((REFUSED_KEY, _bounded(refused)),))
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request, context):
@@ -128,3 +158,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             if leaving:
                 return
             await change.wait()
+
+
+def _bounded(refused: Mapping[str, Sequence[str]]) -> bytes:
+    """As JSON, with as many problems as fit."""
+    kept: dict[str, list[str]] = {name: [] for name in refused}
+    left = MOST_REFUSED_BYTES
+    for name, problems in refused.items():
+        for problem in problems:
+            left -= len(problem[:MOST_PROBLEM_CHARS].encode())
+            if left >= 0:
+                kept[name].append(problem[:MOST_PROBLEM_CHARS])
+    return orjson.dumps(kept)

@@ -57,7 +57,7 @@ def build(settings: Settings) -> Service:
     )
     rules = StreamRules(settings.sse_heartbeat_s, settings.stream_max_age_s, settings.slow_reader_s, settings.proof_wait_s)
     streams = OpenStreams(rules)
-    health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")})
+    health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")}, [policies])
     admission = Admission(accounts, minter, TokenBuckets(state), policies, settings.policy_set)
     app = application(Wiring(stubs, follower, streams, settings), Doorkeeper(admission, settings), health)
     watching = Background(policies.watch, "policies")

@@ -113,8 +113,9 @@ async def build(settings: Settings) -> Service:
         erasers.append(batches.batches.erase)
         add_servicers.append(partial(llm_pb2_grpc.add_BatchServiceServicer_to_server, BatchServicer(batches.batches, batches.files)))
     checks = {"state": partial(valkey.ping, state)}
-    health = Health(checks)
-    watch = _Background(*(file.watch for file in [models, *money.watched]))
+    configs = [models, *money.watched]
+    health = Health(checks, configs)
+    watch = _Background(*(file.watch for file in configs))
     listeners = []
     start = [watch.start, accounts.start, money.start, doors.start, layers.start]
     # Last made, first closed: work that goes on without its caller needs its provider, and every settlement the store.

@@ -160,6 +160,17 @@ class AgentCatalog:
         self._file = ConfigFile(config_dir / "agents.yaml", lambda data: parse_agents(data, self._prompts))
         self._path = config_dir / "agents.yaml"
         self._seen = self._stamp()
+        self._prompts_problem: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self._path.name
+
+    @property
+    def problem(self) -> list[str]:
+        """What is wrong with the newest agents.yaml or prompts; empty while they are in force."""
+        return self._prompts_problem or self._file.problem
 
     @property
     def agents(self) -> Agents:
@@ -183,8 +194,10 @@ class AgentCatalog:
         except Exception as error:
             if not hasattr(error, "problems"):
                 raise
+            self._prompts_problem = error.problems
             log.error("config_refused", file="prompts", problems=error.problems)
             return
+        self._prompts_problem = []
         log.info("config_reloaded", file="prompts")
 
     async def watch(self) -> None:

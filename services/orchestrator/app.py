@@ -112,6 +112,7 @@ def build(settings: Settings) -> Service:
         drain=[drain],
         close=[close],
         verifier=verifier,
+        configs=[agents, policies],
     )
 
 

@@ -86,6 +86,7 @@ def build(settings: Settings) -> Service:
         # Run from the last to the first: outcomes are stored before the store is let go.
         close=[state.aclose, shared.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, breakers.stop, watching.stop],
         verifier=verifier_of(settings),
+        configs=[tools, policies],
     )
 
 

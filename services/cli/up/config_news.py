@@ -1,4 +1,4 @@
-"""Tells whoever changed a configuration file that the services have refused the change: the log alone would keep it to itself."""
+"""Tells whoever changed a configuration file that the services have refused the change: they alone would keep it to themselves."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ LOOK_FOR_S = 6.0
 
 
 class ConfigNews:
-    """Looks into the logs for a while after each change of a file of `config_dir`."""
+    """Asks the processes for a while after each change of a file of `config_dir`."""
 
     def __init__(self, workspace: Workspace, config_dir: Path, say: Callable[[str], None]) -> None:
         self._workspace = workspace
@@ -21,7 +21,7 @@ class ConfigNews:
         self._until = 0.0
         self._told: frozenset[str] = frozenset()
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Called again and again. Raises OSError."""
         now, stamps = time.monotonic(), self._stamps()
         if stamps != self._seen:
@@ -31,7 +31,7 @@ class ConfigNews:
         # Imported here: nobody waits for it at the start.
         from services.cli.doctor import config_rows
 
-        found = frozenset(f"{row.found}: {row.way_out}" for row in config_rows(self._workspace) if not row.good)
+        found = frozenset(f"{row.found}: {row.way_out}" for row in await config_rows(self._workspace) if not row.good)
         for line in sorted(found - self._told):
             self._say(line)
         if self._told and not found:

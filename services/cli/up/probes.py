@@ -36,6 +36,23 @@ def probe_for(name: str, ports: Mapping[Kind, int], *, alive_only: bool = False)
     return lambda: http(ports["http"], path), _nothing
 
 
+async def refused_by(ports: Mapping[Kind, int]) -> dict[str, list[str]]:
+    """Configuration files of which the process has refused the newest content, each with what is wrong, where it says so."""
+    if "grpc" in ports:
+        from services.common.rpc.probe import HealthProbe
+
+        channel = HealthProbe(f"{LOOPBACK}:{ports['grpc']}")
+        try:
+            return await channel.refused(TIMEOUT_S)
+        finally:
+            await channel.close()
+    if "http" not in ports:
+        return {}
+    with suppress(ValueError, AttributeError):
+        return {name: [] for name in json.loads((await _got(ports["http"], "/ready"))[1]).get("config_refused") or ()}
+    return {}
+
+
 async def _nothing() -> None:
     return None
 
@@ -57,15 +74,19 @@ async def listening(port: int) -> str:
 
 async def http(port: int, path: str) -> str:
     """GET; anything but 200 is not ready, and the body of /ready says why."""
-    request = f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nConnection: close\r\nAccept: application/json\r\n\r\n"
-    answer = await _exchange(port, request.encode(), 16384)
-    if not answer:
+    status, body = await _got(port, path)
+    if not status:
         return "starting"
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status = head.split(b" ", 2)[1:2]
-    if status == [b"200"]:
+    if status == b"200":
         return READY
     return failing(body) or "waiting for its dependencies"
+
+
+async def _got(port: int, path: str) -> tuple[bytes, bytes]:
+    """Status and body; empty when nobody answers."""
+    request = f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nConnection: close\r\nAccept: application/json\r\n\r\n"
+    head, _, body = (await _exchange(port, request.encode(), 16384) or b"").partition(b"\r\n\r\n")
+    return head.partition(b" ")[2][:3], body
 
 
 def failing(body: bytes) -> str:

@@ -159,4 +159,4 @@ class _Session:
             # A full disk, say: the models in force stay, and the next look tries again.
             with suppress(OSError):
                 follow(self._models)
-                news.look()
+                await news.look()

@@ -87,6 +87,11 @@ class ConfigFile(Generic[T]):
         except ConfigProblem as error:
             raise StartRefused(error.problems) from error
 
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self._path.name
+
     def on_change(self, listener: Callable[[T], None]) -> None:
         """Calls `listener` with each new valid content."""
         self._listeners.append(listener)

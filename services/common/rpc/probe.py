@@ -3,8 +3,11 @@
 Imports nothing of ours: whoever starts many processes must not be slow itself.
 """
 
+import json
+
 import grpc
 
+_REFUSED = "bulkhead-config-refused-bin"
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"  # HealthCheckResponse{status: SERVING}
 
@@ -27,6 +30,16 @@ class HealthProbe:
         except grpc.RpcError:
             return None
         return answer == _SERVING
+
+    async def refused(self, timeout_s: float = 1.0) -> dict[str, list[str]]:
+        """Configuration files that the server has refused to take over, each with what is wrong; empty without an answer."""
+        call = self._check(b"", timeout=timeout_s)
+        try:
+            await call
+            found = dict(await call.trailing_metadata() or ()).get(_REFUSED)
+            return json.loads(found) if found else {}
+        except (grpc.RpcError, ValueError):
+            return {}
 
     async def close(self) -> None:
         """Closes the connection."""

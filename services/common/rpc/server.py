@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.common import logging as bulkhead_logging
 from services.common import telemetry
-from services.common.health import Check, Health, HealthServicer
+from services.common.health import Check, Health, HealthServicer, Watched
 from services.common.identity import Verifier
 from services.common.rpc.handlers import ActiveCalls, Registrar
 from services.common.rpc.watchdog import Watchdog
@@ -83,6 +83,8 @@ class Service:
     close: Sequence[Callable[[], Awaitable[None]]] = ()
     verifier: Verifier | None = None
     health: Health | None = None
+    # Files whose refused changes are told; a `health` of the service's own has been given them already.
+    configs: Sequence[Watched] = ()
 
 
 def verifier_of(settings: ServiceSettings) -> Verifier:
@@ -162,7 +164,7 @@ async def run_service(
         service = await service
     for close in service.close:
         stack.push_async_callback(close)
-    health = service.health or Health(service.checks)
+    health = service.health or Health(service.checks, service.configs)
     active = ActiveCalls()
     server = None
     if service.add_servicers:

@@ -167,7 +167,9 @@ class ModelPort:
             await exchange.answer(200, b'{"status":"ok"}')
             return
         ready = self._health.ready
-        body = {"ready": ready, "draining": self._health.draining, "failing": self._health.failing()}
+        # Names only: whoever asks here shows no key. The problems stand in the log and, for those inside, in the gRPC health check.
+        refused = sorted(self._health.refused())
+        body = {"ready": ready, "draining": self._health.draining, "failing": self._health.failing(), "config_refused": refused}
         await exchange.answer(200 if ready else 503, orjson.dumps(body))
 
     async def _internal(self, exchange: Exchange, form: ErrorForm, error: Exception, span: trace.Span) -> None:

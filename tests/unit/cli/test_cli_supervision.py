@@ -5,7 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2_grpc
 
 from services.cli.doctor import config_rows
 from services.cli.failure import CommandFailure
@@ -17,7 +19,11 @@ from services.cli.up.process import Keeper, last_error
 from services.cli.up.supervisor import DRAIN_ORDER, NEXT_STAGE_S, SERVICES_END_S, STORES_END_S, Supervisor
 from services.cli.up.workspace import Lock, Workspace
 from services.common import testing
+from services.common.config import ConfigFile
+from services.common.health import Health, HealthServicer
+from services.common.http import UvicornListener
 from services.common.settings import PRESETS
+from services.llm_gateway.model_port.app import ModelPort
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -99,20 +105,42 @@ def test_the_last_error_of_a_log_is_found_after_its_start(tmp_path):
     assert last_error(tmp_path / "nowhere") == ""
 
 
-def test_doctor_shows_the_file_whose_change_was_refused(workspace):
-    log = workspace.log_file("llm_gateway-0")
-
-    def write(**entry):
-        with log.open("a") as out:
-            out.write(json.dumps(entry) + "\n")
-
-    assert [row.good for row in config_rows(workspace)] == [True]
-    write(event="config_refused", file="models.yaml", problems=["models.yaml line 3: is not valid YAML"])
-    row = config_rows(workspace)[0]
-    assert not row.good
-    assert "line 3" in row.way_out
-    write(event="config_reloaded", file="models.yaml")
-    assert [row.good for row in config_rows(workspace)] == [True]
+async def test_doctor_shows_what_processes_have_refused_however_long_ago(workspace):
+    """A process over gRPC with its problems, one over HTTP with names only, and one that is away."""
+    (workspace.root / "models.yaml").write_text("a: 1")
+    models = ConfigFile(workspace.root / "models.yaml", dict)
+    policies = ConfigFile(workspace.root / "models.yaml", dict, absent=dict)
+    health = Health({}, [models])
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(health), server)
+    grpc_port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    listener = UvicornListener(ModelPort(dict, [], None, Health({}, [policies])), "127.0.0.1", 0)
+    await listener.start()
+    ports = {"llm_gateway-0": {"grpc": grpc_port}, "gateway-0": {"http": listener.bound_port}, "memory-0": {"grpc": testing.free_port()}}
+    workspace.processes.write_text(json.dumps(ports))
+    try:
+        assert [row.good for row in await config_rows(workspace)] == [True]
+        (workspace.root / "models.yaml").write_text("a: 1\na: 2")
+        models.reload()
+        policies.reload()
+        over_http, over_grpc = await config_rows(workspace)
+        assert over_grpc.found == "llm_gateway-0 keeps the last good models.yaml"
+        assert "line 2: the key 'a' stands twice" in over_grpc.way_out
+        assert over_http.found == "gateway-0 keeps the last good models.yaml"
+        assert str(workspace.log_file("gateway-0")) in over_http.way_out
+        # However much is wrong, the answer stays within what a health check may say.
+        models.problem = ["x" * 1000] * 100
+        (row,) = [row for row in await config_rows(workspace) if "llm_gateway-0" in row.found]
+        assert 1_000 < len(row.way_out) < 4_000
+        (workspace.root / "models.yaml").write_text("a: 2")
+        models.reload()
+        policies.reload()
+        assert [row.good for row in await config_rows(workspace)] == [True]
+    finally:
+        await server.stop(None)
+        await listener.stop_accepting()
+        await listener.close()
 
 
 def test_the_whole_drain_fits_into_ten_seconds():

@@ -19,7 +19,7 @@ def router(health: Health) -> APIRouter:
         """Ready for work; else 503 with what is failing."""
         failing = health.failing()
         status = "draining" if health.draining else ("ready" if health.ready else "unavailable")
-        return _json({"status": status, "failing": failing}, 200 if health.ready else 503)
+        return _json({"status": status, "failing": failing, "config_refused": sorted(health.refused())}, 200 if health.ready else 503)
 
     content = {"application/json": {"schema": {"type": "object"}}}
     ok = {"description": "Yes.", "content": content}
