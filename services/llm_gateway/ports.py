@@ -35,7 +35,8 @@ class Attempt:
     """One attempt at one deployment. `body` is the OpenAI request with the deployment's model; `parent` is the trace context.
 
     With `continues` the last message is the beginning of the answer, which the provider is to go on from without repeating it.
-    `unread` gets the chunks of a stream that had come when its reader left: nobody sees them, and they are billed.
+    `large` says that it takes long to translate. `unread` gets the chunks of a stream that had come when its reader left: nobody sees
+    them, and they are billed.
     """
 
     deployment: Deployment
@@ -46,6 +47,7 @@ class Attempt:
     run_id: str = ""
     idempotency_key: str = ""
     continues: bool = False
+    large: bool = False
     unread: list[Chunk] = field(default_factory=list)
 
 

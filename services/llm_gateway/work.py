@@ -24,6 +24,8 @@ from services.llm_gateway.telemetry import CallRecord
 if TYPE_CHECKING:
     from services.llm_gateway.completions import Completions
 
+# A request of so much text may have enough messages to take milliseconds where a thread costs a tenth of one.
+LARGE_BYTES = 128 * 1024
 T = TypeVar("T")
 
 
@@ -128,7 +130,16 @@ class Work:
         except DeadlineExceeded as error:
             self.abandoned(charge, deployment, error)
             raise
-        return charge, Attempt(deployment, sent, limits, number, self.record.parent, self._run_id, continues=stitch is not None)
+        return charge, Attempt(
+            deployment,
+            sent,
+            limits,
+            number,
+            self.record.parent,
+            self._run_id,
+            continues=stitch is not None,
+            large=self._measured.text_bytes > LARGE_BYTES,
+        )
 
     def _tell_adapted(self, deployment: Deployment, fit: Fit) -> None:
         """Once for each target, however often it is asked."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -56,22 +57,25 @@ class HttpUpstream:
 
     async def complete(self, attempt: Attempt) -> Answer:
         """A whole completion."""
-        answer, headers = await self._whole(attempt, self._dialect.chat(attempt, stream=False), self._dialect.read_answer)
+        wire = await _said(attempt, partial(self._dialect.chat, attempt, stream=False))
+        answer, headers = await self._whole(attempt, wire, self._dialect.read_answer)
         return Answer(answer.raw, answer.data, told(headers))
 
     async def embed(self, attempt: Attempt) -> Vectors:
         """Embeddings."""
-        vectors, _ = await self._whole(attempt, self._dialect.embed(attempt), self._dialect.read_vectors)
+        wire = await _said(attempt, partial(self._dialect.embed, attempt))
+        vectors, _ = await self._whole(attempt, wire, self._dialect.read_vectors)
         return vectors
 
     async def rerank(self, attempt: Attempt) -> Ranking:
         """A ranking."""
-        ranking, _ = await self._whole(attempt, self._dialect.rerank(attempt), self._dialect.read_ranking)
+        wire = await _said(attempt, partial(self._dialect.rerank, attempt))
+        ranking, _ = await self._whole(attempt, wire, self._dialect.read_ranking)
         return ranking
 
     async def stream(self, attempt: Attempt) -> AsyncGenerator[list[Chunk], None]:
         """A completion as it comes. The first chunk carries the headers of the provider."""
-        wire = self._dialect.chat(attempt, stream=True)
+        wire = await _said(attempt, partial(self._dialect.chat, attempt, stream=True))
         span = _span(attempt, wire)
         started = time.monotonic()
         reader = self._dialect.reader()
@@ -201,6 +205,11 @@ class HttpUpstream:
         except orjson.JSONDecodeError:
             return malformed(f"the answer is no event stream ({response.headers.get('content-type', '')[:80]})")
         return UpstreamFault(self._dialect.failure(200, body, response.headers))
+
+
+async def _said(attempt: Attempt, say: Callable[[], WireRequest]) -> WireRequest:
+    """The request in the provider's words. Thousands of messages take up to half a second, for which no other call should wait."""
+    return await asyncio.to_thread(say) if attempt.large else say()
 
 
 async def _body(response: Response, limits: Limits) -> bytes:
