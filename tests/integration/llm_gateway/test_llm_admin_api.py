@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import pytest
 import pytest_asyncio
 
 from services.common import testing
@@ -306,6 +307,20 @@ async def test_a_teams_limits_hold_for_its_keys_and_end_with_it(ports):
 
     await testing.eventually_async(refused, "keys of a deleted team are refused", timeout_s=5)
     assert (await ports.call("GET", "/team/info?team_id=blue"))[0] == 404
+
+
+@pytest.mark.parametrize(("kind", "made"), [("key", "/key/generate"), ("team", "/team/new"), ("user", "/user/new"), ("tenant", "")])
+async def test_names_notes_and_blocks_are_changed_alike_for_all_kinds(ports, kind, made):
+    first = (await ports.call("POST", made, {f"{kind}_alias": "old", "metadata": {"a": 1}}))[1] if made else {}
+    named = {"key": {"key": first.get("token")}, "tenant": {}}.get(kind, {f"{kind}_id": first.get(f"{kind}_id")})
+    changes = {f"{kind}_alias": "new", "metadata": {"b": 2}, "blocked": True}
+    status, answer = await ports.call("POST", f"/{kind}/update", {**named, **changes})
+    assert status == 200, answer
+    shown = answer.get("data", answer)
+    assert {name: shown[name] for name in changes} == changes
+    answer = (await ports.call("POST", f"/{kind}/update", {**named, f"{kind}_alias": None, "metadata": None, "blocked": False}))[1]
+    shown = answer.get("data", answer)
+    assert (shown[f"{kind}_alias"], shown["metadata"], shown["blocked"]) == (None, {}, False)
 
 
 async def test_users_and_tenants_hold_limits_and_can_be_blocked(ports):

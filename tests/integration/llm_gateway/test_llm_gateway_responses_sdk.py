@@ -177,6 +177,14 @@ async def test_several_prompts_are_several_calls_and_one_bill(client, stack):
     assert chunk.usage == whole.usage
 
 
+async def test_a_stream_of_several_prompts_tells_the_cost_of_all(stack):
+    body = {"model": "main", "prompt": ["say exactly: one", "say exactly: two"], "stream": True}
+    async with stack.http.post(f"{stack.url}/v1/completions", json=body, headers={"authorization": f"Bearer {stack.key}"}) as answer:
+        comments = [line for line in (await answer.text()).splitlines() if line.startswith(": cost_microusd=")]
+    billed = sum(line["billed_nanousd"] for line in await stack.sim.logged(2))
+    assert comments == [f": cost_microusd={-(-billed // 1000)}"]
+
+
 async def test_the_plain_client(stack):
     def asked() -> tuple[str, str, str]:
         client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
