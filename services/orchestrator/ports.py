@@ -9,21 +9,23 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """One tool call as the model asked for it; `arguments` may be anything but JSON."""
+    """One tool call as the model asked for it; `arguments` may be anything but JSON. `extra` is the model's, as in Message."""
 
     call_id: str
     name: str
     arguments: bytes
+    extra: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the conversation with a model."""
+    """One message of the conversation with a model. `extra` is JSON that its provider wants back: what it thought, signed."""
 
     role: str
     text: str
     tool_calls: Sequence[ToolRequest] = ()
     tool_call_id: str = ""
+    extra: bytes = b""
 
     def encode(self) -> bytes:
         """As it is checkpointed."""
@@ -32,14 +34,24 @@ class Message:
             data["tool_calls"] = [[c.call_id, c.name, c.arguments.decode("utf-8", "replace")] for c in self.tool_calls]
         if self.tool_call_id:
             data["tool_call_id"] = self.tool_call_id
+        # In places of their own: a replica of the version before reads the rest.
+        if self.extra:
+            data["extra"] = self.extra.decode()
+        if any(call.extra for call in self.tool_calls):
+            data["tool_extras"] = [call.extra.decode() for call in self.tool_calls]
         return orjson.dumps(data)
 
     @classmethod
     def decode(cls, raw: bytes) -> "Message":
         """The inverse of `encode`."""
         data = orjson.loads(raw)
-        calls = tuple(ToolRequest(call_id, name, arguments.encode()) for call_id, name, arguments in data.get("tool_calls", ()))
-        return cls(data["role"], data["text"], calls, data.get("tool_call_id", ""))
+        told = data.get("tool_calls", ())
+        extras = data.get("tool_extras") or [""] * len(told)
+        calls = tuple(
+            ToolRequest(call_id, name, arguments.encode(), extra.encode())
+            for (call_id, name, arguments), extra in zip(told, extras, strict=True)
+        )
+        return cls(data["role"], data["text"], calls, data.get("tool_call_id", ""), data.get("extra", "").encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,21 @@ async def test_tool_calls_without_or_with_repeated_ids_are_told_apart(client, be
     assert ended.output_text == "same call_2_0"
 
 
+async def test_what_a_model_wants_back_of_its_answer_goes_back(client, behind):
+    thought, signature = b'{"thinking_blocks":[{"type":"thinking","signature":"c2ln"}]}', b'{"extra_content":{"google":{"s":"x"}}}'
+
+    def reply(request):
+        if request.messages[-1].role == "tool":
+            (asked,) = [m for m in request.messages if m.tool_calls]
+            return llm_pb2.Message(role="assistant", text=f"{asked.extra_json == thought} {asked.tool_calls[0].extra_json == signature}")
+        call = llm_pb2.ToolCall(tool_call_id="x", name="calculator", arguments_json=b'{"expression":"1+1"}', extra_json=signature)
+        return llm_pb2.Message(role="assistant", tool_calls=[call], extra_json=thought[:-1] + b',"annotations":[]}')
+
+    behind.models.reply = reply
+    ended = await client.wait((await client.start("go")).run_id)
+    assert ended.output_text == "True True"
+
+
 @pytest.mark.parametrize(
     ("text", "limits", "reason"),
     [

@@ -11,6 +11,9 @@ from services.common.errors import UpstreamFailed
 from services.common.rpc.channel import Dialer
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolRequest, Warned
 
+# What was thought, signed: Anthropic's and Gemini's models refuse, or do without, their own tool calls where it is missing.
+_WANTED_BACK = frozenset({"thinking_blocks", "provider_specific_fields", "extra_content"})
+
 
 def warned(warning: common_pb2.Warning) -> dict[str, Any]:
     """A warning as the data of its event."""
@@ -62,16 +65,25 @@ class LlmGateway:
 
 def _message(message: Message) -> llm_pb2.Message:
     return llm_pb2.Message(
-        role=message.role, text=message.text, tool_call_id=message.tool_call_id,
-        tool_calls=[llm_pb2.ToolCall(tool_call_id=c.call_id, name=c.name, arguments_json=c.arguments) for c in message.tool_calls],
+        role=message.role, text=message.text, tool_call_id=message.tool_call_id, extra_json=message.extra,
+        tool_calls=[
+            llm_pb2.ToolCall(tool_call_id=c.call_id, name=c.name, arguments_json=c.arguments, extra_json=c.extra)
+            for c in message.tool_calls
+        ],
     )  # fmt: skip
+
+
+def _wanted_back(extra_json: bytes) -> bytes:
+    """What the provider of an answer wants back of it, and no other provider stumbles over."""
+    kept = {name: value for name, value in orjson.loads(extra_json).items() if name in _WANTED_BACK} if extra_json else {}
+    return orjson.dumps(kept) if kept else b""
 
 
 def _finished(finished: llm_pb2.CompletionFinished) -> ModelFinished:
     usage, message = finished.outcome.usage, finished.message
-    calls = tuple(ToolRequest(c.tool_call_id, c.name, c.arguments_json) for c in message.tool_calls)
+    calls = tuple(ToolRequest(c.tool_call_id, c.name, c.arguments_json, _wanted_back(c.extra_json)) for c in message.tool_calls)
     return ModelFinished(
-        Message("assistant", message.text, calls),
+        Message("assistant", message.text, calls, extra=_wanted_back(message.extra_json)),
         finished.outcome.finish_reason,
         {
             "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,

@@ -115,7 +115,7 @@ async def _stream(turn: Turn) -> ModelFinished:
                 if len(whole) > len(turn.delivered):
                     turn.writer.delta(message_id, whole[len(turn.delivered) :])
                     turn.delivered = whole
-                return replace(item, message=Message("assistant", whole, item.message.tool_calls))
+                return replace(item, message=replace(item.message, text=whole))
             else:
                 turn.writer.emit("warning", item.data)
                 turn.writer.flush_soon()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import orjson
 
 from services.common.errors import BulkheadError
-from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolProgress, ToolRequest, Warned
+from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolProgress, Warned
 from services.orchestrator.turn.citations import issue
 from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
 
@@ -64,9 +64,8 @@ def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
     for number, call in enumerate(answer.message.tool_calls):
         call_id = call.call_id if call.call_id and call.call_id not in used else f"call_{step}_{number}"
         used.add(call_id)
-        calls.append(ToolRequest(call_id, call.name, call.arguments))
-    message = Message(answer.message.role, answer.message.text, tuple(calls))
-    return replace(answer, message=message)
+        calls.append(replace(call, call_id=call_id))
+    return replace(answer, message=replace(answer.message, tool_calls=tuple(calls)))
 
 
 def started(turn: Turn, call: PendingCall) -> None:

@@ -56,6 +56,8 @@ def test_checkpoints_come_back_as_they_were():
     assert TurnState.decode({}) == TurnState()
     message = Message("assistant", "text", (ToolRequest("1", "x", b"{bad"),))
     assert Message.decode(message.encode()) == message
+    thought = Message("assistant", "", (ToolRequest("1", "x", b"{}"), ToolRequest("2", "y", b"{}", b'{"s":1}')), extra=b'{"t":"\xc3\xa9"}')
+    assert Message.decode(thought.encode()) == thought
     answer = Message("tool", "{}", tool_call_id="1")
     assert Message.decode(answer.encode()) == answer
 
