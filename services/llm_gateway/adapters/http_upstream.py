@@ -107,10 +107,11 @@ class HttpUpstream:
 
     async def _whole(self, attempt: Attempt, wire: WireRequest, read: Callable[[bytes], T]) -> tuple[T, RawHeaders]:
         span = _span(attempt, wire)
+        silent_until = time.monotonic() + attempt.limits.silent_s
         try:
             response = await self._open(attempt, wire, span, attempt.limits.silent_s)
             try:
-                raw = await _body(response, attempt.limits)
+                raw = await _body(response, attempt.limits, silent_until)
             finally:
                 response.close()
             answer = read(raw)
@@ -212,20 +213,23 @@ async def _said(attempt: Attempt, say: Callable[[], WireRequest]) -> WireRequest
     return await asyncio.to_thread(say) if attempt.large else say()
 
 
-async def _body(response: Response, limits: Limits) -> bytes:
+async def _body(response: Response, limits: Limits, silent_until: float) -> bytes:
+    """The whole body. Some providers send white space while they work: that is silence too, and lasts until `silent_until` at most."""
     pieces: list[bytes] = []
-    size = 0
+    size, silent = 0, True
     try:
         while True:
-            piece = await response.read(min(time.monotonic() + limits.between_tokens_s, limits.ends_at))
+            until = min(time.monotonic() + limits.between_tokens_s, limits.ends_at)
+            piece = await response.read(min(until, silent_until) if silent else until)
             if not piece:
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             size += len(piece)
             if size > MAX_BODY_BYTES:
                 raise malformed(f"the body is larger than {MAX_BODY_BYTES} bytes")
+            silent = silent and piece.isspace()
             pieces.append(piece)
     except TimeoutError:
-        raise _stalled(limits.ends_at) from None
+        raise (_silent if silent and time.monotonic() >= silent_until else _stalled)(limits.ends_at) from None
     except BrokenOff as error:
         raise UpstreamFault(Failure(FailureClass.CUT, f"the body broke off ({error})")) from error
 

@@ -13,7 +13,7 @@ from services.llm_gateway.adapters.http_client import HttpClient
 from services.llm_gateway.adapters.http_connection import ConnectTimeout, Unreachable
 from services.llm_gateway.adapters.http_upstream import HttpUpstream
 from services.llm_gateway.adapters.openai import OpenAiDialect
-from services.llm_gateway.failures import UpstreamFault
+from services.llm_gateway.failures import FailureClass, UpstreamFault
 from services.llm_gateway.ports import Attempt, Limits
 from services.llm_gateway.registry import Deployment
 from tests.unit.llm_gateway.http_client.conftest import PATIENCE_S
@@ -146,6 +146,27 @@ def test_a_refusal_that_does_not_end_is_read_no_longer_than_the_call_may_take(ru
             limits = Limits(5.0, 5.0, 5.0, PATIENCE_S, now + 0.3)
             with pytest.raises(UpstreamFault):
                 await HttpUpstream(client, OpenAiDialect()).complete(Attempt(deployment, {"messages": []}, limits, 1, Context()))
+            assert time.monotonic() - now < PATIENCE_S / 2
+
+    run(work())
+
+
+def test_white_space_that_a_provider_sends_while_it_works_is_silence(run, raw):
+    async def work():
+        async def script(number, request, writer):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+            while True:
+                writer.write(b"\n")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+        async with raw.served(script) as (server, client):
+            deployment = Deployment("d", "g", "hosted_vllm", "openai", "m", "chat", api_base=server.url.partition("/chat")[0])
+            now = time.monotonic()
+            limits = Limits(5.0, 5.0, 0.3, PATIENCE_S, now + PATIENCE_S)
+            with pytest.raises(UpstreamFault) as silent:
+                await HttpUpstream(client, OpenAiDialect()).complete(Attempt(deployment, {"messages": []}, limits, 1, Context()))
+            assert silent.value.failure.failure_class is FailureClass.TIMEOUT_FIRST_TOKEN
             assert time.monotonic() - now < PATIENCE_S / 2
 
     run(work())
