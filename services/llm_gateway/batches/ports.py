@@ -210,6 +210,10 @@ class BatchPurse(Purse, Protocol):
         """The ticket of a reservation that another process has made. Raises as `reserve`."""
         ...
 
+    async def drain(self, timeout_s: float) -> int:
+        """Waits until all that was settled and released has reached the store; answers how much has not after `timeout_s`."""
+        ...
+
 
 class Journal(Protocol):
     """Where results of one epoch are kept."""

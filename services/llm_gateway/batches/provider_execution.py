@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MODES: Mapping[str, Mode] = {"/v1/chat/completions": "chat", "/v1/embeddings": "embedding"}
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _KEPT_AT_ONCE = 256
+# So long is waited for money to reach the store before the record says that it did.
+_PAID_WITHIN_S = 5.0
 log = structlog.get_logger("bulkhead.batches")
 
 
@@ -160,6 +162,7 @@ class ProviderExecution:
         ticket = await self._purse.adopt(state["ticket"], ask)
         if state.get("reserving"):
             self._purse.release(ticket)
+            await self._purse.drain(_PAID_WITHIN_S)
             return await self._begun(held)
         try:
             group, _ = self._registry().resolve(state["group"], MODES[held.record.spec.endpoint])
@@ -172,13 +175,15 @@ class ProviderExecution:
                 self._lost(held, ticket)
             else:
                 self._purse.release(ticket)
+            await self._purse.drain(_PAID_WITHIN_S)
             await held.renew(provider={**state, "done": True})
             return None
         return _Run(held, deployment, provider, state, ticket)
 
-    def _lost(self, held: "Execution", ticket: Ticket) -> None:
-        """Nobody will know what the provider has done. It is paid for at its bound."""
-        bound = Usage(input=ticket.ask.tokens, cost_picousd=ticket.ask.cost_nanousd * PICO_PER_NANO, estimated=True)
+    def _lost(self, held: "Execution", ticket: Ticket, share: float = 1.0) -> None:
+        """Nobody will know what the provider has done. It is paid for at its bound, or as much of it as lines were done."""
+        ask = ticket.ask
+        bound = Usage(input=int(ask.tokens * share), cost_picousd=int(ask.cost_nanousd * share) * PICO_PER_NANO, estimated=True)
         self._purse.settle(ticket, bound, status="lost", latency_s=0.0, metadata={"batch": held.record.id})
 
     def _chosen(self, held: "Execution") -> Deployment | None:
@@ -302,7 +307,11 @@ class ProviderExecution:
     async def _settled(self, run: _Run, found: ProviderBatch | None) -> None:
         """Pays, once: a ticket that was settled by an earlier holder stays as it is."""
         record = run.held.record
-        if run.lines or run.paid:
+        if found is not None and found.completed and not run.seen:
+            # It has done lines, will bill them, and hands nothing out.
+            log.error("batch_provider_lost", batch=record.id, deployment=run.deployment.id, lines=found.completed)
+            self._lost(run.held, run.ticket, min(found.completed / run.state["lines"], 1.0))
+        elif run.lines or run.paid:
             latency_s = max(time.time() - record.created_ms / 1000, 0.0)
             metadata = {"lines": run.lines, "batch": record.id}
             self._purse.settle(run.ticket, run.usage, status="ok", latency_s=latency_s, metadata=metadata)
@@ -312,6 +321,8 @@ class ProviderExecution:
             "batch_provider_ended", batch=record.id, deployment=run.deployment.id, answered=run.lines,
             status=found.status if found else "never begun", usage=usage_as_list(run.usage),
         )  # fmt: skip
+        # A process that ends behind the record's word leaves nobody who would pay.
+        await self._purse.drain(_PAID_WITHIN_S)
         await run.save(done=True)
         for leftover in run.provider.leftovers(run.state["file_id"], found) if "file_id" in run.state else ():
             try:

@@ -2,11 +2,14 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 
 import pytest
 
 from services.common import testing
+from services.common.valkey import Library
 from services.llm_gateway.adapters.anthropic_batch import AnthropicBatches
+from services.llm_gateway.adapters.batch_store import ValkeyBatches
 from services.llm_gateway.adapters.gemini_batch import GeminiBatches
 from services.llm_gateway.adapters.openai_batch import OpenAiBatches
 from services.llm_gateway.batches.provider_port import ProviderFailed
@@ -198,6 +201,42 @@ async def test_a_batch_that_was_begun_and_never_heard_of_is_found_again(gateway,
         assert len(log) == 24
         assert len({entry["batch_id"] for entry in log}) == 3
         await same_bill(g, sim)
+
+
+async def test_lines_that_were_done_and_are_not_handed_out_are_paid_at_their_bound(gateway, line, sim, monkeypatch):
+    real = GeminiBatches.get
+
+    async def kept_back(self, deployment, batch_id):
+        found = await real(self, deployment, batch_id)
+        return replace(found, status="expired", results=()) if found.status == "completed" else found
+
+    monkeypatch.setattr(GeminiBatches, "get", kept_back)
+    async with gateway() as g:
+        whole((await g.outputs(await g.ended(await g.begun(numbered(line, "gemini", 3)))))[0], 3)
+        ledger = {entry["operation"]: entry for entry in await g.lines()}
+        assert (ledger["batch"]["status"], ledger["batch"]["cost_nanousd"]) == ("lost", ledger["batch"]["reserved_nanousd"])
+        assert ledger.keys() == {"batch", "chat"}
+
+
+async def test_money_is_in_the_store_before_the_record_says_that_it_is_paid(gateway, line, sim, monkeypatch):
+    """A process that is killed right behind the record's word would else leave a reservation that nobody ends."""
+    seen = []
+    real = ValkeyBatches.renew
+
+    async def watched(self, claim, lease_s, progress=None, **fields):
+        if fields.get("provider", {}).get("done"):
+            seen.append(await g.store.hlen("llm:{acme}:open"))
+        return await real(self, claim, lease_s, progress, **fields)
+
+    async def slow(self, batch, exchange=Library._exchange):
+        await asyncio.sleep(0.05 if any(b"purse_settle_v1" in command or "purse_settle_v1" in command for command, _ in batch) else 0)
+        return await exchange(self, batch)
+
+    monkeypatch.setattr(ValkeyBatches, "renew", watched)
+    monkeypatch.setattr(Library, "_exchange", slow)
+    async with gateway() as g:
+        whole((await g.outputs(await g.ended(await g.begun(numbered(line, "claude", 2)))))[0], 2)
+    assert seen == [0]
 
 
 async def test_a_lookalike_that_runs_on_is_waited_for_no_longer_than_a_cancelled_batch_may_take(gateway, line, sim, http, monkeypatch):
