@@ -117,7 +117,8 @@ def _from_file(workspace: Workspace, file: Path, config_dir: Path) -> Models:
         raise CommandFailure(f"--models {file}: no such file")
     folder = _linked_config(workspace, config_dir)
     for name in PRICE_TABLES:
-        if (beside := file.with_name(name)).is_file():
+        # Where there is none yet, the link leads nowhere until somebody writes one.
+        if (beside := file.with_name(name)).is_file() or not (folder / name).exists():
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(beside)
     target = folder / "models.yaml"

@@ -23,6 +23,7 @@ from services.cli.up.ports import LOOPBACK
 from services.cli.up.process import Keeper
 from services.cli.up.supervisor import Display, Supervisor
 from services.cli.up.workspace import Lock, Workspace
+from services.common.settings import unknown_variables
 
 READY_TIMEOUT_S = 60.0
 FOLLOW_EVERY_S = 1.0
@@ -85,6 +86,9 @@ class _Session:
             loop.add_signal_handler(number, self._on_signal, supervisor)
         background = asyncio.create_task(self._follow_models())
         try:
+            for variable, near in unknown_variables().items():
+                if near:
+                    self._display.say(f"{variable} is no setting: {near} may be meant")
             self._display.begin([planned.label for planned in self._plan.processes])
             working = asyncio.create_task(self._work(supervisor))
             stopped = asyncio.create_task(self._stop.wait())

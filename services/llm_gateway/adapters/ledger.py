@@ -102,7 +102,11 @@ class DayReport:
 
 
 class Ledger:
-    """Reads ledgers. All methods raise Overloaded when the store is away."""
+    """Reads ledgers. All methods raise Overloaded when the store is away.
+
+    What a key or team has spent outlives it: runs that go on after its end are still held to its limits, and a team that is made
+    anew under an old name does not begin with its money given back.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -220,18 +224,8 @@ class Ledger:
             key = f"{prefix(tenant)}user:{subject.pseudonym}"
             answer = await self._library.call("purse_look_v1", [key], [b"\x00"])
             await self._subjects.forget(tenant, user)
-            await self._drop(tenant, key)
+            await self._client.delete(key)
+            await self._client.hdel(prefix(tenant) + "alerts", *(f"{key}|{window}" for window in (1, 2, 3, 4, "soft")))
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         return answer[1][4]
-
-    async def forget_holder(self, tenant: str, scope: str, id_: str) -> None:
-        """Drops the counters of a key, team or model that is no more; its lines stay."""
-        try:
-            await self._drop(tenant, holder_of(tenant, scope, id_).key)
-        except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
-
-    async def _drop(self, tenant: str, key: str) -> None:
-        await self._client.delete(key)
-        await self._client.hdel(prefix(tenant) + "alerts", *(f"{key}|{window}" for window in (1, 2, 3, 4, "soft")))

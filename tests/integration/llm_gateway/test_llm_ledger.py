@@ -144,8 +144,6 @@ async def test_spending_is_known_without_any_cap(book):
     limited = await book.ledger.spend("acme", "key", "key_1", LimitSet(max_budget_microusd=5, budget_period="1mo"))
     assert [b.limit_nanousd for b in limited] == [None, None, 5_000]
     assert (await book.ledger.spend("acme", "user", "nobody"))[0].spent_nanousd == 0
-    await book.ledger.forget_holder("acme", "key", "key_1")
-    assert (await book.ledger.spend("acme", "key", "key_1"))[0].spent_nanousd == 0
 
 
 async def test_a_forgotten_user_is_nowhere_to_be_found(book, tmp_path):

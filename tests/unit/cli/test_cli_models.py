@@ -106,6 +106,16 @@ def test_price_tables_beside_the_file_come_with_it(workspace, tmp_path):
     assert not (models.config_dir / "prices.yaml").exists()
 
 
+def test_a_price_table_that_is_written_later_is_found(workspace, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"model_list": [{"model_name": "a", "litellm_params": {"model": "openai/a"}}]}))
+    chosen = choose_models(workspace, {}, file)
+    table = chosen.config_dir / "prices.yaml"
+    assert not table.exists()
+    (tmp_path / "prices.yaml").write_text("a: {}")
+    assert table.read_text() == "a: {}"
+
+
 def test_a_wildcard_is_no_name_to_ask_for(workspace, tmp_path):
     file = tmp_path / "litellm.yaml"
     any_model = {"model_name": "openai/*", "litellm_params": {"model": "openai/*", "api_key": "k"}}
