@@ -7,6 +7,7 @@ from services.llm_gateway.registry import Deployment
 
 # Reserved, and sent upstream, where a caller sets no bound.
 DEFAULT_OUTPUT_TOKENS = 2_000
+_USAGE_WANTED: Mapping[str, Any] = {"include_usage": True}
 _BOUNDS = ("max_completion_tokens", "max_tokens")
 _OPENAI = frozenset({"openai", "azure", "azure_ai"})
 
@@ -29,6 +30,11 @@ def assumed_output(deployment: Deployment) -> tuple[str, int]:
     return (
         "max_completion_tokens" if newer or ("max_tokens" in dropped and "max_completion_tokens" not in dropped) else "max_tokens"
     ), most
+
+
+def usage_wanted(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The stream_options of a stream that is to tell its usage at its end."""
+    return {**options, "include_usage": True} if options else _USAGE_WANTED
 
 
 def search_units(documents: Sequence[str]) -> int:

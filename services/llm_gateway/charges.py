@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from services.common.errors import BudgetExceeded, InvalidInput, Overloaded, PermissionDenied, QuotaExceeded
 from services.common.identity import Principal
+from services.llm_gateway.extras import Extras, described
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
 from services.llm_gateway.ports import Ask, Gate, LimitState, Load, Permit, Purse, Ticket
@@ -26,6 +29,7 @@ MAYBE_BILLED = frozenset(
         FailureClass.TIMEOUT_TOTAL,
     }
 )
+log = structlog.get_logger("bulkhead.llm")
 
 
 @dataclass(slots=True)
@@ -55,15 +59,26 @@ class Payer:
 class Charge:
     """The permit and the ticket of one attempt; ends exactly once, by `served`, `failed`, `abandoned` or `refused`."""
 
-    __slots__ = ("_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "bound_nanousd", "input_tokens", "output_tokens")
+    __slots__ = (
+        "_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "bound_nanousd", "extras", "input_tokens", "output_tokens",
+    )  # fmt: skip
 
     def __init__(
-        self, gate: Gate, purse: Purse, payer: Payer, permit: Permit, ticket: Ticket, input_tokens: int, output_tokens: int
+        self,
+        gate: Gate,
+        purse: Purse,
+        payer: Payer,
+        permit: Permit,
+        ticket: Ticket,
+        input_tokens: int,
+        output_tokens: int,
+        extras: Extras | None = None,
     ) -> None:
         self._gate, self._purse, self._payer, self._permit = gate, purse, payer, permit
         self._ticket: Ticket | None = ticket
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
+        self.extras = extras
         self.bound_nanousd = ticket.ask.cost_nanousd
         payer.held_nanousd += self.bound_nanousd
         self._began = time.perf_counter()
@@ -140,15 +155,26 @@ async def begin(
     *,
     fallback: bool,
     repeated_tokens: int = 0,
+    extras: Extras | None = None,
 ) -> Charge:
     """Waits for a place at the deployment and reserves the most that the attempt can cost.
 
     Raises UpstreamFault where another deployment may still be asked, and else BudgetExceeded, QuotaExceeded, Overloaded, or
     InvalidInput (PRICE_UNKNOWN, MAX_COST_EXCEEDED). `ends_at` is on `time.monotonic()`. `repeated_tokens` are a beginning of the answer
-    that goes out with the prompt.
+    that goes out with the prompt; `extras` is what may be billed beside the text.
     """
     prices, input_tokens = deployment.prices, payer.input_tokens + repeated_tokens
-    cost_nanousd = prices.bound_nanousd(input_tokens, output_tokens)
+    tokens = input_tokens + output_tokens
+    if payer.deny_unpriced and not prices.known:
+        raise UpstreamFault(Failure(FailureClass.UNFIT, "the price of the model is not known", code="PRICE_UNKNOWN"))
+    if extras is None:
+        cost_nanousd = prices.bound_nanousd(input_tokens, output_tokens)
+    else:
+        if extras.missing:
+            _unpriced(deployment, extras, deny=payer.deny_unpriced)
+        # Limits of tokens a minute are about what was asked; what the provider's tools read is counted when it is known.
+        input_tokens, output_tokens = extras.prompt_bound(deployment, input_tokens), output_tokens + extras.output_tokens
+        cost_nanousd = extras.bound_nanousd(prices, input_tokens, output_tokens)
     if payer.units > 1:
         cost_nanousd += -(-(payer.units - 1) * prices.per_request // PICO_PER_NANO)
     most = payer.terms.max_cost_microusd
@@ -158,9 +184,7 @@ async def begin(
         message = f"the call may cost up to {-(-bound // NANO_PER_MICRO)} micro-USD, more than its max_cost of {most}"
         if again:
             raise UpstreamFault(Failure(FailureClass.UNFIT, message, code="MAX_COST_EXCEEDED"))
-        raise InvalidInput(message, reason="MAX_COST_EXCEEDED", metadata={"param": "max_cost"})
-    if payer.deny_unpriced and not prices.known:
-        raise UpstreamFault(Failure(FailureClass.UNFIT, "the price of the model is not known", code="PRICE_UNKNOWN"))
+        raise InvalidInput(message, reason="MAX_COST_EXCEEDED", metadata={"param": "max_cost_microusd"})
     try:
         permit = await gate.enter(deployment, payer.load)
     except Overloaded as error:
@@ -181,7 +205,7 @@ async def begin(
                 deployment.id,
                 deployment.provider,
                 payer.operation,
-                input_tokens + output_tokens,
+                tokens,
                 cost_nanousd,
                 ends_at - time.monotonic() + GRACE_S,
                 requests,
@@ -197,11 +221,27 @@ async def begin(
         raise
     payer.reserve_s += time.perf_counter() - began
     payer.limits = ticket.limits or payer.limits
-    return Charge(gate, purse, payer, permit, ticket, input_tokens, output_tokens)
+    return Charge(gate, purse, payer, permit, ticket, input_tokens, output_tokens, extras)
 
 
-def usage_of(deployment: Deployment, reported: Mapping[str, Any] | None, *, batch: bool = False) -> Usage | None:
-    """The provider's usage object with its price, None where it says nothing that can be counted."""
+def _unpriced(deployment: Deployment, extras: Extras, *, deny: bool) -> None:
+    """Says that a part of the call has no price. Raises UpstreamFault where such a call is not to be made."""
+    missing = described(extras.missing)
+    outcome = "refused, unless another deployment is left" if deny else "counted as 0"
+    log.warning("price_unknown", model=deployment.group, deployment=deployment.id, missing=missing, outcome=outcome)
+    if deny:
+        message = f"the model {deployment.group} has no declared price for {missing}"
+        raise UpstreamFault(Failure(FailureClass.UNFIT, message, code="PRICE_UNKNOWN"))
+
+
+def usage_of(
+    deployment: Deployment, reported: Mapping[str, Any] | None, extras: Extras | None = None, *, batch: bool = False
+) -> Usage | None:
+    """The provider's usage object with its price and that of the extras, None where it says nothing that can be counted."""
+    if reported is not None and extras is not None:
+        # What is beside the text has no batch price.
+        usage = usage_of(deployment, reported)
+        return None if usage is None else extras.settled(deployment.prices, usage, reported)
     if reported is None:
         return None
     prompt, completion = reported.get("prompt_tokens"), reported.get("completion_tokens", 0)

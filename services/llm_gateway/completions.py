@@ -75,8 +75,10 @@ class Completions:
                 except BaseException as error:
                     work.abandoned(charge, deployment, error)
                     raise
-                usage = usage_of(deployment, answer.usage, batch=call.terms.discounted)
-                if usage is None:
+                usage = usage_of(deployment, answer.usage, charge.extras, batch=call.terms.discounted)
+                if usage is None and charge.extras is not None:
+                    usage = charge.upper_bound
+                elif usage is None:
                     usage = priced(deployment.prices, charge.input_tokens, _output_of(answer, charge), estimated=True)
                 work.served(charge, deployment, usage)
                 return answer, usage

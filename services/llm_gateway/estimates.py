@@ -33,12 +33,15 @@ _MARKED = frozenset({"image_url", "image", "input_image", "input_audio", "file",
 
 
 class Measure(NamedTuple):
-    """What a request is made of. `text_bytes` are UTF-8, `kind` is prose, code, dense (few spaces) or script (beyond Latin)."""
+    """What a request is made of. `text_bytes` are UTF-8, `kind` is prose, code, dense (few spaces) or script (beyond Latin). `media` says
+    that there is more than text and pictures in it, or a picture that is elsewhere.
+    """
 
     text_bytes: int
     kind: str
     images: int
     other_tokens: int
+    media: bool = False
 
     def worst(self, image_tokens: int = IMAGE_TOKENS) -> int:
         """The most tokens that it can come to as far as the request says."""
@@ -64,7 +67,7 @@ def measure(body: Mapping[str, Any]) -> Measure:
             parts.append(request_json(body[name]))
             counts.other += TOOLS_TOKENS if name in ("tools", "functions") else 0
     raw = b"".join(parts)
-    return Measure(len(raw), kind_of(raw), counts.images, counts.other + CALL_TOKENS)
+    return Measure(len(raw), kind_of(raw), counts.images, counts.other + CALL_TOKENS, counts.media)
 
 
 def kind_of(raw: bytes) -> str:
@@ -85,6 +88,7 @@ class _Counts:
     def __init__(self) -> None:
         self.images = 0
         self.other = 0
+        self.media = False
 
     def message(self, message: Mapping[str, Any], parts: list[bytes]) -> None:
         for name, value in message.items():
@@ -96,6 +100,7 @@ class _Counts:
             elif name != "role" and value:
                 # Tool calls, names, reasoning that is given back.
                 parts.append(request_json(value))
+                self.media = self.media or name == "audio"
 
     def content(self, items: Iterable[Any], parts: list[bytes]) -> None:
         for item in items:
@@ -111,11 +116,18 @@ class _Counts:
         if kind in ("image_url", "image", "input_image"):
             inner = item.get("image_url")
             detail = (inner if isinstance(inner, Mapping) else item).get("detail")
+            url = inner.get("url") if isinstance(inner, Mapping) else inner
+            if isinstance(url, str) and not url.startswith("data:image/"):
+                self.media = True
+                if url.startswith("data:"):
+                    # Gemini takes a document of many pages in the place of one picture.
+                    self.other += len(url) + DOCUMENT_TOKENS
             if detail == "low":
                 self.other += LOW_DETAIL_TOKENS
             else:
                 self.images += 1
             return
+        self.media = True
         size = len(request_json(item))
         self.other += size // AUDIO_BYTES_A_TOKEN + 1 if kind == "input_audio" else size + DOCUMENT_TOKENS
 

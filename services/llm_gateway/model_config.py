@@ -56,6 +56,12 @@ class _Section(BaseModel):
         return sorted(self.model_extra or ())
 
 
+class StreamOptions(_Section):
+    """litellm_params.stream_options."""
+
+    include_usage: bool | None = None
+
+
 class LitellmParams(PriceKeys):
     """litellm_params of one deployment."""
 
@@ -88,6 +94,7 @@ class LitellmParams(PriceKeys):
     parallel_tool_calls: Any = None
     user: Any = None
     dimensions: Any = None
+    stream_options: StreamOptions | None = None
 
     def defaults(self) -> dict[str, Any]:
         """Request fields for calls that leave them out."""
@@ -220,7 +227,8 @@ class LitellmSettings(_Section):
 class GeneralSettings(_Section):
     """general_settings."""
 
-    always_include_stream_usage: bool = False
+    # For every deployment; absent: where the provider is known to tell the usage of a stream when it is asked to.
+    always_include_stream_usage: bool | None = None
     master_key: str | None = None
 
 

@@ -14,13 +14,36 @@ def picousd(usd: Decimal) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraPrices:
+    """What is billed beside tokens of text, in pico-USD; None where no price is named, which is not the same as 0.
+
+    `searches` is one search of the provider's own, by the size of its context: low, medium, high. `session` is a call that may run code
+    at the provider's. The audio prices are for a token.
+    """
+
+    audio_input: int | None = None
+    audio_output: int | None = None
+    searches: tuple[int, int, int] | None = None
+    session: int | None = None
+
+    def named(self) -> dict[str, int]:
+        """The prices that are named, those of searches as the highest of them."""
+        found = {"audio_input": self.audio_input, "audio_output": self.audio_output, "session": self.session}
+        found["searches"] = None if self.searches is None else max(self.searches)
+        return {name: price for name, price in found.items() if price is not None}
+
+
+NO_EXTRA_PRICES = ExtraPrices()
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of one deployment in pico-USD a token. `known` is False where the registry names none: the call costs 0.
 
     `cached_input` is a prompt token read from the provider's cache, `cache_write` one written to it, and `cache_write_1h` one written
     for an hour, 0 where no price is named for it. The `batch_*` prices are
     those of the provider's batch API, 0 where it has none. `per_request` is added to each call. `above` holds in place of these for
-    a call whose prompt is longer than `above_tokens`.
+    a call whose prompt is longer than `above_tokens`. `extras` are the prices of what is no text.
     """
 
     input: int = 0
@@ -35,11 +58,12 @@ class Prices:
     above_tokens: int = 0
     above: "Prices | None" = None
     cache_write_1h: int = 0
+    extras: ExtraPrices = NO_EXTRA_PRICES
 
     @property
     def free(self) -> bool:
         """Whether nothing that a call does costs anything."""
-        return not (self.highest_input or self.highest_output or self.per_request)
+        return not (self.highest_input or self.highest_output or self.per_request or any(self.extras.named().values()))
 
     @property
     def highest_input(self) -> int:
@@ -50,6 +74,13 @@ class Prices:
     def highest_output(self) -> int:
         """The most that a token of the answer can cost."""
         return max(self.output, self.reasoning)
+
+    def for_prompt(self, input_tokens: int) -> "Prices":
+        """The prices that hold for a prompt of this length."""
+        prices = self
+        while prices.above is not None and input_tokens > prices.above_tokens:
+            prices = prices.above
+        return prices
 
     def bound_nanousd(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a call of so many tokens can cost, in nano-USD, rounded up."""
@@ -124,8 +155,7 @@ def priced(
     cached, reasoning = min(cached, input_tokens), min(reasoning, output_tokens)
     cache_write = min(cache_write, input_tokens - cached)
     longer = min(cache_write_1h, cache_write)
-    while prices.above is not None and input_tokens > prices.above_tokens:
-        prices = prices.above
+    prices = prices.for_prompt(input_tokens)
     if batch and (prices.batch_input or prices.batch_output):
         cost = input_tokens * prices.batch_input + output_tokens * prices.batch_output
     else:

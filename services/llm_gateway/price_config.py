@@ -6,6 +6,7 @@ The table (`prices.yaml` or `prices.json`) maps a model to the same keys that mo
       input_cost_per_token: 0.0000004
       output_cost_per_token: 0.0000016
       cache_read_input_token_cost: 0.0000001
+      search_context_cost_per_query: {search_context_size_low: 0.01, search_context_size_medium: 0.01, search_context_size_high: 0.01}
 
 which is also the shape of LiteLLM's model_prices_and_context_window.json. What models.yaml says of a model wins.
 """
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from services.common.config import ConfigProblem
-from services.llm_gateway.money import Prices, picousd
+from services.llm_gateway.money import NO_EXTRA_PRICES, ExtraPrices, Prices, picousd
 from services.llm_gateway.registry import Registry
 
 
@@ -33,6 +34,30 @@ TABLE_NAMES = ("prices.yaml", "prices.json")
 _TIERED = re.compile(
     r"(input_cost_per_token|output_cost_per_token|cache_read_input_token_cost|cache_creation_input_token_cost)_above_(\d+)k_tokens\Z"
 )
+
+
+class SearchPrices(BaseModel):
+    """US dollars for one search of the provider's own, by the size of its context. A size without a price costs as the dearest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    search_context_size_low: Price | None = None
+    search_context_size_medium: Price | None = None
+    search_context_size_high: Price | None = None
+
+    def by_size(self) -> tuple[int, int, int] | None:
+        """Pico-USD for low, medium and high; None where none is named."""
+        sizes = (self.search_context_size_low, self.search_context_size_medium, self.search_context_size_high)
+        dearest = max((price for price in sizes if price is not None), default=None)
+        if dearest is None:
+            return None
+        low, medium, high = (picousd(dearest if price is None else price) for price in sizes)
+        return low, medium, high
+
+
+def _for_each_size(value: Any) -> Any:
+    """LiteLLM takes one number as well, for every size."""
+    return dict.fromkeys(SearchPrices.model_fields, value) if isinstance(value, int | float | str | Decimal) else value
 
 
 class PriceKeys(BaseModel):
@@ -50,6 +75,11 @@ class PriceKeys(BaseModel):
     output_cost_per_token_batches: Price | None = None
     input_cost_per_request: Price | None = None
     input_cost_per_query: Price | None = None
+    input_cost_per_audio_token: Price | None = None
+    output_cost_per_audio_token: Price | None = None
+    # One call that may run code at the provider's.
+    code_interpreter_cost_per_session: Price | None = None
+    search_context_cost_per_query: Annotated[SearchPrices | None, BeforeValidator(_for_each_size)] = None
     free: bool = False
 
     def tiers(self) -> dict[int, dict[str, Decimal]]:
@@ -78,7 +108,7 @@ def prices_of(keys: Iterable[PriceKeys], *, output_needed: bool) -> Prices:
     """
     sources = list(keys)
 
-    def first(name: str) -> Decimal | None:
+    def first(name: str) -> Any:
         return next((value for source in sources if (value := getattr(source, name)) is not None), None)
 
     if any(source.free for source in sources):
@@ -88,13 +118,10 @@ def prices_of(keys: Iterable[PriceKeys], *, output_needed: bool) -> Prices:
     if per_request is None:
         per_request = first("input_cost_per_query")
     known = (paid_in is not None or per_request is not None) and (paid_out is not None or not output_needed)
-    base = _prices(
-        {name: first(name) for name in PriceKeys.model_fields if name != "free"},
-        known,
-        picousd(per_request or Decimal(0)),
-    )
+    named = {name: first(name) for name in PriceKeys.model_fields if name not in ("free", "search_context_cost_per_query")}
+    base = _prices(named, known, picousd(per_request or Decimal(0)), first("search_context_cost_per_query"))
     tiers = next((found for source in sources if (found := source.tiers())), {})
-    return _tiered(base, {name: first(name) for name in PriceKeys.model_fields if name != "free"}, sorted(tiers.items()))
+    return _tiered(base, named, sorted(tiers.items()))
 
 
 def _tiered(base: Prices, named: Mapping[str, Decimal | None], tiers: list[tuple[int, dict[str, Decimal]]]) -> Prices:
@@ -106,7 +133,16 @@ def _tiered(base: Prices, named: Mapping[str, Decimal | None], tiers: list[tuple
     return replace(base, above_tokens=bound, above=above)
 
 
-def _prices(named: Mapping[str, Decimal | None], known: bool, per_request: int) -> Prices:
+def _extra_prices(named: Mapping[str, Decimal | None], searches: SearchPrices | None) -> ExtraPrices:
+    audio_in, audio_out, session = (
+        None if (price := named.get(name)) is None else picousd(price)
+        for name in ("input_cost_per_audio_token", "output_cost_per_audio_token", "code_interpreter_cost_per_session")
+    )
+    found = ExtraPrices(audio_in, audio_out, None if searches is None else searches.by_size(), session)
+    return NO_EXTRA_PRICES if found == NO_EXTRA_PRICES else found
+
+
+def _prices(named: Mapping[str, Decimal | None], known: bool, per_request: int, searches: SearchPrices | None = None) -> Prices:
     def pico(name: str, otherwise: int = 0) -> int:
         value = named.get(name)
         return otherwise if value is None else picousd(value)
@@ -123,6 +159,7 @@ def _prices(named: Mapping[str, Decimal | None], known: bool, per_request: int) 
         batch_output=pico("output_cost_per_token_batches"),
         per_request=per_request,
         cache_write_1h=pico("cache_creation_input_token_cost_above_1hr"),
+        extras=_extra_prices(named, searches),
     )
 
 
@@ -171,7 +208,9 @@ def zeroed(old: Registry, new: Registry, free: Collection[str] = ()) -> list[str
             if known is None or not known.prices.known or known.prices.free or deployment.free:
                 continue
             now, was = deployment.prices, known.prices
-            if not now.known or now.free or (was.input and not now.input) or (was.output and not now.output):
+            extras = now.extras.named()
+            gone = [name for name, price in was.extras.named().items() if price and not extras.get(name)]
+            if not now.known or now.free or (was.input and not now.input) or (was.output and not now.output) or gone:
                 found.append(
                     f"models.yaml: {group.name} ({deployment.model}): its price would become 0; write free: true where that is meant"
                 )

@@ -59,6 +59,7 @@ class Deployment:
     `provider` names the provider to people, `adapter` the code that talks to it. `defaults` are request fields that
     the configuration sets where the caller does not. `weight` and `order` steer the choice within the group: the
     lowest order first, by weight within it. `pattern` is the group that it comes from where that stands for many names.
+    With `stream_usage` streams are asked for their usage, whatever the caller wants to see of it.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Deployment:
     simulated: bool = False
     trusted: bool = False
     pattern: str = ""
+    stream_usage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,6 @@ class Registry:
     max_fallbacks: int | None = None
     routing_strategy: str = "least-busy"
     request_timeout_s: float | None = None
-    always_include_stream_usage: bool = False
     # Failures in a row and seconds of pause (LiteLLM's allowed_fails and cooldown_time); None for the process's setting.
     allowed_fails: int | None = None
     cooldown_s: float | None = None

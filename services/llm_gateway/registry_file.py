@@ -12,7 +12,7 @@ from services.llm_gateway.failures import FailureClass
 from services.llm_gateway.model_config import RETRY_POLICY, STRATEGIES, ModelEntry, ModelsFile, merged
 from services.llm_gateway.money import Prices
 from services.llm_gateway.price_config import PriceKeys, parse_table, prices_of, zeroed
-from services.llm_gateway.providers import LOCAL_EMBEDDERS, PROVIDERS, Provider
+from services.llm_gateway.providers import LOCAL_EMBEDDERS, PROVIDERS, Provider, stream_usage
 from services.llm_gateway.registry import (
     CacheConfig,
     Capabilities,
@@ -152,7 +152,6 @@ class _Builder:
             max_fallbacks=router.max_fallbacks,
             routing_strategy=STRATEGIES.get(router.routing_strategy, "least-busy"),
             request_timeout_s=router.timeout or litellm.request_timeout,
-            always_include_stream_usage=general.always_include_stream_usage,
             cache=CacheConfig(
                 litellm.cache,
                 cache.mode == "default_off",
@@ -231,6 +230,11 @@ class _Builder:
             headers.setdefault("api-key", key)
             base = base if "/openai" in base else f"{base}/openai/deployments/{model}"
             key = ""
+        asks = params.stream_options.include_usage if params.stream_options is not None else None
+        if asks is None:
+            asks = self._file.general_settings.always_include_stream_usage
+        if asks is None:
+            asks = info.simulated or (not local and stream_usage(name, base, params.api_version or ""))
         listed = self._listed(entry)
         free = info.free or params.free or any(keys.free for keys in listed) or (local and info.input_cost_per_token is None)
         default_parallel = self._file.router_settings.default_max_parallel_requests or 0
@@ -259,6 +263,7 @@ class _Builder:
             reasoning=info.supports_reasoning,
             simulated=info.simulated,
             trusted=info.trusted,
+            stream_usage=asks and "stream_options" not in params.additional_drop_params,
         )
 
     def _address(self, params: Any, provider: Provider, where: str) -> tuple[str, str]:

@@ -29,8 +29,6 @@ _OpenStream = tuple[list[Chunk], AsyncGenerator[list[Chunk], None], Charge, Atte
 async def stream(owner: "Completions", call: ChatCall) -> AsyncGenerator[StreamEvent, None]:
     """As `Completions.stream`."""
     body: Mapping[str, Any] = {**call.body, "stream": True}
-    if owner.registry.always_include_stream_usage and "stream_options" not in body:
-        body = {**body, "stream_options": {"include_usage": True}}
     work = owner.work("chat", "chat", call.model, body, call.run_id, call.terms, size=call.size, thread_id=call.thread_id)
     with work.recorded():
         relay = _Relay(owner, work, call.opened)
@@ -159,11 +157,11 @@ class _Relay:
     def _usage(self, deployment: Deployment, charge: Charge, sent: Meter, *, whole: bool = False, left: bool = False) -> Usage:
         """What a stream has cost; `left` says that we ended it, so that a usage told on the way is not its last word."""
         payer = self._work.payer
-        reported = usage_of(deployment, sent.usage, batch=payer.terms.discounted)
+        reported = usage_of(deployment, sent.usage, charge.extras, batch=payer.terms.discounted)
         if reported is not None and (sent.finished or not left):
             return reported
-        if deployment.reasoning:
-            # What it thought unseen is billed too, and nobody says how much that was.
+        if deployment.reasoning or charge.extras is not None:
+            # What it thought unseen is billed too, and what it searched; nobody says how much that was.
             return charge.upper_bound
         output = sent.output_bytes + (0 if whole else UNREAD_TOKENS)
         if reported is None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from services.common.errors import BulkheadError, DeadlineExceeded
 from services.llm_gateway import charges
 from services.llm_gateway.attempts import Course, Opened
-from services.llm_gateway.bounds import assumed_output, output_bound
+from services.llm_gateway.bounds import assumed_output, output_bound, usage_wanted
 from services.llm_gateway.capabilities import Fit, Needs, Verdict, fit_of, needs_of
 from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.estimates import Measure
+from services.llm_gateway.extras import described, extras_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import Usage, priced
 from services.llm_gateway.ports import Attempt, Upstream
@@ -98,19 +99,26 @@ class Work:
             fit = self._fit(deployment)
             if fit.verdict is Verdict.ADAPTED:
                 wanted = fit.body
-                self._tell_adapted(deployment, fit)
+                self._tell_once(
+                    "request_adapted", deployment, f"The request was adapted to what {deployment.group} can take", ", ".join(fit.reasons)
+                )
         if stitch is not None:
             wanted = stitch.continuing(wanted)
         sent = (
             {**deployment.defaults, **wanted, "model": deployment.model} if deployment.defaults else {**wanted, "model": deployment.model}
         )
-        output = 0
+        output, extras = 0, None
         if self.payer.operation == "chat":
             output = output_bound(sent)
             if output == 0:
                 field, output = assumed_output(deployment)
                 sent[field] = output
                 output *= max(_choices(sent), 1)
+            if deployment.stream_usage and sent.get("stream"):
+                sent["stream_options"] = usage_wanted(sent.get("stream_options"))
+            extras = extras_of(deployment, sent, self._measured)
+            if extras is not None and extras.tools is not None:
+                sent["tools"] = extras.tools
         # Read before anything is waited for: attempts at two deployments may begin side by side.
         self.payer.input_tokens = self._owner.estimates.input_bound(deployment.id, self._measured)
         asked_at = time.monotonic()
@@ -124,7 +132,10 @@ class Work:
             self.course.deadline,
             fallback=self.course.fallbacks > 0,
             repeated_tokens=0 if stitch is None else len(stitch.delivered_text.encode()),
+            extras=extras,
         )
+        if extras is not None and extras.missing:
+            self._tell_once("price_unknown", deployment, f"Not all that {deployment.group} bills has a price", described(extras.missing))
         try:
             limits = self.course.limits(deployment, asked_at)
         except DeadlineExceeded as error:
@@ -141,14 +152,13 @@ class Work:
             large=self._measured.text_bytes > LARGE_BYTES,
         )
 
-    def _tell_adapted(self, deployment: Deployment, fit: Fit) -> None:
+    def _tell_once(self, code: str, deployment: Deployment, message: str, details: str) -> None:
         """Once for each target, however often it is asked."""
-        adapted = ", ".join(fit.reasons)
-        if (deployment.group, adapted) in self._told:
+        if (deployment.group, details) in self._told:
             return
-        self._told = {*self._told, (deployment.group, adapted)}
-        message = f"The request was adapted to what {deployment.group} can take: {adapted}."
-        self.notices.append(Notice("request_adapted", message, attributes=(("model", deployment.group), ("adapted", adapted))))
+        self._told = {*self._told, (deployment.group, details)}
+        name = "adapted" if code == "request_adapted" else "missing"
+        self.notices.append(Notice(code, f"{message}: {details}.", attributes=(("model", deployment.group), (name, details))))
 
     def single(
         self,
@@ -199,7 +209,8 @@ class Work:
     def served(self, charge: Charge, deployment: Deployment, usage: Usage) -> None:
         """The attempt gave the answer."""
         first_s = charge.served(usage)
-        if not usage.estimated and usage.input:
+        # What tools and files made of the prompt says nothing about the next one.
+        if not usage.estimated and usage.input and charge.extras is None:
             self._owner.estimates.learn(deployment.id, self._measured, usage.input)
         if self._owner.hedge is not None:
             self._owner.hedge.observe(deployment.id, first_s, usage.cost_nanousd)
@@ -207,7 +218,7 @@ class Work:
 
     def failed(self, charge: Charge, deployment: Deployment, fault: UpstreamFault, usage: Usage | None = None) -> None:
         """The attempt failed. `usage` is what it will be billed as far as we know; what the provider says of it itself wins."""
-        charge.failed(fault.failure, usage_of(deployment, fault.usage, batch=self.payer.terms.discounted) or usage)
+        charge.failed(fault.failure, usage_of(deployment, fault.usage, charge.extras, batch=self.payer.terms.discounted) or usage)
         self.record.attempted(deployment, fault.failure.failure_class.value)
         self.record.spent(deployment, self.payer.spent)
 

@@ -42,9 +42,16 @@ def usage_of(metadata: Any) -> dict[str, Any] | None:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": _count(metadata, "cachedContentTokenCount")},
+        "prompt_tokens_details": {"cached_tokens": _count(metadata, "cachedContentTokenCount"), **_heard(metadata)},
         "completion_tokens_details": {"reasoning_tokens": thoughts},
     }
+
+
+def _heard(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The audio tokens of the prompt, where they are told apart."""
+    details = metadata.get("promptTokensDetails")
+    told = [part for part in details if isinstance(part, Mapping)] if isinstance(details, list) else []
+    return {"audio_tokens": sum(_count(part, "tokenCount") for part in told if part.get("modality") == "AUDIO")} if told else {}
 
 
 def _count(metadata: Mapping[str, Any], name: str) -> int:

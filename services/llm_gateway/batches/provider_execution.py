@@ -24,6 +24,7 @@ from services.llm_gateway.batches.results import answered_line
 from services.llm_gateway.bounds import assumed_output, output_bound
 from services.llm_gateway.charges import usage_of
 from services.llm_gateway.estimates import measure
+from services.llm_gateway.extras import extras_of
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Prices, Usage
 from services.llm_gateway.ports import Ask, Ticket
 from services.llm_gateway.registry import Deployment, Mode, Registry
@@ -362,9 +363,10 @@ def _line(held: "Execution", deployment: Deployment, provider: Provider, number:
     try:
         if endpoint == "/v1/chat/completions":
             check_request(body)
-        if body.get("stream"):
-            return None
-        return provider.line(deployment, endpoint, held.record.id, number, _sent(held, deployment, body))
+        sent = _sent(held, deployment, body)
+        if body.get("stream") or (endpoint == "/v1/chat/completions" and extras_of(deployment, sent, measure(sent)) is not None):
+            return None  # what is billed beside text is reserved for where it is executed here
+        return provider.line(deployment, endpoint, held.record.id, number, sent)
     except BulkheadError:
         return None
 

@@ -21,6 +21,7 @@ from services.common.errors import (
     Unauthenticated,
     UpstreamFailed,
 )
+from services.llm_gateway.model_port.terms import MAX_COST
 
 _TYPES: Mapping[type[BulkheadError], str] = {
     InvalidInput: "invalid_request_error",
@@ -70,6 +71,8 @@ def error_body(error: BulkheadError) -> bytes:
         code = None
     elif error.reason == "REQUEST_REFUSED":
         code = error.metadata.get("upstream_code")
+    elif error.reason == "MAX_COST_EXCEEDED":
+        param = MAX_COST
     elif error.reason in ("MODEL_MODE_MISMATCH", "MODEL_NOT_ALLOWED"):
         param = "model"
     elif error.reason == "MODEL_NOT_FOUND":

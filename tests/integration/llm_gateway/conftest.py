@@ -229,7 +229,6 @@ def models_file(sim_url: str, **router: Any) -> dict[str, Any]:
         "model_list": [entry("main", "sim-1", base), entry("backup", "sim-2", base), local],
         # Tests share a gateway: what one of them breaks must not stay shut for the next.
         "router_settings": {"allowed_fails": 1000, **router},
-        "general_settings": {"always_include_stream_usage": True},
     }
 
 

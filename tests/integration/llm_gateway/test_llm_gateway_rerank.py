@@ -92,4 +92,5 @@ async def test_search_units_are_what_cohere_bills(serve, content, provider, wire
         assert status == 200
         assert float(headers["x-litellm-response-cost"]) == pytest.approx(0.006)
         status, answer, _ = await stack.post("/v1/rerank", body, **{"x-bulkhead-max-cost-microusd": "5999"})
-        assert (status, answer["error"]["code"]) == (400, "max_cost_exceeded")
+        error = answer["error"]
+        assert (status, error["code"], error["param"]) == (400, "max_cost_exceeded", "x-bulkhead-max-cost-microusd")

@@ -14,13 +14,14 @@ from services.llm_gateway.attempts import QUEUE_SHARE
 from services.llm_gateway.batches.execution import ExecutionRules
 from services.llm_gateway.batches.files import FileRules
 from services.llm_gateway.batches.requests import MAX_LINES
+from services.llm_gateway.extras import MOST_TOOL_USES, ROUNDS, TOOL_USES
 from services.llm_gateway.failures import MOVES, FailureClass, Move
 from services.llm_gateway.gate import GateSettings
 from services.llm_gateway.model_config import REQUEST_DEFAULTS, STRATEGIES, ModelInfo, ModelsFile
 from services.llm_gateway.model_port import embeddings, exchange, rerank, terms
 from services.llm_gateway.model_port.app import MAX_TIMEOUT_MS
 from services.llm_gateway.price_config import PriceKeys
-from services.llm_gateway.providers import LOCAL_EMBEDDERS, PROVIDERS
+from services.llm_gateway.providers import AZURE_STREAM_USAGE, LOCAL_EMBEDDERS, PROVIDERS
 from services.llm_gateway.registry_file import registry_parser
 from services.llm_gateway.settings import Settings
 
@@ -95,6 +96,24 @@ def test_what_the_page_calls_a_key_of_models_yaml_is_one():
     assert "max_tokens" in REQUEST_DEFAULTS
     for path in ("router_settings", "litellm_settings", "general_settings"):
         assert path in ModelsFile.model_fields
+
+
+def test_what_is_billed_beside_text_is_told_with_its_keys_and_bounds():
+    needs = {key for row in rows("the request has | needs") for key in re.findall(r"`(\w+)`", row[1])}
+    assert needs == {
+        "search_context_cost_per_query", "max_input_tokens", "code_interpreter_cost_per_session", "input_cost_per_audio_token",
+        "output_cost_per_audio_token",
+    }  # fmt: skip
+    assert needs <= set(ModelInfo.model_fields)
+    table = str(rows("the request has | needs"))
+    assert f"without it {TOOL_USES} are sent, and {MOST_TOOL_USES} at most" in table
+    assert f"as many rounds as uses, {ROUNDS} at most" in table
+
+
+def test_providers_that_are_asked_for_the_usage_of_streams_are_named():
+    told = PAGE.partition("**Usage of streams**")[2].partition("It is asked for at:")[2].partition(";")[0]
+    assert set(re.findall(r"`([\w-]+)`", told)) == {name for name, p in PROVIDERS.items() if p.stream_usage} - {"text-completion-openai"}
+    assert f"for `azure` from version {AZURE_STREAM_USAGE}" in re.sub(r"\s+", " ", PAGE)
 
 
 def test_settings_and_their_defaults():

@@ -65,7 +65,7 @@ class Layers:
         chance = random.Random(1)
         policy = Policy(total_s=6.0, first_token_s=2.0, connect_s=1.0, num_retries=0, retry_base_s=0.001)
         self.completions = Completions(
-            lambda: Registry(dict(self.groups), always_include_stream_usage=True),
+            lambda: Registry(dict(self.groups)),
             {"openai": HttpUpstream(session, OpenAiDialect())}, policy, chance, OpenGate(chance), self.purse,
         )  # fmt: skip
         self.flight = SingleFlight(self.completions, lambda: self.policy, admit=self.admit)
@@ -94,7 +94,9 @@ class Layers:
 
     def group(self, name, model, index, mode="chat"):
         """A model group of one deployment of the simulator."""
-        made = Deployment(f"{name}-0", name, "simulator", "openai", model, mode, f"{self.sim.url}/v1", prices=PRICES, simulated=True)
+        made = Deployment(
+            f"{name}-0", name, "simulator", "openai", model, mode, f"{self.sim.url}/v1", prices=PRICES, simulated=True, stream_usage=True
+        )
         return Group(name, index, (made,))
 
     @staticmethod
