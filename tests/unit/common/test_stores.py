@@ -1,6 +1,7 @@
 """Accounts, buckets, idempotency and batched functions on a real Valkey."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.common import testing
-from services.common.accounts import Accounts
+from services.common.accounts import Accounts, digest_of
 from services.common.config import ConfigProblem
 from services.common.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded, QuotaExceeded, Unauthenticated
 from services.common.idempotency import IdempotencyStore, fingerprint
@@ -31,6 +32,22 @@ async def test_a_key_resolves_to_its_principal_and_its_secret_is_stored_nowhere(
         kind = (await valkey.type(key)).decode()
         value = await (valkey.get(key) if kind == "string" else valkey.smembers(key))
         assert issued.secret not in f"{key}{value}"
+
+
+async def test_every_change_of_a_key_is_told_to_versions_that_know_only_digests(valkey):
+    accounts = Accounts(valkey)
+    issued = await accounts.create_key(tenant="acme", user="ana", tier="pro", scopes=[])
+    key_id, told = issued.record.key_id, []
+    async with valkey.pubsub() as listener:
+        await listener.subscribe("acct:revoked")
+        await accounts.update_key("acme", key_id, lambda key: replace(key, name="ci"))
+        rotated = await accounts.keys.rotate(key_id, "acme")
+        await accounts.revoke("acme", key_id)
+        async with asyncio.timeout(10):
+            while len(told) < 3:
+                message = await listener.get_message(ignore_subscribe_messages=True, timeout=1.0)
+                told += [message["data"].decode()] if message else []
+    assert told == [digest_of(issued.secret), digest_of(issued.secret), digest_of(rotated.secret)]
 
 
 async def test_unknown_expired_and_revoked_keys_are_refused_everywhere_at_once(valkey, state_url):
