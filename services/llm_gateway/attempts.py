@@ -99,6 +99,8 @@ class Course:
         self._primary: Failure | None = None
         self._wait_until = 0.0
         self.failures: list[tuple[Deployment, Failure]] = []
+        # What failed beside the attempt that is looked at.
+        self._beside: list[tuple[Deployment, Failure]] = []
         self.attempts = 0
         self.retries = 0
         self.fallbacks = 0
@@ -194,7 +196,7 @@ class Course:
         after_s = hedge.after_s(deployment.id)
         if after_s is None:
             return Opened(deployment, await attempt(deployment, self.attempts))
-        asked = [deployment]
+        asked, failed = [deployment], list[tuple[Deployment, Failure]]()
 
         def second() -> Coroutine[Any, Any, T] | None:
             others = [d for d in self.group.deployments if d.id not in self._asked and d.id not in self._spent]
@@ -209,9 +211,25 @@ class Course:
             self.attempts += 1
             asked.append(other)
             self._observer.hedging(deployment, other, after_s)
-            return attempt(other, self.attempts)
+            return beside(other, self.attempts)
 
-        result, by_second = await race(attempt(deployment, self.attempts), second, after_s, discard or _keep)
+        async def beside(other: Deployment, number: int) -> T:
+            try:
+                return await attempt(other, number)
+            except UpstreamFault as fault:
+                failed.append((other, fault.failure))
+                raise
+
+        try:
+            result, by_second = await race(attempt(deployment, self.attempts), second, after_s, discard or _keep)
+        except UpstreamFault:
+            # The call goes on by the first's failure, and knows of the other's.
+            for other, failure in failed:
+                self._beside.append((other, failure))
+                self.attempts -= not failure.asked
+                if MOVES[failure.failure_class] is not Move.RETRY:
+                    self._spent.add(other.id)
+            raise
         return Opened(asked[1] if by_second else deployment, result)
 
     def _pick(self) -> tuple[Deployment, Failure | None]:
@@ -262,7 +280,8 @@ class Course:
 
     def _after(self, deployment: Deployment, failure: Failure) -> Notice:
         """Decides by the failure's class. Answers what is tried next, raises when nothing may be."""
-        self.failures.append((deployment, failure))
+        self.failures += [(deployment, failure), *self._beside]
+        self._beside.clear()
         if time.monotonic() >= self.deadline:
             self._give_up()
         move = MOVES[failure.failure_class]

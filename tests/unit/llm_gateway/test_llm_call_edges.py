@@ -232,6 +232,29 @@ def settings():
     return Settings(state_url="redis://127.0.0.1:1/0")
 
 
+async def test_a_second_request_that_has_failed_as_well_is_not_made_again():
+    hedge = Hedge(0.5)
+    scene = Scene(deployment("a0"), deployment("a1", order=1), deployment("b0"), hedge=hedge)
+    for _ in range(NEEDED):
+        hedge.observe("a0", 0.0, 10**6)
+    both = asyncio.Event()
+    scene.gate.pick = lambda candidates, *_: candidates[-1 if scene.provider.asked else 0]
+
+    async def meet(attempt):
+        scene.provider.asked.append((attempt, time.monotonic()))
+        name = attempt.deployment.id
+        if len(scene.provider.asked) == 2:
+            both.set()
+        await both.wait()
+        if name == "a1" or len(scene.provider.asked) < 4:
+            raise UpstreamFault(Failure(FailureClass.CREDENTIAL if name == "a1" else FailureClass.TRANSIENT))
+
+    scene.provider._meet = meet
+    completed = await scene.calls.complete(CALL)
+    assert [attempt.deployment.id for attempt, _ in scene.provider.asked] == ["a0", "a1", "a0", "a0"]
+    assert (completed.outcome.attempts, completed.outcome.retries, completed.outcome.fallbacks) == (4, 2, 0)
+
+
 async def queued(settings, *tiers):
     """The tiers of the calls that wait at a deployment with one place, in the order in which they get it."""
     gate = Doors(settings, random.Random(1)).gate
