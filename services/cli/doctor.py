@@ -118,8 +118,9 @@ async def config_rows(workspace: Workspace) -> list[Row]:
     rows = []
     for label, ports in sorted(_running(workspace).items()):
         for file, problems in sorted((await refused_by(ports)).items()):
-            where = f"its problems stand in {workspace.log_file(label)} under config_refused"
-            rows.append(Row("configuration", f"{label} keeps the last good {file}", f"correct {file}: {'; '.join(problems) or where}"))
+            # Each problem names its file, which may be one that belongs to the other, as a price table.
+            way_out = "; ".join(problems) or f"look for config_refused in {workspace.log_file(label)}"
+            rows.append(Row("configuration", f"{label} keeps the last good {file}", way_out))
     return rows or [Row("configuration", "every file in force is the newest")]
 
 
