@@ -104,13 +104,17 @@ def test_a_change_of_either_file_takes_effect_and_a_bad_one_does_not(folder):
     (folder / "prompts/a.md").write_text("   ")
     catalog.reload()
     assert catalog.agents.get("one").prompt == "Be better."
+    # What was refused is told for as long as it is.
+    assert (catalog.name, "prompts/a.md is empty" in "".join(catalog.problem)) == ("agents.yaml", True)
     (folder / "prompts/a.md").write_text("Be good again.")
     (folder / "agents.yaml").write_text(GOOD.replace("one:", "uno:"))
     catalog.reload()
     assert catalog.agents.get("uno").prompt == "Be good again."
+    assert not catalog.problem
     (folder / "agents.yaml").write_text("agents: [")
     catalog.reload()
     assert catalog.agents.get("uno")
+    assert catalog.problem
 
 
 def test_a_start_is_refused_with_the_problems_of_all_files(folder, identities, tmp_path):
