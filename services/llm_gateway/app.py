@@ -99,7 +99,7 @@ async def build(settings: Settings) -> Service:
     models.on_change(layers.follow)
     calls = layers.calls
     erasers = [layers.erase_cached, layers.erase_replayable, money.erase, partial(_erase_account, accounts)]
-    servicer = LlmServicer(calls, doors.gate, money.purse, completions.estimates, erasers=erasers)
+    servicer = LlmServicer(calls, doors.gate, money.purse, completions.estimates, erasers=erasers, allows=money.allows)
     add_servicers = [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, servicer)]
     drain = []
     batches: BatchParts | None = None

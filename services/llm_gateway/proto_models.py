@@ -17,14 +17,15 @@ MAX_PAGE = 1_000
 NANO_PER_MICRO = 1_000
 
 
-def page_of(request: llm_pb2.ListModelsRequest, groups: list[Group]) -> llm_pb2.ListModelsResponse:
-    """One page of the registry. Raises InvalidInput for a size or a token that is none."""
+def page_of(request: llm_pb2.ListModelsRequest, named: list[tuple[str, Group]]) -> llm_pb2.ListModelsResponse:
+    """One page of names with their groups. Raises InvalidInput for a size or a token that is none."""
     if request.page_size < 0 or request.page_size > MAX_PAGE:
         raise InvalidInput.field("page_size", f"must be 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}")
     size = request.page_size or DEFAULT_PAGE
     start = _offset(request.page_token)
-    token = _token(start + size) if start + size < len(groups) else ""
-    return llm_pb2.ListModelsResponse(models=[_model(group) for group in groups[start : start + size]], next_page_token=token)
+    token = _token(start + size) if start + size < len(named) else ""
+    models = [_model(name, group) for name, group in named[start : start + size]]
+    return llm_pb2.ListModelsResponse(models=models, next_page_token=token)
 
 
 def _token(offset: int) -> str:
@@ -43,10 +44,10 @@ def _offset(token: str) -> int:
     raise InvalidInput.field("page_token", "is not a token of this list")
 
 
-def _model(group: Group) -> llm_pb2.Model:
+def _model(name: str, group: Group) -> llm_pb2.Model:
     deployments = group.deployments
     return llm_pb2.Model(
-        name=group.name,
+        name=name,
         mode=group.mode,
         providers=sorted({d.provider for d in deployments}),
         max_input_tokens=min((d.max_input_tokens for d in deployments if d.max_input_tokens), default=0),

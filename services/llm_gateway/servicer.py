@@ -6,10 +6,12 @@ from contextlib import aclosing
 from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 
 from services.common.errors import InvalidInput, UpstreamFailed
+from services.common.identity import Principal
 from services.common.rpc.context import principal
 from services.common.rpc.server import MAX_MESSAGE_BYTES
 from services.llm_gateway import proto_chat
 from services.llm_gateway.estimates import Estimates, measure
+from services.llm_gateway.offered import offered
 from services.llm_gateway.ports import Gate, Purse
 from services.llm_gateway.proto_answers import StreamedAnswer, completed_message, opened_event, outcome_message, usage_message, warning_of
 from services.llm_gateway.proto_models import budgets_of, health_of, page_of
@@ -23,6 +25,7 @@ MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - 1024
 ERASE_SCOPE = "admin"
 # Erases what one part holds of (tenant, user) and answers what it was and how many.
 Eraser = Callable[[str, str], Awaitable[tuple[str, int]]]
+Allows = Callable[[Principal, str], Awaitable[bool]]
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
@@ -35,12 +38,15 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         purse: Purse,
         estimates: Estimates,
         erasers: Sequence[Eraser] = (),
+        allows: Allows | None = None,
     ) -> None:
+        """`allows` says whether a caller may ask a model group."""
         self._calls = calls
         self._gate = gate
         self._purse = purse
         self._estimates = estimates
         self._erasers = erasers
+        self._allows = allows
 
     async def Complete(self, request, context):
         """One whole completion."""
@@ -133,8 +139,12 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         return llm_pb2.CountTokensResponse(input_tokens=min(expected, bound), input_tokens_bound=bound, estimated=True)
 
     async def ListModels(self, request, context):
-        """One entry a model group."""
-        return page_of(request, list(self._calls.registry.groups.values()))
+        """One entry a model group, or a name that the caller may use."""
+        registry, caller = self._calls.registry, principal()
+        if not request.offered:
+            return page_of(request, list(registry.groups.items()))
+        named = offered(registry).items()
+        return page_of(request, [(n, group) for n, group in named if self._allows is None or await self._allows(caller, group.name)])
 
     async def GetModelHealth(self, request, context):
         """Breakers and queues of this replica."""

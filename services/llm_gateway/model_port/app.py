@@ -21,6 +21,7 @@ from services.common.telemetry import Histogram
 from services.llm_gateway.model_port.errors import ErrorForm, Refused, error_headers
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Match, Route, Routes, Surface
+from services.llm_gateway.offered import offered
 from services.llm_gateway.registry import Group, Registry
 
 MAX_TIMEOUT_MS = 600_000
@@ -143,10 +144,7 @@ class ModelPort:
         return call_context.CallContext(context.request_id, context.canary, _deadline(exchange), principal)
 
     async def _list_models(self, exchange: Exchange) -> None:
-        registry = self._registry()
-        named = {**registry.groups, **{alias: group for alias in registry.aliases if (group := registry.find(alias)) is not None}}
-        autos = {name: registry.groups[route.balanced] for name, route in registry.autos.items()}
-        listed = [(name, group) for name, group in {**autos, **named}.items() if await self._may_ask(exchange, group)]
+        listed = [(name, group) for name, group in offered(self._registry()).items() if await self._may_ask(exchange, group)]
         body = {"object": "list", "data": [_model(name, group) for name, group in listed]}
         await exchange.answer(200, orjson.dumps(body))
 

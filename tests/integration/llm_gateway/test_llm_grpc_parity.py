@@ -319,6 +319,19 @@ async def test_embeddings_and_rankings_are_the_same(rich):
     assert (ranked["model"], ranking.outcome.deployment_id != "") == (ranking.outcome.provider_model, True)
 
 
+async def test_the_same_names_are_offered(serve, models, sim):
+    content = models(sim.url, model_group_alias={"fast": "backup"})
+    async with serve(content) as stack:
+        headers = {"authorization": f"Bearer {stack.key}"}
+        async with stack.http.get(f"{stack.url}/v1/models", headers=headers) as answer:
+            over_http = [entry["id"] for entry in orjson.loads(await answer.read())["data"]]
+        with testing.calling(stack.identities):
+            listed = await stack.reader.ListModels(llm_pb2.ListModelsRequest(offered=True))
+            groups = await stack.reader.ListModels(llm_pb2.ListModelsRequest())
+        assert [model.name for model in listed.models] == over_http
+        assert [model.name for model in groups.models] == over_http[:-1]
+
+
 async def test_errors_say_the_same(rich):
     stack, _ = rich
     refused = [
