@@ -26,7 +26,7 @@ def body(text="Tell me about ships.", model="main"):
 @asynccontextmanager
 async def streaming(own, ask):
     """A stream that goes on while the files change, and that ends well."""
-    await own.sim.order("tokens_per_s=15", times=1)
+    await own.sim.order("tokens_per_s=30", times=1)
     with testing.calling(own.identities):
         stream = own.llm.StreamComplete(llm_pb2.StreamCompleteRequest(input=ask()))
         await anext(stream)
