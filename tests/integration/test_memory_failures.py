@@ -1,6 +1,7 @@
 """What memory answers while a part of it is away, and that nothing acknowledged is lost when processes are killed."""
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 from grpc_health.v1 import health_pb2
+from pymilvus import MilvusClient
 
 from services.common import embedded, testing
 from services.common.errors import BulkheadError, Overloaded
@@ -256,6 +258,28 @@ async def test_memories_outlive_an_emptied_milvus_and_a_change_of_the_embedding_
             await testing.wait_ready(memory.address)
             await memory.memories.AddMemories(add("The user grows roses"))
             await testing.eventually_async(all_found, "memories are indexed in the new store")
+
+
+async def test_memories_are_indexed_where_the_maker_of_a_new_collection_died_at_once(identities, state_url, valkey, milvus, llm):
+    async with fakes.memory_service(identities, state_url, milvus.uri, llm.address) as memory:
+        with testing.calling(identities, testing.principal_of("half-made")):
+            await memory.memories.AddMemories(add("The user keeps bees"))
+    # What is left when a process dies right after it made the collection of a store that is new: its name stands nowhere yet.
+    (model,) = [key for key in await valkey.hkeys("memory:collections") if not key.startswith(b"collection:")]
+    name = json.loads(await valkey.hget("memory:collections", model))["name"]
+    await valkey.delete("memory:collections", "memory:work")
+    client = MilvusClient(uri=milvus.uri, dedicated=True)
+    client.delete(name, filter='tenant_id != ""')
+    client.close()
+    async with fakes.memory_service(identities, state_url, milvus.uri, llm.address) as memory:
+        with testing.calling(identities, testing.principal_of("half-made"), timeout_s=60):
+            await memory.memories.AddMemories(add("The user likes tea"))
+
+            async def both_found():
+                found = await memory.memories.SearchMemories(memory_pb2.SearchMemoriesRequest(query="user bees tea"))
+                return len(found.memories) == 2
+
+            await testing.eventually_async(both_found, "the memory of before is indexed")
 
 
 async def test_nothing_acknowledged_is_lost_over_kills_of_memory_and_its_stores(identities, tmp_path, milvus, llm):

@@ -29,6 +29,10 @@ FLUSH_ROWS_IDLE = 32
 IDLE_S = 1.0
 FLUSH_TIMEOUT_S = 30.0
 MAX_TEXT_BYTES = 65_535
+INDEXES = (
+    ("dense", "HNSW", "COSINE", (("M", 16), ("efConstruction", 128))),
+    ("sparse", "SPARSE_INVERTED_INDEX", "BM25", (("bm25_k1", 1.2), ("bm25_b", 0.75))),
+)
 log = structlog.get_logger("bulkhead.memory.index")
 
 
@@ -82,10 +86,11 @@ class MilvusIndex:
         name = _collection_name(self._model, dimension)
         is_new = await self._connection.ddl(lambda client: _create(client, name, dimension, self._consistency))
         try:
-            await self._state.hset(REGISTRY, self._model, orjson.dumps({"v": 1, "name": name, "dimension": dimension}))
             await self._state.hset(REGISTRY, f"collection:{name}", b"{}")
-            if is_new:
+            # Planned before the collection counts as known: whoever made it may have died before this.
+            if is_new or self._model not in await self._registered():
                 await self._on_new()
+            await self._state.hset(REGISTRY, self._model, orjson.dumps({"v": 1, "name": name, "dimension": dimension}))
         except UNAVAILABLE as error:
             raise store_unavailable(error) from error
         self._name, self._dimension = name, dimension
@@ -203,7 +208,7 @@ def _create(client: Any, name: str, dimension: int, consistency: str) -> bool:
     from pymilvus.exceptions import MilvusException
 
     if client.has_collection(name):
-        client.load_collection(name)
+        _prepare(client, name)
         return False
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("pk", DataType.VARCHAR, is_primary=True, max_length=64)
@@ -217,16 +222,30 @@ def _create(client: Any, name: str, dimension: int, consistency: str) -> bool:
     schema.add_field("dense", DataType.FLOAT_VECTOR, dim=dimension)
     schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
     schema.add_function(Function(name="bm25", function_type=FunctionType.BM25, input_field_names=["terms"], output_field_names=["sparse"]))
-    indexes = client.prepare_index_params()
-    indexes.add_index("dense", index_type="HNSW", metric_type="COSINE", params={"M": 16, "efConstruction": 128})
-    indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="BM25", params={"bm25_k1": 1.2, "bm25_b": 0.75})
     try:
-        client.create_collection(name, schema=schema, index_params=indexes, consistency_level=consistency)
+        client.create_collection(name, schema=schema, consistency_level=consistency)
     except MilvusException:
         if not client.has_collection(name):  # else another replica was faster
             raise
-    client.load_collection(name)
+    _prepare(client, name)
     return True
+
+
+def _prepare(client: Any, name: str) -> None:
+    """Makes the indexes that are not there, as whoever made the collection may have died before them, and loads it."""
+    from pymilvus.exceptions import MilvusException
+
+    for field, kind, metric, params in INDEXES:
+        if client.list_indexes(name, field):
+            continue
+        wanted = client.prepare_index_params()
+        wanted.add_index(field, index_type=kind, metric_type=metric, params=dict(params))
+        try:
+            client.create_index(name, wanted)
+        except MilvusException:
+            if not client.list_indexes(name, field):  # else another replica was faster
+                raise
+    client.load_collection(name)
 
 
 def _fields(row: Row) -> dict[str, Any]:
