@@ -249,7 +249,7 @@ class Course:
                     self._spent.add(deployment.id)
             if not fitting:
                 return members[0], failure
-            members = fitting
+            members = tuple(fitting)
         chosen = self._gate.pick(members, self._registry.routing_strategy, self._load)
         if chosen is not None:
             return chosen, None

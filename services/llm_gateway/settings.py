@@ -90,8 +90,9 @@ class Settings(ServiceSettings):
     queue_wait_s: PositiveSeconds = Field(10.0, description="Longest wait for a place at a deployment that is full.")
     queue_length: Annotated[int, Field(ge=0)] = Field(1000, description="Calls that may wait at one deployment before more are refused.")
     queue_per_tenant: Annotated[int, Field(ge=0)] = Field(100, description="How many of those may be of one tenant.")
+    # The default is written as the variable is, and read like it.
     queue_tier_weights: TierWeights = Field(
-        "free=1,pro=2,enterprise=4",  # type: ignore[assignment] - read as the variable is
+        "free=1,pro=2,enterprise=4",  # type: ignore[arg-type]
         description="How the places of a full deployment are shared out between tiers; one that is not named weighs 1.",
     )
     genai_semconv: Literal["latest", "previous"] = Field(
