@@ -114,4 +114,7 @@ def _object(raw: bytes) -> dict[str, Any] | None:
 
 def _refusal(status: int, body: bytes) -> ProviderFailed:
     permanent = 300 <= status < 500 and status not in PASSING
-    return ProviderFailed(f"status {status}: {body.decode('utf-8', 'replace')[:300]}", permanent=permanent, missing=status == 404)
+    # 529 is Anthropic's word for overloaded. What a gateway on the way answers, 502 to 504, may come after the deed.
+    refused = 300 <= status < 500 or status == 529
+    message = f"status {status}: {body.decode('utf-8', 'replace')[:300]}"
+    return ProviderFailed(message, permanent=permanent, missing=status == 404, refused=refused)

@@ -71,6 +71,8 @@ class _Run:
     # Lines that the provider has answered, and those that it takes money for.
     lines: int = 0
     paid: int = 0
+    # Whether the last try to begin it is known to have begun nothing.
+    refused: bool = False
     seen: set[int] = field(default_factory=set)
 
     @property
@@ -238,7 +240,7 @@ class ProviderExecution:
         """Finds what was begun, and begins what was not; None where nothing is to be begun any more."""
         state, held, provider = run.state, run.held, run.provider
         staged: str | None = state.get("file_id")
-        found = None if staged is None else await provider.find(run.deployment, submission, staged)
+        found = None if staged is None or run.refused else await provider.find(run.deployment, submission, staged)
         if found is None:
             if held.stopped:
                 return None
@@ -246,7 +248,12 @@ class ProviderExecution:
                 staged = await provider.stage(run.deployment, submission)
                 # Recorded before the batch is begun: whoever comes next can look for it.
                 await run.save(file_id=staged)
-            found = await provider.begin(run.deployment, submission, staged)
+            run.refused = False
+            try:
+                found = await provider.begin(run.deployment, submission, staged)
+            except ProviderFailed as error:
+                run.refused = error.refused
+                raise
         await run.save(batch_id=found.id)
         return found
 

@@ -10,12 +10,16 @@ from services.llm_gateway.registry import Deployment
 
 
 class ProviderFailed(Exception):
-    """A provider's batch API refused, failed or could not be reached; `permanent` where asking again is no use."""
+    """A provider's batch API refused, failed or could not be reached; `permanent` where asking again is no use.
 
-    def __init__(self, message: str, *, permanent: bool = False, missing: bool = False) -> None:
+    `refused` says that the provider has heard the request and has not done it; `missing` that there is no such thing.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False, missing: bool = False, refused: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
         self.missing = missing
+        self.refused = refused
 
 
 class NotYetKnown(ProviderFailed):

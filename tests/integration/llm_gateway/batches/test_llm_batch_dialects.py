@@ -16,6 +16,10 @@ from services.llm_gateway.batches.provider_port import ProviderFailed
 
 ADAPTERS = {"claude": AnthropicBatches, "gemini": GeminiBatches, "azure": OpenAiBatches}
 each_api = pytest.mark.parametrize("model", ADAPTERS)
+# The one of Anthropic differs most from OpenAI's; the others are left to longer runs.
+slowly_each_api = pytest.mark.parametrize(
+    "model", ["claude", pytest.param("gemini", marks=pytest.mark.system), pytest.param("azure", marks=pytest.mark.system)]
+)
 
 
 def numbered(line, model: str, count: int) -> list[dict]:
@@ -73,7 +77,7 @@ async def test_a_batch_goes_to_the_api_of_its_model_and_costs_half(gateway, line
         await testing.eventually_async(nothing_left, "nothing of the tenant's stays there")
 
 
-@each_api
+@slowly_each_api
 async def test_what_is_the_request_s_own_fault_is_told_and_the_rest_done_here(gateway, line, sim, model):
     await sim.order("context_length", endpoint="batch", contains="number 1")
     await sim.order("status=500", endpoint="batch", contains="number 3")
@@ -98,7 +102,7 @@ async def test_an_api_that_takes_no_batches_leaves_them_to_the_gateway(gateway, 
         assert [entry["operation"] for entry in await same_bill(g, sim)] == ["chat"] * 3
 
 
-@each_api
+@slowly_each_api
 async def test_a_cancellation_reaches_the_api_and_what_was_done_is_paid_and_kept(gateway, line, sim, model):
     await sim.order("batch_line_delay=60", endpoint="batch", times=1)
     async with gateway() as g:
@@ -173,7 +177,7 @@ async def test_a_prompt_that_gemini_blocks_is_paid_and_told(gateway, line, sim):
         await same_bill(g, sim)
 
 
-@each_api
+@slowly_each_api
 async def test_a_batch_that_was_begun_and_never_heard_of_is_found_again(gateway, line, sim, monkeypatch, model):
     adapter = ADAPTERS[model]
     real, begun = adapter.begin, asyncio.Event()
@@ -259,6 +263,17 @@ async def test_a_lookalike_that_runs_on_is_waited_for_no_longer_than_a_cancelled
         # What nobody can know is paid for at its bound.
         (entry,) = await g.lines()
         assert (entry["status"], entry["estimated"], entry["cost_nanousd"]) == ("lost", True, entry["reserved_nanousd"])
+
+
+async def test_a_refusal_that_passes_does_not_wait_for_lookalikes(gateway, line, sim, http):
+    params = {"model": "sim-1", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+    other = {"requests": [{"custom_id": f"other-{n}", "params": params} for n in range(3)]}
+    async with http.post(f"{sim.url}/v1/messages/batches", json=other, headers={"x-sim-fault": "batch_delay=60000"}) as answer:
+        assert answer.status == 200
+    await sim.order("rate_limit", endpoint="batch", times=2)
+    async with gateway() as g:
+        whole((await g.outputs(await g.ended(await g.begun(numbered(line, "claude", 3)))))[0], 3)
+        assert [entry["operation"] for entry in await same_bill(g, sim)] == ["batch"]
 
 
 @pytest.mark.system
