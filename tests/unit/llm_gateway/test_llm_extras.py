@@ -17,7 +17,7 @@ from services.llm_gateway.attempts import Policy
 from services.llm_gateway.chat import ChatCall, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.estimates import measure
-from services.llm_gateway.extras import MOST_TOOL_USES, ROUNDS, TOOL_USES, extras_of
+from services.llm_gateway.extras import MOST_TOOL_USES, ROUNDS, TOOL_USES, Extras, extras_of
 from services.llm_gateway.money import ExtraPrices, Prices
 from services.llm_gateway.price_config import PriceKeys, prices_of
 from services.llm_gateway.registry import Deployment, Group, Registry
@@ -200,6 +200,19 @@ async def test_what_an_extra_turns_out_to_cost(adapter, body, reported, cost, es
     assert (completed.outcome.usage.cost_microusd, completed.outcome.usage.estimated) == (cost, estimated)
     ((ticket, usage, _),) = scene.purse.settled
     assert usage.cost_nanousd <= ticket.ask.cost_nanousd
+
+
+@pytest.mark.parametrize(
+    ("found", "nanousd"),
+    [
+        (Extras(audio_output=True), 100 * 3_000 + 10 * 20_000),
+        (Extras(audio_input=True), 100 * 10_000 + 10 * 15_000),
+        (Extras(searches=2, search_size=2), 100 * 3_000 + 10 * 15_000 + 2 * 10**7),
+        (Extras(sessions=1), 100 * 3_000 + 10 * 15_000 + 3 * 10**7),
+    ],
+)
+def test_the_bound_of_each_extra(found, nanousd):
+    assert found.bound_nanousd(ALL, 100, 10) == nanousd
 
 
 async def test_a_model_that_always_searches_costs_a_search_that_nobody_counts():
