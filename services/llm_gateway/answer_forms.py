@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from services.llm_gateway.chat import Answer, Assembly, Chunk, ChunkReader, text_of
+from services.llm_gateway.chat import Answer, Assembly, CallNumbers, Chunk, ChunkReader, text_of
 from services.llm_gateway.messages_shape import BLOCKS, CALL_EXTRAS, OWN_FIELDS, arguments_of, message_of
 from services.llm_gateway.results import Finished, Outcome
 
@@ -20,8 +20,6 @@ _OWN_KNOWN = _OWN_ENDS | _OWN_BLOCKS | {"prompt_usage"}
 # Padding that a provider puts into events against observers of their length.
 _PADDING = "obfuscation"
 _OF_CHOICE = frozenset({"index", "delta", "finish_reason", "logprobs"})
-# No provider's index is as high; what is goes by its place.
-_MOST_CALLS = 2**20
 _HEADLESS = frozenset({"choices", "usage", "object", _PADDING})
 
 
@@ -121,31 +119,6 @@ class Joined:
         if self._usage is not None:
             data["usage"] = self._usage
         return Answer(orjson.dumps(data), data)
-
-
-class CallNumbers:
-    """The places of the tool calls of one choice. Servers that send whole calls leave the index out, and some number every call 0 and
-    tell them apart by their ids alone: taken at its word, the second of them would be a piece of the first.
-    """
-
-    __slots__ = ("_ids", "_numbers")
-
-    def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}
-        self._ids: dict[int, str] = {}
-
-    def of(self, call: Mapping[str, Any], place: int) -> int:
-        """The place of the call that this is a piece of; `place` is that of the piece in its event."""
-        given = call.get("index")
-        index = given if isinstance(given, int) and 0 <= given < _MOST_CALLS else place
-        named = text_of(call.get("id"))
-        number = self._numbers.get(index)
-        if number is None or (named and self._ids.get(number, named) != named and (call.get("function") or {}).get("name")):
-            number = index if index not in self._numbers.values() else max(self._numbers.values()) + 1
-            self._numbers[index] = number
-        if named:
-            self._ids.setdefault(number, named)
-        return number
 
 
 class _Text:

@@ -15,6 +15,8 @@ from services.llm_gateway.terms import PLAIN, Terms
 _SILENT_KEYS = frozenset({"role", "content", "refusal", "tool_calls", "function_call", "audio"})
 # One malformed event does not lose a stream; more of them are a provider that speaks another language.
 MALFORMED_ALLOWED = 1
+# No provider numbers a tool call as high; what is goes by its place.
+_MOST_CALLS = 2**20
 
 
 @dataclass(slots=True, unsafe_hash=True)  # made for each call, and never changed: frozen costs four times as much
@@ -266,12 +268,41 @@ class Meter:
             self.counted_bytes = self.output_bytes
 
 
+class CallNumbers:
+    """The places of the tool calls of one choice. Servers that send whole calls leave the index out, and some number every call 0 and
+    tell them apart by their ids alone: taken at its word, the second of them would be a piece of the first.
+    """
+
+    __slots__ = ("_ids", "_numbers", "_taken")
+
+    def __init__(self) -> None:
+        # The place of the call that came last under an index, and all places so far.
+        self._numbers: dict[int, int] = {}
+        self._taken: set[int] = set()
+        self._ids: dict[int, str] = {}
+
+    def of(self, call: Mapping[str, Any], place: int) -> int:
+        """The place of the call that this is a piece of; `place` is that of the piece in its event."""
+        given = call.get("index")
+        index = given if isinstance(given, int) and 0 <= given < _MOST_CALLS else place
+        named = text_of(call.get("id"))
+        number = self._numbers.get(index)
+        if number is None or (named and self._ids.get(number, named) != named and (call.get("function") or {}).get("name")):
+            number = index if index not in self._taken else max(self._taken) + 1
+            self._numbers[index] = number
+            self._taken.add(number)
+        if named:
+            self._ids.setdefault(number, named)
+        return number
+
+
 class Assembly:
     """Adds the chunks of a stream up to the whole message of its first choice."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}
+        self._numbers = CallNumbers()
         self.finish_reason = ""
         self.response_id = ""
         self.model = ""
@@ -280,9 +311,9 @@ class Assembly:
         """Adds one chunk."""
         if chunk.text:
             self._text.append(chunk.text)
-        for call in chunk.tool_calls:
+        for place, call in enumerate(chunk.tool_calls):
             function = call.get("function") or {}
-            kept = self._calls.setdefault(index_of(call), {"id": "", "name": "", "arguments": ""})
+            kept = self._calls.setdefault(self._numbers.of(call, place), {"id": "", "name": "", "arguments": ""})
             kept["id"] = kept["id"] or text_of(call.get("id"))
             kept["name"] = kept["name"] or text_of(function.get("name"))
             kept["arguments"] += text_of(function.get("arguments"))
@@ -307,12 +338,6 @@ def _bytes_of(chunk: Chunk) -> int:
         function = call.get("function") or {}
         size += len(text_of(function.get("name")).encode()) + len(text_of(function.get("arguments")).encode())
     return size
-
-
-def index_of(call: Mapping[str, Any]) -> int:
-    """Position of a tool call delta; providers that send whole calls leave it out."""
-    index = call.get("index")
-    return index if isinstance(index, int) else 0
 
 
 def text_of(value: Any) -> str:

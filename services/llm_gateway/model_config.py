@@ -123,6 +123,7 @@ class ModelInfo(PriceKeys):
     trusted: bool = False
     # The entry of the price table, where the deployment's own name says too little (Azure).
     base_model: str | None = None
+    # From here on: what only describes a model, as it stands in LiteLLM's table and in what its database writes.
     max_tokens: Any = None
     description: Any = None
     litellm_provider: Any = None
@@ -136,8 +137,6 @@ class ModelInfo(PriceKeys):
     updated_by: Any = None
     updated_at: Any = None
     db_model: Any = None
-    tier: Any = None
-    team_id: Any = None
 
 
 class ModelEntry(_Section):
@@ -183,6 +182,7 @@ class RouterSettings(_Section):
     model_group_alias: Annotated[dict[str, str | dict[str, Any]], _None_is_empty_map] = {}
     routing_strategy: str = "least-busy"
     default_max_parallel_requests: Annotated[int, Field(ge=0)] | None = None
+    # What a deployment can take is always looked at before a call.
     enable_pre_call_checks: Any = None
     timeout: Seconds | None = None
     auto_router: AutoRouter | list[AutoRouter] | None = None

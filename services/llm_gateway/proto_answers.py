@@ -7,8 +7,8 @@ import orjson
 from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
-from services.llm_gateway.answer_forms import CallNumbers, Joined, is_plain
-from services.llm_gateway.chat import Answer, Chunk, text_of
+from services.llm_gateway.answer_forms import Joined, is_plain
+from services.llm_gateway.chat import Answer, CallNumbers, Chunk, text_of
 from services.llm_gateway.messages_shape import OWN_FIELDS
 from services.llm_gateway.money import Usage
 from services.llm_gateway.results import Finished, Notice, Outcome

@@ -24,6 +24,7 @@ from services.llm_gateway.cache_telemetry import counted
 from services.llm_gateway.caching_records import Record
 from services.llm_gateway.canonical_key import canonical, request_key
 from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS
 from services.llm_gateway.results import EmbedCall, ModelCalls
 from services.llm_gateway.semantic_wording import SYNONYMS, canon_of, wording
 
@@ -181,7 +182,9 @@ class SemanticCache:
             return
         answer = record.answer()
         message: Mapping[str, Any] = {} if answer is None else answer.data["choices"][0]["message"]
-        if not message.get("content") or message.get("tool_calls") or message.get("function_call"):
+        own = message.get(OWN_FIELDS)
+        more = isinstance(own, Mapping) and own.get(BLOCKS)  # what a provider's own tools have done
+        if not message.get("content") or message.get("tool_calls") or message.get("function_call") or more:
             counted("semantic", "refused")
             return
         task = asyncio.create_task(self._remember(question, call, key, owner, keep_s))

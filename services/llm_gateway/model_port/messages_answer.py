@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import UpstreamFailed
-from services.llm_gateway.chat import Answer, Chunk, index_of, text_of
+from services.llm_gateway.chat import Answer, CallNumbers, Chunk, text_of
 from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS, anthropic_usage, arguments_of, stop_of
 from services.llm_gateway.money import Usage
 
@@ -95,6 +95,7 @@ class MessageEvents:
         self._kind = ""  # of the open block: text, thinking, tool, or none
         self._call = -1  # number of the open tool call
         self._calls: set[int] = set()
+        self._numbers = CallNumbers()
         self._thought = 0  # length of what the open thinking block has said
         self._id = ""
         self._choice: dict[str, Any] = {}
@@ -172,8 +173,8 @@ class MessageEvents:
                 self._refused = self._refused or key == "refusal"
                 self._open(out, "text", {"type": "text", "text": ""})
                 self._grow(out, {"type": "text_delta", "text": text})
-        for call in delta.get("tool_calls") or ():
-            self._tool(out, call)
+        for place, call in enumerate(delta.get("tool_calls") or ()):
+            self._tool(out, self._numbers.of(call, place), call)
 
     def _think(self, out: list[bytes], block: Mapping[str, Any]) -> None:
         if block.get("type") != "thinking":
@@ -228,10 +229,9 @@ class MessageEvents:
             self._grow(out, {"type": "input_json_delta", "partial_json": orjson.dumps(given).decode()})
         self._close(out)
 
-    def _tool(self, out: list[bytes], call: Mapping[str, Any]) -> None:
-        number, function = index_of(call), call.get("function") or {}
-        # Some servers number every call 0 and tell them apart by their ids alone.
-        if number not in self._calls or (self._kind == "tool" and number == self._call and call.get("id") and function.get("name")):
+    def _tool(self, out: list[bytes], number: int, call: Mapping[str, Any]) -> None:
+        function = call.get("function") or {}
+        if number not in self._calls:
             self._close(out)
             self._calls.add(number)
             rest = {key: call[key] for key in ("caller", "toolset_name") if key in call}

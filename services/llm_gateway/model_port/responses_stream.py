@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import BulkheadError
-from services.llm_gateway.chat import Chunk, index_of, text_of
+from services.llm_gateway.chat import CallNumbers, Chunk, text_of
 from services.llm_gateway.model_port.responses_reasoning import sealed
 from services.llm_gateway.model_port.responses_shape import (
     INCOMPLETE,
@@ -89,6 +89,7 @@ class ResponseEvents:
         self._message: _Message | None = None
         self._reasoning: _Reasoning | None = None
         self._calls: dict[int, _Call] = {}
+        self._numbers = CallNumbers()
         self._usage: Mapping[str, Any] | None = None
 
     def feed(self, chunks: Iterable[Chunk]) -> bytes:
@@ -156,8 +157,8 @@ class ResponseEvents:
             events += self._text(refusal, refusal=True)
         if self._message is not None and delta.get("extra_content"):
             self._message.extra = delta["extra_content"]
-        for call in chunk.tool_calls:
-            events += self._call(call)
+        for place, call in enumerate(chunk.tool_calls):
+            events += self._call(self._numbers.of(call, place), call)
         return events
 
     def _think(self, thought: str, blocks: list[Any]) -> list[bytes]:
@@ -225,9 +226,9 @@ class ResponseEvents:
         done, self._message = self._message, None
         return [] if done is None else [*self._close_part(done), self._done(done.place, done.item(status))]
 
-    def _call(self, delta: Mapping[str, Any]) -> list[bytes]:
+    def _call(self, number: int, delta: Mapping[str, Any]) -> list[bytes]:
         function = delta.get("function") or {}
-        call = self._calls.setdefault(index_of(delta), _Call())
+        call = self._calls.setdefault(number, _Call())
         call.call_id = call.call_id or text_of(delta.get("id"))
         call.name = call.name or text_of(function.get("name"))
         call.extra = delta.get("extra_content") or call.extra
