@@ -1,7 +1,7 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's API over every model of the registry."""
 
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ from services.llm_gateway.model_port.messages_count import estimated_tokens
 from services.llm_gateway.model_port.messages_errors import ANTHROPIC, error_body, error_event
 from services.llm_gateway.model_port.messages_request import canonical
 from services.llm_gateway.model_port.routing import Route
+from services.llm_gateway.model_port.streaming import cost_of, send_stream
 from services.llm_gateway.model_port.terms import terms_of
 from services.llm_gateway.results import Finished, ModelCalls, Notice
 
@@ -41,7 +42,7 @@ class MessagesSurface:
 
     async def create(self, exchange: Exchange) -> None:
         """Answers one request, whole or as a stream. Raises domain errors while no byte has gone out."""
-        body, size = await self._read(exchange)
+        body, size = await exchange.json()
         model = _model(body)
         chat = canonical(body, exchange.headers.get(_BETAS, ""))
         self._check_target(model, chat)
@@ -50,7 +51,9 @@ class MessagesSurface:
         if body.get("stream"):
             chat["stream_options"] = {"include_usage": True}
             head = StreamHead(exchange.began)
-            await self._stream(exchange, ChatCall(model, chat, terms=terms, size=size, opened=head.opened), head, MessageEvents(stops))
+            made = MessageEvents(stops)
+            events = self._calls.stream(ChatCall(model, chat, terms=terms, size=size, opened=head.opened))
+            await send_stream(exchange, head, events, feed=made.feed, end=partial(_closing, made), fail=_last_error, tell=_ping)
             return
         completed = await self._calls.complete(ChatCall(model, chat, terms=terms, size=size))
         headers = answer_headers(completed.outcome, exchange.began, completed.notices)
@@ -58,15 +61,12 @@ class MessagesSurface:
 
     async def count_tokens(self, exchange: Exchange) -> None:
         """An estimate; nobody is asked and nothing is charged."""
-        body, _ = await self._read(exchange)
+        body, _ = await exchange.json()
         model = _model(body)
         canonical(body, exchange.headers.get(_BETAS, ""), counting=True)
         self._calls.registry.resolve(model, "chat")
         request_json(body)
         await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
-
-    async def _read(self, exchange: Exchange) -> tuple[dict[str, Any], int]:
-        return await exchange.json()
 
     def _check_target(self, model: str, chat: Mapping[str, Any]) -> None:
         """Says by name what none of the model's deployments can take; a fallback is no reason to take it."""
@@ -77,29 +77,6 @@ class MessagesSurface:
             message = f"{where}: only Anthropic's API takes {what}, and {model[:128]} is served by another"
             raise InvalidInput(message, reason="CAPABILITY_MISSING", metadata={"param": where})
 
-    async def _stream(self, exchange: Exchange, call: ChatCall, head: StreamHead, made: MessageEvents) -> None:
-        notices: list[Notice] = []
-        try:
-            async with aclosing(self._calls.stream(call)) as events:
-                async for event in events:
-                    if isinstance(event, list):
-                        if not exchange.started:
-                            await exchange.begin_stream(head.headers(notices))
-                        if written := made.feed(event):
-                            await exchange.write(written)
-                    elif isinstance(event, Notice):
-                        notices.append(event)
-                        # The answer is being fetched elsewhere, which takes its time.
-                        if exchange.started:
-                            await exchange.write(PING)
-                    else:
-                        await exchange.end_stream(_closing(made, event))
-        except BulkheadError as error:
-            if not exchange.started:
-                raise
-            # Headers have gone out with 200: the error is the last event, and message_stop does not follow.
-            await exchange.end_stream(error_event(error_body(error)))
-
 
 def _model(body: Mapping[str, Any]) -> str:
     model = body.get("model")
@@ -109,5 +86,14 @@ def _model(body: Mapping[str, Any]) -> str:
 
 
 def _closing(made: MessageEvents, finished: Finished) -> bytes:
-    usage = finished.outcome.usage
-    return f": cost_microusd={usage.cost_microusd}\n\n".encode() + made.end(usage)
+    return cost_of(finished) + made.end(finished.outcome.usage)
+
+
+def _last_error(error: BulkheadError) -> bytes:
+    """The error as Anthropic's last event; message_stop does not follow."""
+    return error_event(error_body(error))
+
+
+def _ping(_: Notice) -> bytes:
+    """The answer is being fetched elsewhere, which takes its time."""
+    return PING

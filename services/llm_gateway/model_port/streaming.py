@@ -23,6 +23,11 @@ def cost_of(finished: Finished) -> bytes:
     return b": cost_microusd=%d\n\n" % finished.outcome.usage.cost_microusd
 
 
+def comment_of(notice: Notice) -> bytes:
+    """A notice that comes too late for the headers."""
+    return f": {notice.code}\n\n".encode()
+
+
 async def send_stream(
     exchange: Exchange,
     head: StreamHead,
@@ -31,6 +36,7 @@ async def send_stream(
     feed: Callable[[list[Chunk]], bytes],
     end: Callable[[Finished], bytes],
     fail: Callable[[BulkheadError], bytes] = last_error,
+    tell: Callable[[Notice], bytes] = comment_of,
 ) -> None:
     """Sends `events`, each in the form that the caller's functions give it; headers go out with the first chunks.
 
@@ -48,8 +54,7 @@ async def send_stream(
                 elif isinstance(event, Notice):
                     notices.append(event)
                     if exchange.started:
-                        # Too late for the headers.
-                        await exchange.write(f": {event.code}\n\n".encode())
+                        await exchange.write(tell(event))
                 else:
                     await exchange.end_stream(end(event))
     except BulkheadError as error:
