@@ -32,6 +32,7 @@ from services.llm_gateway.registry import Deployment
 CHARACTERS_PER_TOKEN_AT_MOST = 8
 _IMAGES = frozenset({"image_url", "input_image", "image"})
 _SYSTEM = frozenset({"system", "developer"})
+_HINTS = frozenset({"reasoning_effort", "parallel_tool_calls"})
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
 
 
@@ -41,7 +42,7 @@ class Needs:
 
     tools: bool = False
     tool_choice: str = ""  # none, auto or forced, where the request says
-    hints: tuple[str, ...] = ()
+    hints: bool = False
     vision: bool = False
     json_schema: bool = False
     system_messages: bool = False
@@ -90,7 +91,7 @@ def needs_of(body: Mapping[str, Any]) -> Needs:
     return Needs(
         tools=tools,
         tool_choice="" if choice is None else choice if choice in ("none", "auto") else "forced",
-        hints=tuple(name for name in ("reasoning_effort", "parallel_tool_calls") if body.get(name) is not None),
+        hints=not _HINTS.isdisjoint(body) and any(body.get(name) is not None for name in _HINTS),
         vision=vision,
         json_schema=shape is not None and shape.get("type") == "json_schema",
         system_messages=system,

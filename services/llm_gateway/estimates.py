@@ -29,6 +29,8 @@ _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + b" "
 _ASCII = bytes(range(128))
 # Tokens a byte that are usual for a kind of text, until the deployment's own are known: by share of other scripts, then of spaces.
 _USUAL = {"prose": 0.25, "code": 0.35, "dense": 0.7, "script": 0.45}
+_TEXTS = frozenset({"input", "prompt", "query", "documents"})
+_BESIDE_MESSAGES = _TEXTS | {"tools", "functions", "response_format", "tool_choice"}
 _MARKED = frozenset({"image_url", "image", "input_image", "input_audio", "file", "input_file", "document", "video_url"})
 
 
@@ -58,13 +60,13 @@ def measure(body: Mapping[str, Any]) -> Measure:
         counts.other += MESSAGE_TOKENS
         if isinstance(message, Mapping):
             counts.message(message, parts)
-    for name in ("input", "prompt", "query", "documents"):
-        given = body.get(name)
-        if given is not None:
-            counts.texts(given, parts)
-    for name in ("tools", "functions", "response_format", "tool_choice"):
-        if body.get(name):
-            parts.append(request_json(body[name]))
+    for name in body.keys() & _BESIDE_MESSAGES:
+        given = body[name]
+        if name in _TEXTS:
+            if given is not None:
+                counts.texts(given, parts)
+        elif given:
+            parts.append(request_json(given))
             counts.other += TOOLS_TOKENS if name in ("tools", "functions") else 0
     raw = b"".join(parts)
     return Measure(len(raw), kind_of(raw), counts.images, counts.other + CALL_TOKENS, counts.media)
