@@ -117,3 +117,20 @@ def test_calls_that_only_their_ids_tell_apart_stay_apart(numbered):
     assert [(call["id"], call["function"]["arguments"]) for call in calls] == [("a", '{"x":1}'), ("b", '{"x":2}')]
     deltas = [event.tool_call_delta for event in StreamedAnswer().feed(chunks)]
     assert [delta.index for delta in deltas] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 0), (None, None, None), (0, 0, 1), (0, 1, 2)])
+def test_calls_that_only_their_ids_tell_apart_stay_apart(numbers):
+    """Some servers number every call 0 or none at all, and each of them comes whole or with what follows its head."""
+    first, second, third = ({} if number is None else {"index": number} for number in numbers)
+    calls = [
+        {**first, "id": "a", "function": {"name": "add", "arguments": '{"x"'}},
+        {**first, "function": {"arguments": ":1}"}},
+        {**second, "id": "b", "function": {"name": "add", "arguments": "{}"}},
+        {**third, "id": "c", "function": {"name": "sub", "arguments": "{}"}},
+    ]
+    assembly = Assembly()
+    for call in calls:
+        for chunk in chunks_in(b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}) + b"\n\n"):
+            assembly.add(chunk)
+    assert [(call["id"], call["arguments"]) for call in assembly.tool_calls] == [("a", '{"x":1}'), ("b", "{}"), ("c", "{}")]

