@@ -120,7 +120,7 @@ def test_calls_that_only_their_ids_tell_apart_stay_apart(numbered):
 
 
 @pytest.mark.parametrize("numbers", [(0, 0, 0), (None, None, None), (0, 0, 1), (0, 1, 2)])
-def test_calls_that_only_their_ids_tell_apart_stay_apart(numbers):
+def test_the_sum_of_a_stream_keeps_calls_apart_too(numbers):
     """Some servers number every call 0 or none at all, and each of them comes whole or with what follows its head."""
     first, second, third = ({} if number is None else {"index": number} for number in numbers)
     calls = [
