@@ -5,13 +5,17 @@ from typing import Any
 
 import orjson
 
-from services.llm_gateway.chat import Answer, Assembly, CallNumbers, Chunk, ChunkReader, text_of
+from services.llm_gateway.chat import Answer, Assembly, CallNumbers, Chunk, ChunkReader, arguments_text, text_of
 from services.llm_gateway.messages_shape import BLOCKS, CALL_EXTRAS, OWN_FIELDS, arguments_of, message_of
 from services.llm_gateway.results import Finished, Outcome
 
 # Fields of a delta whose pieces are joined, and those whose lists are.
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _LISTS = ("thinking_blocks", "annotations")
+# Parts of a tool call, with the field of theirs that comes in pieces.
+_IN_PIECES = {"function": "arguments", "custom": "input"}
+# Members of a call that some servers repeat with each piece, emptied or made anew.
+_REPEATED = frozenset({"id", "type"})
 _KNOWN = frozenset({"role", "tool_calls", "function_call", OWN_FIELDS, *_TEXTS, *_LISTS})
 # What the end of a message of Anthropic's API says of itself; the prompt's usage stands in the usage at the end as well.
 _OWN_ENDS = frozenset({"stop_reason", "stop_details", "container", "diagnostics", BLOCKS})
@@ -92,11 +96,10 @@ class Joined:
 
     def add(self, chunk: Chunk) -> None:
         """Adds one chunk."""
-        if not self._fits:
-            return
         # What stands around a piece of text stands around the end as well.
         if self._head and 0 in self._choices and is_plain(chunk):
-            self._choices[0].add_text(chunk.text)
+            if self._fits:
+                self._choices[0].add_text(chunk.text)
             return
         self._usage = chunk.usage or self._usage
         data = chunk.data
@@ -108,7 +111,13 @@ class Joined:
             choice = self._choices.get(index)
             if choice is None:
                 choice = self._choices[index] = _Choice()
+            choice.finish_reason = text_of(piece.get("finish_reason")) or choice.finish_reason
             self._fits = self._fits and choice.add(piece)
+
+    def frame(self) -> dict[str, Any]:
+        """The answer but for what its choices say: what is left to tell of one whose chunks cannot be put together."""
+        ends = [{"index": index, "message": {}, "finish_reason": self._choices[index].finish_reason} for index in sorted(self._choices)]
+        return {**self._head, "choices": ends, "usage": self._usage}
 
     def answer(self) -> Answer | None:
         """The whole answer; None where the chunks hold what cannot be put together, or an answer without its end."""
@@ -160,10 +169,8 @@ class _Choice:
             if key == "delta":
                 if value and not self._add_delta(value):
                     return False
-            elif value is None or key == "index":
+            elif value is None or key in ("index", "finish_reason"):
                 continue
-            elif key == "finish_reason":
-                self.finish_reason = text_of(value)
             elif key == "logprobs" and isinstance(value, Mapping):
                 if not self._add_logprobs(value):
                     return False
@@ -202,9 +209,10 @@ class _Choice:
                 else:
                     self._texts.setdefault(key, []).append(text)
         for place, call in enumerate(delta.get("tool_calls") or ()):
-            self._add_call(self._numbers.of(call, place), call)
+            if not self._add_call(self._numbers.of(call, place), call):
+                return False
         if isinstance(delta.get("function_call"), Mapping):
-            _add_function(self._function, delta["function_call"])
+            _add_pieces(self._function, delta["function_call"], "arguments")
         return True
 
     def _add_own(self, own: Mapping[str, Any]) -> bool:
@@ -232,17 +240,22 @@ class _Choice:
         self._blocks.extend(blocks)
         self._open_text = None
 
-    def _add_call(self, index: int, call: Mapping[str, Any]) -> None:
+    def _add_call(self, index: int, call: Mapping[str, Any]) -> bool:
         kept = self._calls.get(index)
         if kept is None:
             kept = self._calls[index] = {}
             self._blocks.append(index)
             self._open_text = None
         for key, value in call.items():
-            if key == "function" and isinstance(value, Mapping):
-                _add_function(kept.setdefault("function", {}), value)
-            elif key != "index" and value is not None:
-                kept.setdefault(key, value)
+            if value is None or key == "index":
+                continue
+            if key in _IN_PIECES:
+                if not isinstance(value, Mapping):
+                    return False
+                _add_pieces(kept.setdefault(key, {}), value, _IN_PIECES[key])
+            elif kept.setdefault(key, value) != value and key not in _REPEATED:
+                return False
+        return True
 
     def whole(self, index: int) -> dict[str, Any]:
         """The choice as it stands in a whole answer."""
@@ -253,7 +266,7 @@ class _Choice:
         if calls:
             message["tool_calls"] = [calls[number] for number in sorted(calls)]
         if self._function:
-            message["function_call"] = _whole_function(self._function)
+            message["function_call"] = _whole_of(self._function, "arguments")
         own = {**(self._kept_blocks(calls) if self._native and BLOCKS not in self._own else {}), **self._own}
         if own:
             message[OWN_FIELDS] = own
@@ -279,17 +292,17 @@ class _Choice:
         return own
 
 
-def _add_function(kept: dict[str, Any], function: Mapping[str, Any]) -> None:
-    for key, value in function.items():
-        if key == "arguments":
-            kept.setdefault(key, []).append(text_of(value))
+def _add_pieces(kept: dict[str, Any], part: Mapping[str, Any], field: str) -> None:
+    for key, value in part.items():
+        if key == field:
+            kept.setdefault(key, []).append(arguments_text(value))
         elif value is not None:
             kept.setdefault(key, value)
 
 
-def _whole_function(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: "".join(value) if key == "arguments" else value for key, value in function.items()}
+def _whole_of(part: Mapping[str, Any], field: str) -> dict[str, Any]:
+    return {key: "".join(value) if key == field else value for key, value in part.items()}
 
 
 def _whole_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _whole_function(value) if key == "function" else value for key, value in call.items()}
+    return {key: _whole_of(value, _IN_PIECES[key]) if key in _IN_PIECES else value for key, value in call.items()}

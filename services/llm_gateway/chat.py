@@ -287,13 +287,19 @@ class CallNumbers:
         index = given if isinstance(given, int) and 0 <= given < _MOST_CALLS else place
         named = text_of(call.get("id"))
         number = self._numbers.get(index)
-        if number is None or (named and self._ids.get(number, named) != named and (call.get("function") or {}).get("name")):
+        if number is None or (named and self._ids.get(number, named) != named and _begins(call)):
             number = index if index not in self._taken else max(self._taken) + 1
             self._numbers[index] = number
             self._taken.add(number)
         if named:
             self._ids.setdefault(number, named)
         return number
+
+
+def _begins(call: Mapping[str, Any]) -> bool:
+    """Whether a piece of a tool call is the first, which alone has its name."""
+    named = call.get("function") or call.get("custom")
+    return isinstance(named, Mapping) and bool(named.get("name"))
 
 
 class Assembly:
@@ -316,7 +322,7 @@ class Assembly:
             kept = self._calls.setdefault(self._numbers.of(call, place), {"id": "", "name": "", "arguments": ""})
             kept["id"] = kept["id"] or text_of(call.get("id"))
             kept["name"] = kept["name"] or text_of(function.get("name"))
-            kept["arguments"] += text_of(function.get("arguments"))
+            kept["arguments"] += arguments_text(function.get("arguments"))
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.response_id = text_of(chunk.data.get("id")) or self.response_id
         self.model = text_of(chunk.data.get("model")) or self.model
@@ -336,8 +342,13 @@ def _bytes_of(chunk: Chunk) -> int:
     size = len(chunk.text.encode())
     for call in chunk.tool_calls:
         function = call.get("function") or {}
-        size += len(text_of(function.get("name")).encode()) + len(text_of(function.get("arguments")).encode())
+        size += len(text_of(function.get("name")).encode()) + len(arguments_text(function.get("arguments")).encode())
     return size
+
+
+def arguments_text(value: Any) -> str:
+    """Arguments of a call, or a piece of them, as text: some servers send the object itself."""
+    return value if isinstance(value, str) else "" if value is None else orjson.dumps(value).decode()
 
 
 def text_of(value: Any) -> str:

@@ -8,7 +8,7 @@ from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 
 from services.llm_gateway.answer_forms import Joined, is_plain
-from services.llm_gateway.chat import Answer, CallNumbers, Chunk, text_of
+from services.llm_gateway.chat import Answer, CallNumbers, Chunk, arguments_text, text_of
 from services.llm_gateway.messages_shape import OWN_FIELDS
 from services.llm_gateway.money import Usage
 from services.llm_gateway.results import Finished, Notice, Outcome
@@ -19,6 +19,7 @@ _OF_MESSAGE = frozenset({"role", "content", "tool_calls", "reasoning_content", "
 _OF_CALL = frozenset({"id", "index", "type", "function"})
 _OF_CHOICE = frozenset({"index", "message", "delta", "finish_reason"})
 _OF_ANSWER = frozenset({"id", "object", "model", "choices", "usage"})
+_OF_TOKEN = frozenset({"token", "logprob", "bytes", "top_logprobs"})
 _MOST = 2**31
 _MICRO = 1_000_000
 
@@ -56,12 +57,10 @@ def message_of(message: Mapping[str, Any]) -> llm_pb2.Message:
 
 def _call(call: Mapping[str, Any]) -> llm_pb2.ToolCall:
     function = call.get("function") or {}
-    arguments = function.get("arguments")
     return llm_pb2.ToolCall(
         tool_call_id=text_of(call.get("id")),
         name=text_of(function.get("name")),
-        # Some servers send the object itself.
-        arguments_json=arguments.encode() if isinstance(arguments, str) else b"" if arguments is None else orjson.dumps(arguments),
+        arguments_json=arguments_text(function.get("arguments")).encode(),
         extra_json=_call_rest(call),
     )
 
@@ -101,8 +100,8 @@ def _choice_rest(choice: Mapping[str, Any]) -> tuple[llm_pb2.Logprobs | None, by
         logprobs = llm_pb2.Logprobs(content=_tokens(told.get("content")), refusal=_tokens(told.get("refusal")))
     except (AttributeError, KeyError, TypeError, ValueError):
         logprobs = None
-    # Members of other servers (vLLM's token ids) have no field, and stay as they came.
-    if logprobs is None or told.keys() - {"content", "refusal"}:
+    # Members of other servers (token ids, sampling probabilities) have no field, and stay as they came.
+    if logprobs is None or told.keys() - {"content", "refusal"} or not (_plain(told.get("content")) and _plain(told.get("refusal"))):
         return logprobs, _rest(choice, _OF_CHOICE)
     return logprobs, _rest(choice, _OF_CHOICE | {"logprobs"})
 
@@ -117,6 +116,11 @@ def _tokens(entries: Any) -> list[llm_pb2.TokenLogprob]:
         )
         for entry in entries or ()
     ]
+
+
+def _plain(entries: Any) -> bool:
+    """Whether tokens have nothing but what a TokenLogprob holds."""
+    return all(entry.keys() <= _OF_TOKEN and entry["logprob"] is not None and _plain(entry.get("top_logprobs")) for entry in entries or ())
 
 
 def _number(value: Any) -> int:
@@ -170,7 +174,7 @@ class StreamedAnswer:
                         index=numbers.of(call, place),
                         tool_call_id=text_of(call.get("id")),
                         name=text_of(function.get("name")),
-                        arguments_fragment=text_of(function.get("arguments")),
+                        arguments_fragment=arguments_text(function.get("arguments")),
                         choice=number,
                         extra_json=_call_rest(call),
                     )
@@ -189,16 +193,15 @@ class StreamedAnswer:
     def finished(self, event: Finished, most_bytes: int) -> llm_pb2.StreamCompleteResponse:
         """The last event, of at most `most_bytes` where leaving out what the events have told helps."""
         joined = self._joined.answer()
-        details = None
         if joined is not None:
             message, details = message_of(joined.data["choices"][0]["message"]), _details(joined.data)
         else:
-            message = llm_pb2.Message(role="assistant", text=event.text)
+            message, details = llm_pb2.Message(role="assistant", text=event.text), _details(self._joined.frame())
             for call in event.tool_calls:
                 message.tool_calls.add(tool_call_id=call["id"], name=call["name"], arguments_json=call["arguments"].encode())
         finished = llm_pb2.CompletionFinished(message=message, outcome=outcome_message(event.outcome, ()), details=details)
         if finished.ByteSize() > most_bytes:
-            finished.ClearField("details")
+            finished.details.CopyFrom(_details(self._joined.frame()))
             finished.message.ClearField("extra_json")
         return _Event(finished=finished)
 

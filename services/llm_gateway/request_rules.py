@@ -17,7 +17,16 @@ _ASKING = frozenset({"system", "developer", "user"})
 # A test, and what a value that fails it must be.
 _Rule = tuple[Callable[[Any], bool], str]
 # In place of content an assistant may have said one of these.
-_SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "thinking_blocks", "reasoning_content", "provider_specific_fields")
+_SAID_OTHERWISE = (
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "audio",
+    "thinking_blocks",
+    "reasoning_content",
+    "reasoning",
+    "provider_specific_fields",
+)
 
 
 def check_request(body: Mapping[str, Any], prefix: str = "") -> None:

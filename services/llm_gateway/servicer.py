@@ -71,15 +71,18 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
                     for outcome in opening[:1]:
                         yield opened_event(outcome)
                     opening.clear()
+                    # What a provider sends at once may be large: a picture, say.
+                    large = sum(len(chunk.raw) for chunk in event) > MAX_ANSWER_BYTES // 2
                     for response in answer.feed(event):
-                        # What a provider sends at once may be large: a picture, say.
-                        if len(event[0].raw) > MAX_ANSWER_BYTES // 2:
+                        if large:
                             _check_size(response)
                         yield response
                 elif isinstance(event, Notice):
                     yield llm_pb2.StreamCompleteResponse(warning=warning_of(event))
                 else:
-                    yield answer.finished(event, MAX_ANSWER_BYTES)
+                    last = answer.finished(event, MAX_ANSWER_BYTES)
+                    _check_size(last)
+                    yield last
 
     async def Embed(self, request, context):
         """Embeds texts."""

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import UpstreamFailed
-from services.llm_gateway.chat import Answer, CallNumbers, Chunk, text_of
+from services.llm_gateway.chat import Answer, CallNumbers, Chunk, arguments_text, text_of
 from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS, anthropic_usage, arguments_of, stop_of
 from services.llm_gateway.money import Usage
 
@@ -243,7 +243,7 @@ class MessageEvents:
             if not function.get("arguments"):
                 return
             raise UpstreamFailed("the model's tool calls came in pieces that do not fit together", metadata={"failure_class": "malformed"})
-        if arguments := text_of(function.get("arguments")):
+        if arguments := arguments_text(function.get("arguments")):
             self._grow(out, {"type": "input_json_delta", "partial_json": arguments})
 
     def _open(self, out: list[bytes], kind: str, block: Mapping[str, Any]) -> None:

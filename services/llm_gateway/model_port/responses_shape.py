@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import BulkheadError, Overloaded, QuotaExceeded
-from services.llm_gateway.chat import text_of
+from services.llm_gateway.chat import arguments_text, text_of
 from services.llm_gateway.model_port.responses_reasoning import sealed
 from services.llm_gateway.model_port.responses_request import told_tools
 from services.llm_gateway.money import Usage
@@ -172,7 +172,7 @@ def items_of(frame: Frame, choice: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append({**made, "extra_content": message["extra_content"]} if message.get("extra_content") else made)
     for call in calls:
         function = call.get("function") or {}
-        name, arguments = text_of(function.get("name")), text_of(function.get("arguments"))
+        name, arguments = text_of(function.get("name")), arguments_text(function.get("arguments"))
         found.append(call_item(new_id("fc"), status, text_of(call.get("id")) or new_id("call"), name, arguments, call.get("extra_content")))
     return found
 

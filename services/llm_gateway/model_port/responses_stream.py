@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import BulkheadError
-from services.llm_gateway.chat import CallNumbers, Chunk, text_of
+from services.llm_gateway.chat import CallNumbers, Chunk, arguments_text, text_of
 from services.llm_gateway.model_port.responses_reasoning import sealed
 from services.llm_gateway.model_port.responses_shape import (
     INCOMPLETE,
@@ -232,7 +232,7 @@ class ResponseEvents:
         call.call_id = call.call_id or text_of(delta.get("id"))
         call.name = call.name or text_of(function.get("name"))
         call.extra = delta.get("extra_content") or call.extra
-        arguments = text_of(function.get("arguments"))
+        arguments = arguments_text(function.get("arguments"))
         events: list[bytes] = []
         if call.place < 0:
             call.pieces += [arguments] if arguments else []

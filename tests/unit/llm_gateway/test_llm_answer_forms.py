@@ -2,12 +2,15 @@
 
 import orjson
 import pytest
+from bulkhead.llm.v1 import llm_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.llm_gateway.answer_forms import answer_of, chunks_in, chunks_of, events_of
 from services.llm_gateway.chat import Assembly, ChunkReader, parse_answer
-from services.llm_gateway.proto_answers import StreamedAnswer
+from services.llm_gateway.model_port.messages_answer import MessageEvents
+from services.llm_gateway.proto_answers import StreamedAnswer, message_of
+from services.llm_gateway.proto_chat import chat_call
 
 NAMES, TEXTS = st.text(min_size=1, max_size=8), st.text(max_size=20)
 CALLS = st.lists(st.fixed_dictionaries({"id": NAMES, "name": NAMES, "arguments": TEXTS}), max_size=3)
@@ -134,3 +137,58 @@ def test_the_sum_of_a_stream_keeps_calls_apart_too(numbers):
         for chunk in chunks_in(b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}) + b"\n\n"):
             assembly.add(chunk)
     assert [(call["id"], call["arguments"]) for call in assembly.tool_calls] == [("a", '{"x":1}'), ("b", "{}"), ("c", "{}")]
+
+
+def calling(*calls):
+    events = [{"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]} for call in calls]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    return chunks_in(b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events))
+
+
+def test_the_input_of_a_custom_tool_is_put_together_too():
+    chunks = calling(
+        {"index": 0, "id": "a", "type": "custom", "custom": {"name": "shell", "input": ""}},
+        {"index": 0, "custom": {"input": "rm -r "}},
+        {"index": 0, "custom": {"input": "/tmp/x"}},
+        {"index": 0, "id": "b", "type": "custom", "custom": {"name": "shell", "input": "ls"}},
+    )
+    calls = answer_of(chunks).data["choices"][0]["message"]["tool_calls"]
+    assert [(call["id"], call["custom"]) for call in calls] == [
+        ("a", {"name": "shell", "input": "rm -r /tmp/x"}),
+        ("b", {"name": "shell", "input": "ls"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "later", [{"extra_content": {"google": {"thought_signature": "two"}}}, {"custom": "text"}, {"mcp": {"server": "b"}}]
+)
+def test_what_a_later_piece_of_a_call_says_otherwise_is_not_dropped(later):
+    first = {"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}, "mcp": {"server": "a"}}
+    first["extra_content"] = {"google": {"thought_signature": "one"}}
+    assert answer_of(calling(first, {"index": 0, **later})) is None
+
+
+def test_arguments_that_come_as_an_object_stay_what_they_are():
+    chunks = calling({"index": 0, "id": "a", "function": {"name": "f", "arguments": {"x": 1}}})
+    assert answer_of(chunks).data["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"x":1}'
+    assert [event.tool_call_delta.arguments_fragment for event in StreamedAnswer().feed(chunks)] == ['{"x":1}']
+    assembly = Assembly()
+    for chunk in chunks:
+        assembly.add(chunk)
+    assert assembly.tool_calls == [{"id": "a", "name": "f", "arguments": '{"x":1}'}]
+    events = MessageEvents(())
+    assert rb'"partial_json":"{\"x\":1}"' in events.feed(chunks)
+
+
+def test_what_a_token_has_beside_its_probability_goes_along():
+    tokens = [{"token": "a", "logprob": -0.5, "token_id": 64}]
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": tokens}}
+    detail = StreamedAnswer().feed(chunks_in(b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"))[0].detail_delta
+    assert [entry.token for entry in detail.logprobs.content] == ["a"]
+    assert orjson.loads(detail.choice_json) == {"logprobs": {"content": tokens}}
+
+
+def test_an_answer_of_nothing_but_thought_can_be_sent_back():
+    thought = message_of({"role": "assistant", "content": None, "reasoning": "hm"})
+    asked = llm_pb2.CompletionInput(model="m", messages=[llm_pb2.Message(role="user", text="x"), thought])
+    assert chat_call(asked, stream=False).body["messages"][1] == {"role": "assistant", "content": None, "reasoning": "hm"}
