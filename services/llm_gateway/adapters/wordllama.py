@@ -1,17 +1,18 @@
 """Static embeddings in this process: WordLlama's table and tokenizer, read from its wheel without network.
 
 The wheel's own loader is not used: it copies the table to 32-bit floats, imports an HTTP client and sets up logging, and
-its batches need a kilobyte a token. Here the table stays mapped as it is on disk, and a text of any length is averaged in
-pieces. A test holds the vectors equal to the wheel's own.
+its batches need a kilobyte a token. Here the table stays mapped as it is on disk, and a text of any length is read and averaged
+in pieces. A test holds the vectors equal to the wheel's own.
 """
 
 import asyncio
 import importlib.util
 import operator
+import re
 import struct
 import time
 from array import array
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,11 @@ from services.llm_gateway.ports import Attempt, Ranking, Vectors
 NAME = "l2_supercat_256"
 # Shorter prefixes of the vectors are meaningful on their own (Matryoshka training).
 DIMENSIONS = (64, 128, 256)
+# `encode` keeps the interpreter's lock, 10 ms for so many characters; a text of 10 MB as one took 15 s and 700 MB.
+_CHARS_A_PIECE = 8192
 _TOKENS_A_PIECE = 4096
+# No token goes over a single space between words, and each text begins with one: cut there, it has the tokens of the whole.
+_SEAM = re.compile(r"(?<=\w) (?=\w)")
 _TENSOR = "embedding.weight"
 T = TypeVar("T")
 
@@ -42,6 +47,17 @@ def model_files() -> tuple[Path, Path]:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing")
     return files
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` in pieces of at most twice `_CHARS_A_PIECE`, cut between words where there are any."""
+    start = 0
+    while len(text) - start > 2 * _CHARS_A_PIECE:
+        last = start + 2 * _CHARS_A_PIECE
+        seam = _SEAM.search(text, start + _CHARS_A_PIECE, last)
+        yield text[start : seam.start() if seam else last]
+        start = seam.end() if seam else last
+    yield text[start:]
 
 
 class _Model:
@@ -69,18 +85,21 @@ class _Model:
         """Unit vectors of `texts` and the number of tokens."""
         vectors, tokens = [], 0
         for text in texts:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            tokens += len(ids)
-            vectors.append(self._mean(ids, dimension))
+            total = self._numpy.zeros(dimension, dtype=self._numpy.float32)
+            for piece in _pieces(text):
+                ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
+                tokens += len(ids)
+                self._add(total, ids)
+            vectors.append(self._unit(total))
         return vectors, tokens
 
-    def _mean(self, ids: list[int], dimension: int) -> array:
-        numpy = self._numpy
-        total = numpy.zeros(dimension, dtype=numpy.float32)
+    def _add(self, total: Any, ids: list[int]) -> None:
         for start in range(0, len(ids), _TOKENS_A_PIECE):
-            rows = self._table[ids[start : start + _TOKENS_A_PIECE], :dimension]
-            total += rows.sum(axis=0, dtype=numpy.float32)
-        length = float(numpy.linalg.norm(total))
+            rows = self._table[ids[start : start + _TOKENS_A_PIECE], : len(total)]
+            total += rows.sum(axis=0, dtype=self._numpy.float32)
+
+    def _unit(self, total: Any) -> array:
+        length = float(self._numpy.linalg.norm(total))
         if length > 0:
             total /= length
         found = array("f")
