@@ -178,8 +178,11 @@ class Course:
         return self._after(deployment, failed)
 
     def _skipped(self, deployment: Deployment, failure: Failure) -> bool:
-        """Leaves out a deployment that said for itself that it cannot take the request; whether the group has another one."""
-        if all(d.id in self._spent or d is deployment for d in self.group.deployments):
+        """Leaves out a deployment that said for itself that it cannot take the request; whether another one in the group is still new.
+
+        One that has been asked before is due its wait.
+        """
+        if all(d.id in self._asked or d.id in self._spent for d in self.group.deployments):
             return False
         self._spent.add(deployment.id)
         self.failures.append((deployment, failure))
@@ -316,6 +319,9 @@ class Course:
             return None
         if any(d.id not in self._asked for d in left):
             return 0.0
+        if failure.failure_class is FailureClass.UNFIT:
+            # The deployment is left out; the others wait for what they said themselves.
+            failure = next((said for d, said in reversed(self.failures) if d in left), failure)
         policy = self._policy
         if failure.retry_after_s is not None:
             if failure.retry_after_s > policy.retry_cap_s:

@@ -12,7 +12,7 @@ from services.common.identity import Principal
 from services.llm_gateway.extras import Extras, described
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
-from services.llm_gateway.ports import Ask, Gate, LimitState, Load, Permit, Purse, Ticket
+from services.llm_gateway.ports import Ask, Attempt, Gate, LimitState, Load, Permit, Purse, Ticket
 from services.llm_gateway.registry import Deployment
 from services.llm_gateway.terms import Terms
 
@@ -29,6 +29,8 @@ MAYBE_BILLED = frozenset(
         FailureClass.TIMEOUT_TOTAL,
     }
 )
+# Tells a gate that nobody was asked, so that the deployment's minute gets back what was taken for it.
+_NOT_SENT = Failure(FailureClass.UNFIT)
 log = structlog.get_logger("bulkhead.llm")
 
 
@@ -60,7 +62,8 @@ class Charge:
     """The permit and the ticket of one attempt; ends exactly once, by `served`, `failed`, `abandoned` or `refused`."""
 
     __slots__ = (
-        "_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "bound_nanousd", "extras", "input_tokens", "output_tokens",
+        "_began", "_first", "_gate", "_payer", "_permit", "_purse", "_ticket", "attempt", "bound_nanousd", "extras", "input_tokens",
+        "output_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +82,8 @@ class Charge:
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
         self.extras = extras
+        # What the upstream is given, once that is known.
+        self.attempt: Attempt | None = None
         self.bound_nanousd = ticket.ask.cost_nanousd
         payer.held_nanousd += self.bound_nanousd
         self._began = time.perf_counter()
@@ -88,6 +93,11 @@ class Charge:
     def deployment(self) -> Deployment:
         """Who is asked."""
         return self._permit.deployment
+
+    @property
+    def sent(self) -> bool:
+        """Whether the provider may have heard of the attempt."""
+        return self.attempt is None or self.attempt.sent
 
     @property
     def upper_bound(self) -> Usage:
@@ -112,7 +122,9 @@ class Charge:
 
     def failed(self, failure: Failure, usage: Usage | None = None) -> None:
         """The attempt failed. `usage` is what the provider has sent and will bill, None where nothing is known of it."""
-        if usage is None and failure.failure_class in MAYBE_BILLED:
+        if not self.sent:
+            usage = None
+        elif usage is None and failure.failure_class in MAYBE_BILLED:
             usage = self.upper_bound
         self._end(usage, failure.failure_class.value)
         # An answer that was coming when its caller's time was up says nothing about the deployment.
@@ -125,9 +137,9 @@ class Charge:
         self._gate.leave(self._permit, None, cancelled=True)
 
     def refused(self) -> None:
-        """The attempt was never made: the request could not be said to this provider."""
+        """The attempt was never made: the request could not be said to this provider, or nobody waited until it was."""
         self._end(None, "refused")
-        self._gate.leave(self._permit, None, cancelled=True)
+        self._gate.leave(self._permit, _NOT_SENT)
 
     def _end(self, usage: Usage | None, status: str) -> float:
         ticket, self._ticket = self._ticket, None
@@ -214,7 +226,7 @@ async def begin(
             )
         )
     except BaseException as error:
-        gate.leave(permit, None, cancelled=True)
+        gate.leave(permit, _NOT_SENT)
         payer.counted = not requests
         if again and isinstance(error, BudgetExceeded | QuotaExceeded | PermissionDenied):
             raise UpstreamFault(Failure(FailureClass.UNFIT, error.message, code=error.reason)) from error

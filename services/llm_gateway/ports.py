@@ -36,7 +36,7 @@ class Attempt:
 
     With `continues` the last message is the beginning of the answer, which the provider is to go on from without repeating it.
     `large` says that it takes long to translate. `unread` gets the chunks of a stream that had come when its reader left: nobody sees
-    them, and they are billed.
+    them, and they are billed. `sent` is False as long as an upstream that can tell has sent nothing: such an attempt costs nothing.
     """
 
     deployment: Deployment
@@ -49,6 +49,7 @@ class Attempt:
     continues: bool = False
     large: bool = False
     unread: list[Chunk] = field(default_factory=list)
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class Work:
         except DeadlineExceeded as error:
             self.abandoned(charge, deployment, error)
             raise
-        return charge, Attempt(
+        charge.attempt = made = Attempt(
             deployment,
             sent,
             limits,
@@ -151,6 +151,7 @@ class Work:
             continues=stitch is not None,
             large=self._measured.text_bytes > LARGE_BYTES,
         )
+        return charge, made
 
     def _tell_once(self, code: str, deployment: Deployment, message: str, details: str) -> None:
         """Once for each target, however often it is asked."""
@@ -179,7 +180,7 @@ class Work:
                 self.abandoned(charge, deployment, error)
                 raise
             tokens = tokens_of(result)
-            bound = self.payer.input_tokens if tokens is None else tokens
+            bound = charge.input_tokens if tokens is None else tokens
             units = 0 if units_of is None else units_of(result)
             # Where units are what is paid for, tokens that nobody told are no estimate of the price.
             guessed = tokens is None and not (units and not deployment.prices.input)
@@ -226,9 +227,10 @@ class Work:
         self, charge: Charge, deployment: Deployment, error: BaseException | None, usage: Usage | None = None, status: str = "cancelled"
     ) -> None:
         """Nobody waits for the attempt any more, or it was refused before it was made."""
-        if isinstance(error, BulkheadError) and usage is None:
+        refused = isinstance(error, BulkheadError) and usage is None
+        if refused or not charge.sent:
             charge.refused()
-            self.record.attempted(deployment, "refused")
+            self.record.attempted(deployment, "refused" if refused else status)
             return
         charge.abandoned(usage, status)
         self.record.attempted(deployment, status)

@@ -18,7 +18,7 @@ import ssl
 import time
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from services.llm_gateway.adapters.http_connection import (
     HIGH_WATER,
@@ -130,8 +130,17 @@ class HttpClient:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, connect_s: float, until: float) -> Response:
-        """Sends one request and waits for the head of its answer.
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        connect_s: float,
+        until: float,
+        sending: Callable[[], None] | None = None,
+    ) -> Response:
+        """Sends one request and waits for the head of its answer. `sending` is called when the connection is there.
 
         Raises ValueError for what is no request, ConnectTimeout, TimeoutError, or Unreachable. Cancelling it ends the connection.
         """
@@ -142,6 +151,8 @@ class HttpClient:
             connection = await self._connected(target.origin, connect_s, until)
         self._busy.add(connection)
         try:
+            if sending is not None:
+                sending()
             connection.send(head, body)
             await connection.head(until)
             return Response(self, target.origin, connection)

@@ -129,8 +129,14 @@ class HttpUpstream:
         """The response once its headers are here and say 200. Raises UpstreamFault."""
         limits = attempt.limits
         until = min(time.monotonic() + silence_s, limits.ends_at)
+
+        def sending() -> None:
+            attempt.sent = True
+
         try:
-            response = await self._client.post(wire.url, _headers(attempt, wire, span), wire.body, connect_s=limits.connect_s, until=until)
+            response = await self._client.post(
+                wire.url, _headers(attempt, wire, span), wire.body, connect_s=limits.connect_s, until=until, sending=sending
+            )
         except ConnectTimeout:
             raise UpstreamFault(Failure(FailureClass.TIMEOUT_CONNECT, "no connection in time")) from None
         except TimeoutError:
@@ -210,7 +216,13 @@ class HttpUpstream:
 
 async def _said(attempt: Attempt, say: Callable[[], WireRequest]) -> WireRequest:
     """The request in the provider's words. Thousands of messages take up to half a second, for which no other call should wait."""
-    return await asyncio.to_thread(say) if attempt.large else say()
+    attempt.sent = False
+    if not attempt.large:
+        return say()
+    wire = await asyncio.to_thread(say)
+    if time.monotonic() >= attempt.limits.ends_at:
+        raise _silent(attempt.limits.ends_at)
+    return wire
 
 
 async def _body(response: Response, limits: Limits, silent_until: float) -> bytes:
