@@ -180,8 +180,11 @@ async def _request(content: BinaryIO, size: int) -> AsyncIterator[bytes]:
 def _batch(data: Mapping[str, Any]) -> ProviderBatch:
     status = _STATUS.get(text_in(data, "processing_status"), "in_progress")
     batch_id, counts = text_in(data, "id"), data.get("request_counts")
-    results = (batch_id,) if status == "completed" else ()
-    return ProviderBatch(batch_id, status, results, count_in(counts, "succeeded"), count_in(counts, "errored"))
+    ended = status == "completed"
+    # All counts but that of lines to be done are 0 until the end.
+    return ProviderBatch(
+        batch_id, status, (batch_id,) if ended else (), count_in(counts, "succeeded"), count_in(counts, "errored"), counted=ended
+    )  # fmt: skip
 
 
 def _created(entry: Mapping[str, Any]) -> float:

@@ -86,6 +86,9 @@ class BatchHttp:
                 if answer.status >= 300:
                     raise _refusal(answer.status, await answer.content.read(2_000))
                 yield answer
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # Nothing was sent.
+            raise ProviderFailed(f"{type(error).__name__}: {error}", refused=True) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ProviderFailed(f"{type(error).__name__}: {error}") from error
 
@@ -113,8 +116,8 @@ def _object(raw: bytes) -> dict[str, Any] | None:
 
 
 def _refusal(status: int, body: bytes) -> ProviderFailed:
-    permanent = 300 <= status < 500 and status not in PASSING
+    permanent = (300 <= status < 500 and status not in PASSING) or status == 501
     # 529 is Anthropic's word for overloaded. What a gateway on the way answers, 502 to 504, may come after the deed.
-    refused = 300 <= status < 500 or status == 529
+    refused = 300 <= status < 500 or status in (501, 529)
     message = f"status {status}: {body.decode('utf-8', 'replace')[:300]}"
     return ProviderFailed(message, permanent=permanent, missing=status == 404, refused=refused)

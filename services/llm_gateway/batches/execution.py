@@ -201,8 +201,8 @@ class Execution:
         await self.renew(IN_PROGRESS, model=self.scan.model)
         self.journal = await self.threads.run(self.workspace.journal, self.claim.epoch, self.results)
         try:
-            if self._parts.provider is not None:
-                await self._parts.provider.run(self)
+            if self._parts.provider is not None and not await self._parts.provider.run(self):
+                return
             self._local = asyncio.create_task(self._execute_lines(), name="batch-lines")
             if self.erased:
                 self._local.cancel()

@@ -19,16 +19,13 @@ from services.common.errors import BulkheadError, InvalidInput, NotFound, Overlo
 from services.common.identity import Principal
 from services.llm_gateway.batches.ports import Answered, BatchPurse
 from services.llm_gateway.batches.provider_port import LineResult, NotYetKnown, Provider, ProviderBatch, ProviderFailed, Submission
+from services.llm_gateway.batches.provider_requests import bound_of, prepared, sent_body
 from services.llm_gateway.batches.records import usage_as_list
 from services.llm_gateway.batches.results import answered_line
-from services.llm_gateway.bounds import assumed_output, output_bound
 from services.llm_gateway.charges import usage_of
-from services.llm_gateway.estimates import measure
-from services.llm_gateway.extras import extras_of
 from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Prices, Usage
 from services.llm_gateway.ports import Ask, Ticket
 from services.llm_gateway.registry import Deployment, Mode, Registry
-from services.llm_gateway.request_rules import check_request
 
 if TYPE_CHECKING:
     from services.llm_gateway.batches.execution import Execution
@@ -100,27 +97,33 @@ class ProviderExecution:
         self._purse = purse
         self._rules = rules
 
-    async def run(self, held: "Execution") -> None:
-        """Returns when the provider has nothing more to say to this batch, or when it is to be left to another holder. Raises LeaseLost."""
+    async def run(self, held: "Execution") -> bool:
+        """Returns when the provider has nothing more to say to this batch; False where it is to be left to another holder. Raises
+        LeaseLost.
+        """
         state = dict(held.record.provider)
         if state.get("done"):
-            return
+            return True
         run = await (self._resumed(held, state) if state else self._begun(held))
         if run is None:
-            return
+            return True
         found = await self._submitted(run)
         if found is None and held.leaving:
-            return
+            return False
         if found is not None:
             found = await self._ended(run, found)
             if found is None:
-                return
+                return False
             try:
                 await self._collect(run, found)
             except ProviderFailed as error:
-                # The results stay at the provider; the next holder asks for them again.
-                raise Overloaded(f"the provider does not hand out its results: {error}", reason="PROVIDER_RESULTS") from error
+                if not error.missing and time.monotonic() < held.expires_at + self._rules.ending_s:
+                    # The results stay at the provider; the next holder asks for them again.
+                    raise Overloaded(f"the provider does not hand out its results: {error}", reason="PROVIDER_RESULTS") from error
+                _warn(run, error)
+                found = replace(found, completed=found.completed or run.state["lines"])
         await self._settled(run, found)
+        return True
 
     async def _begun(self, held: "Execution") -> _Run | None:
         """Reserves for a batch that a provider may execute; None where it is to be executed here."""
@@ -133,7 +136,7 @@ class ProviderExecution:
         ):
             return None
         provider = self._providers[deployment.adapter]
-        lines, tokens, cost_nanousd = await held.threads.run(_prepared, held, deployment, provider, None)
+        lines, tokens, cost_nanousd = await held.threads.run(prepared, held, deployment, provider, None)
         if not lines:
             return None
         left_s = max(held.expires_at - time.monotonic(), 0.0) + self._rules.ending_s + self._rules.grace_s
@@ -213,36 +216,42 @@ class ProviderExecution:
         if "batch_id" in state:
             return ProviderBatch(state["batch_id"], "unknown")
         submission = Submission(held.record.id, held.record.spec.endpoint, state["lines"], lambda: _content(run))
-        number, pause_s, gives_up_at = 0, self._rules.poll_first_s, 0.0
-        while number < self._rules.tries:
+        failures, pause_s, gives_up_at = 0, self._rules.poll_first_s, 0.0
+        while True:
             try:
-                return await self._step(run, submission)
+                return await self._step(run, submission, begins=failures < self._rules.tries)
             except NotYetKnown as error:
-                if held.leaving:
-                    return None
-                if held.ending and gives_up_at and time.monotonic() > gives_up_at:
-                    log.error("batch_provider_lost", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
-                    self._lost(held, run.ticket)
-                    return None
-                if held.ending and not gives_up_at:
-                    gives_up_at = time.monotonic() + self._rules.ending_s
-                await (asyncio.sleep(pause_s) if gives_up_at else held.pause(pause_s))
-                pause_s = min(pause_s * 1.5, self._rules.poll_most_s)
+                reason, ends = error, bool(held.ending)
             except ProviderFailed as error:
-                log.warning("batch_provider_failed", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
+                _warn(run, error)
+                failures += 1
                 if error.permanent:
                     return None
-                await held.pause(self._rules.again_s * 2**number)
-                number += 1
-        return None
+                if failures < self._rules.tries:
+                    await held.pause(self._rules.again_s * 2 ** (failures - 1))
+                    continue
+                if run.refused or "file_id" not in state:
+                    return None
+                # It may have been begun, and is looked for alone: to execute it here now could be to do and to pay all of it twice.
+                reason, ends = error, True
+            if held.leaving:
+                return None
+            if ends and gives_up_at and time.monotonic() > gives_up_at:
+                log.error("batch_provider_lost", batch=held.record.id, deployment=run.deployment.id, error=str(reason)[:300])
+                self._lost(held, run.ticket)
+                return None
+            if ends and not gives_up_at:
+                gives_up_at = time.monotonic() + self._rules.ending_s
+            await (asyncio.sleep(pause_s) if gives_up_at else held.pause(pause_s))
+            pause_s = min(pause_s * 1.5, self._rules.poll_most_s)
 
-    async def _step(self, run: _Run, submission: Submission) -> ProviderBatch | None:
+    async def _step(self, run: _Run, submission: Submission, *, begins: bool) -> ProviderBatch | None:
         """Finds what was begun, and begins what was not; None where nothing is to be begun any more."""
         state, held, provider = run.state, run.held, run.provider
         staged: str | None = state.get("file_id")
         found = None if staged is None or run.refused else await provider.find(run.deployment, submission, staged)
         if found is None:
-            if held.stopped:
+            if held.stopped or not begins:
                 return None
             if staged is None:
                 staged = await provider.stage(run.deployment, submission)
@@ -259,17 +268,21 @@ class ProviderExecution:
 
     async def _ended(self, run: _Run, found: ProviderBatch) -> ProviderBatch | None:
         """Polls until the provider is through; None where the batch is to be left to another holder."""
-        pause_s, held, asked_at = self._rules.poll_first_s, run.held, 0.0
+        pause_s, held, asked_at, heard = self._rules.poll_first_s, run.held, 0.0, False
         while True:
             if held.leaving:
                 return None
-            try:
-                if held.ending and not asked_at:
-                    asked_at = time.monotonic()
+            if held.ending and not heard:
+                asked_at = asked_at or time.monotonic()
+                try:
                     await run.provider.cancel(run.deployment, found.id)
+                    heard = True
+                except ProviderFailed as error:
+                    _warn(run, error)
+            try:
                 found = await run.provider.get(run.deployment, found.id)
             except ProviderFailed as error:
-                log.warning("batch_provider_failed", batch=held.record.id, deployment=run.deployment.id, error=str(error)[:300])
+                _warn(run, error)
                 if error.missing:
                     return ProviderBatch(found.id, "failed")
             if found.status in ENDED:
@@ -277,7 +290,7 @@ class ProviderExecution:
                 return found
             held.remote = (found.completed, found.failed)
             if asked_at and time.monotonic() > asked_at + self._rules.ending_s:
-                return replace(found, status="failed")
+                return replace(found, status="failed", completed=found.completed if found.counted else run.state["lines"])
             # A change of the batch wakes this up once; after that the pauses are whole.
             await (asyncio.sleep(pause_s) if asked_at else held.pause(pause_s))
             pause_s = min(pause_s * 1.5, self._rules.poll_most_s)
@@ -303,7 +316,7 @@ class ProviderExecution:
             usage = NOTHING
             if result.billed:
                 # A provider that counts nothing bills all the same.
-                usage = usage_of(deployment, result.usage) or _bound(run.prices, _sent(held, run.deployment, line["body"]))
+                usage = usage_of(deployment, result.usage) or bound_of(run.prices, sent_body(held, run.deployment, line["body"]))
                 run.usage, run.paid = run.usage + usage, run.paid + 1
             if not result.status:
                 continue
@@ -339,54 +352,14 @@ class ProviderExecution:
                 log.info("batch_provider_left", batch=record.id, leftover=leftover, error=str(error)[:300])
 
 
+def _warn(run: _Run, error: ProviderFailed) -> None:
+    log.warning("batch_provider_failed", batch=run.held.record.id, deployment=run.deployment.id, error=str(error)[:300])
+
+
 @asynccontextmanager
 async def _content(run: _Run) -> AsyncIterator[BinaryIO]:
     """The file of all lines, made anew."""
     with run.held.workspace.scratch("provider.jsonl") as file:
-        await run.held.threads.run(_prepared, run.held, run.deployment, run.provider, file)
+        await run.held.threads.run(prepared, run.held, run.deployment, run.provider, file)
         file.seek(0)
         yield file
-
-
-def _prepared(held: "Execution", deployment: Deployment, provider: Provider, file: BinaryIO | None) -> tuple[int, int, int]:
-    """Writes the file for the provider; answers its lines, and the most tokens and nano-USD that they can come to. Blocks."""
-    count = tokens = cost_nanousd = 0
-    prices = provider.prices(deployment)
-    for number in range(len(held.scan)):
-        body = held.read_line(number)["body"]
-        line = _line(held, deployment, provider, number, body)
-        if line is None:
-            continue
-        if file is not None:
-            file.write(line + b"\n")
-        bound = _bound(prices, _sent(held, deployment, body))
-        count, tokens, cost_nanousd = count + 1, tokens + bound.input + bound.output, cost_nanousd + bound.cost_nanousd
-    return count, tokens, cost_nanousd
-
-
-def _line(held: "Execution", deployment: Deployment, provider: Provider, number: int, body: Mapping[str, Any]) -> bytes | None:
-    """The line as the provider gets it; None where it cannot be said to it, and its own route has to answer it."""
-    endpoint = held.record.spec.endpoint
-    try:
-        if endpoint == "/v1/chat/completions":
-            check_request(body)
-        sent = _sent(held, deployment, body)
-        if body.get("stream") or (endpoint == "/v1/chat/completions" and extras_of(deployment, sent, measure(sent)) is not None):
-            return None  # what is billed beside text is reserved for where it is executed here
-        return provider.line(deployment, endpoint, held.record.id, number, sent)
-    except BulkheadError:
-        return None
-
-
-def _sent(held: "Execution", deployment: Deployment, body: Mapping[str, Any]) -> dict[str, Any]:
-    sent = {**deployment.defaults, **body, "model": deployment.model}
-    if held.record.spec.endpoint == "/v1/chat/completions" and output_bound(sent) == 0:
-        name, most = assumed_output(deployment)
-        sent[name] = most
-    return sent
-
-
-def _bound(prices: Prices, sent: Mapping[str, Any]) -> Usage:
-    """The most that a line can come to."""
-    entry, answer = measure(sent).worst(), output_bound(sent)
-    return Usage(entry, answer, cost_picousd=prices.bound_nanousd(entry, answer) * PICO_PER_NANO, estimated=True)

@@ -38,13 +38,16 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class ProviderBatch:
-    """A batch as its provider tells of it; `status` in OpenAI's words. `results` say where its results are."""
+    """A batch as its provider tells of it; `status` in OpenAI's words. `results` say where its results are. Without `counted` nobody knows
+    yet how many lines it has done.
+    """
 
     id: str
     status: str
     results: Sequence[str] = ()
     completed: int = 0
     failed: int = 0
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
