@@ -106,7 +106,7 @@ class Bench:
         return figures
 
     def half_load(self, rate: float) -> list[Figure]:
-        """Latency that the gateway adds at half of what it can do; each connection waits before each request, for times like those of independent clients."""
+        """Latency that the gateway adds at half of what it can do; clients wait before each request, independently of each other."""
         delay_ms = round(SATURATING / (rate / 2) * 1000)
         both = {n: self._whole[n] for n in ("direct", "gateway")}
         found = _rounds(
