@@ -21,11 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from services.llm_gateway.chat import request_json, text_of
 from services.llm_gateway.estimates import Measure
-from services.llm_gateway.messages_shape import EXTRAS
+from services.llm_gateway.messages_shape import EXTRAS, media_type_at
 from services.llm_gateway.money import PICO_PER_NANO, Prices, Usage
 from services.llm_gateway.registry import Deployment
 
@@ -206,7 +205,8 @@ def _add_anthropic(found: Extras, asked: Mapping[str, Any]) -> None:
         found.sessions = 0
     context = asked.get("context_management")
     edits = context.get("edits") if isinstance(context, Mapping) else None
-    if any(text_of(edit.get("type")).startswith("compact") for edit in edits or () if isinstance(edit, Mapping)):
+    edits = edits if isinstance(edits, list) else []
+    if any(text_of(edit.get("type")).startswith("compact") for edit in edits if isinstance(edit, Mapping)):
         found.missing["context_management.compact"] = ""
 
 
@@ -296,7 +296,7 @@ def _where(kind: str, part: Mapping[str, Any]) -> tuple[bool, str]:
         return False, url[5:40].partition(";")[0] or named
     if kind == "file" and "://" not in url[:16] and isinstance(inner, Mapping) and inner.get("file_data"):
         return False, named  # base64 without a URL
-    return True, named or mimetypes.guess_type(urlsplit(url).path if "://" in url else "")[0] or ""
+    return True, named or media_type_at(url)
 
 
 def _add_missing(found: Extras, deployment: Deployment) -> None:

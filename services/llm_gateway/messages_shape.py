@@ -9,9 +9,11 @@ OpenAI's shape is the canonical one inside. What it has no word for stays beside
 - tool messages: `is_error`, `cache_control`; tool calls and tools: whatever stands beside `function`.
 """
 
+import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -52,6 +54,15 @@ _EXACT_STOPS = frozenset({"pause_turn", "model_context_window_exceeded"})
 def unfit(message: str, param: str) -> UpstreamFault:
     """This target cannot take the request as it stands; another one may."""
     return UpstreamFault(Failure(FailureClass.UNFIT, f"{param}: {message}", param=param))
+
+
+def media_type_at(url: str) -> str:
+    """The media type that the end of an address names, empty where it names none or the address is none."""
+    try:
+        path = urlsplit(url).path if "://" in url else ""
+    except ValueError:
+        return ""
+    return mimetypes.guess_type(path)[0] or ""
 
 
 def tool_id(value: Any) -> str:

@@ -4,13 +4,13 @@ import mimetypes
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.chat import text_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
+from services.llm_gateway.messages_shape import media_type_at
 
 MAX_STOPS = 5
 _VIDEO = re.compile(r"https?://(?:[\w-]+\.)*(?:youtube(?:-nocookie)?\.com|youtu\.be)(?:[:/?#]|\Z)|data:video/", re.I)
@@ -323,5 +323,5 @@ def _media(url: str, where: str, *, bare: str = "") -> dict[str, Any]:
         if bare:
             return {"inlineData": {"mimeType": bare, "data": url}}
         raise InvalidInput.field(where, "must be a URL")
-    known = mimetypes.guess_type(urlsplit(url).path)[0]
+    known = media_type_at(url)
     return {"fileData": {"fileUri": url, **({"mimeType": known} if known else {})}}

@@ -18,6 +18,7 @@ from services.llm_gateway.chat import ChatCall, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.estimates import measure
 from services.llm_gateway.extras import MOST_TOOL_USES, ROUNDS, TOOL_USES, Extras, extras_of
+from services.llm_gateway.messages_shape import media_type_at
 from services.llm_gateway.money import ExtraPrices, Prices
 from services.llm_gateway.price_config import PriceKeys, prices_of
 from services.llm_gateway.registry import Deployment, Group, Registry
@@ -164,6 +165,19 @@ async def test_what_costs_nothing_or_nobody_knows_has_no_extras(prices):
     scene = Scene(deployment("anthropic", prices=prices, window=0))
     completed = await scene.calls.complete(ChatCall("a", said(tools=[SEARCH])))
     assert (completed.outcome.usage.cost_picousd, list(completed.notices)) == (0, [])
+
+
+@pytest.mark.parametrize("adapter", ["openai", "anthropic", "gemini"])
+def test_an_address_that_is_none_is_the_providers_to_refuse(adapter):
+    where = "http://[/film.mp4"
+    assert found_in(said({"type": "file", "file": {"file_id": where}}), adapter).contexts == 1
+    assert media_type_at(where) == media_type_at("http://host.com") == media_type_at("film.mp4") == ""
+    assert media_type_at("https://host/film.mp4?page=1") == "video/mp4"
+
+
+@pytest.mark.parametrize("edits", [5, {"a": 1}, "compact", [5], [{"type": 5}]])
+def test_edits_of_no_known_shape_are_the_providers_to_refuse(edits):
+    assert found_in(said(context_management={"edits": edits}), "anthropic") is None
 
 
 async def test_the_bound_of_a_tool_that_is_reserved_is_sent():
