@@ -24,7 +24,6 @@ from typing import Any
 
 import orjson
 
-from services.common.errors import InvalidInput
 from services.llm_gateway.registry import Deployment
 
 # No text comes to fewer tokens than a token for so many characters, white space apart; what exceeds a window by this measure is
@@ -131,16 +130,6 @@ def fit_of(deployment: Deployment, needs: Needs, body: Mapping[str, Any], *, dro
     if deployment.max_output_tokens and needs.output_tokens > deployment.max_output_tokens:
         changes.bound_output(deployment.max_output_tokens)
     return changes.fit()
-
-
-def capability_missing(model: str, fits: Sequence[Fit]) -> InvalidInput:
-    """The error for a model none of whose deployments can take the request."""
-    reasons = sorted({reason for fit in fits for reason in fit.reasons})
-    return InvalidInput(
-        f"the model {model} cannot do what the request asks: {', '.join(reasons)}",
-        reason="CAPABILITY_MISSING",
-        metadata={"model": model[:128], "capabilities": ",".join(reasons)},
-    )
 
 
 def _missing(deployment: Deployment, needs: Needs, body: Mapping[str, Any], *, drop_params: bool) -> tuple[str, ...]:

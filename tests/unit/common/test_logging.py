@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import sys
+import threading
 
 import pytest
 import structlog
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common import logging as bulkhead_logging
-from services.common.logging import REDACTED, redact, redaction
+from services.common.logging import REDACTED, redact, redacted
 from services.common.settings import ServiceSettings
 
 SECRETS = [
@@ -31,13 +32,13 @@ SECRETS = [
 def test_secrets_and_personal_data_leave_no_trace(secret, before, after):
     text = f"{before} {secret} {after}"
     assert secret not in redact(text)
-    assert secret not in json.dumps(redaction(None, "", {"event": text, "deep": {"list": [text]}}))
+    assert secret not in json.dumps(redacted({"event": text, "deep": {"list": [text]}}))
 
 
 def test_passwords_in_urls_and_values_under_secret_names_are_hidden():
     assert redact("redis://user:hunter2@host:1/0") == f"redis://{REDACTED}@host:1/0"
     assert redact("redis://:hunter2@host:1/0") == f"redis://{REDACTED}@host:1/0"
-    event = redaction(None, "", {"api_key": "x", "Authorization": "y", "access_token": "t", "max_tokens": 5, "input_tokens": 7})
+    event = redacted({"api_key": "x", "Authorization": "y", "access_token": "t", "max_tokens": 5, "input_tokens": 7})
     assert event == {"api_key": REDACTED, "Authorization": REDACTED, "access_token": REDACTED, "max_tokens": 5, "input_tokens": 7}
 
 
@@ -152,3 +153,42 @@ async def test_lines_of_every_call_go_out_together_and_no_later_line_overtakes_t
     finally:
         structlog.configure(**before)
         logging.getLogger().handlers[:] = handlers
+
+
+def test_a_line_of_another_thread_neither_loses_nor_repeats_those_that_wait(monkeypatch):
+    """The watchdog logs while the loop is at work."""
+    stream, before, handlers = _Stream(), structlog.get_config(), logging.getLogger().handlers[:]
+    monkeypatch.setattr(sys, "stdout", stream)
+    often = sys.getswitchinterval()
+    done = threading.Event()
+    try:
+        bulkhead_logging.configure(ServiceSettings(log_format="json", log_level="INFO"))
+        logger = structlog.get_logger("any")
+        lines = bulkhead_logging.EveryCall(logger)
+
+        def watch():
+            while not done.is_set():
+                logger.warning("late")
+
+        async def work():
+            for number in range(20_000):
+                lines.info("llm_call", {"model": "main"}, {"number": number})
+                if number % 5 == 0:
+                    await asyncio.sleep(0)
+
+        threads = [threading.Thread(target=watch) for _ in range(3)]
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        asyncio.run(work())
+        done.set()
+        for thread in threads:
+            thread.join()
+        logger.warning("stopping")
+    finally:
+        done.set()
+        sys.setswitchinterval(often)
+        structlog.configure(**before)
+        logging.getLogger().handlers[:] = handlers
+    written = [json.loads(line) for line in "".join(stream.written).splitlines()]
+    assert sorted(line["number"] for line in written if line["event"] == "llm_call") == list(range(20_000))
