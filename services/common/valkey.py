@@ -58,17 +58,17 @@ def store_unavailable(error: Exception, store: str = "state") -> Overloaded:
 
 
 class Library:
-    """A library of Lua functions in one file that begins with `#!lua name=<library>`.
+    """A library of Lua functions in files that are read one after the other; the first begins with `#!lua name=<library>`.
 
-    Function names carry the schema version (`run_claim_v1`). In the store a digest of the file is added to the names of
+    Function names carry the schema version (`run_claim_v1`). In the store a digest of the code is added to the names of
     library and functions: two versions of a service run their own code side by side, neither evicts the other's, and an
     edited file never runs as what an older process left there. A store that was emptied, or a new primary without the
     library, gets it again at the first call that misses it.
     """
 
-    def __init__(self, client: redis.Redis, path: Path) -> None:
+    def __init__(self, client: redis.Redis, *paths: Path) -> None:
         self._client = client
-        self._code, self._names = _content_addressed(path.read_text(encoding="utf-8"))
+        self._code, self._names = _content_addressed("\n".join(path.read_text(encoding="utf-8") for path in paths))
         self._batch: list[tuple[tuple, asyncio.Future]] = []
         self._in_flight = 0
         self._scheduled = False

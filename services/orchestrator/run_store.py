@@ -73,7 +73,7 @@ class RunStore(Protocol):
         messages: Sequence[bytes] = (),
         terminal: Terminal | None = None,
     ) -> Written:
-        """One write of a run's owner; `mode` as in orchestrator.lua. The same `number` again is the same write."""
+        """One write of a run's owner; `mode` as in lua/run.lua. The same `number` again is the same write."""
         ...
 
     async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:

@@ -32,7 +32,7 @@ from services.orchestrator.records import (
     Written,
 )  # fmt: skip
 
-HERE = Path(__file__).parent
+LUA = Path(__file__).with_name("lua")
 IDEMPOTENCY_KEPT = timedelta(hours=48)
 TOMBSTONE_KEPT = timedelta(hours=1)
 # How long accepting may take between the reservation and the run record; the sweeper waits longer before it gives one up.
@@ -59,7 +59,7 @@ class Store:
         self._instance = instance
         self._replicas = replicas
         # One library for all, so that one pipeline a loop tick carries everything.
-        self._library = Library(client, HERE / "orchestrator.lua")
+        self._library = Library(client, *(LUA / f"{name}.lua" for name in ("tenant", "work", "thread", "run", "outbox")))
 
     async def load(self) -> None:
         """As RunStore.load."""

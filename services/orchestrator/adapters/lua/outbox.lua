@@ -1,0 +1,21 @@
+-- What leaves a run after its end.
+
+-- KEYS: run, outbox. ARGV: run id, lease ms. Answers {entry, attempts}, false where there is none or another sender is at it.
+local function outbox_claim(keys, args)
+  local entry = redis.call('HGET', keys[2], args[1])
+  if not entry then return false end
+  local now = now_ms()
+  if tonumber(redis.call('HGET', keys[1], 'outbox_until') or '0') > now then return false end
+  redis.call('HSET', keys[1], 'outbox_until', now + tonumber(args[2]))
+  return {entry, redis.call('HINCRBY', keys[1], 'outbox_attempts', 1)}
+end
+
+-- KEYS: run, outbox. ARGV: run id, delivered '0'|'1'.
+local function outbox_done(keys, args)
+  redis.call('HDEL', keys[1], 'outbox_until')
+  if args[2] == '1' then redis.call('HDEL', keys[2], args[1]) end
+  return redis.call('HLEN', keys[2])
+end
+
+redis.register_function('run_outbox_claim_v1', outbox_claim)
+redis.register_function('run_outbox_done_v1', outbox_done)

@@ -1,0 +1,156 @@
+-- A run and its owner: claimed, written to, kept alive, cancelled, looked at.
+
+-- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin.
+-- Answers {verdict, run fields, messages, runs whose outbox waits, first seq, last seq, now, next run};
+-- verdict: claimed, gone, ended, owned, waiting, failed.
+local function claim(keys, args)
+  local now = now_ms()
+  local run = redis.call('HMGET', keys[3], 'status', 'lease_until', 'epoch', 'attempt', 'crashes', 'prov_from', 'append_only', 'state',
+    'cancel')
+  local status = run[1]
+  if not status then return {'gone'} end
+  if ended(status) then return {'ended'} end
+  if status == 'running' and tonumber(run[2]) > now then return {'owned'} end
+  if redis.call('LINDEX', keys[4], 0) ~= args[1] then return {'waiting'} end
+  local attempt = tonumber(run[4])
+  local crashes = tonumber(run[5])
+  if status == 'running' then crashes = crashes + 1 end
+  if crashes >= tonumber(args[4]) then
+    local usage = run[8] and cjson.decode(run[8])['usage'] or {}
+    local message = 'The run was given up after its worker was lost ' .. crashes .. ' times.'
+    local result = cjson.encode({error = {reason = 'WORKER_LOST', message = message, retryable = true}, usage = usage})
+    local epoch = tonumber(run[3]) + 1
+    redis.call('HSET', keys[3], 'epoch', epoch, 'crashes', crashes)
+    local last, following = terminate(keys, args[1], attempt, '', now, 'failed', result, 'run_failed', result)
+    tell(args[5], last, args[6])
+    return {'failed', {}, {}, {}, last, last, now, following}
+  end
+  attempt = attempt + 1
+  local events, count = {}, 0
+  if attempt == 1 then
+    events, count = {'run_started', '0', '{}'}, 1
+    redis.call('HSET', keys[3], 'started_ms', now)
+  elseif run[6] and run[7] ~= '1' and run[9] ~= '1' then
+    -- Text that cannot be taken back, or that a cancelled run keeps, stays; the new owner goes on from it.
+    events, count = {'attempt_superseded', '0', '{"from_seq":' .. run[6] .. '}'}, 1
+    redis.call('HDEL', keys[3], 'prov_from')
+  end
+  redis.call('HSET', keys[3], 'status', 'running', 'epoch', tonumber(run[3]) + 1, 'attempt', attempt, 'crashes', crashes,
+    'owner', args[2], 'lease_until', now + tonumber(args[3]), 'w', 0)
+  local first, last = 0, 0
+  if count > 0 then
+    first, last = append(keys[1], keys[2], args[1], attempt, '', now, events, 1, count)
+    tell(args[5], last, args[6])
+  end
+  return {'claimed', redis.call('HGETALL', keys[3]), redis.call('LRANGE', keys[6], 0, -1), redis.call('HKEYS', keys[5]), first, last,
+    now, ''}
+end
+
+-- KEYS: as claim. ARGV: epoch, number of this write, run id, trace, channel, origin, mode, state ('' : as it was), messages,
+--       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] events, {type, provisional, data}…
+-- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish. Answers {first, last, now, next run}.
+-- The same write sent twice is one: a reply may get lost, an event must not be doubled.
+local function write(keys, args)
+  local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from')
+  if run[1] ~= args[1] then return redis.error_reply('FENCED the run has another owner') end
+  if run[4] == args[2] then
+    -- A write, so that this answer waits for the replicas as the first one did.
+    redis.call('HSET', keys[3], 'w', args[2])
+    return cjson.decode(run[5])
+  end
+  if run[2] ~= 'running' then return redis.error_reply('FENCED the run is ' .. run[2]) end
+  local now = now_ms()
+  local run_id, mode = args[3], args[7]
+  local at = 10
+  for _ = 1, tonumber(args[9]) do
+    redis.call('RPUSH', keys[6], args[at])
+    at = at + 1
+  end
+  local finish = at
+  if mode == 'f' then at = at + 5 end
+  local count = tonumber(args[at])
+  local first, last, provisional, following = 0, 0, 0, ''
+  if count > 0 then
+    first, last, provisional = append(keys[1], keys[2], run_id, run[3], args[4], now, args, at + 1, count)
+  end
+  if mode == 'c' or mode == 's' then
+    redis.call('HDEL', keys[3], 'prov_from')
+  elseif provisional > 0 and not run[6] and mode ~= 'f' then
+    redis.call('HSET', keys[3], 'prov_from', provisional)
+  end
+  if args[8] ~= '' then redis.call('HSET', keys[3], 'state', args[8]) end
+  if mode == 'r' then
+    redis.call('HSET', keys[3], 'status', 'queued', 'owner', '', 'lease_until', 0, 'queued_ms', now)
+  elseif mode == 'f' then
+    if args[finish + 2] ~= '' then
+      redis.call('HSET', keys[5], run_id, args[finish + 2])
+    end
+    local terminal
+    terminal, following = terminate(keys, run_id, run[3], args[4], now, args[finish], args[finish + 1], args[finish + 3], args[finish + 4])
+    if first == 0 then first = terminal end
+    last = terminal
+  end
+  local reply = {first, last, now, following}
+  redis.call('HSET', keys[3], 'w', args[2], 'reply', cjson.encode(reply))
+  if last > 0 then tell(args[5], last, args[6]) end
+  return reply
+end
+
+-- KEYS: run. ARGV: epoch, lease ms. Answers 1 where a cancel was asked for, 0 where not, -1 where the run has another owner.
+local function beat(keys, args)
+  local run = redis.call('HMGET', keys[1], 'epoch', 'status', 'cancel')
+  if run[1] ~= args[1] or run[2] ~= 'running' then return -1 end
+  redis.call('HSET', keys[1], 'lease_until', now_ms() + tonumber(args[2]))
+  return tonumber(run[3])
+end
+
+-- KEYS: as claim. ARGV: run id, channel, origin, trace, prefix of owners' channels, data of run_cancelled, tombstone kept ms, reason,
+--       reference.
+-- Answers {verdict, last seq, now, next run, event was written}; verdict: none, or the run's status.
+local function cancel(keys, args)
+  local now = now_ms()
+  local run = redis.call('HMGET', keys[3], 'status', 'attempt', 'owner', 'cancel')
+  if not run[1] then
+    -- Accepting is under way: whoever writes the run will find this.
+    redis.call('HSET', keys[3], 'cancel', '1')
+    redis.call('PEXPIRE', keys[3], args[7])
+    return {'none', 0, now, '', 0}
+  end
+  if ended(run[1]) then return {run[1], 0, now, '', 0} end
+  if run[4] ~= '1' then redis.call('HSET', keys[3], 'cancel', '1', 'cancel_reason', args[8]) end
+  if run[1] == 'queued' and run[2] == '0' then
+    local last, following = terminate(keys, args[1], 0, args[4], now, 'cancelled', args[6], 'run_cancelled', args[6])
+    tell(args[2], last, args[3])
+    return {'cancelled', last, now, following, 1}
+  end
+  if run[3] ~= '' then redis.call('PUBLISH', args[5] .. run[3], 'cancel ' .. args[9]) end
+  return {run[1], 0, now, '', 0}
+end
+
+-- KEYS: run, pending, outbox. ARGV: run id. For the sweeper.
+-- Answers {state, ms of lease left, track, ms without an owner, schema version, created ms, head of the thread};
+-- state: none, ended, outbox, owned, waiting, free.
+local function inspect(keys, args)
+  local now = now_ms()
+  local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms')
+  local head = redis.call('LINDEX', keys[2], 0) or ''
+  if not run[1] then return {'none', 0, '', 0, 0, 0, head} end
+  local state
+  if ended(run[1]) then
+    state = redis.call('HEXISTS', keys[3], args[1]) == 1 and 'outbox' or 'ended'
+  elseif run[1] == 'running' and tonumber(run[2]) > now then
+    state = 'owned'
+  elseif head ~= args[1] then
+    state = 'waiting'
+  else
+    state = 'free'
+  end
+  local alone_since = run[1] == 'running' and run[2] or run[4]
+  return {state, tonumber(run[2]) - now, run[3], now - tonumber(alone_since), tonumber(run[5]), tonumber(run[6]), head}
+end
+
+redis.register_function('run_claim_v1', claim)
+redis.register_function('run_write_v1', write)
+redis.register_function('run_beat_v1', beat)
+redis.register_function('run_cancel_v1', cancel)
+redis.register_function('run_inspect_v1', inspect)

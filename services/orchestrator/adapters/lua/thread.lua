@@ -1,0 +1,106 @@
+-- A thread: its event log, run records, checkpoints and outbox, all under one hash tag and changed in one step each.
+--
+-- The log is a stream whose entry id is `<seq>-0`: XADD refuses a number that is not the next. A run's owner proves itself
+-- by its epoch with each write; an old one gets FENCED and changes nothing.
+
+-- Appends events {type, provisional '0'|'1', data}… that begin at args[first]; answers the first and the last number,
+-- and the number of the first provisional one (0: none).
+local function append(meta, log, run_id, attempt, trace, now, args, first, count)
+  local last = redis.call('HINCRBY', meta, 'seq', count)
+  local seq, provisional = last - count, 0
+  for i = first, first + count * 3 - 1, 3 do
+    seq = seq + 1
+    if args[i + 1] == '1' and provisional == 0 then provisional = seq end
+    redis.call('XADD', log, string.format('%.0f-0', seq), 'y', args[i], 'r', run_id, 'a', attempt, 'p', args[i + 1],
+      'm', now, 't', trace, 'v', SCHEMA, 'd', args[i + 2])
+  end
+  return last - count + 1, last, provisional
+end
+
+local function tell(channel, last, origin)
+  redis.call('PUBLISH', channel, string.format('%.0f', last) .. ' ' .. origin)
+end
+
+local function ended(status)
+  return status == 'succeeded' or status == 'failed' or status == 'cancelled'
+end
+
+-- Writes the terminal event and state in this one step; answers its number and the run that is next in the thread.
+local function terminate(keys, run_id, attempt, trace, now, status, result, kind, data)
+  local _, last = append(keys[1], keys[2], run_id, attempt, trace, now, {kind, '0', data}, 1, 1)
+  redis.call('HSET', keys[3], 'status', status, 'result', result, 'ended_ms', now, 'terminal_seq', last, 'owner', '', 'lease_until', 0)
+  redis.call('HDEL', keys[3], 'prov_from')
+  redis.call('LREM', keys[4], 1, run_id)
+  redis.call('DEL', keys[6])
+  return last, redis.call('LINDEX', keys[4], 0) or ''
+end
+
+-- KEYS: meta. ARGV: tenant, user, thread id, metadata. Answers {1 when made, fields…}, or false where it is another user's.
+local function open(keys, args)
+  local user = redis.call('HGET', keys[1], 'user')
+  if user and user ~= args[2] then return false end
+  if not user then
+    redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', args[4],
+      'created_ms', now_ms(), 'seq', 0)
+  end
+  return {user and 0 or 1, redis.call('HGETALL', keys[1])}
+end
+
+-- KEYS: meta, log, run, pending, outbox, messages, runs.
+-- ARGV: tenant, user, thread id, run id, spec, track, append only '0'|'1', cancel was asked for '0'|'1', not after ms, trace,
+--       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms.
+-- The process that accepts a run may own it in the same step, where nothing stands before it in the thread.
+-- Answers {verdict, run fields ('new': none), first seq, last seq, now, status, runs whose outbox waits};
+-- verdict: new, existing, late, foreign.
+local function accept(keys, args)
+  local now = now_ms()
+  local user = redis.call('HGET', keys[1], 'user')
+  if user and user ~= args[2] then return {'foreign'} end
+  local known = redis.call('HMGET', keys[3], 'status', 'cancel')
+  if known[1] then
+    -- A write, so that this answer waits for the replicas as the first one did.
+    redis.call('HSET', keys[3], 'run', args[4])
+    return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now, known[1], {}}
+  end
+  if now > tonumber(args[9]) then return {'late'} end
+  if not user then
+    redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', '{}',
+      'created_ms', now, 'seq', 0)
+  end
+  local cancelled = args[8] == '1' or known[2] == '1'
+  local owned = args[15] ~= '' and not cancelled and redis.call('EXISTS', keys[4]) == 0
+  local first, last = append(keys[1], keys[2], args[4], 0, args[10], now, {'run_queued', '0', args[13]}, 1, 1)
+  redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'run', args[4], 'spec', args[5], 'track', args[6], 'append_only', args[7],
+    'status', owned and 'running' or 'queued', 'epoch', owned and 1 or 0, 'attempt', owned and 1 or 0, 'crashes', 0,
+    'owner', owned and args[15] or '', 'lease_until', owned and now + tonumber(args[16]) or 0, 'created_ms', now, 'queued_ms', now,
+    'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
+  redis.call('PERSIST', keys[3])
+  redis.call('ZADD', keys[7], first, args[4])
+  redis.call('RPUSH', keys[4], args[4])
+  if owned then
+    last = select(2, append(keys[1], keys[2], args[4], 1, args[10], now, {'run_started', '0', '{}'}, 1, 1))
+  elseif cancelled then
+    last = terminate(keys, args[4], 0, args[10], now, 'cancelled', args[14], 'run_cancelled', args[14])
+  end
+  tell(args[11], last, args[12])
+  return {'new', {}, first, last, now, owned and 'running' or (cancelled and 'cancelled' or 'queued'), redis.call('HKEYS', keys[5])}
+end
+
+-- KEYS: meta, log, run. ARGV: after seq (exclusive), most entries, whether to start at the run's first event '0'|'1'.
+-- Answers {last seq of the thread, first seq of the run, terminal seq of the run, entries}.
+local function read(keys, args)
+  local last = tonumber(redis.call('HGET', keys[1], 'seq') or '0')
+  local run = redis.call('HMGET', keys[3], 'first_seq', 'terminal_seq')
+  local after = tonumber(args[1])
+  local first = tonumber(run[1] or '0')
+  if args[3] == '1' and first - 1 > after then after = first - 1 end
+  local entries = {}
+  if after < last then
+    entries = redis.call('XRANGE', keys[2], string.format('%.0f-0', after + 1), '+', 'COUNT', args[2])
+  end
+  return {last, first, tonumber(run[2] or '0'), entries}
+end
+
+redis.register_function('thread_open_v1', open)
+redis.register_function('thread_accept_v1', accept)
+redis.register_function('thread_read_v1', read)
