@@ -6,7 +6,9 @@ import logging
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,21 +65,17 @@ def _names_a_secret(key: Any) -> bool:
     return isinstance(key, str) and _SECRET_NAMES.search(key) is not None
 
 
-def _redacted(value: Any) -> Any:
+def redacted(value: Any) -> Any:
+    """A value of a line, or all of them, as it is written: the one place where lines lose secrets and personal data."""
     if isinstance(value, str):
         return redact(value)
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Mapping):
-        return {k: REDACTED if _names_a_secret(k) else v if type(v) in _PLAIN else _redacted(v) for k, v in value.items()}
+        return {k: REDACTED if _names_a_secret(k) else v if type(v) in _PLAIN else redacted(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_redacted(v) for v in value]
+        return [redacted(v) for v in value]
     return value if isinstance(value, (int, float)) else redact(str(value))
-
-
-def redaction(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """structlog processor: the one place where lines lose secrets and personal data."""
-    return _redacted(event)
 
 
 def _json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
@@ -155,7 +153,7 @@ class _Finish:
     """
 
     def __init__(self, fixed: Mapping[str, str]) -> None:
-        self._fixed = _redacted(fixed)
+        self._fixed = redacted(fixed)
         self._clock = _Clock()
         # For `EveryCall`; absent where lines are not JSON.
         self.write_info: _WriteInfo | None = None
@@ -164,13 +162,16 @@ class _Finish:
 
     def writing_to(self, stream: Any, *, wanted: bool) -> None:
         """Offers `write_info`, whose lines go out together at the end of a loop tick."""
-        lines: list[bytes] = []
+        lines: deque[bytes] = deque()
 
         def flush() -> None:
-            if lines:
-                text = b"".join(lines).decode()
-                lines.clear()
-                stream.write(text)
+            taken: list[bytes] = []
+            # One by one: the watchdog logs from a thread of its own, and a line is written once by whoever takes it.
+            with suppress(IndexError):
+                while True:
+                    taken.append(lines.popleft())
+            if taken:
+                stream.write(b"".join(taken).decode())
                 stream.flush()
 
         def write(event: str, names: Mapping[str, str], values: Mapping[str, Plain]) -> None:
@@ -195,7 +196,7 @@ class _Finish:
         _correlate(event)
         if event.get("exc_info"):
             event = structlog.processors.format_exc_info(None, method, event)
-        event = _redacted(event)
+        event = redacted(event)
         # After the redaction: neither the time nor the process's own names can hold anything to redact.
         event["ts"] = self._clock()
         event.update(self._fixed)
