@@ -106,7 +106,8 @@ class Extras:
             cost += heard * named.audio_input - cached * held.cached_input - (heard - cached) * held.input
             estimated = estimated or not told
         if self.audio_output and named.audio_output is not None:
-            spoken, told = _audio_in(reported, "completion_tokens_details", usage.output)
+            # What was thought was not spoken, and has its own price.
+            spoken, told = _audio_in(reported, "completion_tokens_details", usage.output - usage.reasoning)
             cost += spoken * (named.audio_output - held.output)
             estimated = estimated or not told
         return replace(usage, cost_picousd=max(cost, 0), estimated=estimated)

@@ -206,6 +206,7 @@ USAGE = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100
         ),
         ("openai", said(HEARD), {}, 1_000 * 10 + 100 * 15, True),
         ("openai", said(modalities=["audio"]), {"completion_tokens_details": {"audio_tokens": 90}}, 4_500 + 90 * 5, False),
+        ("openai", said(modalities=["audio"]), {"completion_tokens_details": {"reasoning_tokens": 40}}, 4_500 + 60 * 5, True),
     ],
 )  # fmt: skip
 async def test_what_an_extra_turns_out_to_cost(adapter, body, reported, cost, estimated):
