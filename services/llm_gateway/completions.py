@@ -108,7 +108,17 @@ class Completions:
             def tokens(vectors: Vectors) -> int | None:
                 return vectors.input_tokens
 
-            opened = await work.opened(work.single(lambda upstream, made: upstream.embed(made), tokens))
+            given = call.body["input"]
+            # A list of numbers is one input in tokens.
+            count = 1 if isinstance(given, str) or (given and isinstance(given[0], int)) else len(given)
+
+            async def ask(upstream: Upstream, made: Attempt) -> Vectors:
+                vectors = await upstream.embed(made)
+                if len(vectors.vectors) != count:
+                    raise malformed("there are not as many embeddings as inputs")
+                return vectors
+
+            opened = await work.opened(work.single(ask, tokens))
             vectors = opened.result
             return Embedded(vectors, work.outcome(opened.deployment, "", "", vectors.model), work.notices)
 

@@ -108,8 +108,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     def _check_vectors(self, request: llm_pb2.EmbedRequest, count: int) -> None:
         """Says before anything is paid what would not fit into the answer, where the length of the vectors is known."""
-        group = self._calls.registry.find(request.model)
-        dimension = request.dimensions or max((d.dimension for d in group.deployments), default=0) if group is not None else 0
+        group, _ = self._calls.registry.resolve(request.model, "embedding")
+        dimension = request.dimensions or max((d.dimension for d in group.deployments), default=0)
         if dimension * count * 4 > MAX_VECTOR_BYTES:
             raise _too_many_vectors()
 

@@ -374,4 +374,6 @@ async def test_what_no_message_can_hold_is_said_in_words_and_vectors_before_they
             asked = len(upstream.received)
             with pytest.raises(InvalidInput):
                 await stack.embedder.Embed(llm_pb2.EmbedRequest(model="vectors", texts=["x"] * 512))
+            with pytest.raises(InvalidInput):
+                await stack.embedder.Embed(llm_pb2.EmbedRequest(texts=["x"] * 512))
         assert len(upstream.received) == asked
