@@ -9,7 +9,7 @@ from bulkhead.llm.v1 import llm_pb2
 
 from services.common.errors import InvalidInput
 from services.llm_gateway.chat import ChatCall
-from services.llm_gateway.request_rules import MAX_TEXTS, check_request, check_texts
+from services.llm_gateway.request_rules import MAX_TEXTS, check_request, check_texts, check_tokens
 from services.llm_gateway.terms import CacheTerms, Terms
 
 MAX_IDEMPOTENCY_KEY = 255
@@ -190,9 +190,12 @@ def embedding_body(wanted: llm_pb2.EmbedRequest) -> dict[str, Any]:
         if len(wanted.token_lists) > MAX_TEXTS or not all(entry.tokens for entry in wanted.token_lists):
             raise InvalidInput.field("token_lists", f"must hold at most {MAX_TEXTS} lists, none of them empty")
         body["input"] = [list(entry.tokens) for entry in wanted.token_lists]
+        check_tokens(body["input"], "token_lists")
     else:
         body["input"] = list(wanted.texts)
         check_texts(body["input"], "texts")
+    if not isinstance(body.get("user"), str | None):
+        raise InvalidInput.field("extra_json.user", "must be a string")
     if wanted.dimensions < 0:
         raise InvalidInput.field("dimensions", "must not be negative")
     if wanted.dimensions:

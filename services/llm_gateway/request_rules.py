@@ -49,6 +49,8 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
         rule = _RULES.get(name)
         if rule is not None and value is not None and not rule[0](value):
             raise InvalidInput.field(f"{prefix}{name}", rule[1])
+    if body.get("functions"):
+        _check_functions(body["functions"], f"{prefix}functions")
     choice = body.get("tool_choice")
     if choice is not None:
         names = [tool["function"]["name"] for tool in tools if tool.get("type", "function") == "function"] if tools else None
@@ -99,6 +101,18 @@ _RULES: Mapping[str, _Rule] = {
     "response_format": _OBJECT,
     "stream_options": _OBJECT,
     "metadata": _OBJECT,
+    "audio": _OBJECT,
+    "prediction": _OBJECT,
+    "web_search_options": _OBJECT,
+    "thinking": _OBJECT,
+    "modalities": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "must be a list of strings"),
+    "store": _BOOL,
+    "service_tier": _STRING,
+    "verbosity": _STRING,
+    "prompt_cache_key": _STRING,
+    "safety_identifier": _STRING,
+    "functions": (lambda value: isinstance(value, list), "must be a list of objects"),
+    "function_call": (lambda value: isinstance(value, str | dict), "must be a string or an object"),
     "stop": (_is_stop, f"must be a string or a list of at most {MAX_STOPS} strings"),
     "seed": (_is_int, "must be an integer"),
     "logprobs": _BOOL,
@@ -184,14 +198,32 @@ def _check_tools(tools: list[dict[str, Any]], where: str) -> None:
             raise InvalidInput.field(f"{where}[{number}].type", "must be a string")
         if kind != "function":
             continue
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise InvalidInput.field(f"{where}[{number}].function", "must be an object with a name")
-        if function.get("parameters") is not None:
-            check_parameters(function["parameters"], f"{where}[{number}].function.parameters")
-        names.append(function["name"])
+        names.append(_check_function(tool.get("function"), f"{where}[{number}].function"))
         numbers.append(number)
     check_names(names, lambda at: f"{where}[{numbers[at]}].function.name")
+
+
+def _check_functions(functions: list[Any], where: str) -> None:
+    """Tools in the form that they had before there were tools."""
+    if len(functions) > MAX_TOOLS:
+        raise InvalidInput.field(where, f"must hold at most {MAX_TOOLS} functions")
+    names = [_check_function(function, f"{where}[{number}]") for number, function in enumerate(functions)]
+    check_names(names, lambda at: f"{where}[{at}].name")
+
+
+def _check_function(function: Any, where: str) -> str:
+    """The function's name."""
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidInput.field(where, "must be an object with a name")
+    if function.get("parameters") is not None:
+        check_parameters(function["parameters"], f"{where}.parameters")
+    return function["name"]
+
+
+def check_tokens(lists: Sequence[Sequence[int]], where: str) -> None:
+    """Texts to embed that are numbers of tokens already. Raises InvalidInput."""
+    if any(token < 0 for tokens in lists for token in tokens):
+        raise InvalidInput.field(where, "must hold numbers of tokens, none of them negative")
 
 
 def check_texts(texts: Sequence[str], where: str) -> None:

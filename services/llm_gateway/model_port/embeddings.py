@@ -11,6 +11,7 @@ from services.llm_gateway.model_port.answers import answer_headers, request_mode
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.routing import Route
 from services.llm_gateway.model_port.terms import terms_of
+from services.llm_gateway.request_rules import check_tokens
 from services.llm_gateway.results import EmbedCall, Embedded, ModelCalls
 
 MAX_INPUTS = 2_048
@@ -44,17 +45,25 @@ def _check(body: dict[str, Any]) -> None:
         raise InvalidInput.field("input", "must be a text, or a list of texts or tokens, and not empty")
     if isinstance(given, list):
         texts = all(isinstance(entry, str) and entry for entry in given)
-        tokens = all(isinstance(entry, int) and not isinstance(entry, bool) for entry in given)
-        token_lists = all(isinstance(entry, list) and entry and all(isinstance(t, int) for t in entry) for entry in given)
+        tokens = all(map(_is_int, given))
+        token_lists = all(isinstance(entry, list) and entry and all(map(_is_int, entry)) for entry in given)
         if not texts and not tokens and not token_lists:
             raise InvalidInput.field("input", "must hold texts that are not empty, or tokens")
+        if not texts:
+            check_tokens([given] if tokens else given, "input")
         if not tokens and len(given) > MAX_INPUTS:
             raise InvalidInput.field("input", f"must hold at most {MAX_INPUTS} entries")
     if body.get("encoding_format") not in (None, "float", "base64"):
         raise InvalidInput.field("encoding_format", "must be float or base64")
     dimensions = body.get("dimensions")
-    if dimensions is not None and (not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1):
+    if dimensions is not None and (not _is_int(dimensions) or dimensions < 1):
         raise InvalidInput.field("dimensions", "must be an integer of at least 1")
+    if not isinstance(body.get("user"), str | None):
+        raise InvalidInput.field("user", "must be a string")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _rendered(embedded: Embedded, *, base64_wanted: bool) -> bytes:

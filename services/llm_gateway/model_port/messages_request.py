@@ -19,7 +19,8 @@ _TRANSLATED = frozenset(
     {"model", "messages", "system", "max_tokens", "stream", "stop_sequences", "temperature", "top_p", "tools", "tool_choice"}
 )
 _RANGES = {"temperature": (0.0, 1.0), "top_p": (0.0, 1.0)}
-_OBJECTS = ("metadata", "thinking", "output_config", "tool_choice", "context_management")
+_OBJECTS = ("metadata", "thinking", "output_config", "tool_choice", "context_management", "cache_control")
+_STRINGS = ("service_tier", "inference_geo")
 _BETA = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.A)
 
 
@@ -87,6 +88,14 @@ def _check(body: Mapping[str, Any], counting: bool) -> None:
     for name in _OBJECTS:
         if not isinstance(body.get(name), Mapping | None):
             raise _wrong(name, "must be an object")
+    for name in _STRINGS:
+        if not isinstance(body.get(name), str | None):
+            raise _wrong(name, "must be a string")
+    if not isinstance(body.get("container"), str | Mapping | None):
+        raise _wrong("container", "must be a string or an object")
+    servers = body.get("mcp_servers")
+    if servers is not None and (not isinstance(servers, list) or not all(isinstance(server, Mapping) for server in servers)):
+        raise _wrong("mcp_servers", "must be a list of objects")
     if not isinstance(body.get("stream"), bool | None):
         raise _wrong("stream", "must be a boolean")
     stops = body.get("stop_sequences")

@@ -62,6 +62,11 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     streamed = body.get("stream")
     if not isinstance(streamed, bool | None):
         raise InvalidInput.field("stream", "must be a boolean")
+    if not isinstance(body.get("store"), bool | None):
+        raise InvalidInput.field("store", "must be a boolean")
+    calls = body.get("max_tool_calls")
+    if calls is not None and (not isinstance(calls, int) or isinstance(calls, bool) or calls < 1):
+        raise InvalidInput.field("max_tool_calls", "must be an integer of at least 1")
     if not isinstance(body.get("stream_options"), Mapping | None):
         raise InvalidInput.field("stream_options", "must be an object")
     if streamed:

@@ -201,6 +201,10 @@ def _own(path: str, good: dict[str, Any]) -> dict[str, Any]:
                 "stream-options-usage-text": {**good, "stream": True, "stream_options": {"include_usage": "yes"}},
                 "stream-options-unasked": {**good, "stream_options": {"include_usage": True}},
                 "metadata-text": {**good, "metadata": "x"},
+                **{f"{name}-{type(value).__name__}": {**good, name: value} for name, value in WRONG_KINDS.items()},
+                "function-no-name": {**good, "functions": [{"parameters": {}}]},
+                "function-schema": {**good, "functions": [{"name": "f", "parameters": {"type": "strange"}}]},
+                "functions-thousands": {**good, "functions": [{"name": f"f{number}"} for number in range(5_000)]},
                 "parallel-text": {**good, "parallel_tool_calls": "yes"},
                 "reasoning-effort-number": {**good, "reasoning_effort": 7},
                 "max-completion-negative": {**good, "max_completion_tokens": -5},
@@ -224,6 +228,11 @@ def _own(path: str, good: dict[str, Any]) -> dict[str, Any]:
                 "tool-result-no-id": {**good, "messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
                 "stop-sequences-text": {**good, "stop_sequences": "a"},
                 "thinking-text": {**good, "thinking": "yes"},
+                "service-tier-number": {**good, "service_tier": 7},
+                "cache-control-text": {**good, "cache_control": "ephemeral"},
+                "container-number": {**good, "container": 7},
+                "servers-text": {**good, "mcp_servers": "x"},
+                "server-text": {**good, "mcp_servers": ["x"]},
                 "top-k-negative": {**good, "top_k": -1},
                 "top-k-text": {**good, "top_k": "a"},
             }
@@ -243,6 +252,9 @@ def _own(path: str, good: dict[str, Any]) -> dict[str, Any]:
                 "schema-list": {**good, "tools": [{"type": "function", "name": "f", "parameters": [1]}]},
                 "schema-bad-type": {**good, "tools": [{"type": "function", "name": "f", "parameters": {"type": "strange"}}]},
                 "tool-choice-number": {**good, "tool_choice": 7},
+                "store-text": {**good, "store": "x"},
+                "service-tier-number": {**good, "service_tier": 7},
+                "max-tool-calls-negative": {**good, "max_tool_calls": -1},
                 "previous-response": {**good, "previous_response_id": "resp_1"},
                 "background": {**good, "background": True},
                 "text-number": {**good, "text": 7},
@@ -274,6 +286,10 @@ def _own(path: str, good: dict[str, Any]) -> dict[str, Any]:
                 "input-mixed": {**good, "input": ["a", 7]},
                 "input-nested": {**good, "input": [["a"]]},
                 "input-empty-item": {**good, "input": ["a", ""]},
+                "input-negative": {**good, "input": [-1]},
+                "input-negative-nested": {**good, "input": [[1], [2, -1]]},
+                "input-bools": {**good, "input": [[True]]},
+                "user-number": {**good, "user": 7},
                 "input-thousands": {**good, "input": ["a"] * 5_000},
                 "format-unknown": {**good, "encoding_format": "hex"},
                 "dimensions-negative": {**good, "dimensions": -1},
@@ -293,6 +309,13 @@ def _own(path: str, good: dict[str, Any]) -> dict[str, Any]:
         "top-n-text": {**good, "top_n": "a"},
         "chat-model": {**good, "model": "vectors"},
     }
+
+
+# Fields of a chat with values that none of them can have.
+WRONG_KINDS: dict[str, Any] = {
+    "audio": "x", "prediction": "x", "web_search_options": "x", "thinking": "x", "modalities": "text", "store": "x", "service_tier": 7,
+    "verbosity": 7, "prompt_cache_key": 7, "safety_identifier": 7, "functions": "x", "function_call": 7,
+}  # fmt: skip
 
 
 HEADERS: dict[str, dict[str, str]] = {

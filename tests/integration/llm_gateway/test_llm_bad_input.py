@@ -229,6 +229,71 @@ async def test_the_same_over_grpc(stack, mode):
     await untouched(stack)
 
 
+def texts(**fields: Any) -> llm_pb2.EmbedRequest:
+    return llm_pb2.EmbedRequest(**{"model": "vectors", "texts": ["a"], **fields})
+
+
+def ranked(**fields: Any) -> llm_pb2.RerankRequest:
+    return llm_pb2.RerankRequest(**{"model": "ranker", "query": "q", "documents": ["a", "b"], **fields})
+
+
+def tokens(*lists: list[int]) -> dict[str, Any]:
+    return {"texts": [], "token_lists": [llm_pb2.TokenList(tokens=given) for given in lists]}
+
+
+VECTORS = {
+    "model-unknown": texts(model="nobody"),
+    "model-of-chats": texts(model="main"),
+    "texts-none": texts(texts=[]),
+    "text-empty": texts(texts=["a", ""]),
+    "texts-thousands": texts(texts=["a"] * 3000),
+    "tokens-beside-texts": texts(token_lists=[llm_pb2.TokenList(tokens=[1])]),
+    "tokens-none": texts(**tokens([])),
+    "tokens-negative": texts(**tokens([1], [-1])),
+    "dimensions-negative": texts(dimensions=-1),
+    "extra-bad-json": texts(extra_json=b"{"),
+    "extra-bad-utf8": texts(extra_json=b"\xff"),
+    "extra-input": texts(extra_json=b'{"input":"x"}'),
+    "extra-user": texts(extra_json=b'{"user":7}'),
+    "key-long": texts(idempotency_key="k" * 1000),
+    "key-injection": texts(idempotency_key="a\r\nx-evil: 1"),
+    "max-cost-negative": texts(max_cost_microusd=-1),
+}
+RANKINGS = {
+    "model-unknown": ranked(model="nobody"),
+    "model-of-chats": ranked(model="main"),
+    "query-empty": ranked(query=""),
+    "documents-none": ranked(documents=[]),
+    "document-empty": ranked(documents=["a", ""]),
+    "documents-thousands": ranked(documents=["a"] * 2000),
+    "top-negative": ranked(top_n=-1),
+    "extra-documents": ranked(extra_json=b'{"documents":[]}'),
+    "max-cost-negative": ranked(max_cost_microusd=-1),
+}
+
+
+async def test_vectors_and_rankings_over_grpc(stack):
+    for method, table in ((stack.embedder.Embed, VECTORS), (stack.embedder.Rerank, RANKINGS)):
+        for name, wanted in table.items():
+            with testing.calling(stack.identities), pytest.raises(NotFound if name == "model-unknown" else InvalidInput):
+                await method(wanted)
+            await untouched(stack)
+
+
+async def test_requests_whose_tokens_are_to_be_counted(stack):
+    path = "/v1/messages/count_tokens"
+    for name, raw in raw_bodies("/v1/messages").items():
+        status, answer, _ = await ask(stack, path, raw)
+        refused("/v1/messages", status, answer)
+        assert status == (413 if name == "ten-megabytes" else 400), name
+    for name, body in bodies("/v1/messages").items():
+        # What an answer may be long does not concern its prompt, and any block has a length.
+        if not name.startswith("max-tokens-") and name != "block-unknown":
+            status, answer, _ = await ask(stack, path, body)
+            refused("/v1/messages", status, answer)
+    await untouched(stack)
+
+
 async def test_tokens_of_what_is_nested_too_deeply_are_not_counted(stack):
     block = b'{"model":"main","messages":[{"role":"user","content":[{"type":"x","a":' + nested(500) + b"}]}]}"
     status, answer, _ = await ask(stack, "/v1/messages/count_tokens", block)
