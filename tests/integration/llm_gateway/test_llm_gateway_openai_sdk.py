@@ -1,6 +1,9 @@
 """The openai SDK, unmodified, against the model port."""
 
+import asyncio
+
 import openai
+import pydantic
 import pytest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -48,6 +51,39 @@ async def test_a_tool_turn(client):
     async with client.chat.completions.stream(model="main", messages=messages[:1], tools=TOOLS) as stream:
         final = await stream.get_final_completion()
     assert final.choices[0].message.tool_calls[0].function.name == "calculator"
+
+
+class Ship(pydantic.BaseModel):
+    name: str
+    decks: int
+
+
+async def test_structured_output(client):
+    parsed = await client.chat.completions.parse(model="main", messages=HELLO, response_format=Ship)
+    assert isinstance(parsed.choices[0].message.parsed, Ship)
+    async with client.chat.completions.stream(model="main", messages=HELLO, response_format=Ship) as stream:
+        assert isinstance((await stream.get_final_completion()).choices[0].message.parsed, Ship)
+
+
+async def test_a_picture(client, stack):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}]
+    answer = await client.chat.completions.create(model="main", messages=messages)
+    assert answer.choices[0].message.content
+
+
+async def test_the_synchronous_client(stack):
+    def work():
+        with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as client:
+            whole = client.chat.completions.create(model="main", messages=HELLO).choices[0].message.content
+            stream = client.chat.completions.create(model="main", messages=HELLO, stream=True)
+            pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="nobody", messages=HELLO)
+            return whole, "".join(pieces), len(client.embeddings.create(model="vectors", input="one").data)
+
+    whole, streamed, vectors = await asyncio.to_thread(work)
+    assert (streamed, vectors) == (whole, 1)
 
 
 async def test_embeddings_and_models(client):
