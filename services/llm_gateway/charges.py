@@ -11,7 +11,7 @@ from services.common.errors import BudgetExceeded, InvalidInput, Overloaded, Per
 from services.common.identity import Principal
 from services.llm_gateway.extras import Extras, described
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.money import NOTHING, PICO_PER_NANO, Usage, priced
+from services.llm_gateway.money import MOST_COUNTED, NOTHING, PICO_PER_NANO, Usage, priced
 from services.llm_gateway.ports import Ask, Attempt, Gate, LimitState, Load, Permit, Purse, Ticket
 from services.llm_gateway.registry import Deployment
 from services.llm_gateway.terms import Terms
@@ -260,6 +260,8 @@ def usage_of(
     if type(prompt) is not int or type(completion) is not int or prompt < 0 or completion < 0 or not (prompt or completion):
         # No call has neither a prompt nor an answer: a provider that counts nothing has told nothing.
         return None
+    if prompt > MOST_COUNTED or completion > MOST_COUNTED:
+        return None
     details, made = reported.get("prompt_tokens_details"), reported.get("completion_tokens_details")
     if not details and not made and "prompt_cache_hit_tokens" not in reported:
         return priced(deployment.prices, prompt, completion, batch=batch)
@@ -287,4 +289,4 @@ def bounded(usage: Usage, bound_nanousd: int) -> Usage:
 
 def _count(holder: Any, key: str) -> int:
     value = holder.get(key) if isinstance(holder, Mapping) else None
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value <= MOST_COUNTED else 0

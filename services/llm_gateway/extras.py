@@ -25,7 +25,7 @@ from typing import Any
 from services.llm_gateway.chat import request_json, text_of
 from services.llm_gateway.estimates import Measure
 from services.llm_gateway.messages_shape import EXTRAS, media_type_at
-from services.llm_gateway.money import PICO_PER_NANO, Prices, Usage
+from services.llm_gateway.money import MOST_COUNTED, PICO_PER_NANO, Prices, Usage
 from services.llm_gateway.registry import Deployment
 
 # Sent to Anthropic where a caller bounds the uses of a tool by nothing, and the most that is sent.
@@ -117,7 +117,7 @@ def _searches_in(reported: Mapping[str, Any]) -> int | None:
     """Searches as Anthropic and OpenRouter count them, or LiteLLM; None where they are not counted."""
     for holder in (reported.get("server_tool_use"), reported.get("prompt_tokens_details")):
         found = holder.get("web_search_requests") if isinstance(holder, Mapping) else None
-        if type(found) is int and found >= 0:
+        if type(found) is int and 0 <= found <= MOST_COUNTED:
             return found
     return None
 

@@ -6,6 +6,8 @@ from decimal import ROUND_CEILING, Decimal
 PICO_PER_USD = 10**12
 PICO_PER_MICRO = 10**6
 PICO_PER_NANO = 10**3
+# More than any call comes to. What is above it was miscounted, as a number below 0 is that was written without its sign.
+MOST_COUNTED = 10**9
 
 
 def picousd(usd: Decimal) -> int:

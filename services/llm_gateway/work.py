@@ -15,7 +15,7 @@ from services.llm_gateway.charges import Charge, Payer, usage_of
 from services.llm_gateway.estimates import Measure
 from services.llm_gateway.extras import described, extras_of
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.money import Usage, priced
+from services.llm_gateway.money import MOST_COUNTED, Usage, priced
 from services.llm_gateway.ports import Attempt, Upstream
 from services.llm_gateway.recovery import Stitch
 from services.llm_gateway.registry import Deployment, Group
@@ -179,9 +179,10 @@ class Work:
             except BaseException as error:
                 self.abandoned(charge, deployment, error)
                 raise
-            tokens = tokens_of(result)
+            tokens, units = tokens_of(result), 0 if units_of is None else units_of(result)
+            tokens = None if tokens is not None and tokens > MOST_COUNTED else tokens
+            units = 0 if units > MOST_COUNTED else units
             bound = charge.input_tokens if tokens is None else tokens
-            units = 0 if units_of is None else units_of(result)
             # Where units are what is paid for, tokens that nobody told are no estimate of the price.
             guessed = tokens is None and not (units and not deployment.prices.input)
             usage = priced(deployment.prices, bound, 0, estimated=guessed, batch=self.payer.terms.discounted)

@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+from array import array
+from dataclasses import replace
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +15,11 @@ from services.llm_gateway.attempts import Policy
 from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
+from services.llm_gateway.fakes import InMemoryPurse
 from services.llm_gateway.money import Prices
+from services.llm_gateway.ports import Ranking, Vectors
 from services.llm_gateway.registry import Capabilities, Deployment, Group, Registry
-from services.llm_gateway.results import Finished, Notice
+from services.llm_gateway.results import EmbedCall, Finished, Notice, RerankCall
 from services.llm_gateway.terms import Terms
 from services.llm_gateway.testing import OpenGate, OpenPurse
 from tests.unit.llm_gateway.openai_bytes import ANSWER, END, TEXT
@@ -207,3 +212,41 @@ async def test_a_broken_answer_is_continued_where_the_next_deployment_takes_its_
     assert scene.provider.bodies[1]["messages"][-1] == {"role": "assistant", "content": "hel"}
     assert scene.provider.bodies[1]["max_tokens"] == 49
     scene.balanced()
+
+
+@pytest.mark.parametrize("operation", ["complete", "stream", "embed", "rerank"])
+async def test_counts_that_no_call_can_come_to_are_no_counts(operation):
+    wrong = {"prompt_tokens": 2**64 - 1, "completion_tokens": 2**64 - 7, "total_tokens": 2**64 - 1}
+
+    class Provider:
+        async def complete(self, attempt):
+            return parse_answer(orjson.dumps({**orjson.loads(ANSWER), "usage": wrong}))
+
+        async def stream(self, attempt):
+            ending = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": wrong}
+            yield ChunkReader().feed(TEXT % b"hi" + b"data: " + orjson.dumps(ending) + b"\n\n")
+
+        async def embed(self, attempt):
+            return Vectors([array("f", [1.0])], wrong["prompt_tokens"], "m")
+
+        async def rerank(self, attempt):
+            return Ranking([(0, 1.0)], wrong["prompt_tokens"], "m", wrong["prompt_tokens"])
+
+    chance, mode = random.Random(1), {"embed": "embedding", "rerank": "rerank"}.get(operation, "chat")
+    gate, purse = OpenGate(chance), InMemoryPurse.of()
+    only = Deployment("a0", "a", "p", "x", "a", mode, prices=replace(PRICES, per_request=10**6))
+    registry = Registry({"a": Group("a", 0, (only,))})
+    calls = Completions(lambda: registry, {"x": Provider()}, Policy(), chance, gate, purse)
+    if operation == "stream":
+        async for _ in calls.stream(ChatCall("a", BODY)):
+            pass
+    elif operation == "complete":
+        await calls.complete(ChatCall("a", BODY))
+    elif operation == "embed":
+        await calls.embed(EmbedCall("a", {"input": "x"}))
+    else:
+        await calls.rerank(RerankCall("a", {"query": "x", "documents": ["y"]}))
+    (line,) = purse.ledger
+    assert gate.inside == 0
+    assert (line["status"], line["estimated"]) == ("ok", True)
+    assert 0 < line["cost_nanousd"] <= line["reserved_nanousd"]
