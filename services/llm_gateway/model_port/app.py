@@ -103,12 +103,12 @@ class ModelPort:
             span.set_attribute("error.type", "cancelled")
         except Refused as refused:
             headers = [(b"connection", b"close")] if refused.close else []
-            await exchange.answer(refused.status, form.refused(refused), headers)
+            await exchange.answer(refused.status, form.refused(refused), headers + exchange.elapsed())
         except BulkheadError as error:
             if error.counts_against_slo:
                 span.set_status(Status(StatusCode.ERROR, error.reason))
             span.set_attribute("error.type", error.reason)
-            await exchange.answer(form.status(error), form.of(error), error_headers(error))
+            await exchange.answer(form.status(error), form.of(error), error_headers(error) + exchange.elapsed())
         except Exception as error:  # noqa: BLE001 - the boundary: every other error becomes an opaque id
             await self._internal(exchange, form, error, span)
         finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
@@ -137,14 +138,21 @@ class Exchange:
             await end((self._watcher,))
 
     async def answer(self, status: int, body: bytes, headers: Sequence[Header] = (), content_type: bytes = JSON) -> None:
-        """A whole answer."""
+        """A whole answer. Where `headers` do not say where its time went, there is the time that it took in all."""
         self._complete = self.started = True
         self.status = status
+        if not headers and self.began:
+            headers = self.elapsed()
         head = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *self.common_headers, *headers]
         if self._line is not None and self._line.answer(status, head, body):
             return
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})
+
+    def elapsed(self) -> list[Header]:
+        """The time since the request began, as an answer that asked no model or was refused has it."""
+        elapsed_ms = (time.perf_counter() - self.began) * 1000
+        return [(b"openai-processing-ms", b"%d" % elapsed_ms), (b"server-timing", b"total;dur=%.2f" % elapsed_ms)]
 
     async def begin_stream(self, headers: Sequence[Header]) -> None:
         """Status 200 and the headers of an event stream."""

@@ -66,7 +66,8 @@ class MessagesSurface:
         canonical(body, exchange.headers.get(_BETAS, ""), counting=True)
         self._calls.registry.resolve(model, "chat")
         request_json(body)
-        await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), [(b"x-bulkhead-estimated", b"true")])
+        headers = [(b"x-bulkhead-estimated", b"true"), *exchange.elapsed()]
+        await exchange.answer(200, orjson.dumps({"input_tokens": self._count(body)}), headers)
 
     def _check_target(self, model: str, chat: Mapping[str, Any]) -> None:
         """Says by name what none of the model's deployments can take; a fallback is no reason to take it."""

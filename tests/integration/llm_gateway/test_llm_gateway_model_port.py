@@ -207,6 +207,26 @@ async def test_unknown_routes_and_methods(stack, method, path, status):
         assert orjson.loads(await answer.read())["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/models", None, 200),
+        ("GET", "/key/info", None, 200),
+        ("POST", "/v1/messages/count_tokens", chat(), 200),
+        ("POST", CHAT, {}, 400),
+        ("POST", CHAT, chat(model="nobody"), 404),
+        ("GET", CHAT, None, 405),
+        ("POST", CHAT, chat(), 502),
+    ],
+)
+async def test_answers_of_no_model_say_how_long_they_took(stack, method, path, body, status):
+    await stack.sim.order("status=401")
+    async with stack.http.request(method, stack.url + path, json=body, headers={"authorization": f"Bearer {stack.key}"}) as answer:
+        assert answer.status == status, await answer.text()
+        name, _, took_ms = answer.headers["server-timing"].partition(";dur=")
+        assert (name, int(float(took_ms))) == ("total", int(answer.headers["openai-processing-ms"]))
+
+
 async def test_a_body_of_another_type_is_refused(stack):
     status, _, _ = await stack.post(CHAT, b"model=main", content_type="application/x-www-form-urlencoded")
     assert status == 415
