@@ -68,7 +68,7 @@ _old_tokens = Histogram(
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """Which names are used (BULKHEAD_GENAI_SEMCONV), and whether spans hold prompts and answers (BULKHEAD_GENAI_CAPTURE_CONTENT)."""
+    """Which names are used (BULKHEAD_GENAI_SEMCONV), and whether spans hold prompts and answers (BULKHEAD_CAPTURE_CONTENT)."""
 
     names: Literal["latest", "previous"] = "latest"
     capture_content: bool = False

@@ -40,13 +40,12 @@ local function put_due(keys, args)
   return redis.call('ZADD', keys[1], at, args[1])
 end
 
--- KEYS: batch. ARGV: owner, lease in ms. Answers {-1} without a batch, {-2, now, fields} when it has ended, {0, ms of lease left} when it is
--- held, else {epoch, now, fields}.
+-- KEYS: batch. ARGV: owner, lease in ms. Answers {-1} without a batch or when it has ended, {0, ms of lease left} when it is held, else
+-- {epoch, now, fields}.
 local function claim(keys, args)
   local known = redis.call('HMGET', keys[1], 'status', 'lease_ms')
-  if not known[1] then return {-1} end
+  if not known[1] or ENDED[known[1]] then return {-1} end
   local now = now_ms()
-  if ENDED[known[1]] then return {-2, now, redis.call('HGETALL', keys[1])} end
   local left = tonumber(known[2]) - now
   if left > 0 then return {0, left} end
   local epoch = redis.call('HINCRBY', keys[1], 'epoch', 1)

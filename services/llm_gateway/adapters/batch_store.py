@@ -38,7 +38,7 @@ async def asked(call: Awaitable[T]) -> T:
     except Exception as error:
         if not is_away(error):
             raise
-        raise store_unavailable(error) from error
+        raise store_unavailable() from error
 
 
 def member(tenant: str, id_: str) -> str:
@@ -136,18 +136,15 @@ class ValkeyBatches:
         """As BatchRecords.due."""
         return members(await self._call("batch_due_v1", [DUE], [limit]))
 
-    async def claim(self, tenant: str, batch_id: str, lease_s: float) -> Claim | BatchRecord | None:
+    async def claim(self, tenant: str, batch_id: str, lease_s: float) -> Claim | bool:
         """As BatchRecords.claim."""
         answer = await self._call("batch_claim_v1", [_batch(tenant, batch_id)], [self._instance, _ms(lease_s)])
         match answer[0]:
             case -1:
-                await self.forget_due(tenant, batch_id)
-                return None
-            case -2:
-                return _record(tenant, batch_id, answer[2])
+                return True
             case 0:
                 await self._due(tenant, batch_id, answer[1])
-                return None
+                return False
         await self._due(tenant, batch_id, _ms(lease_s))
         return Claim(_record(tenant, batch_id, answer[2]), answer[0], answer[1])
 
@@ -164,8 +161,8 @@ class ValkeyBatches:
     async def release(self, claim: Claim, after_s: float = 0.0) -> None:
         """As BatchRecords.release."""
         record = claim.record
-        if await self._call("batch_release_v1", [_batch(record.tenant, record.id)], [claim.epoch]):
-            await self._due(record.tenant, record.id, _ms(after_s))
+        held = await self._call("batch_release_v1", [_batch(record.tenant, record.id)], [claim.epoch])
+        await self._due(record.tenant, record.id, _ms(after_s) if held else 0, keep=not held)
 
     async def finish(
         self, claim: Claim, status: str, progress: Progress, files: Mapping[str, FileRecord], errors: Sequence[Mapping[str, Any]] = ()

@@ -1,7 +1,6 @@
 """Records of files in Valkey. Implements FileRecords."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import orjson
@@ -15,8 +14,6 @@ from services.llm_gateway.batches.records import FileRecord
 
 SIZES_LUA = Path(__file__).with_name("file_store.lua")
 EXPIRING = "llm:{batches}:files"
-# An upload takes as long as its client takes.
-ANNOUNCED = timedelta(days=1)
 _PAGE = 500
 
 
@@ -40,11 +37,19 @@ class ValkeyFiles:
     async def hold(self, tenant: str, file_id: str, size_bytes: int, most_bytes: int = -1, most_files: int = -1) -> bool:
         """As FileRecords.hold."""
         args = [file_id, size_bytes, most_bytes, most_files]
-        return bool(await asked(self._sizes.call("file_hold_v1", [_sizes(tenant)], args)))
+        return bool(await asked(self._sizes.call("file_hold_v1", _counts(tenant), args)))
 
     async def free(self, tenant: str, file_id: str) -> None:
         """As FileRecords.free."""
-        await asked(self._sizes.call("file_free_v1", [_sizes(tenant)], [file_id]))
+        await asked(self._sizes.call("file_free_v1", _counts(tenant), [file_id]))
+
+    async def keep(self, tenant: str, file_id: str, batch_id: str) -> None:
+        """As FileRecords.keep."""
+        await asked(self._sizes.call("file_keep_v1", _counts(tenant), [file_id, batch_id]))
+
+    async def leave(self, tenant: str, batch_id: str) -> None:
+        """As FileRecords.leave."""
+        await asked(self._sizes.call("file_leave_v1", _counts(tenant), [batch_id]))
 
     async def put(self, record: FileRecord) -> None:
         """As FileRecords.put."""
@@ -107,8 +112,9 @@ class ValkeyFiles:
         await asked(self._client.zadd(EXPIRING, {entry: due_ms}) if due_ms else self._client.zrem(EXPIRING, entry))
 
 
-def _sizes(tenant: str) -> str:
-    return files_index(tenant) + ":sizes"
+def _counts(tenant: str) -> list[str]:
+    index = files_index(tenant)
+    return [f"{index}:sizes", f"{index}:inputs"]
 
 
 def _record(raw: bytes | None) -> FileRecord | None:

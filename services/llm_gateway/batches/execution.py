@@ -69,6 +69,12 @@ class ExecutionParts:
     provider: ProviderExecution | None = None
     rules: ExecutionRules = field(default_factory=ExecutionRules)
 
+    async def clear(self, tenant: str, batch_id: str) -> None:
+        """Removes what is left of a batch that has ended or was erased; after a crash on the way it is done again."""
+        await self.threads.run(self.workspace(tenant, batch_id).remove)
+        await self.files.leave(tenant, batch_id)
+        await self.records.forget_due(tenant, batch_id)
+
 
 class Execution:
     """Executes what is missing of a claimed batch, and ends it once."""
@@ -93,6 +99,7 @@ class Execution:
         self.leaving = False
         self._changed = asyncio.Event()
         self._local: asyncio.Task | None = None
+        self._cleared = False
         now = time.monotonic()
         self._lease_until = now + self._rules.lease_s
         self.expires_at = now + (self.record.expires_ms - claim.now_ms) / 1000
@@ -111,7 +118,8 @@ class Execution:
             elif error is not None:
                 after_s = self._rules.again_s
                 log.error("batch_interrupted", batch=self.record.id, again_in_s=after_s, exc_info=error)
-            await self._release(after_s)
+            if not self._cleared:
+                await self._release(after_s)
 
     def leave(self) -> None:
         """Begins no further line; lines in flight are finished, then the lease is given back."""
@@ -189,6 +197,7 @@ class Execution:
     async def _execute(self) -> None:
         record = self.record
         try:
+            await self._parts.files.keep(record.tenant, record.spec.input_file_id, record.id)
             await self.threads.run(self.workspace.begin, record.spec.input_file_id)
             self.scan = await self.threads.run(self.workspace.scan, record.spec.endpoint)
         except NotFound:
@@ -318,8 +327,8 @@ class Execution:
             "batch_ended", batch=record.id, tenant=record.tenant, status=final, total=len(self.scan), completed=self.results.completed,
             cost_microusd=self.results.usage.cost_microusd,
         )  # fmt: skip
-        await self.threads.run(self.workspace.remove)
-        await parts.records.forget_due(record.tenant, record.id)
+        await parts.clear(record.tenant, record.id)
+        self._cleared = True
 
     async def _release(self, after_s: float) -> None:
         try:

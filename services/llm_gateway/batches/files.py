@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import suppress
@@ -17,8 +18,9 @@ from services.llm_gateway.batches.records import INPUT, FileRecord
 # OpenAI's limits.
 MOST_LISTED = 10_000
 MAX_NAME = 255
-# An upload that nobody has finished after this long is swept away.
-ABANDONED = timedelta(days=1)
+# An upload of which nothing has come for this long, or whose process died, is swept away. While it comes, that is put off each minute.
+ABANDONED = timedelta(minutes=15)
+PUT_OFF_S = 60.0
 SWEPT_AT_ONCE = 100
 # An upload is counted in steps of this many bytes, each before it is written.
 STEP_BYTES = 1024 * 1024
@@ -68,19 +70,19 @@ class Files:
         Raises InvalidInput for a purpose that is none or a tenant without room (FILE_QUOTA_EXCEEDED), ContentTooLarge.
         """
         tenant, file_id = principal.tenant, file_id or file_name()
-        now_ms = await self._records.now_ms()
-        await self._records.announce(tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
+        await self._announce(tenant, file_id)
         try:
-            size = await self._contents.write(tenant, file_id, self._counted(tenant, file_id, pieces), self.rules.most_bytes)
+            counted = self._counted(tenant, file_id, self._announced(tenant, file_id, pieces))
+            size = await self._contents.write(tenant, file_id, counted, self.rules.most_bytes)
             asked = terms()
             if asked.purpose != INPUT:
                 raise InvalidInput.field("purpose", f"must be {INPUT}")
             record = self._record(principal, file_id, name, asked.purpose, size, await self._records.now_ms(), asked.kept_s)
             await self._records.put(record)
         except (Exception, asyncio.CancelledError):
-            # Where this fails as well, the sweep finds what was announced.
+            # Where this fails as well, the sweep finds what was announced. The record may be there: its answer was lost.
             with suppress(Overloaded):
-                await self._gone(tenant, file_id)
+                await self._remove(tenant, file_id)
             raise
         await self._records.settle_due(tenant, file_id, record.expires_ms)
         return record
@@ -89,9 +91,8 @@ class Files:
         self, principal: Principal, file_id: str, name: str, purpose: str, pieces: AsyncIterable[bytes], kept_s: int
     ) -> FileRecord:
         """Writes the content of a result file. Its record is for the caller to store, and then to call `kept`, or `discard`."""
-        now_ms = await self._records.now_ms()
-        await self._records.announce(principal.tenant, file_id, now_ms + int(ABANDONED.total_seconds() * 1000))
-        size = await self._contents.write(principal.tenant, file_id, pieces, sys.maxsize)
+        await self._announce(principal.tenant, file_id)
+        size = await self._contents.write(principal.tenant, file_id, self._announced(principal.tenant, file_id, pieces), sys.maxsize)
         # Results count, and are never refused: they were paid for.
         await self._records.hold(principal.tenant, file_id, size)
         return self._record(principal, file_id, name, purpose, size, await self._records.now_ms(), kept_s)
@@ -103,6 +104,26 @@ class Files:
     async def discard(self, record: FileRecord) -> None:
         """The content of a result file is nobody's."""
         await self._gone(record.tenant, record.id)
+
+    async def keep(self, tenant: str, file_id: str, batch_id: str) -> None:
+        """A batch takes the content, and counts for it from the moment on in which the file is deleted."""
+        await self._records.keep(tenant, file_id, batch_id)
+
+    async def leave(self, tenant: str, batch_id: str) -> None:
+        """The batch needs its content no more."""
+        await self._records.leave(tenant, batch_id)
+
+    async def _announce(self, tenant: str, file_id: str) -> None:
+        await self._records.announce(tenant, file_id, await self._records.now_ms() + int(ABANDONED.total_seconds() * 1000))
+
+    async def _announced(self, tenant: str, file_id: str, pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """The pieces; as long as they come, no sweep takes the file for one that nobody finishes."""
+        again_at = time.monotonic() + PUT_OFF_S
+        async for piece in pieces:
+            if time.monotonic() >= again_at:
+                await self._announce(tenant, file_id)
+                again_at = time.monotonic() + PUT_OFF_S
+            yield piece
 
     async def _counted(self, tenant: str, file_id: str, pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """The pieces, each counted before it is handed on. Raises InvalidInput where the tenant has no room for it."""

@@ -63,7 +63,15 @@ class FileRecords(Protocol):
         ...
 
     async def free(self, tenant: str, file_id: str) -> None:
-        """The content is gone and counts no more. Doing it again is harmless."""
+        """The content is gone and counts no more, or only for as long as a batch keeps it. Doing it again is harmless."""
+        ...
+
+    async def keep(self, tenant: str, file_id: str, batch_id: str) -> None:
+        """The batch keeps the content, which counts until the batch leaves it, deleted or not. Doing it again is harmless."""
+        ...
+
+    async def leave(self, tenant: str, batch_id: str) -> None:
+        """The batch keeps nothing any more. Doing it again is harmless."""
         ...
 
     async def put(self, record: FileRecord) -> None:
@@ -144,8 +152,10 @@ class BatchRecords(Protocol):
         """(tenant, id) of batches that nobody holds, or whose lease has ended."""
         ...
 
-    async def claim(self, tenant: str, batch_id: str, lease_s: float) -> Claim | BatchRecord | None:
-        """Takes the lease in a new epoch; the record alone where it has ended, None where somebody holds it or there is none."""
+    async def claim(self, tenant: str, batch_id: str, lease_s: float) -> Claim | bool:
+        """Takes the lease in a new epoch; False where somebody holds it, True where it has ended or is gone, and nobody looks after what
+        is left of it.
+        """
         ...
 
     async def renew(self, claim: Claim, lease_s: float, progress: Progress | None = None, *, enter: str = "", **fields: Any) -> Standing:
@@ -153,7 +163,9 @@ class BatchRecords(Protocol):
         ...
 
     async def release(self, claim: Claim, after_s: float = 0.0) -> None:
-        """Gives the lease back; another holder may take it after `after_s`."""
+        """Gives the lease back; another holder may take it after `after_s`. Where it was lost, somebody looks whether the batch has ended:
+        what this holder has left behind since is nobody's.
+        """
         ...
 
     async def finish(

@@ -217,6 +217,7 @@ class ProviderExecution:
             return ProviderBatch(state["batch_id"], "unknown")
         submission = Submission(held.record.id, held.record.spec.endpoint, state["lines"], lambda: _content(run))
         failures, pause_s, gives_up_at = 0, self._rules.poll_first_s, 0.0
+        reason: ProviderFailed
         while True:
             try:
                 return await self._step(run, submission, begins=failures < self._rules.tries)

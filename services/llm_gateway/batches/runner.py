@@ -103,10 +103,9 @@ class BatchRunner:
             if isinstance(found, Claim):
                 held[tenant] += 1
                 self._begin(found)
-            elif found is not None:
-                # It has ended, and its holder did not live to clean up.
-                await self._parts.threads.run(self._parts.workspace(tenant, batch_id).remove)
-                await self._parts.records.forget_due(tenant, batch_id)
+            elif found:
+                # It has ended or was erased, and its holder did not live to clean up.
+                await self._parts.clear(tenant, batch_id)
 
     def _begin(self, claim: Claim) -> None:
         execution = Execution(claim, self._parts, self._chance)
