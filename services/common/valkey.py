@@ -52,7 +52,7 @@ def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, deco
     )
 
 
-def store_unavailable(error: Exception, store: str = "state") -> Overloaded:
+def store_unavailable(store: str = "state") -> Overloaded:
     """The domain error for a store that cannot be reached."""
     return Overloaded(f"the {store} store cannot be reached", reason="STORE_UNAVAILABLE", retry_after_s=1.0, metadata={"store": store})
 

@@ -86,7 +86,7 @@ class Store:
             for start in range(0, len(keys), CHUNK):
                 found += await self._client.mget(keys[start : start + CHUNK])
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return found
 
     async def field(self, key: str, name: str) -> str | None:
@@ -94,7 +94,7 @@ class Store:
         try:
             found = await self._client.hget(key, name)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return None if found is None else text(found)
 
     async def members(self, key: str) -> list[str]:
@@ -102,7 +102,7 @@ class Store:
         try:
             return sorted(text(member) for member in await self._client.smembers(key))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def transaction(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
         """Runs `work`, which watches, reads, calls multi() and queues writes, until nobody changed between what it read.
@@ -117,7 +117,7 @@ class Store:
                     except WatchError:
                         await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         raise Conflict("the record is being changed by others; try again")
 
 

@@ -54,7 +54,7 @@ class IdempotencyStore:
         try:
             verdict, value = await self._library.call("idempotency_begin_v1", [name], args)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         verdict = verdict.decode() if isinstance(verdict, bytes) else verdict
         if verdict == "mismatch":
             raise IdempotencyMismatch("the idempotency key was used before with another body")
@@ -71,7 +71,7 @@ class IdempotencyStore:
         try:
             return bool(await self._library.call("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def finish(self, claim: Claim, answer: bytes, *, owner: str = "") -> bool:
         """Stores the answer; False when the claim was lost to another holder meanwhile.
@@ -84,14 +84,14 @@ class IdempotencyStore:
         try:
             return bool(await self._library.call("idempotency_finish_v1", keys, [claim.token, answer, int(KEPT.total_seconds() * 1000)]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def erase(self, tenant: str, owner: str) -> int:
         """Deletes the answers of an owner; answers how many there were."""
         try:
             return int(await self._library.call("idempotency_erase_v1", [_owned(tenant, owner)], []))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def abandon(self, claim: Claim) -> None:
         """Gives the key back after work that had no effect."""
@@ -99,7 +99,7 @@ class IdempotencyStore:
             try:
                 await self._library.call("idempotency_abandon_v1", [claim.key], [claim.token])
             except UNAVAILABLE as error:
-                raise store_unavailable(error) from error
+                raise store_unavailable() from error
 
 
 def _owned(tenant: str, owner: str) -> str:

@@ -39,7 +39,7 @@ class TokenBuckets:
         try:
             short, value, *rest = await self._library.batched("buckets_take_v1", [b.key for b in buckets], args)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         if short:
             bucket = buckets[short - 1]
             raise QuotaExceeded(

@@ -76,7 +76,7 @@ class AnswerCache:
                 if int(stats.get("evicted_keys", 0)):
                     count += await self._sweep(tenant, owner)
         except (*UNAVAILABLE, TimeoutError) as error:
-            raise store_unavailable(error, "cache") from error
+            raise store_unavailable("cache") from error
         return count
 
     async def _sweep(self, tenant: str, owner: str) -> int:
@@ -110,7 +110,7 @@ class AnswerCache:
             async with asyncio.timeout(_ERASE_TIMEOUT_S):
                 return int(await self._library.call("cache_erase_questions_v1", keys, [_scope(tenant, "")]))
         except (*UNAVAILABLE, TimeoutError) as error:
-            raise store_unavailable(error, "cache") from error
+            raise store_unavailable("cache") from error
 
     def _write(self, command: Callable[[], Awaitable[Any]]) -> None:
         if self.away or len(self._writes) >= MAX_WRITES:

@@ -43,7 +43,7 @@ class Subjects:
         try:
             return await self.find(tenant, user) or await self._make(tenant, user)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def find(self, tenant: str, user: str) -> Subject | None:
         """The user's subject, if there is one. Raises redis errors."""
@@ -146,7 +146,7 @@ class Ledger:
             found, after = await self._scan(tenant, wanted, start_ms, end_ms, max(1, min(limit, MOST_PAGE)), cursor)
             await self._named(tenant, found)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return Page(found, after)
 
     async def _scan(
@@ -191,7 +191,7 @@ class Ledger:
             holder = holder_of(tenant, scope, id_, limits, tier, name=name)
             answer = await self._library.call("purse_look_v1", [holder.key], [holder.caps.packed()])
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return spending_of(holder, answer[1])
 
     async def reports(self, tenant: str, first: date, last: date, *, key_id: str = "", user: str = "", team: str = "", model: str = ""
@@ -204,7 +204,7 @@ class Ledger:
                 rows = [(*orjson.loads(field), Counts.unpacked(raw)) for field, raw in fields.items()]
                 subjects = await self._subjects.behind(tenant, list({row[1] for row in rows}))
             except UNAVAILABLE as error:
-                raise store_unavailable(error) from error
+                raise store_unavailable() from error
             day = datetime.fromtimestamp(number * DAY_S, UTC).date()
             for row_key, pseudonym, row_team, row_model, counts in sorted(rows, key=lambda row: row[:4]):
                 row_user = subjects[pseudonym].user if pseudonym in subjects else ERASED if pseudonym else ""
@@ -227,5 +227,5 @@ class Ledger:
             await self._client.delete(key)
             await self._client.hdel(prefix(tenant) + "alerts", *(f"{key}|{window}" for window in (1, 2, 3, 4, "soft")))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return answer[1][4]

@@ -146,7 +146,7 @@ class ValkeyPurse:
             self._outbox.put(Sending("purse_void_v1", [base + "open", *made.keys], [id_, made.limits, made.run_ms, VOID_KEPT_MS]))
             if isinstance(error, Exception) and is_away(error):
                 self._breaker.failed()
-                raise store_unavailable(error) from error
+                raise store_unavailable() from error
             raise
         self._breaker.succeeded()
         if answer == 1:
@@ -189,7 +189,7 @@ class ValkeyPurse:
             if not is_away(error):
                 raise
             self._breaker.failed()
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         if len(self._announced) > 10_000:
             self._announced.clear()
         self._announced[tenant] = now + ANNOUNCED_S
@@ -290,7 +290,7 @@ class ValkeyPurse:
         except Exception as error:
             if not is_away(error):
                 raise
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return answer[1:]
 
 

@@ -92,7 +92,7 @@ class MilvusIndex:
                 await self._on_new()
             await self._state.hset(REGISTRY, self._model, orjson.dumps({"v": 1, "name": name, "dimension": dimension}))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         self._name, self._dimension = name, dimension
         log.info("collection_ready", is_new=is_new, collection=name, model=self._model, dimension=dimension)
 
@@ -103,13 +103,13 @@ class MilvusIndex:
         try:
             await self._state.hdel(REGISTRY, self._model)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def _registered(self) -> dict[str, Any]:
         try:
             found = await self._state.hgetall(REGISTRY)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return {key.decode(): orjson.loads(value) for key, value in found.items()}
 
     async def insert(self, collection: str, rows: Sequence[Row]) -> None:

@@ -28,7 +28,7 @@ class ValkeyDocuments:
         try:
             return await self._library.batched(name, self._keys(tenant), args)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def reserve(self, tenant: str, document_id: str) -> int:
         """See `Documents`."""
@@ -55,7 +55,7 @@ class ValkeyDocuments:
         try:
             raw, more = await newest_first(self._client, index, records, size, after)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return [_record(entry) for entry in raw], more
 
     async def count(self, tenant: str) -> int:
@@ -63,7 +63,7 @@ class ValkeyDocuments:
         try:
             return int(await self._client.hlen(self._keys(tenant)[0]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def remove(self, tenant: str, document_id: str) -> tuple[DocumentRecord, int] | None:
         """See `Documents`."""

@@ -37,7 +37,7 @@ class ValkeyMemories:
         try:
             return _record(await self._library.batched("memory_memories_add_v1", self._keys(principal.tenant, principal.user), args))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def find(self, tenant: str, user: str, memory_ids: Sequence[str]) -> dict[str, MemoryRecord]:
         """See `Memories`."""
@@ -46,7 +46,7 @@ class ValkeyMemories:
         try:
             found = await self._client.hmget(self._keys(tenant, user)[0], list(memory_ids))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         now_ms = int(time.time() * 1000)
         records = [_record(raw) for raw in found if raw]
         return {record.memory_id: record for record in records if record.expires_ms > now_ms}
@@ -60,7 +60,7 @@ class ValkeyMemories:
                 self._client, index, records, size, after, keep=lambda raw: orjson.loads(raw)["expires_ms"] > now_ms
             )
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return [_record(entry) for entry in raw], more
 
     async def count(self, tenant: str, user: str) -> int:
@@ -68,7 +68,7 @@ class ValkeyMemories:
         try:
             return int(await self._client.hlen(self._keys(tenant, user)[0]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def owners(self, cursor: int) -> tuple[int, list[Principal]]:
         """See `Memories`."""
@@ -76,7 +76,7 @@ class ValkeyMemories:
             cursor, keys = await self._client.scan(cursor, match=f"memory:memories:*{OWNER}", count=500)
             found = await self._client.mget(keys) if keys else []
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return cursor, [Principal.from_dict(orjson.loads(raw)) for raw in found if raw]
 
     async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
@@ -88,7 +88,7 @@ class ValkeyMemories:
                 return False
             return bool(await self._library.call("memory_memories_remove_v1", keys, [memory_id, _digest(_record(raw).text)]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
 
 def _digest(text: str) -> str:

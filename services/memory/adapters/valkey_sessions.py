@@ -34,7 +34,7 @@ class ValkeySessions:
         try:
             verdict, count = await self._library.batched("memory_session_append_v1", self._keys(tenant, session), args)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         if verdict == b"foreign":
             raise NotFound("no such session")
         if verdict == b"mismatch":
@@ -46,7 +46,7 @@ class ValkeySessions:
         try:
             found = await self._library.batched("memory_session_window_v1", self._keys(tenant, session)[:2], [user])
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return None if found is None else [_unpacked(raw) for raw in found]
 
     async def reset(self, tenant: str, user: str, session: str) -> int | None:
@@ -54,7 +54,7 @@ class ValkeySessions:
         try:
             count = int(await self._library.call("memory_session_reset_v1", self._keys(tenant, session)[:2], [user]))
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return None if count < 0 else count
 
 

@@ -25,7 +25,7 @@ class ValkeyWork:
         try:
             await self._library.batched("memory_work_intend_v1", [KEY], [ticket, int(delay_s * 1000)])
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return ticket
 
     async def settle(self, ticket: str) -> None:
@@ -33,12 +33,12 @@ class ValkeyWork:
         try:
             await self._client.zrem(KEY, ticket)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
     async def claim(self, count: int, lease_s: float) -> list[tuple[str, dict[str, Any]]]:
         """See `Work`."""
         try:
             due = await self._library.call("memory_work_claim_v1", [KEY], [count, int(lease_s * 1000)])
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         return [(raw.decode(), orjson.loads(raw)) for raw in due]

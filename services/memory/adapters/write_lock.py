@@ -34,7 +34,7 @@ class WriteLock:
                 while not await self._client.set(self._key, token, nx=True, px=LEASE_MS):  # noqa: ASYNC110 - the holder may be another process
                     await asyncio.sleep(RETRY_S)
             except UNAVAILABLE as error:
-                raise store_unavailable(error) from error
+                raise store_unavailable() from error
             renewing = asyncio.create_task(self._renew(token))
             try:
                 yield

@@ -74,13 +74,13 @@ class Store:
             return await call
         except UNAVAILABLE as error:
             log.warning("store_unavailable", error=type(error).__name__)
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
         except ResponseError as error:
             message = str(error)
             if message.startswith("FENCED"):
                 raise Fenced(message) from None
             if message.startswith(_REFUSALS):
-                raise store_unavailable(error) from error
+                raise store_unavailable() from error
             raise
 
     async def _durable(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:

@@ -61,7 +61,7 @@ class ValkeyCallLedger:
         try:
             return await self._library.batched(function, [name], args)
         except UNAVAILABLE as error:
-            raise store_unavailable(error) from error
+            raise store_unavailable() from error
 
 
 def _name(tenant: str, key: str) -> str:
