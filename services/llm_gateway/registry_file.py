@@ -269,7 +269,7 @@ class _Builder:
     def _address(self, params: Any, provider: Provider, where: str) -> tuple[str, str]:
         base = self._resolved(params.api_base or params.base_url or provider.base, f"{where}: api_base").rstrip("/")
         key = self._resolved(params.api_key or "", f"{where}: api_key")
-        if base and (urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname):
+        if base and not _is_address(base):
             self._problems.append(f"{where}: api_base is not an http or https URL")
         elif not base and not (params.api_base or params.base_url):
             self._problems.append(f"{where}: api_base is required for this provider")
@@ -302,6 +302,14 @@ class _Builder:
             late = "; variables are read at the start, so it takes effect at the next one" if self._started else ""
             self._problems.append(f"{where}: the environment variable {name} is not set{late}")
         return found
+
+
+def _is_address(base: str) -> bool:
+    try:
+        parts = urlsplit(base)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an address, a port that is none
+        return False
 
 
 def _served(name: str, groups: Mapping[str, Group]) -> bool:

@@ -111,6 +111,12 @@ class ConfigFile(Generic[T]):
         except ValidationError as error:
             lines = [f"{self._path.name}: {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
             raise ConfigProblem(lines) from error
+        except ConfigProblem:
+            raise
+        except Exception as error:
+            # A defect in a parser must not end the watch: no later change would ever be seen.
+            log.exception("config_parser_failed", file=self._path.name)
+            raise ConfigProblem([f"{self._path.name}: cannot be understood ({type(error).__name__})"]) from error
 
     def _seen(self) -> str:
         """The digest of what is there now."""

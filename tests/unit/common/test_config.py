@@ -80,6 +80,23 @@ def test_a_good_change_takes_effect_and_a_bad_one_keeps_the_last_good(tmp_path):
     assert config.current.size == 2
 
 
+def test_a_parser_that_fails_is_told_and_the_next_change_is_seen(tmp_path):
+    def parse(data):
+        if data["size"] > 1:
+            raise ValueError("a defect")
+        return data["size"]
+
+    path = file(tmp_path, "size: 1")
+    config = ConfigFile(path, parse)
+    path.write_text("size: 2")
+    assert not config.reload()
+    assert (config.current, config.problem) == (1, ["sample.yaml: cannot be understood (ValueError)"])
+    path.write_text("size: 0")
+    assert config.reload()
+    with pytest.raises(StartRefused):
+        ConfigFile(file(tmp_path, "size: 2"), parse)
+
+
 def test_a_listener_that_fails_does_not_keep_the_content_from_the_others(tmp_path):
     path = file(tmp_path, "name: a\nsize: 1")
     config = ConfigFile(path, Shape.model_validate)

@@ -87,7 +87,8 @@ def test_duplicate_deployments_and_ids_are_refused():
 
 def test_a_base_url_is_needed_and_must_be_one():
     assert "api_base is required" in problems(BASE.replace(', api_base: "http://localhost:2/v1/"', ""))
-    assert "not an http" in problems(environment={**ENVIRONMENT, "URL": "ftp://x"})
+    for address in ("ftp://x", "http://", "http://[", "http://x:99999", "http://x:port"):
+        assert "not an http" in problems(environment={**ENVIRONMENT, "URL": address}), address
     assert "api_key is required" in problems(BASE.replace("api_base: os.environ/URL, api_key: os.environ/KEY, ", ""))
 
 
