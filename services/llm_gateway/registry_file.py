@@ -271,6 +271,7 @@ class _Builder:
         key = self._resolved(params.api_key or "", f"{where}: api_key")
         if base and not _is_address(base):
             self._problems.append(f"{where}: api_base is not an http or https URL")
+            base = ""
         elif not base and not (params.api_base or params.base_url):
             self._problems.append(f"{where}: api_base is required for this provider")
         if provider.key_needed and base == provider.base and not params.api_key:
