@@ -106,17 +106,22 @@ class Line:
 
 
 class _Protocol(HttpToolsProtocol):
-    """httptools takes headers without end: this gives up on a request whose head goes on and on. And it hands out lines."""
+    """httptools takes headers without end, and uvicorn waits for them for ever: this gives up on a head that goes on and on, or that has
+    not come whole when an idle connection would have been closed. And it hands out lines.
+    """
 
     _in_head = False
     _head_bytes = 0
+    _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.watchers: dict[RequestResponseCycle, Callable[[], None]] = {}
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._head_is_here()
         watchers, self.watchers = self.watchers, {}
         for cycle, gone in watchers.items():
             cycle.disconnected = True
@@ -128,6 +133,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_is_here()
         super().on_headers_complete()
         self.scope["extensions"] = {LINE: Line(self, self.cycle)}  # type: ignore[dict-item]
 
@@ -138,6 +144,24 @@ class _Protocol(HttpToolsProtocol):
             self.send_400_response("The headers are too large.")
             return
         super().data_received(data)
+        if self._in_head and self._late is None:
+            self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._late = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+
+    def _head_is_here(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            # What came before on this connection is still being answered.
+            self._expect_head()
+        else:
+            self.timeout_keep_alive_handler()
 
 
 class _Server(uvicorn.Server):

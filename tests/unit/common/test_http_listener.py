@@ -50,6 +50,36 @@ async def test_ordinary_heads_and_large_bodies_pass(port):
     assert await exchange(port, head + b"b" * 1_000_000) == b"HTTP/1.1 200 OK"
 
 
+GET = b"GET /wait HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(("sent", "answered"), [(b"", 0), (GET, 0), (GET + b"\r\n" + GET, 1)])
+async def test_a_head_that_does_not_come_is_not_waited_for(sent, answered):
+    listener = UvicornListener(answer_ok, "127.0.0.1", testing.free_port(), timeout_keep_alive=0.2)
+    await listener.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.bound_port)
+    writer.write(sent)
+    async with asyncio.timeout(30):
+        assert (await reader.read()).count(b"HTTP/1.1 200 OK") == answered
+    writer.close()
+    await listener.close()
+
+
+async def test_the_beginning_of_a_head_does_not_end_the_answer_before_it():
+    app = Direct()
+    listener = UvicornListener(app, "127.0.0.1", testing.free_port(), timeout_keep_alive=0.05)
+    await listener.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.bound_port)
+    writer.write(GET + b"\r\n" + GET)
+    await app.started.wait()
+    await asyncio.sleep(0.2)
+    app.hold.set()
+    async with asyncio.timeout(30):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    await listener.close()
+
+
 async def test_a_taken_port_refuses_the_start(port):
     with pytest.raises(StartRefused, match=str(port)):
         await UvicornListener(answer_ok, "127.0.0.1", port).start()
