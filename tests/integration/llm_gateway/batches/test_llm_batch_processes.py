@@ -73,15 +73,21 @@ async def test_two_replicas_share_the_batches_and_each_batch_has_one_holder(proc
     await sim.order("first_token_delay=10")
     one, first = await processes(**LOCAL)
     two, second = await processes(**LOCAL)
-    batches = [await one.begun(numbered(line, 40)) for _ in range(6)]
+
+    def claims() -> list[int]:
+        return [process.output().count('"batch_claimed"') + process.output().count("batch_claimed ") for process in (first, second)]
+
+    batches: list = []
+    # One look may find several; whose turn it is is chance.
+    while len(batches) < 6 or (min(claims()) < 1 and len(batches) < 60):
+        batches.append(await one.begun(numbered(line, 40)))
     for batch in batches:
         done = await two.ended(batch)
         answers, _ = await two.outputs(done)
         whole(answers, 40)
-    claims = [process.output().count('"batch_claimed"') + process.output().count("batch_claimed ") for process in (first, second)]
-    assert sum(claims) == 6
-    assert min(claims) >= 1
-    assert len(await sim.log()) == 6 * 40
+    assert sum(claims()) == len(batches)
+    assert min(claims()) >= 1
+    assert len(await sim.log()) == len(batches) * 40
     await same_bills(one, sim)
 
 
