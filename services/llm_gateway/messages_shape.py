@@ -303,7 +303,7 @@ def ending_of(message: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str
 
 def stop_of(choice: Mapping[str, Any], own: Mapping[str, Any], sequences: Sequence[str]) -> tuple[str, str | None]:
     """The stop_reason and stop_sequence of a choice that finished; `own` are its provider_specific_fields."""
-    exact, sequence = own.get("stop_reason"), choice.get("stop_reason")
+    exact, sequence = text_of(own.get("stop_reason")), choice.get("stop_reason")
     if exact in _EXACT_STOPS:
         return exact, None
     finish = text_of(choice.get("finish_reason"))

@@ -157,9 +157,11 @@ class MessageEvents:
             # A whole answer, given again: its plain members say less of the same.
             self._foreign(out, own)
             for block in own[BLOCKS]:
-                self._given(out, block)
+                if isinstance(block, Mapping):
+                    self._given(out, block)
             return
-        thought = [block for block in delta.get("thinking_blocks") or () if isinstance(block, Mapping)]
+        blocks = delta.get("thinking_blocks")
+        thought = [block for block in blocks if isinstance(block, Mapping)] if isinstance(blocks, list) else []
         # Blocks that come whole say what was thought themselves.
         if (reasoning := _reasoning(delta)) and not any(text_of(block.get("thinking")) for block in thought):
             self._open(out, "thinking", {"type": "thinking", "thinking": "", "signature": ""})

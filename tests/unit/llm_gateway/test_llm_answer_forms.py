@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from services.llm_gateway.answer_forms import answer_of, chunks_in, chunks_of, events_of
 from services.llm_gateway.chat import Assembly, ChunkReader, parse_answer
-from services.llm_gateway.model_port.messages_answer import MessageEvents
+from services.llm_gateway.messages_shape import BLOCKS, OWN_FIELDS
+from services.llm_gateway.model_port.messages_answer import MessageEvents, message_body
+from services.llm_gateway.money import NOTHING
 from services.llm_gateway.proto_answers import StreamedAnswer, message_of
 from services.llm_gateway.proto_chat import chat_call
 
@@ -192,3 +194,18 @@ def test_an_answer_of_nothing_but_thought_can_be_sent_back():
     thought = message_of({"role": "assistant", "content": None, "reasoning": "hm"})
     asked = llm_pb2.CompletionInput(model="m", messages=[llm_pb2.Message(role="user", text="x"), thought])
     assert chat_call(asked, stream=False).body["messages"][1] == {"role": "assistant", "content": None, "reasoning": "hm"}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"thinking_blocks": 5}, {OWN_FIELDS: {"stop_reason": {}}}, {OWN_FIELDS: {BLOCKS: [5, {"type": "text", "text": "b"}]}}]
+)
+def test_members_of_no_known_shape_break_no_message(odd):
+    message = {"role": "assistant", "content": "b", **odd}
+    data = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    events = MessageEvents(())
+    said = events.feed(chunks_of(data)) + events.end(NOTHING)
+    assert b'"text_delta","text":"b"' in said
+    assert b"message_stop" in said
+    whole = orjson.loads(message_body(parse_answer(orjson.dumps(data)), (), NOTHING))
+    assert whole["stop_reason"] == "end_turn"
+    assert whole["content"][-1] == {"type": "text", "text": "b"}
