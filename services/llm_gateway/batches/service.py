@@ -53,6 +53,8 @@ class Batches:
         else:
             batch_id = f"batch_{uuid.uuid4().hex}"
         told = {"endpoint": asked.endpoint, "input_file_id": asked.input_file_id, "window_s": asked.window_s, "metadata": asked.metadata}
+        if asked.output_kept_s:
+            told["output_kept_s"] = asked.output_kept_s
         fingerprint = derived_name("", orjson.dumps(told, option=orjson.OPT_SORT_KEYS).decode())
         return await self._records.create(principal.tenant, batch_id, spec, fingerprint)
 

@@ -296,8 +296,9 @@ async def test_an_idempotency_key_begins_one_batch(gateway, line, sim):
         headers = {"Idempotency-Key": "once"}
         made = await asyncio.gather(*(g.client.batches.create(**body, extra_headers=headers) for _ in range(5)))
         assert len({batch.id for batch in made}) == 1
-        with pytest.raises(openai.UnprocessableEntityError):
-            await g.client.batches.create(**{**body, "completion_window": "25h"}, extra_headers=headers)
+        for other in ({"completion_window": "25h"}, {"output_expires_after": {"anchor": "created_at", "seconds": 3600}}):
+            with pytest.raises(openai.UnprocessableEntityError):
+                await g.client.batches.create(**{**body, **other}, extra_headers=headers)
         await g.ended(made[0])
         assert (await g.client.batches.create(**body, extra_headers=headers)).status == "completed"
         assert len(await sim.log()) == 1
