@@ -10,6 +10,8 @@ from services.llm_gateway.tool_rules import check_choice, check_names, check_par
 SCOPE = "models:invoke"
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_TOOLS = 2_000
+# Each of them is looked at on the way: 100,000 take half a second in which nobody else is served.
+MAX_MESSAGES, MAX_PARTS = 10_000, 10_000
 MAX_TEXTS = 2_048
 # OpenAI takes 4, Gemini 5, vLLM any number.
 MAX_STOPS = 16
@@ -36,6 +38,8 @@ def check_request(body: Mapping[str, Any], prefix: str = "") -> None:
         raise InvalidInput.field(f"{prefix}messages", "must be a list of messages")
     if not messages:
         raise InvalidInput.field(f"{prefix}messages", "must hold at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidInput.field(f"{prefix}messages", f"must hold at most {MAX_MESSAGES} messages")
     for number, message in enumerate(messages):
         _check_message(message, f"{prefix}messages[{number}]")
     tools = body.get("tools")
@@ -145,6 +149,8 @@ def _check_message(message: Any, where: str) -> None:
     if isinstance(content, list):
         if not content and role in _ASKING:
             raise InvalidInput.field(f"{where}.content", "must hold at least one part")
+        if len(content) > MAX_PARTS:
+            raise InvalidInput.field(f"{where}.content", f"must hold at most {MAX_PARTS} parts")
         for number, part in enumerate(content):
             _check_part(part, f"{where}.content[{number}]")
     if content is None:

@@ -11,12 +11,15 @@ import orjson
 
 from services.common.http import LINE, Line
 from services.common.identity import Principal
+from services.common.rpc import context as call_context
 from services.common.tasks import end
 from services.llm_gateway.model_port.errors import Refused
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 # A body that is too large is read on for a while before the 413, or the client sees a reset in place of it.
 MAX_DRAINED_BYTES = 64 * 1024 * 1024
+# How long the next piece of a body may take, where the caller's deadline leaves as much.
+PIECE_WAIT_S = 60.0
 JSON = b"application/json"
 _FOREIGN = re.compile(r"charset\s*=\s*\"?(?!utf-?8|us-ascii)")
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -85,10 +88,7 @@ class Exchange:
         pieces: list[bytes] = []
         size, more = 0, True
         while more and size <= max(most, MAX_DRAINED_BYTES):
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                raise asyncio.CancelledError
+            message = await self._piece()
             piece: bytes = message.get("body", b"")
             size += len(piece)
             if size <= most:
@@ -103,13 +103,24 @@ class Exchange:
         """The body as it comes, for what is too large to hold. A client that leaves cancels this task."""
         more = True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                raise asyncio.CancelledError
+            message = await self._piece()
             more = message.get("more_body", False)
             yield message.get("body", b"")
         self._begin_watch()
+
+    async def _piece(self) -> Message:
+        """What comes next of the body. Raises Refused (408) when nothing does."""
+        context = call_context.current()
+        left_s = None if context is None else context.remaining_s()
+        try:
+            async with asyncio.timeout(PIECE_WAIT_S if left_s is None else min(left_s, PIECE_WAIT_S)):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, "the rest of the body did not come in time", code="request_timeout", close=True) from None
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise asyncio.CancelledError
+        return message
 
     def _begin_watch(self) -> None:
         self._task = asyncio.current_task()

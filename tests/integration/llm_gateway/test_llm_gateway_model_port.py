@@ -315,3 +315,19 @@ async def test_probes_need_no_key(stack):
             return answer.status == 200
 
     await testing.eventually_async(ready, "ready")
+
+
+async def test_a_body_that_stops_coming_is_waited_for_until_the_deadline(stack):
+    host, port = stack.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {stack.key}\r\nx-request-timeout-ms: 300\r\n"
+        "content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+    )
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + b"{")
+        # To the end of the connection: whoever sends the rest later must not have it taken for another request.
+        answer = await reader.read()
+        writer.close()
+    assert answer.split()[1] == b"408"
+    assert b'"code":"request_timeout"' in answer

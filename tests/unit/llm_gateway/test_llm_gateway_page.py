@@ -162,6 +162,8 @@ def test_numbers_of_caches_batches_and_limits():
     text = chapter("Limits")
     assert f"| {exchange.MAX_BODY_BYTES // 2**20} MiB; 413 beyond |" in text
     assert f"| {request_rules.MAX_TOOLS:,} a request |" in text
+    assert request_rules.MAX_MESSAGES == request_rules.MAX_PARTS
+    assert f"| {request_rules.MAX_MESSAGES:,} each |" in text
     assert f"| {terms.MAX_KEY} characters;" in text
     assert f"| {MAX_ANSWER_BYTES // 2**20} MiB |" in text
     assert f"| {MAX_TIMEOUT_MS // 1000} s |" in text
