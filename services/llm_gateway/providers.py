@@ -8,14 +8,15 @@ from urllib.parse import urlsplit
 @dataclass(frozen=True, slots=True)
 class Provider:
     """`base` is its URL where there is one for everybody; without one `api_base` must be set. `key_needed` says that nobody is
-    served there without a key. `stream_usage` says that it is known to answer `stream_options.include_usage` with an event of its own:
-    most look-alikes do, some refuse the field (Mistral, which has the usage in any case), and NVIDIA's hosted models hang on it.
+    served there without a key. `stream_usage` says that it is known to answer `stream_options.include_usage` with an event of its own,
+    as most look-alikes do. False: it refuses the field (Mistral, which tells the usage in any case) or hangs on it (NVIDIA's hosted
+    models). None: nobody knows.
     """
 
     adapter: str = "openai"
     base: str = ""
     key_needed: bool = False
-    stream_usage: bool = False
+    stream_usage: bool | None = None
 
 
 OPENAI_BASE = "https://api.openai.com/v1"
@@ -37,8 +38,8 @@ PROVIDERS: Mapping[str, Provider] = {
     "jina_ai": Provider(base="https://api.jina.ai/v1"),
     "litellm_proxy": Provider(stream_usage=True),
     "lm_studio": Provider(stream_usage=True),
-    "mistral": Provider(base="https://api.mistral.ai/v1"),
-    "nvidia_nim": Provider(base="https://integrate.api.nvidia.com/v1"),
+    "mistral": Provider(base="https://api.mistral.ai/v1", stream_usage=False),
+    "nvidia_nim": Provider(base="https://integrate.api.nvidia.com/v1", stream_usage=False),
     "openai_like": Provider(),
     "openrouter": Provider(base="https://openrouter.ai/api/v1", stream_usage=True),
     "perplexity": Provider(base="https://api.perplexity.ai"),
@@ -52,12 +53,14 @@ AZURE_STREAM_USAGE = "2024-09-01"
 LOCAL_EMBEDDERS: Mapping[str, int] = {"wordllama/l2_supercat_256": 256}
 
 
-def stream_usage(name: str, base: str, api_version: str) -> bool:
-    """Whether the provider at this address is known to tell the usage of a stream when it is asked to.
+def stream_usage(name: str, base: str, api_version: str) -> bool | None:
+    """Whether the provider at this address is known to tell the usage of a stream when it is asked to, or to refuse the question.
 
     `openai` with another address is any server in OpenAI's likeness, of which nothing is known.
     """
     provider = PROVIDERS[name]
     if name == "azure":
         return not api_version or api_version[:1].isalpha() or api_version[:10] >= AZURE_STREAM_USAGE
-    return provider.stream_usage and (not provider.key_needed or (urlsplit(base).hostname or "").endswith("api.openai.com"))
+    if provider.key_needed and not (urlsplit(base).hostname or "").endswith("api.openai.com"):
+        return None
+    return provider.stream_usage

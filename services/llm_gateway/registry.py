@@ -59,7 +59,8 @@ class Deployment:
     `provider` names the provider to people, `adapter` the code that talks to it. `defaults` are request fields that
     the configuration sets where the caller does not. `weight` and `order` steer the choice within the group: the
     lowest order first, by weight within it. `pattern` is the group that it comes from where that stands for many names.
-    With `stream_usage` streams are asked for their usage, whatever the caller wants to see of it.
+    With `stream_usage` streams are asked for their usage, whatever the caller wants to see of it; with False they never are, and with
+    None they are as the caller says.
     """
 
     id: str
@@ -87,7 +88,7 @@ class Deployment:
     simulated: bool = False
     trusted: bool = False
     pattern: str = ""
-    stream_usage: bool = False
+    stream_usage: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

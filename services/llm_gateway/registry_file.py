@@ -234,7 +234,11 @@ class _Builder:
         if asks is None:
             asks = self._file.general_settings.always_include_stream_usage
         if asks is None:
-            asks = info.simulated or (not local and stream_usage(name, base, params.api_version or ""))
+            asks = True if info.simulated else None if local else stream_usage(name, base, params.api_version or "")
+        elif not asks:
+            asks = None  # as each caller says
+        if "stream_options" in params.additional_drop_params:
+            asks = False
         listed = self._listed(entry)
         free = info.free or params.free or any(keys.free for keys in listed) or (local and info.input_cost_per_token is None)
         default_parallel = self._file.router_settings.default_max_parallel_requests or 0
@@ -263,7 +267,7 @@ class _Builder:
             reasoning=info.supports_reasoning,
             simulated=info.simulated,
             trusted=info.trusted,
-            stream_usage=asks and "stream_options" not in params.additional_drop_params,
+            stream_usage=asks,
         )
 
     def _address(self, params: Any, provider: Provider, where: str) -> tuple[str, str]:

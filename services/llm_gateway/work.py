@@ -116,6 +116,9 @@ class Work:
                 output *= max(_choices(sent), 1)
             if deployment.stream_usage and sent.get("stream"):
                 sent["stream_options"] = usage_wanted(sent.get("stream_options"))
+            elif deployment.stream_usage is False:
+                # Most surfaces ask for it themselves: their callers cannot, and nobody would miss it.
+                sent.pop("stream_options", None)
             extras = extras_of(deployment, sent, self._measured)
             if extras is not None and extras.tools is not None:
                 sent["tools"] = extras.tools

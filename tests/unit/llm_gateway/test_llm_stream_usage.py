@@ -29,12 +29,13 @@ def loaded(model, general=None, info=None, **params):
     [
         ({"model": "openai/gpt-4.1"}, True),
         ({"model": "openai/gpt-4.1", "api_base": "https://eu.api.openai.com/v1"}, True),
-        ({"model": "openai/gpt-4.1", "api_base": "http://localhost:1/v1"}, False),
+        ({"model": "openai/gpt-4.1", "api_base": "http://localhost:1/v1"}, None),
         ({"model": "openai/gpt-4.1", "api_base": "http://localhost:1/v1", "stream_options": {"include_usage": True}}, True),
-        ({"model": "openai/gpt-4.1", "stream_options": {"include_usage": False}}, False),
+        ({"model": "openai/gpt-4.1", "stream_options": {"include_usage": False}}, None),
         ({"model": "openai/gpt-4.1", "additional_drop_params": ["stream_options"]}, False),
         ({"model": "hosted_vllm/m", "api_base": "http://localhost:1/v1"}, True),
         ({"model": "groq/m"}, True),
+        ({"model": "cerebras/m"}, None),
         ({"model": "mistral/m"}, False),
         ({"model": "nvidia_nim/m"}, False),
         ({"model": "azure/gpt", "api_base": "https://a.openai.azure.com"}, True),
@@ -50,7 +51,7 @@ def test_which_deployments_are_asked_for_the_usage_of_their_streams(params, aske
 def test_the_configuration_decides_for_all_and_each_deployment_for_itself():
     local = {"model": "openai/m", "api_base": "http://localhost:1/v1"}
     assert loaded(**local, general={"always_include_stream_usage": True}).stream_usage is True
-    assert loaded("openai/m", {"always_include_stream_usage": False}).stream_usage is False
+    assert loaded("openai/m", {"always_include_stream_usage": False}).stream_usage is None
     assert loaded("openai/m", {"always_include_stream_usage": False}, stream_options={"include_usage": True}).stream_usage is True
     assert loaded(**local, info={"simulated": True}).stream_usage is True
 
@@ -60,8 +61,9 @@ def test_the_configuration_decides_for_all_and_each_deployment_for_itself():
     [
         (True, None, {"include_usage": True}),
         (True, {"include_usage": False, "include_obfuscation": False}, {"include_usage": True, "include_obfuscation": False}),
-        (False, None, None),
-        (False, {"include_usage": False}, {"include_usage": False}),
+        (None, None, None),
+        (None, {"include_usage": False}, {"include_usage": False}),
+        (False, {"include_usage": True}, None),
     ],
 )
 async def test_a_stream_is_paid_by_what_was_counted_whatever_its_caller_wants_to_see(able, given, sent):
@@ -80,7 +82,7 @@ async def test_a_stream_is_paid_by_what_was_counted_whatever_its_caller_wants_to
         pass
     assert provider.body.get("stream_options") == sent
     ((_, usage, _),) = purse.settled
-    assert usage.estimated is not able
+    assert usage.estimated is not bool(able)
 
 
 @pytest.mark.parametrize("left", [{}, {"search_context_cost_per_query": 0}])
