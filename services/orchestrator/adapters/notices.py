@@ -13,7 +13,7 @@ import redis.asyncio as redis
 import structlog
 
 from services.common.valkey import UNAVAILABLE
-from services.orchestrator.adapters.store import OWNER_CHANNEL, channel_of
+from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of
 from services.orchestrator.records import RunRef
 
 # A connection that is silent this long is asked for a sign of life, and given up when there is none.

@@ -223,7 +223,7 @@ async def test_slots_and_keys_of_a_tenant(store):
 
 
 async def test_a_run_id_asked_for_in_another_thread_does_not_free_the_slot_of_its_run(store, monkeypatch):
-    monkeypatch.setattr("services.orchestrator.adapters.store.FORGET_AFTER_MS", 0)
+    monkeypatch.setattr("services.orchestrator.adapters.store_queue.FORGET_AFTER_MS", 0)
     one = new_ref()
     assert await accept(store, one, slots=1) == "new"
     elsewhere = one._replace(thread_id="elsewhere")

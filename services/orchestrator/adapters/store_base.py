@@ -1,0 +1,80 @@
+"""What every part of the store shares: its client, its Lua library, and what an error of Valkey means."""
+
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as redis
+import structlog
+from redis.exceptions import ResponseError
+
+from services.common.errors import Overloaded
+from services.common.valkey import UNAVAILABLE, Library, ping, store_unavailable
+from services.orchestrator.records import Fenced
+
+LUA = Path(__file__).with_name("lua")
+# A replica tells once a second how far its disk is, and at once whoever asks: but what it answers to a WAITAOF that comes with the
+# write is from before its fsync. So a WAIT goes first; the replica has synced what it tells of there, and the WAITAOF behind it asks
+# again. That takes milliseconds; alone, WAITAOF took most of a second. Its bound is longer than the second, should the WAIT fail.
+REPLICA_WAIT_MS = 500
+REPLICA_SYNC_MS = 1_200
+# A refusal of the store to write is no defect of ours and goes away: memory full, disk full, too few replicas.
+_REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+log = structlog.get_logger("bulkhead.store")
+
+
+class StoreBase:
+    """Calls of the Lua library."""
+
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
+        """`instance` names this process; `replicas` must have a durable write on disk before it counts."""
+        self._client = client
+        self._instance = instance
+        self._replicas = replicas
+        # One library for all, so that one pipeline a loop tick carries everything.
+        self._library = Library(client, *(LUA / f"{name}.lua" for name in ("tenant", "work", "thread", "run", "outbox")))
+
+    async def load(self) -> None:
+        """As RunStore.load."""
+        await self._library.load()
+
+    async def ping(self) -> bool:
+        """As RunStore.ping."""
+        return await ping(self._client)
+
+    async def _ask(self, call: Awaitable[Any]) -> Any:
+        try:
+            return await call
+        except UNAVAILABLE as error:
+            log.warning("store_unavailable", error=type(error).__name__)
+            raise store_unavailable() from error
+        except ResponseError as error:
+            message = str(error)
+            if message.startswith("FENCED"):
+                raise Fenced(message) from None
+            if message.startswith(_REFUSALS):
+                raise store_unavailable() from error
+            raise
+
+    async def _durable(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """A call that counts only when it is on disk, here and on as many replicas as are asked for."""
+        if not self._replicas:
+            return await self._ask(self._library.batched(name, keys, args))
+
+        async def with_replicas() -> Any:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.execute_command(*self._library.command(name, keys, args))
+                pipeline.execute_command("WAIT", self._replicas, REPLICA_WAIT_MS)
+                pipeline.execute_command("WAITAOF", 1, self._replicas, REPLICA_SYNC_MS)
+                answer, _, acknowledged = await pipeline.execute(raise_on_error=False)
+            if isinstance(answer, ResponseError) and "Function not found" in str(answer):
+                await self._library.load()
+                return await with_replicas()
+            for value in (answer, acknowledged):
+                if isinstance(value, Exception):
+                    raise value
+            if int(acknowledged[1]) < self._replicas:
+                raise Overloaded("too few replicas of the state store took the write", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+            return answer
+
+        return await self._ask(with_replicas())

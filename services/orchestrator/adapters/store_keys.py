@@ -1,0 +1,42 @@
+"""Names of what is in Valkey; what shares a hash tag may be changed in one step."""
+
+import hashlib
+from functools import lru_cache
+from urllib.parse import quote
+
+from services.orchestrator.records import RunRef
+
+OWNER_CHANNEL = "owner:"
+SHARD = "{w0}"
+
+
+def channel_of(ref: RunRef) -> str:
+    """Channel on which appends to the thread are told."""
+    return f"thread:{quoted(ref.tenant)}/{ref.thread_id}"
+
+
+@lru_cache(maxsize=1024)
+def quoted(text_: str) -> str:
+    """A name of a caller's as it may stand in a key."""
+    return quote(text_, safe="")
+
+
+def lookup_key(tenant: str, run_id: str) -> str:
+    """Key that leads from a run id to its thread."""
+    return f"tn:{{{quoted(tenant)}}}:run:{run_id}"
+
+
+def tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
+    """KEYS of tenant_reserve."""
+    prefix, user = f"tn:{{{quoted(tenant)}}}", quoted(user)
+    # Of each user their own: the same words with the same simple key must not lead one to another's run.
+    idem = hashlib.sha256(f"{user}/{key}".encode()).hexdigest() if key else "-"
+    return [f"{prefix}:run:{run_id}", f"{prefix}:slots", f"{prefix}:idem:CreateRun:{idem}", f"{prefix}:runs:{user}",
+            f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
+
+
+def thread_keys(ref: RunRef) -> list[str]:
+    """KEYS of thread_accept: meta, log, run, pending, outbox, messages, runs."""
+    prefix = f"t:{{{quoted(ref.tenant)}/{ref.thread_id}}}"
+    run = f"{prefix}:run:{ref.run_id}"
+    return [f"{prefix}:meta", f"{prefix}:log", run, f"{prefix}:pending", f"{prefix}:outbox", f"{run}:messages", f"{prefix}:runs"]
