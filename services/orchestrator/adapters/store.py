@@ -1,38 +1,36 @@
 """Threads and runs in Valkey. One Lua call is one atomic step; nothing across hash tags is assumed to be atomic."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import orjson
 
-from services.orchestrator.adapters.decode import run_record, text, thread_record
-from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, SHARD, channel_of, lookup_key, quoted, tenant_keys, thread_keys
+from services.orchestrator.adapters.decode import run_record, text
+from services.orchestrator.adapters.store_keys import SHARD, channel_of, tenant_keys, thread_keys
 from services.orchestrator.adapters.store_queue import QueueStore
+from services.orchestrator.adapters.store_reading import ReadingStore
 from services.orchestrator.records import (
     Accepted,
     Claim,
     Draft,
-    Event,
     Fenced,
     Reservation,
     RunRecord,
     RunRef,
     RunSpec,
     Terminal,
-    ThreadRecord,
     Written,
 )  # fmt: skip
 
 IDEMPOTENCY_KEPT = timedelta(hours=48)
-TOMBSTONE_KEPT = timedelta(hours=1)
 # How long accepting may take between the reservation and the run record; the sweeper waits longer before it gives one up.
 ACCEPT_WITHIN_MS = 5_000
 LOOK_AFTER_MS = 1_000
 
 
-class Store(QueueStore):
+class Store(ReadingStore, QueueStore):
     """RunStore on Valkey."""
 
     # --- accepting ---
@@ -147,87 +145,6 @@ class Store(QueueStore):
         """As RunStore.outbox_attempts."""
         return int(await self._ask(self._client.hget(thread_keys(ref)[2], "outbox_attempts")) or 0)
 
-    # --- reading and asking ---
-
-    async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
-        """As RunStore.open_thread."""
-        prefix = f"tn:{{{quoted(tenant)}}}"
-        await self._ask(self._library.batched("tenant_list_thread_v1", [f"{prefix}:threads:{quoted(user)}", f"{prefix}:n"], [thread_id]))
-        key = thread_keys(RunRef(tenant, thread_id, "-"))[0]
-        args = [tenant, user, thread_id, orjson.dumps(dict(metadata))]
-        answer = await self._durable("thread_open_v1", [key], args)
-        return thread_record(answer[1], user) if answer else None
-
-    async def thread(self, tenant: str, user: str, thread_id: str) -> ThreadRecord | None:
-        """As RunStore.thread."""
-        fields = await self._ask(self._client.hgetall(thread_keys(RunRef(tenant, thread_id, "-"))[0]))
-        return thread_record(fields, user)
-
-    async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
-        """As RunStore.locate."""
-        thread_id, owner = await self._ask(self._client.hmget(lookup_key(tenant, run_id), ["thread", "user"]))
-        if thread_id is None or text(owner) != user:
-            return None
-        return RunRef(tenant, text(thread_id), run_id)
-
-    async def run(self, ref: RunRef) -> RunRecord | None:
-        """As RunStore.run."""
-        fields = await self._ask(self._client.hgetall(thread_keys(ref)[2]))
-        return run_record(fields)
-
-    async def runs(self, refs: Sequence[RunRef]) -> list[RunRecord]:
-        """As RunStore.runs."""
-        pipeline = self._client.pipeline(transaction=False)
-        for ref in refs:
-            pipeline.hgetall(thread_keys(ref)[2])
-        found = [run_record(fields) for fields in await self._ask(pipeline.execute())]
-        return [record for record in found if record is not None]
-
-    async def threads(self, tenant: str, user: str, thread_ids: Sequence[str]) -> list[ThreadRecord]:
-        """As RunStore.threads."""
-        pipeline = self._client.pipeline(transaction=False)
-        for thread_id in thread_ids:
-            pipeline.hgetall(thread_keys(RunRef(tenant, thread_id, "-"))[0])
-        found = [thread_record(fields, user) for fields in await self._ask(pipeline.execute())]
-        return [record for record in found if record is not None]
-
-    async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
-        """As RunStore.list_members."""
-        user_list = f"tn:{{{quoted(tenant)}}}:{kind}:{quoted(user)}"
-        key = thread_keys(RunRef(tenant, thread_id, "-"))[6] if kind == "thread" else user_list
-        top = f"({before}" if before else "+inf"
-        found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
-        return [(text(member), int(score)) for member, score in found]
-
-    async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
-        """As RunStore.request_cancel."""
-        answer = await self._ask(
-            self._library.call("tenant_cancel_v1", [lookup_key(tenant, run_id)], [user, int(TOMBSTONE_KEPT.total_seconds() * 1000)])
-        )
-        return None if answer is None else text(answer)
-
-    async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
-        """As RunStore.cancel."""
-        kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
-        args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, reason, ref.encode()]
-        answer = await self._durable("run_cancel_v1", thread_keys(ref), args)
-        status, last, now, following, wrote = answer
-        return text(status), Written(int(last) if int(wrote) else 0, int(last), int(now), text(following))
-
-    async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
-        """As RunStore.read."""
-        keys = thread_keys(ref)
-        args = [after_seq, most, "1" if from_run else "0"]
-        last, first, terminal, entries = await self._ask(self._library.batched("thread_read_v1", keys[:3], args))
-        return int(last), int(first), int(terminal), [_event(ref.thread_id, entry) for entry in entries]
-
-    async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
-        """As RunStore.last_seqs."""
-        pipeline = self._client.pipeline(transaction=False)
-        for ref in refs:
-            pipeline.hget(thread_keys(ref)[0], "seq")
-        return [int(value or 0) for value in await self._ask(pipeline.execute())]
-
 
 def _accepted(ref: RunRef, spec: RunSpec, track: str, status: str, written: Written, cancelled: bytes) -> RunRecord:
     """The record that was just written; reading it back would tell nothing new."""
@@ -237,14 +154,4 @@ def _accepted(ref: RunRef, spec: RunSpec, track: str, status: str, written: Writ
         started_ms=at if owned else 0, ended_ms=at if ended else 0, first_seq=written.first_seq,
         terminal_seq=written.last_seq if ended else 0, track=track, result=orjson.loads(cancelled) if ended else {}, state={},
         provisional_from=0,
-    )  # fmt: skip
-
-
-def _event(thread_id: str, entry: list) -> Event:
-    found = entry[1]
-    values = {found[i]: found[i + 1] for i in range(0, len(found), 2)}
-    return Event(
-        seq=int(entry[0].split(b"-")[0]), at_ms=int(values[b"m"]), thread_id=thread_id, run_id=values[b"r"].decode(),
-        attempt=int(values[b"a"]), type=values[b"y"].decode(), data=values[b"d"], provisional=values[b"p"] == b"1",
-        trace_id=values[b"t"].decode(), schema_version=int(values[b"v"]),
     )  # fmt: skip
