@@ -226,7 +226,7 @@ class Accepting:
         if record.status == "running":
             self._worker.adopt(ref, Claim("claimed", record, undelivered=accepted.undelivered))
         elif record.ended:
-            await self._store.settle(ref)
+            await self._worker.outbox.settle(ref)
         else:
             try:
                 await self._store.wake(ref, record.track, record.created_ms)
@@ -250,7 +250,7 @@ class Accepting:
         self._worker.cancel(ref)
         if written.first_seq:
             self._hub.noticed(ref, written.last_seq)
-            await self._store.settle(ref)
+            await self._worker.outbox.settle(ref)
             await self._worker.wake_next(ref, written.next_run)
         record = await self._store.run(ref)
         if record is not None and status == "queued" and not written.first_seq:

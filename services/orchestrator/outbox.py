@@ -66,8 +66,12 @@ class Outbox:
         else:
             _sent.add(1, {"outcome": "delivered"})
         await self._store.outbox_done(ref, True)
-        await self._store.settle(ref)
+        await self.settle(ref)
         return True
+
+    async def settle(self, ref: RunRef) -> None:
+        """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""
+        await self._store.settle(ref)
 
     async def _send(self, ref: RunRef, entry: Mapping[str, Any]) -> None:
         principal = Principal.from_dict(entry["principal"])

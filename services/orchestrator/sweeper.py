@@ -62,7 +62,7 @@ class Sweeper:
         elif state == "free":
             await self._offer(ref, track, alone_ms, schema, created_ms)
         elif state == "ended":
-            await self._store.settle(ref)
+            await self._outbox.settle(ref)
         elif state == "outbox":
             await self._store.release_slot(ref)
             self._deliver(ref)

@@ -207,7 +207,7 @@ class Worker:
         if outbox:
             await self.outbox.deliver(ref)
         else:
-            await self.store.settle(ref)
+            await self.outbox.settle(ref)
 
     # --- keeping and leaving ---
 
