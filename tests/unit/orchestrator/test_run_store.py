@@ -15,22 +15,12 @@ from services.orchestrator.records import Draft, Fenced, RunRef, Terminal
 from services.orchestrator.testing.runs import CANCELLED, CRASHES, LEASE_S, QUEUED, accept, done, log_of, new_ref, spec
 
 
-@pytest.fixture
-def store(valkey):
-    return Store(valkey, "one")
-
-
-@pytest.fixture
-def other(valkey):
-    return Store(valkey, "two")
-
-
-async def test_a_former_owner_changes_nothing(store, other):
+async def test_a_former_owner_changes_nothing(backend, store, other):
     ref = new_ref()
     await accept(store, ref)
     first = await store.claim(ref, LEASE_S, CRASHES)
     await store.write(ref, first.record.epoch, 1, "", [Draft("message_delta", b"{}", True)])
-    await asyncio.sleep(LEASE_S * 2)
+    await backend.advance(LEASE_S * 2)
     second = await other.claim(ref, 60, CRASHES)
     assert second.record.epoch == first.record.epoch + 1
     before = await log_of(store, ref)
@@ -95,14 +85,14 @@ async def test_a_write_that_is_sent_again_is_one_write(store):
     assert [e.type for e in await log_of(store, ref)] == ["run_queued", "run_started", "warning", "run_finished"]
 
 
-async def test_takeover_names_the_text_that_is_void_unless_it_cannot_be_taken_back(store, other):
+async def test_takeover_names_the_text_that_is_void_unless_it_cannot_be_taken_back(backend, store, other):
     for append_only in (False, True):
         ref = new_ref()
         await accept(store, ref, append_only=append_only)
         epoch = (await store.claim(ref, LEASE_S, CRASHES)).record.epoch
         shown = await store.write(ref, epoch, 1, "", [Draft("warning", b"{}"), Draft("message_delta", b"{}", True)])
         await store.write(ref, epoch, 2, "", [Draft("message_delta", b"{}", True)])
-        await asyncio.sleep(LEASE_S * 2)
+        await backend.advance(LEASE_S * 2)
         claim = await other.claim(ref, 60, CRASHES)
         last = (await log_of(store, ref))[-1]
         if append_only:
@@ -111,19 +101,19 @@ async def test_takeover_names_the_text_that_is_void_unless_it_cannot_be_taken_ba
             assert (last.type, orjson.loads(last.data)) == ("attempt_superseded", {"from_seq": shown.last_seq})
 
 
-async def test_checkpointed_text_is_not_superseded(store, other):
+async def test_checkpointed_text_is_not_superseded(backend, store, other):
     ref = new_ref()
     await accept(store, ref)
     epoch = (await store.claim(ref, LEASE_S, CRASHES)).record.epoch
     await store.write(ref, epoch, 1, "", [Draft("message_delta", b"{}", True)])
     await store.write(ref, epoch, 2, "", [], mode="c", state=b'{"s":1}', messages=[b"one", b"two"])
-    await asyncio.sleep(LEASE_S * 2)
+    await backend.advance(LEASE_S * 2)
     claim = await other.claim(ref, 60, CRASHES)
     assert (claim.messages, claim.record.state) == ([b"one", b"two"], {"s": 1})
     assert "attempt_superseded" not in [e.type for e in await log_of(store, ref)]
 
 
-async def test_a_run_whose_workers_keep_dying_fails_readably(store):
+async def test_a_run_whose_workers_keep_dying_fails_readably(backend, store):
     ref, following = new_ref(), None
     await accept(store, ref)
     following = new_ref(ref.thread_id)
@@ -131,7 +121,7 @@ async def test_a_run_whose_workers_keep_dying_fails_readably(store):
     verdicts = []
     for _ in range(4):
         verdicts.append((await store.claim(ref, LEASE_S, CRASHES)).verdict)
-        await asyncio.sleep(LEASE_S * 2)
+        await backend.advance(LEASE_S * 2)
     assert verdicts == ["claimed", "claimed", "claimed", "failed"]
     record = await store.run(ref)
     assert (record.status, record.result["error"]["reason"]) == ("failed", "WORKER_LOST")
@@ -160,7 +150,7 @@ async def test_runs_of_a_thread_go_one_after_the_other(store):
     assert (await store.claim(second, 60, CRASHES)).verdict == "claimed"
 
 
-async def test_a_cancel_holds_whenever_it_comes(store):
+async def test_a_cancel_holds_whenever_it_comes(backend, store):
     before, between, queued, running = (new_ref() for _ in range(4))
     # Before anybody heard of the run.
     assert await store.request_cancel("acme", "ana", before.run_id) == ""
@@ -181,7 +171,7 @@ async def test_a_cancel_holds_whenever_it_comes(store):
     epoch = (await store.claim(running, LEASE_S, CRASHES)).record.epoch
     assert (await store.cancel(running, "", CANCELLED, ""))[0] == "running"
     assert await store.beat(running, epoch, LEASE_S)
-    await asyncio.sleep(LEASE_S * 2)
+    await backend.advance(LEASE_S * 2)
     assert (await store.claim(running, 60, CRASHES)).record.cancel_requested
     for ref in (before, between, queued):
         assert [e.type for e in await log_of(store, ref)] == ["run_queued", "run_cancelled"]
@@ -222,10 +212,10 @@ async def test_slots_and_keys_of_a_tenant(store):
     assert await accept(store, three, slots=2) == "new"
 
 
-async def test_a_run_id_asked_for_in_another_thread_does_not_free_the_slot_of_its_run(store, monkeypatch):
-    monkeypatch.setattr("services.orchestrator.adapters.store_queue.FORGET_AFTER_MS", 0)
+async def test_a_run_id_asked_for_in_another_thread_does_not_free_the_slot_of_its_run(backend, store):
     one = new_ref()
     assert await accept(store, one, slots=1) == "new"
+    await backend.advance(60)
     elsewhere = one._replace(thread_id="elsewhere")
     assert await accept(store, elsewhere, slots=1) == "taken"
     assert await store.forget(elsewhere), "the sweeper need not look at it again"
@@ -296,17 +286,12 @@ async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
         await follower.aclose()
 
 
-# --- any order of anything ---
-
-# Mostly one run and often the same action: what goes wrong, goes wrong between few.
-
-
-async def test_trying_again_does_not_put_off_the_sweeper(store, valkey):
+async def test_trying_again_does_not_put_off_the_sweeper(backend, store):
     ref = new_ref()
     await accept(store, ref, key="k")
-    (name,) = await valkey.keys("work:*:live")
-    noted = await valkey.zscore(name, ref.encode())
     await store.note(ref, 3600, sooner=True)
-    assert await valkey.zscore(name, ref.encode()) == noted
+    await backend.advance(2)
+    assert await store.due(10, 0) == [ref]
     await store.note(ref, 3600)
-    assert await valkey.zscore(name, ref.encode()) > noted
+    await backend.advance(2)
+    assert await store.due(10, 0) == []

@@ -1,0 +1,282 @@
+"""RunStore in memory, for unit tests: every answer is the one that Valkey gives, and the clock moves only when a test steps it.
+
+The suite in tests/unit/orchestrator/conformance holds both to it, the one against the other.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import orjson
+
+from services.orchestrator.adapters import store as valkey
+from services.orchestrator.adapters.store_queue import FORGET_AFTER_MS
+from services.orchestrator.adapters.store_reading import TOMBSTONE_KEPT
+from services.orchestrator.records import (
+    Accepted,
+    Claim,
+    Draft,
+    Event,
+    Reservation,
+    RunRecord,
+    RunRef,
+    RunSpec,
+    Terminal,
+    ThreadRecord,
+    Written,
+)  # fmt: skip
+from services.orchestrator.testing.memory_store_runs import ThreadSteps
+from services.orchestrator.testing.memory_store_state import IdempotencyKey, Lookup, MemoryState
+
+TOMBSTONE_MS = int(TOMBSTONE_KEPT.total_seconds() * 1000)
+IDEMPOTENCY_MS = int(valkey.IDEMPOTENCY_KEPT.total_seconds() * 1000)
+# Waiting for a wake-up is the one thing that the store's clock does not rule: it is looked for this often, on the loop's clock.
+LOOK_AGAIN_S = 0.005
+
+
+class MemoryStore:
+    """One process's way to the store `state`. What shares a hash tag changes in one step; the loop runs between steps, as it does
+    between round trips."""
+
+    def __init__(self, state: MemoryState, instance: str, steps: type[ThreadSteps] = ThreadSteps) -> None:
+        """`instance` names this process; `steps` other than the right ones are for tests that must see a violation."""
+        self.state, self._instance, self._of_thread = state, instance, steps
+
+    async def _steps(self, ref: RunRef) -> ThreadSteps:
+        await asyncio.sleep(0)
+        return self._of_thread(self.state.clock, self.state.thread(ref), ref)
+
+    async def load(self) -> None:
+        """As RunStore.load."""
+
+    async def ping(self) -> bool:
+        """As RunStore.ping."""
+        return True
+
+    # --- accepting ---
+
+    async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
+        """As RunStore.reserve."""
+        await self.note(ref, valkey.LOOK_AFTER_MS / 1000, sooner=True)
+        tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
+        not_after = now + valkey.ACCEPT_WITHIN_MS
+        seen = tenant.keys.get((user, key)) if key and print_ else None
+        if seen is not None and seen.expires_ms > now:
+            if seen.print_ != print_:
+                return Reservation("mismatch", "", "", False, not_after)
+            return Reservation("existing", seen.run_id, seen.thread_id, seen.cancel, not_after)
+        known = self.state.lookup(ref.tenant, ref.run_id)
+        if known is not None and known.thread_id:
+            return Reservation("taken", ref.run_id, known.thread_id, False, not_after)
+        if 0 < slots <= len(tenant.slots):
+            return Reservation("quota", "", "", False, not_after)
+        cancelled = known is not None and known.cancel and known.user == user
+        tenant.lookups[ref.run_id] = Lookup(user, ref.thread_id, now, cancelled)
+        tenant.slots.add(ref.run_id)
+        if key and print_:
+            tenant.keys[user, key] = IdempotencyKey(print_, ref.run_id, ref.thread_id, cancelled, now + IDEMPOTENCY_MS)
+        tenant.counter += 1
+        tenant.lists.setdefault(("runs", user), {})[f"{ref.thread_id}/{ref.run_id}"] = tenant.counter
+        tenant.lists.setdefault(("threads", user), {}).setdefault(ref.thread_id, tenant.counter)
+        return Reservation("new", ref.run_id, ref.thread_id, cancelled, not_after)
+
+    async def accept(
+        self,
+        ref: RunRef,
+        user: str,
+        spec: RunSpec,
+        track: str,
+        reservation: Reservation,
+        trace_id: str,
+        events: tuple,
+        own_for_s: float = 0.0,
+    ) -> Accepted:
+        """As RunStore.accept."""
+        return (await self._steps(ref)).accept(
+            user, orjson.dumps(spec.as_dict()), spec.append_only, track, reservation.cancelled, reservation.not_after_ms, trace_id, events,
+            self._instance if own_for_s else "", int(own_for_s * 1000),
+        )  # fmt: skip
+
+    async def save_definition(self, digest: str, definition: bytes) -> None:
+        """As RunStore.save_definition."""
+        self.state.definitions.setdefault(digest, definition)
+
+    async def definition(self, digest: str) -> bytes | None:
+        """As RunStore.definition."""
+        return self.state.definitions.get(digest)
+
+    # --- owning ---
+
+    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
+        """As RunStore.claim."""
+        return (await self._steps(ref)).claim(self._instance, int(lease_s * 1000), crash_budget)
+
+    async def write(
+        self,
+        ref: RunRef,
+        epoch: int,
+        number: int,
+        trace_id: str,
+        events: Sequence[Draft],
+        *,
+        mode: str = "e",
+        state: bytes = b"",
+        messages: Sequence[bytes] = (),
+        terminal: Terminal | None = None,
+    ) -> Written:
+        """As RunStore.write."""
+        return (await self._steps(ref)).write(epoch, number, trace_id, events, mode, state, messages, terminal)
+
+    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
+        """As RunStore.beat."""
+        return (await self._steps(ref)).beat(epoch, int(lease_s * 1000))
+
+    # --- queue ---
+
+    async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
+        """As RunStore.wake."""
+        await self.note(ref, look_in_s)
+        self.state.ready.setdefault(track, {})[ref.encode()] = priority
+
+    async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
+        """As RunStore.next_ready."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (wait_s or float("inf"))
+        while True:
+            await asyncio.sleep(0)
+            ready = self.state.ready.get(track)
+            if ready:
+                first = min(ready, key=lambda reference: (ready[reference], reference))
+                del ready[first]
+                return RunRef.decode(first)
+            if loop.time() >= until:
+                return None
+            await asyncio.sleep(min(LOOK_AGAIN_S, until - loop.time()))
+
+    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
+        """As RunStore.note."""
+        await asyncio.sleep(0)
+        at = self.state.clock.now_ms + int(look_in_s * 1000)
+        self.state.live[ref.encode()] = min(at, self.state.live.get(ref.encode(), at)) if sooner else at
+
+    async def due(self, most: int, again_in_s: float) -> list[RunRef]:
+        """As RunStore.due."""
+        await asyncio.sleep(0)
+        live, now = self.state.live, self.state.clock.now_ms
+        found = sorted((reference for reference, at in live.items() if at <= now), key=lambda reference: (live[reference], reference))[
+            :most
+        ]
+        live.update(dict.fromkeys(found, now + int(again_in_s * 1000)))
+        return [RunRef.decode(reference) for reference in found]
+
+    async def release_slot(self, ref: RunRef) -> None:
+        """As RunStore.release_slot."""
+        await asyncio.sleep(0)
+        self.state.tenant(ref.tenant).slots.discard(ref.run_id)
+
+    async def settle(self, ref: RunRef) -> None:
+        """As RunStore.settle."""
+        await self.release_slot(ref)
+        self.state.live.pop(ref.encode(), None)
+
+    async def forget(self, ref: RunRef) -> bool:
+        """As RunStore.forget."""
+        await asyncio.sleep(0)
+        known = self.state.lookup(ref.tenant, ref.run_id)
+        reserved = known is not None and known.thread_id != ""
+        if not reserved or known.thread_id == ref.thread_id:
+            if reserved and self.state.clock.now_ms - known.at_ms < FORGET_AFTER_MS:
+                return False
+            self.state.tenant(ref.tenant).slots.discard(ref.run_id)
+        self.state.live.pop(ref.encode(), None)
+        return True
+
+    async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
+        """As RunStore.inspect."""
+        return (await self._steps(ref)).inspect()
+
+    async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
+        """As RunStore.outbox_claim."""
+        return (await self._steps(ref)).outbox_claim(int(lease_s * 1000))
+
+    async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
+        """As RunStore.outbox_done."""
+        (await self._steps(ref)).outbox_done(delivered)
+
+    async def outbox_waiting(self, ref: RunRef) -> list[str]:
+        """As RunStore.outbox_waiting."""
+        return list(self.state.thread(ref).outbox)
+
+    async def outbox_attempts(self, ref: RunRef) -> int:
+        """As RunStore.outbox_attempts."""
+        run = self.state.thread(ref).runs.get(ref.run_id)
+        return run.outbox_attempts if run is not None else 0
+
+    # --- reading and asking ---
+
+    async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
+        """As RunStore.open_thread."""
+        kept = self.state.tenant(tenant)
+        threads = kept.lists.setdefault(("threads", user), {})
+        if thread_id not in threads:
+            kept.counter += 1
+            threads[thread_id] = kept.counter
+        (await self._steps(RunRef(tenant, thread_id, "-"))).open(user, orjson.dumps(dict(metadata)))
+        return await self.thread(tenant, user, thread_id)
+
+    async def thread(self, tenant: str, user: str, thread_id: str) -> ThreadRecord | None:
+        """As RunStore.thread."""
+        return self.state.thread(RunRef(tenant, thread_id, "-")).record(thread_id, user)
+
+    async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
+        """As RunStore.locate."""
+        known = self.state.lookup(tenant, run_id)
+        return RunRef(tenant, known.thread_id, run_id) if known is not None and known.thread_id and known.user == user else None
+
+    async def run(self, ref: RunRef) -> RunRecord | None:
+        """As RunStore.run."""
+        run = self.state.thread(ref).runs.get(ref.run_id)
+        return run.record(ref.run_id) if run is not None else None
+
+    async def runs(self, refs: Sequence[RunRef]) -> list[RunRecord]:
+        """As RunStore.runs."""
+        return [record for ref in refs if (record := await self.run(ref)) is not None]
+
+    async def threads(self, tenant: str, user: str, thread_ids: Sequence[str]) -> list[ThreadRecord]:
+        """As RunStore.threads."""
+        return [record for thread_id in thread_ids if (record := await self.thread(tenant, user, thread_id)) is not None]
+
+    async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
+        """As RunStore.list_members."""
+        if kind == "thread":
+            runs = self.state.thread(RunRef(tenant, thread_id, "-")).runs
+            members = {run_id: run.first_seq for run_id, run in runs.items()}
+        else:
+            members = self.state.tenant(tenant).lists.get((kind, user), {})
+        below = [(member, position) for member, position in members.items() if not before or position < before]
+        return sorted(below, key=lambda found: -found[1])[:size]
+
+    async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
+        """As RunStore.request_cancel."""
+        await asyncio.sleep(0)
+        known = self.state.lookup(tenant, run_id)
+        if known is not None and known.user != user:
+            return None
+        if known is not None and known.thread_id:
+            known.cancel = True
+            return known.thread_id
+        self.state.tenant(tenant).lookups[run_id] = Lookup(user, cancel=True, expires_ms=self.state.clock.now_ms + TOMBSTONE_MS)
+        return ""
+
+    async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
+        """As RunStore.cancel."""
+        return (await self._steps(ref)).cancel(trace_id, data, reason, TOMBSTONE_MS)
+
+    async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
+        """As RunStore.read."""
+        last, first, terminal, events = (await self._steps(ref)).read(after_seq, most, from_run)
+        return last, first, terminal, [replace(event) for event in events]
+
+    async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
+        """As RunStore.last_seqs."""
+        return [len(self.state.thread(ref).log) for ref in refs]

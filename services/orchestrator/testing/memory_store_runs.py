@@ -1,0 +1,212 @@
+"""What one thread's hash tag allows in one step, in memory: the same steps as lua/thread.lua, run.lua and outbox.lua."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from services.orchestrator.records import Accepted, Claim, Draft, Event, Fenced, RunRef, Terminal, Written
+from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
+
+
+class ThreadSteps:
+    """Steps on the thread of `ref`. Nothing in here waits: each call happens as a whole, as a Lua function does."""
+
+    def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
+        self._clock, self._thread, self._ref = clock, thread, ref
+
+    @property
+    def _head(self) -> str:
+        return self._thread.pending[0] if self._thread.pending else ""
+
+    def append(self, attempt: int, trace_id: str, drafts: Sequence[Draft]) -> tuple[int, int, int]:
+        """Appends to the log; answers the first and the last number and that of the first provisional event (0: none)."""
+        log, ref, before, provisional = self._thread.log, self._ref, len(self._thread.log), 0
+        for draft in drafts:
+            seq = len(log) + 1
+            if draft.provisional and not provisional:
+                provisional = seq
+            log.append(
+                Event(
+                    seq, self._clock.now_ms, ref.thread_id, ref.run_id, attempt, draft.type, bytes(draft.data), draft.provisional, trace_id
+                )
+            )
+        return before + 1, len(log), provisional
+
+    def terminate(self, run: StoredRun, trace_id: str, terminal: Terminal) -> tuple[int, str]:
+        """Terminal event and state; answers the event's number and the run that is next in the thread."""
+        _, last, _ = self.append(run.attempt, trace_id, [Draft(terminal.event, terminal.data)])
+        run.status, run.result, run.ended_ms, run.terminal_seq = terminal.status, terminal.result, self._clock.now_ms, last
+        run.owner, run.lease_until, run.prov_from, run.messages = "", 0, 0, []
+        if self._ref.run_id in self._thread.pending:
+            self._thread.pending.remove(self._ref.run_id)
+        return last, self._head
+
+    def open(self, user: str, metadata: bytes) -> bool:
+        """Makes the thread unless it is there; False where it is another user's."""
+        if self._thread.user is None:
+            self._thread.user, self._thread.created_ms, self._thread.metadata = user, self._clock.now_ms, metadata
+        return self._thread.user == user
+
+    def accept(
+        self, user: str, spec: bytes, append_only: bool, track: str, cancelled: bool, not_after_ms: int, trace_id: str, events: tuple,
+        owner: str, lease_ms: int,
+    ) -> Accepted:  # fmt: skip
+        """As thread_accept; `owner` is '' where nobody is to have it yet."""
+        thread, run_id, now = self._thread, self._ref.run_id, self._clock.now_ms
+        if thread.user not in (None, user):
+            return Accepted("foreign")
+        known = thread.runs.get(run_id)
+        if known is not None:
+            return Accepted("existing", known.record(run_id), Written(0, 0, now, ""), [])
+        if now > not_after_ms:
+            return Accepted("late")
+        self.open(user, b"{}")
+        cancelled = cancelled or thread.tombstones.pop(run_id, 0) > now
+        owned = bool(owner) and not cancelled and not thread.pending
+        first, last, _ = self.append(0, trace_id, [Draft("run_queued", events[0])])
+        run = thread.runs[run_id] = StoredRun(
+            spec, track, append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned), owner=owner if owned else "",
+            lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now, started_ms=now if owned else 0, first_seq=first,
+            cancel=cancelled,
+        )  # fmt: skip
+        thread.pending.append(run_id)
+        if owned:
+            _, last, _ = self.append(1, trace_id, [Draft("run_started", b"{}")])
+        elif cancelled:
+            last, _ = self.terminate(run, trace_id, Terminal("cancelled", events[1], "run_cancelled", events[1]))
+        return Accepted("new", run.record(run_id), Written(first, last, now, ""), list(thread.outbox))
+
+    def claim(self, owner: str, lease_ms: int, crash_budget: int) -> Claim:
+        """As run_claim."""
+        run, run_id, now = self._thread.runs.get(self._ref.run_id), self._ref.run_id, self._clock.now_ms
+        if run is None:
+            return Claim("gone")
+        if run.ended:
+            return Claim("ended")
+        lost = run.status == "running"
+        if lost and run.lease_until > now:
+            return Claim("owned")
+        if self._head != run_id:
+            return Claim("waiting")
+        if run.crashes + lost >= crash_budget:
+            return self._give_up(run, run.crashes + lost)
+        first, last = 0, 0
+        run.attempt += 1
+        if run.attempt == 1:
+            first, last, _ = self.append(1, "", [Draft("run_started", b"{}")])
+            run.started_ms = now
+        elif run.prov_from and not run.append_only and not run.cancel:
+            void = Draft("attempt_superseded", orjson.dumps({"from_seq": run.prov_from}))
+            first, last, _ = self.append(run.attempt, "", [void])
+            run.prov_from = 0
+        run.status, run.owner, run.lease_until, run.number = "running", owner, now + lease_ms, 0
+        run.epoch += 1
+        run.crashes += lost
+        return Claim("claimed", run.record(run_id), list(run.messages), list(self._thread.outbox), Written(first, last, now, ""))
+
+    def _give_up(self, run: StoredRun, crashes: int) -> Claim:
+        usage = orjson.loads(run.state or b"{}").get("usage") or {}
+        message = f"The run was given up after its worker was lost {crashes} times."
+        result = orjson.dumps({"error": {"reason": "WORKER_LOST", "message": message, "retryable": True}, "usage": usage})
+        run.epoch += 1
+        run.crashes = crashes
+        last, following = self.terminate(run, "", Terminal("failed", result, "run_failed", result))
+        return Claim("failed", None, [], [], Written(last, last, self._clock.now_ms, following))
+
+    def fence(self, epoch: int) -> StoredRun:
+        """The run, for its owner in `epoch`. Raises Fenced to anybody else."""
+        run = self._thread.runs.get(self._ref.run_id)
+        if run is None or run.epoch != epoch:
+            raise Fenced("FENCED the run has another owner")
+        return run
+
+    def write(
+        self, epoch: int, number: int, trace_id: str, drafts: Sequence[Draft], mode: str, state: bytes, messages: Sequence[bytes],
+        terminal: Terminal | None,
+    ) -> Written:  # fmt: skip
+        """As run_write."""
+        run = self.fence(epoch)
+        if run.number == number and run.reply is not None:
+            return run.reply
+        if run.status != "running":
+            raise Fenced(f"FENCED the run is {run.status}")
+        run.messages.extend(messages)
+        first, last, provisional, following = 0, 0, 0, ""
+        if drafts:
+            first, last, provisional = self.append(run.attempt, trace_id, drafts)
+        if mode in ("c", "s"):
+            run.prov_from = 0
+        elif provisional and not run.prov_from and mode != "f":
+            run.prov_from = provisional
+        run.state = state or run.state
+        if mode == "r":
+            run.status, run.owner, run.lease_until, run.queued_ms = "queued", "", 0, self._clock.now_ms
+        elif mode == "f" and terminal is not None:
+            if terminal.outbox:
+                self._thread.outbox[self._ref.run_id] = terminal.outbox
+            last, following = self.terminate(run, trace_id, terminal)
+            first = first or last
+        run.number, run.reply = number, Written(first, last, self._clock.now_ms, following)
+        return run.reply
+
+    def beat(self, epoch: int, lease_ms: int) -> bool:
+        """As run_beat. Raises Fenced."""
+        run = self.fence(epoch)
+        if run.status != "running":
+            raise Fenced(f"FENCED the run is {run.status}")
+        run.lease_until = self._clock.now_ms + lease_ms
+        return run.cancel
+
+    def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
+        """As run_cancel."""
+        run, now = self._thread.runs.get(self._ref.run_id), self._clock.now_ms
+        nothing = Written(0, 0, now, "")
+        if run is None:
+            self._thread.tombstones[self._ref.run_id] = now + tombstone_ms
+            return "none", nothing
+        if run.ended:
+            return run.status, nothing
+        if not run.cancel:
+            run.cancel, run.cancel_reason = True, reason
+        if run.status == "queued" and run.attempt == 0:
+            last, following = self.terminate(run, trace_id, Terminal("cancelled", data, "run_cancelled", data))
+            return "cancelled", Written(last, last, now, following)
+        return run.status, nothing
+
+    def inspect(self) -> tuple[str, int, str, int, int, int, str]:
+        """As run_inspect."""
+        run, now = self._thread.runs.get(self._ref.run_id), self._clock.now_ms
+        if run is None:
+            return "none", 0, "", 0, 0, 0, self._head
+        if run.ended:
+            state = "outbox" if self._ref.run_id in self._thread.outbox else "ended"
+        elif run.status == "running" and run.lease_until > now:
+            state = "owned"
+        else:
+            state = "free" if self._head == self._ref.run_id else "waiting"
+        alone_since = run.lease_until if run.status == "running" else run.queued_ms
+        return state, run.lease_until - now, run.track, now - alone_since, 1, run.created_ms, self._head
+
+    def outbox_claim(self, lease_ms: int) -> tuple[bytes, int] | None:
+        """As run_outbox_claim."""
+        run, entry = self._thread.runs.get(self._ref.run_id), self._thread.outbox.get(self._ref.run_id)
+        if run is None or entry is None or run.outbox_until > self._clock.now_ms:
+            return None
+        run.outbox_until = self._clock.now_ms + lease_ms
+        run.outbox_attempts += 1
+        return entry, run.outbox_attempts
+
+    def outbox_done(self, delivered: bool) -> None:
+        """As run_outbox_done."""
+        run = self._thread.runs.get(self._ref.run_id)
+        if run is not None:
+            run.outbox_until = 0
+        if delivered:
+            self._thread.outbox.pop(self._ref.run_id, None)
+
+    def read(self, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
+        """As thread_read."""
+        run, log = self._thread.runs.get(self._ref.run_id), self._thread.log
+        first, terminal = (run.first_seq, run.terminal_seq) if run is not None else (0, 0)
+        after = max(after_seq, first - 1) if from_run else after_seq
+        return len(log), first, terminal, log[after : after + most] if after < len(log) else []

@@ -1,0 +1,140 @@
+"""What the store in memory holds, sorted as Valkey's hash tags sort it: by tenant, by thread, and the queue."""
+
+from dataclasses import dataclass, field, fields
+
+import orjson
+
+from services.orchestrator.records import ENDED, Event, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+
+
+class Clock:
+    """The store's clock. It stands still until a test steps it."""
+
+    def __init__(self, now_ms: int = 1_800_000_000_000) -> None:
+        self.now_ms = now_ms
+
+    def advance(self, seconds: float) -> None:
+        """Lets `seconds` pass."""
+        self.now_ms += round(seconds * 1000)
+
+
+@dataclass(slots=True)
+class StoredRun:
+    """A run's hash. `number` and `reply` are of its owner's last write, `prov_from` is 0 where nothing is provisional."""
+
+    spec: bytes
+    track: str
+    append_only: bool
+    status: str
+    epoch: int
+    attempt: int
+    owner: str
+    lease_until: int
+    created_ms: int
+    queued_ms: int
+    started_ms: int
+    first_seq: int
+    cancel: bool
+    crashes: int = 0
+    terminal_seq: int = 0
+    ended_ms: int = 0
+    number: int = 0
+    reply: Written | None = None
+    prov_from: int = 0
+    result: bytes = b""
+    state: bytes = b""
+    cancel_reason: str = ""
+    outbox_until: int = 0
+    outbox_attempts: int = 0
+    messages: list[bytes] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has its terminal event."""
+        return self.status in ENDED
+
+    def record(self, run_id: str) -> RunRecord:
+        """As readers get it."""
+        same = {f.name: getattr(self, f.name) for f in fields(RunRecord) if hasattr(self, f.name)}
+        return RunRecord(**{
+            **same, "run_id": run_id, "spec": RunSpec.from_dict(orjson.loads(self.spec)), "cancel_requested": self.cancel,
+            "result": orjson.loads(self.result or b"{}"), "state": orjson.loads(self.state or b"{}"), "provisional_from": self.prov_from,
+        })  # fmt: skip
+
+
+@dataclass(slots=True)
+class StoredThread:
+    """All under one thread's hash tag. `user` is None until somebody makes the thread; `tombstones` hold when they are forgotten."""
+
+    user: str | None = None
+    created_ms: int = 0
+    metadata: bytes = b"{}"
+    log: list[Event] = field(default_factory=list)
+    runs: dict[str, StoredRun] = field(default_factory=dict)
+    pending: list[str] = field(default_factory=list)
+    outbox: dict[str, bytes] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
+
+    def record(self, thread_id: str, user: str) -> ThreadRecord | None:
+        """As readers get it; None where it is not this user's."""
+        if self.user is None or self.user != user:
+            return None
+        return ThreadRecord(thread_id, self.created_ms, len(self.log), orjson.loads(self.metadata))
+
+
+@dataclass(slots=True)
+class Lookup:
+    """Where a run of a tenant is; without a thread it is the tombstone of a cancel, kept until `expires_ms`."""
+
+    user: str
+    thread_id: str = ""
+    at_ms: int = 0
+    cancel: bool = False
+    expires_ms: float = float("inf")
+
+
+@dataclass(slots=True)
+class IdempotencyKey:
+    """What the first request with a key asked for, and what came of it."""
+
+    print_: str
+    run_id: str
+    thread_id: str
+    cancel: bool
+    expires_ms: int
+
+
+@dataclass(slots=True)
+class StoredTenant:
+    """All under one tenant's hash tag. Lists map a member to its position."""
+
+    lookups: dict[str, Lookup] = field(default_factory=dict)
+    slots: set[str] = field(default_factory=set)
+    keys: dict[tuple[str, str], IdempotencyKey] = field(default_factory=dict)
+    lists: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    counter: int = 0
+
+
+@dataclass(slots=True)
+class MemoryState:
+    """One store; processes that share it are MemoryStores over the same state."""
+
+    clock: Clock = field(default_factory=Clock)
+    tenants: dict[str, StoredTenant] = field(default_factory=dict)
+    threads: dict[tuple[str, str], StoredThread] = field(default_factory=dict)
+    definitions: dict[str, bytes] = field(default_factory=dict)
+    live: dict[str, float] = field(default_factory=dict)
+    ready: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def tenant(self, name: str) -> StoredTenant:
+        """A tenant's part, made when it is asked for first."""
+        return self.tenants.setdefault(name, StoredTenant())
+
+    def thread(self, ref: RunRef) -> StoredThread:
+        """A thread's part, made when it is asked for first."""
+        return self.threads.setdefault(ref[:2], StoredThread())
+
+    def lookup(self, tenant: str, run_id: str) -> Lookup | None:
+        """Where a run is, unless it is a tombstone that is too old."""
+        found = self.tenant(tenant).lookups.get(run_id)
+        return found if found is not None and found.expires_ms > self.clock.now_ms else None

@@ -1,0 +1,46 @@
+"""Every test that asks for `place`, `backend`, `store` or `other` runs against each store there is."""
+
+import pytest
+import pytest_asyncio
+
+from services.orchestrator.testing.stores import Place, cluster_of_one, stepped_lua
+
+
+@pytest.fixture(scope="session")
+def _cluster_server():
+    with cluster_of_one() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _stepped_lua():
+    with stepped_lua() as folder:
+        yield folder
+
+
+@pytest.fixture(params=["memory", "valkey", "cluster"])
+def place(request) -> Place:
+    """Where a store can be opened."""
+    if request.param == "memory":
+        return Place("memory")
+    server = "_state_server" if request.param == "valkey" else "_cluster_server"
+    return Place(request.param, request.getfixturevalue(server), request.getfixturevalue("_stepped_lua"))
+
+
+@pytest_asyncio.fixture
+async def backend(place):
+    """An empty store with a clock to step."""
+    async with place.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(backend):
+    """The store as one process sees it."""
+    return backend.process("one")
+
+
+@pytest.fixture
+def other(backend):
+    """The same store as another process sees it."""
+    return backend.process("two")
