@@ -72,7 +72,7 @@ class RunRequest:
             found.append(FieldViolation("temperature", "must be from 0 to 2"))
         if self.max_tokens is not None and self.max_tokens < 1:
             found.append(FieldViolation("max_tokens", "must be at least 1"))
-        for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd"):
+        for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens"):
             if getattr(self.limits, name) < 0:
                 found.append(FieldViolation(f"limits.{name.removesuffix('_s')}", "must be positive"))
         return found
@@ -84,6 +84,9 @@ class RunRequest:
             self.max_tokens, self.on_disconnect, self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls,
             self.limits.max_cost_microusd,
         ]  # fmt: skip
+        # Keys that a replica of the version before took hold on.
+        if self.limits.max_total_tokens:
+            body.append(self.limits.max_total_tokens)
         return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
 
 
@@ -111,17 +114,17 @@ def checked_id(name: str, value: str) -> str:
 
 
 def bounded(asked: Limits, agent: AgentDefinition, tier: TierPolicy) -> Limits:
-    """The run's own limits, else the agent's, never beyond the tier's."""
+    """The smallest of what the run asks for, what its agent allows and what the tier allows, for each limit."""
 
-    def least(own: float, default: float | None, most: float | None) -> float:
-        value = own or default or 0
-        return min(value, most) if value and most else value or most or 0
+    def least(*bounds: float | None) -> float:
+        return min((bound for bound in bounds if bound), default=0)
 
     return Limits(
         least(asked.deadline_s, agent.limits.deadline_s, tier.task_seconds),
         int(least(asked.max_steps, agent.limits.max_steps, tier.max_steps)),
         int(least(asked.max_tool_calls, agent.limits.max_tool_calls, tier.max_tool_calls)),
-        int(least(asked.max_cost_microusd, agent.limits.max_cost_microusd, None)),
+        int(least(asked.max_cost_microusd, agent.limits.max_cost_microusd)),
+        int(least(asked.max_total_tokens, agent.limits.max_total_tokens, tier.max_run_tokens)),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import structlog
@@ -14,8 +14,11 @@ from services.common.config import ConfigFile, ConfigProblem
 from services.common.errors import NotFound
 
 LOOK_EVERY_S = 1.0
+# The tool with which an agent of the strategy plan_execute writes its plan.
+UPDATE_PLAN = "update_plan"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tool = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(@[A-Za-z0-9.+_-]{1,32})?$")]
+Strategy = Literal["react", "plan_execute"]
 log = structlog.get_logger("bulkhead.agents")
 
 
@@ -38,9 +41,32 @@ class AgentLimits(_Strict):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     max_cost_microusd: Annotated[int, Field(ge=1)] | None = None
+    max_total_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class _Version(_Strict):
+class LoopGuard(_Strict):
+    """When a run is taken to go round in circles: so many equal tool calls, or so many steps in a row that bring nothing new."""
+
+    repeats: Annotated[int, Field(ge=2, le=1_000)] = 3
+    idle_steps: Annotated[int, Field(ge=2, le=1_000)] = 5
+
+
+class _Working(_Strict):
+    """How a version works, where it is not as all do."""
+
+    strategy: Strategy = "react"
+    sequential_tools: Sequence[Name] = ()
+    parallel_tool_calls: bool = True
+    tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
+    loop_guard: LoopGuard = LoopGuard()
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Tool calls of one answer that run side by side; None without a bound."""
+        return self.tool_concurrency if self.parallel_tool_calls else 1
+
+
+class _Version(_Working):
     description: str = ""
     prompt: str
     model: str
@@ -61,19 +87,22 @@ class _File(_Strict):
     agents: Annotated[Mapping[Name, _Agent], Field(min_length=1)]
 
 
-class AgentDefinition(_Strict):
+class AgentDefinition(_Working):
     """One version of an agent with its prompt's text: what a run is pinned to.
 
     `recall` None: no context from memory, and turns are not remembered. `continues_prefix`: the model goes on from the
     text of a last assistant message.
     """
 
+    # What a version after this one writes is left unread.
+    model_config = ConfigDict(frozen=True, extra="ignore")
     name: str
     version: str
     description: str
     prompt: str
     model: str
     tools: tuple[str, ...] = ()
+    sequential_tools: tuple[str, ...] = ()
     recall: Recall | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -81,8 +110,13 @@ class AgentDefinition(_Strict):
     limits: AgentLimits = AgentLimits()
 
     def encode(self) -> bytes:
-        """Canonical JSON."""
-        return orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)
+        """Canonical JSON. What came later and is as by default is left out, for a replica of the version before and for the digest."""
+        data = self.model_dump()
+        usual = _Working().model_dump()
+        data = {name: value for name, value in data.items() if name not in usual or value != usual[name]}
+        if data["limits"]["max_total_tokens"] is None:
+            del data["limits"]["max_total_tokens"]
+        return orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
     def decode(cls, raw: bytes) -> "AgentDefinition":
@@ -123,20 +157,29 @@ def parse_agents(data: Any, prompts: Path) -> Agents:
             where = f"agents.yaml: agents.{name}.versions.{version}"
             names = [tool.partition("@")[0] for tool in found.tools]
             problems += [f"{where}.tools: {tool!r} stands twice" for tool in sorted({t for t in names if names.count(t) > 1})]
+            problems += [f"{where}.{problem}" for problem in _contradictions(found, names)]
             try:
                 prompt = _prompt(prompts, found.prompt)
             except ValueError as error:
                 problems.append(f"{where}.prompt: {error}")
                 continue
-            definition = AgentDefinition(
-                name=name, version=version, **{**found.model_dump(), "prompt": prompt, "tools": tuple(found.tools)}
-            )
+            fixed = {"prompt": prompt, "tools": tuple(found.tools), "sequential_tools": tuple(found.sequential_tools)}
+            definition = AgentDefinition(name=name, version=version, **{**found.model_dump(), **fixed})
             every.append(definition)
             if version == agent.current:
                 current[name] = definition
     if problems:
         raise ConfigProblem(problems)
     return Agents(current, every)
+
+
+def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
+    found = [f"sequential_tools: {name!r} is none of its tools" for name in version.sequential_tools if name not in names]
+    if not version.parallel_tool_calls and (version.tool_concurrency or 1) > 1:
+        found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
+    if version.strategy == "plan_execute" and UPDATE_PLAN in names:
+        found.append(f"tools: {UPDATE_PLAN!r} is the name of a tool that the strategy plan_execute brings itself")
+    return found
 
 
 def _prompt(folder: Path, name: str) -> str:

@@ -22,9 +22,9 @@ from services.orchestrator.records import Claim, Fenced, RunRecord, RunRef, Term
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn import finish
+from services.orchestrator.turn.execute_tools import report_cancelled
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunStopped, Services, Turn, TurnState
-from services.orchestrator.turn.tool_step import report_cancelled
 from services.orchestrator.writer import RunWriter
 
 log = structlog.get_logger("bulkhead.driving")
@@ -143,7 +143,7 @@ class Driver:
                 terminal = finish.cancel(turn)
             if terminal is None:
                 await writer.release(turn.snapshot())
-                await self.store.wake(ref, owned.record.track, 0)
+                await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
                 log.info("run_released", run_id=ref.run_id)
                 return Left("released")
             written = await writer.finish(terminal)

@@ -54,12 +54,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one run; 0 stands for none. `deadline_s` is active time."""
+    """Bounds of one run; 0 stands for none. `deadline_s` is active time, `max_total_tokens` input and output of all model calls."""
 
     deadline_s: float = 0.0
     max_steps: int = 0
     max_tool_calls: int = 0
     max_cost_microusd: int = 0
+    max_total_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,16 @@ class RunSpec:
         """JSON-ready form."""
         found = {name: getattr(self, name) for name in self.__slots__ if name != "limits"}
         found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]
+        # In a place of its own: a replica of the version before takes the rest as all there is.
+        if self.limits.max_total_tokens:
+            found["max_total_tokens"] = self.limits.max_total_tokens
         return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RunSpec":
         """The inverse of `as_dict`; unknown keys are ignored, so that N reads what N+1 wrote."""
         known = {name: data[name] for name in cls.__slots__ if name in data and name != "limits"}
-        return cls(**known, limits=Limits(*data["limits"]))
+        return cls(**known, limits=Limits(*data["limits"], max_total_tokens=data.get("max_total_tokens", 0)))
 
 
 @dataclass(slots=True)

@@ -161,7 +161,7 @@ class RunServicer(rpc.RunServiceServicer):
                 thread_id=request.thread_id,
                 agent=request.agent,
                 input=tuple({"role": m.role, "text": m.text} for m in request.input),
-                limits=Limits(deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd),
+                limits=Limits(deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd, limits.max_total_tokens),
                 run_id=request.run_id,
                 idempotency_key=request.idempotency_key,
                 metadata=dict(request.metadata),

@@ -178,12 +178,12 @@ async def test_concurrent_runs_are_bounded_by_the_tier(identities, behind, state
         await testing.eventually_async(accepted, "the slot is free again")
 
 
-async def test_limits_are_the_runs_own_else_the_agents_and_never_beyond_the_tiers(client, valkey):
+async def test_of_the_limits_of_run_agent_and_tier_the_smallest_holds(client, valkey):
     limits = pb.RunLimits(max_steps=1000, max_tool_calls=3)
     limits.deadline.FromSeconds(10_000)
     run = await client.start("say hi", agent="helper", thread_id="t", limits=limits)
     spec = orjson.loads(await valkey.hget(f"t:{{acme/t}}:run:{run.run_id}", "spec"))
-    assert spec["limits"] == [300.0, 50, 3, 0]
+    assert spec["limits"] == [300.0, 10, 3, 0]
     plain = await client.start("say hi", agent="helper", thread_id="t")
     spec = orjson.loads(await valkey.hget(f"t:{{acme/t}}:run:{plain.run_id}", "spec"))
     assert spec["limits"] == [300.0, 10, 10, 0]

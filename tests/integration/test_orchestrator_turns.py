@@ -73,14 +73,17 @@ async def test_tools_run_step_by_step_under_their_keys(client, behind):
     assert data_of(completed)["output"] == {"result": 3}
 
 
-async def test_tools_of_one_step_run_side_by_side(client, behind):
+async def test_tools_of_one_step_run_side_by_side_and_effects_alone_in_their_order(client, behind):
     behind.tools.gate.close()
-    run = await client.start(f'tools\n{SUM}\ntool calculator {{"expression": "3+4"}}\n{MAIL}')
-    await testing.eventually_async(lambda: behind.tools.gate.waiting == 3, "three calls at work at once")
+    run = await client.start(f'tools\n{SUM}\ntool calculator {{"expression": "3+4"}}\n{MAIL}\ntool calculator {{"expression": "5+6"}}')
+    await testing.eventually_async(lambda: behind.tools.gate.waiting == 2, "two calls at work at once, and none behind the mail")
+    assert sorted(behind.tools.calls) == [f"{run.run_id}/1/{number}" for number in (0, 1)]
     behind.tools.gate.open()
     ended = await client.wait(run.run_id)
-    assert ended.usage.model_calls == 2
-    assert sorted(behind.tools.calls) == [f"{run.run_id}/1/{number}" for number in range(3)]
+    assert (ended.usage.model_calls, ended.usage.tool_calls) == (2, 4)
+    assert sorted(behind.tools.calls) == [f"{run.run_id}/1/{number}" for number in range(4)]
+    told = [(e.type, data_of(e)["call_id"]) for e in await client.log(run.run_id) if e.type.startswith("tool_call")]
+    assert told[-4:] == [(f"tool_call_{kind}", name) for name in ("c2", "c3") for kind in ("started", "completed")]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,8 @@ async def test_tool_calls_without_or_with_repeated_ids_are_told_apart(client, be
 
 
 async def test_what_a_model_wants_back_of_its_answer_goes_back(client, behind):
-    thought, signature = b'{"thinking_blocks":[{"type":"thinking","signature":"c2ln"}]}', b'{"extra_content":{"google":{"s":"x"}}}'
+    thought = b'{"thinking_blocks":[{"type":"thinking","signature":"c2ln"}],"reasoning_details":[{"text":"hm"}]}'
+    signature = b'{"extra_content":{"google":{"s":"x"}}}'
 
     def reply(request):
         if request.messages[-1].role == "tool":
@@ -129,12 +133,27 @@ async def test_what_a_model_wants_back_of_its_answer_goes_back(client, behind):
     assert ended.output_text == "True True"
 
 
+@pytest.mark.parametrize(("extra", "back"), [(b"", {"reasoning_content": "hm"}), (b'{"reasoning":"hm"}', {"reasoning": "hm"})])
+async def test_thoughts_of_a_turn_with_tools_go_back_under_the_name_they_came_by(client, behind, extra, back):
+    def reply(request):
+        if request.messages[-1].role == "tool":
+            return llm_pb2.Message(role="assistant", text=request.messages[-2].extra_json.decode())
+        call = llm_pb2.ToolCall(tool_call_id="x", name="calculator", arguments_json=b'{"expression":"1+1"}')
+        return llm_pb2.Message(role="assistant", tool_calls=[call], reasoning="hm", extra_json=extra)
+
+    behind.models.reply = reply
+    ended = await client.wait((await client.start("go")).run_id)
+    assert json.loads(ended.output_text) == back
+
+
 @pytest.mark.parametrize(
     ("text", "limits", "reason"),
     [
         ("\n".join([SUM] * 5), pb.RunLimits(max_steps=3), "STEP_LIMIT"),
         ("\n".join([SUM] * 5), pb.RunLimits(max_tool_calls=2), "TOOL_LIMIT"),
         ("\n".join([SUM] * 5), pb.RunLimits(max_cost_microusd=10), "COST_LIMIT"),
+        ("\n".join([SUM] * 5), pb.RunLimits(max_total_tokens=20), "TOKEN_LIMIT"),
+        ("\n".join([SUM] * 5), pb.RunLimits(), "ABNORMAL_USAGE"),
     ],
 )
 async def test_a_limit_ends_the_run_readably(client, text, limits, reason):
@@ -319,13 +338,16 @@ async def test_cancel_keeps_the_text_and_ends_the_model_call(client, behind):
 
 async def test_cancel_reports_the_tool_calls_in_flight(client, behind):
     behind.tools.gate.close()
-    run = await client.start(f"tools\n{SUM}\n{MAIL}")
-    await testing.eventually_async(lambda: behind.tools.gate.waiting == 2, "both calls at work")
-    await client.cancel(run.run_id)
-    assert (await client.wait(run.run_id)).status == CANCELLED
-    failed = [data_of(e) for e in await client.log(run.run_id) if e.type == "tool_call_failed"]
-    assert {f["tool"]: f["error"]["code"] for f in failed} == {"calculator": "cancelled", "send_mail": "tool_outcome_unknown"}
+    sums, mail = await client.start(f"tools\n{SUM}\n{SUM}\n{MAIL}"), await client.start(MAIL)
+    await testing.eventually_async(lambda: behind.tools.gate.waiting == 3, "all calls at work that may be")
+    for run, codes in ((sums, ["cancelled", "cancelled"]), (mail, ["tool_outcome_unknown"])):
+        await client.cancel(run.run_id)
+        assert (await client.wait(run.run_id)).status == CANCELLED
+        failed = [data_of(e) for e in await client.log(run.run_id) if e.type == "tool_call_failed"]
+        # What had not started is not told of: nothing of it can have happened.
+        assert [f["error"]["code"] for f in failed] == codes
     behind.tools.gate.open()
+    assert f"{sums.run_id}/1/2" not in behind.tools.calls
 
 
 async def test_a_cancel_that_beats_the_start_holds(client):

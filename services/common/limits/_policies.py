@@ -28,6 +28,7 @@ class TierPolicy(BaseModel):
     task_seconds: Annotated[float, Field(gt=0)] | None = None
     max_steps: Limit | None = None
     max_tool_calls: Limit | None = None
+    max_run_tokens: Limit | None = None
     tokens_per_minute: Limit | None = None
     tokens_per_day: Limit | None = None
     money_per_day_usd: Usd | None = None

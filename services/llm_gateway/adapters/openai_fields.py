@@ -20,7 +20,12 @@ _OLDER_NAME = frozenset(
 )
 # OpenAI's reasoning models refuse max_tokens.
 _REASONING = re.compile(r"(?:o\d|gpt-(?:[5-9]|\d\d))")
-_OF_MESSAGES = frozenset({"thinking_blocks", "reasoning_content", "provider_specific_fields", "extra_content", "cache_control", "images"})
+_OF_MESSAGES = frozenset(
+    {
+        "thinking_blocks", "reasoning", "reasoning_content", "reasoning_details", "provider_specific_fields", "extra_content",
+        "cache_control", "images",
+    }
+)  # fmt: skip
 _OF_CALLS = frozenset({"extra_content", "provider_specific_fields", "cache_control", "caller"})
 _HINTS = frozenset({"cache_control"})
 # Mistral answers 422 to each of these. No answer is another without them; its streams have their usage in any case.

@@ -11,8 +11,11 @@ from services.common.errors import UpstreamFailed
 from services.common.rpc.channel import Dialer
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolRequest, Warned
 
-# What was thought, signed: Anthropic's and Gemini's models refuse, or do without, their own tool calls where it is missing.
-_WANTED_BACK = frozenset({"thinking_blocks", "provider_specific_fields", "extra_content"})
+# What was thought, signed: Anthropic's and Gemini's models refuse, or do without, their own tool calls where it is missing. DeepSeek and
+# its like want the thoughts of a turn in which tools are called under the name by which they gave them, OpenRouter their details.
+_WANTED_BACK = frozenset(
+    {"thinking_blocks", "provider_specific_fields", "extra_content", "reasoning", "reasoning_content", "reasoning_details"}
+)
 
 
 def warned(warning: common_pb2.Warning) -> dict[str, Any]:
@@ -73,9 +76,12 @@ def _message(message: Message) -> llm_pb2.Message:
     )  # fmt: skip
 
 
-def _wanted_back(extra_json: bytes) -> bytes:
+def _wanted_back(extra_json: bytes, reasoning: str = "") -> bytes:
     """What the provider of an answer wants back of it, and no other provider stumbles over."""
     kept = {name: value for name, value in orjson.loads(extra_json).items() if name in _WANTED_BACK} if extra_json else {}
+    # Signed thoughts hold the text as well.
+    if reasoning and not kept.keys() & {"reasoning", "reasoning_content", "thinking_blocks", "extra_content"}:
+        kept["reasoning_content"] = reasoning
     return orjson.dumps(kept) if kept else b""
 
 
@@ -83,7 +89,7 @@ def _finished(finished: llm_pb2.CompletionFinished) -> ModelFinished:
     usage, message = finished.outcome.usage, finished.message
     calls = tuple(ToolRequest(c.tool_call_id, c.name, c.arguments_json, _wanted_back(c.extra_json)) for c in message.tool_calls)
     return ModelFinished(
-        Message("assistant", message.text, calls, extra=_wanted_back(message.extra_json)),
+        Message("assistant", message.text, calls, extra=_wanted_back(message.extra_json, message.reasoning)),
         finished.outcome.finish_reason,
         {
             "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,

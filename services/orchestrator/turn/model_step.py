@@ -3,14 +3,15 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn.prepare import start_step
+from services.orchestrator.turn import limits
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
@@ -24,23 +25,23 @@ WAIT_MOST_S = 2.0
 log = structlog.get_logger("bulkhead.turn")
 
 
-async def model_step(turn: Turn) -> ModelFinished:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one model call is asked beside the conversation: which tools it may call, and what it is told for this step alone."""
+
+    tools: Sequence[ToolDefinition]
+    notes: Sequence[str]
+
+
+async def model_step(turn: Turn, asked: Asked) -> ModelFinished:
     """Makes the call and answers its result, whose text is the text that was shown. Raises RunStopped."""
-    state, limits = turn.state, turn.spec.limits
-    if limits.max_steps and state.step >= limits.max_steps:
-        raise RunStopped("STEP_LIMIT", f"The run reached its limit of {limits.max_steps} steps.")
-    if limits.max_cost_microusd and state.usage["cost_microusd"] >= limits.max_cost_microusd:
-        raise RunStopped("COST_LIMIT", f"The run reached its limit of {limits.max_cost_microusd} millionths of a dollar.")
-    start_step(turn)
-    if turn.tools is None:
-        turn.tools = await _definitions(turn)
     # Counted from the first loss: an answer may take longer than this before it is lost.
     give_up, wait_s = 0.0, WAIT_FIRST_S
     while True:
         turn.check_time()
         turn.enter_call()
         try:
-            return await _stream(turn)
+            return await _stream(turn, asked)
         except BulkheadError as error:
             turn.check_time()
             give_up = give_up or time.monotonic() + PATIENCE_S
@@ -54,7 +55,8 @@ async def model_step(turn: Turn) -> ModelFinished:
         wait_s = min(wait_s * 2, WAIT_MOST_S)
 
 
-async def _definitions(turn: Turn) -> list[ToolDefinition]:
+async def find_tools(turn: Turn) -> list[ToolDefinition]:
+    """The agent's tools that the caller may use; none, with a warning, where that cannot be found out. Raises RunStopped."""
     if not turn.agent.tools:
         return []
     give_up = time.monotonic() + TOOLS_PATIENCE_S
@@ -82,20 +84,22 @@ async def _definitions(turn: Turn) -> list[ToolDefinition]:
         return []
 
 
-async def _stream(turn: Turn) -> ModelFinished:
+async def _stream(turn: Turn, asked: Asked) -> ModelFinished:
     step = turn.state.step + 1
     message_id = f"{turn.ref.run_id}/{step}"
     # Text that was shown and cannot be taken back: the model goes on from it, or must say it again word for word.
     shown = turn.delivered
-    messages = list(turn.messages)
+    messages = _noted(turn.messages, asked.notes)
     continues = bool(shown) and turn.agent.continues_prefix
     if continues:
         messages.append(Message("assistant", shown))
     call = ModelCall(
-        model=turn.agent.model, messages=messages, tools=turn.tools or [],
+        model=turn.agent.model, messages=messages, tools=asked.tools,
         temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
-        max_tokens=turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens,
-        run_id=turn.ref.run_id, thread_id=turn.ref.thread_id, key=f"{turn.ref.run_id}/{step}",
+        max_tokens=limits.most_output(turn, turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens),
+        run_id=turn.ref.run_id, thread_id=turn.ref.thread_id,
+        # That time is short may be found by the second owner of a step alone, which asks for something else then.
+        key=f"{turn.ref.run_id}/{step}/noted" if asked.notes else f"{turn.ref.run_id}/{step}",
     )  # fmt: skip
     said = shown if continues else ""
     async with aclosing(turn.services.models.stream(call)) as stream:
@@ -120,6 +124,14 @@ async def _stream(turn: Turn) -> ModelFinished:
                 turn.writer.emit("warning", item.data)
                 turn.writer.flush_soon()
     raise AssertionError("a model stream ends with its result or an error")
+
+
+def _noted(messages: Sequence[Message], notes: Sequence[str]) -> list[Message]:
+    """The conversation with `notes` among its instructions; at its end, some providers refuse system messages."""
+    if not notes:
+        return list(messages)
+    leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    return [*messages[:leading], Message("system", "\n".join(notes)), *messages[leading:]]
 
 
 def _diverged() -> RunStopped:

@@ -29,7 +29,11 @@ class RunStopped(Exception):
 
 @dataclass(slots=True)
 class PendingCall:
-    """A tool call that was asked for and has no result yet. `number` counts within its step; `repeatable`: read-only or idempotent."""
+    """A tool call that was asked for and has no result yet. `number` counts within its step; `repeatable`: read-only or idempotent.
+
+    `started`: it may have been sent, and this is written before it is. `alone`: nothing runs beside it, and nothing overtakes
+    it. `over`: it is one more than the run may make, so it is refused.
+    """
 
     number: int
     call_id: str
@@ -38,11 +42,19 @@ class PendingCall:
     arguments: str
     repeatable: bool
     timeout_s: float
+    started: bool = True
+    alone: bool = False
+    over: bool = False
 
 
 @dataclass(slots=True)
 class TurnState:
-    """The checkpoint, apart from the messages, which are kept beside it. Phases: prepare, model, tools."""
+    """The checkpoint, apart from the messages, which are kept beside it. Phases: prepare, model, tools.
+
+    `spent` is what the newest model call took: tokens and micro-USD. `asked` counts the tool calls by the digest of what they
+    ask, `fresh` are those of this step that ask something new, `idle_steps` the steps in a row that brought nothing new, and
+    `warned_step` is the step after which the model was warned of that. `plan` belongs to the strategy.
+    """
 
     phase: str = "prepare"
     step: int = 0
@@ -52,22 +64,43 @@ class TurnState:
     citations: dict[str, Any] = field(default_factory=dict)
     pending: list[PendingCall] = field(default_factory=list)
     tool_log: list[dict[str, Any]] = field(default_factory=list)
+    spent: tuple[int, int] = (0, 0)
+    asked: dict[str, int] = field(default_factory=dict)
+    fresh: list[int] = field(default_factory=list)
+    idle_steps: int = 0
+    warned_step: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """JSON."""
-        return orjson.dumps(
-            {
-                "v": 1,
-                "phase": self.phase,
-                "step": self.step,
-                "started_step": self.started_step,
-                "usage": self.usage,
-                "active_ms": self.active_ms,
-                "citations": self.citations,
-                "tool_log": self.tool_log,
-                "pending": [[p.number, p.call_id, p.name, p.version, p.arguments, p.repeatable, p.timeout_s] for p in self.pending],
-            }
-        )
+        data = {
+            "v": 1,
+            "phase": self.phase,
+            "step": self.step,
+            "started_step": self.started_step,
+            "usage": self.usage,
+            "active_ms": self.active_ms,
+            "citations": self.citations,
+            "tool_log": self.tool_log,
+            "pending": [[p.number, p.call_id, p.name, p.version, p.arguments, p.repeatable, p.timeout_s] for p in self.pending],
+            # In places of their own: a replica of the version before reads the rest.
+            "spent": self.spent,
+            "guard": [self.asked, self.fresh, self.idle_steps, self.warned_step],
+        }
+        marks = {
+            name: numbers
+            for name, numbers in (
+                ("waiting", [p.number for p in self.pending if not p.started]),
+                ("alone", [p.number for p in self.pending if p.alone]),
+                ("over", [p.number for p in self.pending if p.over]),
+            )
+            if numbers
+        }
+        if marks:
+            data["marks"] = marks
+        if self.plan:
+            data["plan"] = self.plan
+        return orjson.dumps(data)
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> "TurnState":
@@ -75,9 +108,14 @@ class TurnState:
         if not data:
             return cls()
         usage = {**dict.fromkeys(COUNTED, 0), **data["usage"]}
+        marks = data.get("marks", {})
+        waiting, alone, over = (frozenset(marks.get(name, ())) for name in ("waiting", "alone", "over"))
+        pending = [PendingCall(*p, started=p[0] not in waiting, alone=p[0] in alone, over=p[0] in over) for p in data["pending"]]
+        asked, fresh, idle_steps, warned_step = data.get("guard") or ({}, [], 0, 0)
+        tokens, cost = data.get("spent") or (0, 0)
         return cls(
-            data["phase"], data["step"], data["started_step"], usage, data["active_ms"], data["citations"],
-            [PendingCall(*p) for p in data["pending"]], data["tool_log"],
+            data["phase"], data["step"], data["started_step"], usage, data["active_ms"], data["citations"], pending, data["tool_log"],
+            (tokens, cost), asked, fresh, idle_steps, warned_step, data.get("plan", {}),
         )  # fmt: skip
 
 
@@ -95,7 +133,8 @@ class Turn:
     """One turn in the hands of its owner.
 
     `delivered` is text of the current step that was shown and stays valid; `wait_for_memory` waits, for a short time,
-    until earlier turns of the thread are stored and answers whether they are; `mint` gives the run's internal token.
+    until earlier turns of the thread are stored and answers whether they are; `mint` gives the run's internal token. `leaving`
+    says that the process goes away: what is at work ends, and nothing else begins. `tools` are all that the run may use.
     """
 
     ref: RunRef
@@ -111,7 +150,7 @@ class Turn:
     delivered: str = ""
     began: float = field(default_factory=time.monotonic)
     tools: list[ToolDefinition] | None = None
-    in_flight: dict[int, PendingCall] = field(default_factory=dict)
+    leaving: Callable[[], bool] = lambda: False
 
     def remaining_s(self) -> float | None:
         """Active time left; None without a limit."""

@@ -1,5 +1,6 @@
 """agents.yaml: every problem at once, versions, prompts, reload."""
 
+import orjson
 import pytest
 import yaml
 
@@ -61,6 +62,31 @@ def test_a_definition_survives_being_stored(folder):
     assert AgentDefinition.decode(agent.encode()) == agent
 
 
+def test_what_came_later_is_left_out_of_a_definition_that_does_not_use_it(folder):
+    agent = parse(folder, GOOD).get("one")
+    stored = orjson.loads(agent.encode())
+    fields = {
+        "name",
+        "version",
+        "description",
+        "prompt",
+        "model",
+        "tools",
+        "recall",
+        "temperature",
+        "max_tokens",
+        "continues_prefix",
+        "limits",
+    }
+    assert (set(stored), set(stored["limits"])) == (fields, {"deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd"})
+    # What a later version adds is left unread.
+    assert AgentDefinition.decode(orjson.dumps({**stored, "from_a_later_version": 1})) == agent
+    text = "{prompt: a.md, model: m, tools: [x, y], sequential_tools: [y], tool_concurrency: 2, strategy: plan_execute}"
+    working = parse(folder, f'agents: {{one: {{current: "1", versions: {{"1": {text}}}}}}}').get("one")
+    assert AgentDefinition.decode(working.encode()) == working
+    assert (working.most_at_once, agent.most_at_once) == (2, None)
+
+
 def test_every_problem_is_listed(folder):
     bad = """
 agents:
@@ -88,6 +114,13 @@ agents:
         ("prompt: a.md, model: m, colour: red", "colour"),
         ("prompt: a.md", "model"),
         ("prompt: a.md, model: m, tools: ['a b']", "tools"),
+        ("prompt: a.md, model: m, limits: {max_total_tokens: 0}", "max_total_tokens"),
+        ("prompt: a.md, model: m, strategy: guesswork", "strategy"),
+        ("prompt: a.md, model: m, tool_concurrency: 0", "tool_concurrency"),
+        ("prompt: a.md, model: m, loop_guard: {repeats: 1}", "repeats"),
+        ("prompt: a.md, model: m, tools: [x], sequential_tools: [y]", "sequential_tools: 'y'"),
+        ("prompt: a.md, model: m, parallel_tool_calls: false, tool_concurrency: 2", "tool_concurrency"),
+        ("prompt: a.md, model: m, strategy: plan_execute, tools: [update_plan]", "'update_plan'"),
     ],
 )
 def test_a_wrong_value_is_named(folder, change, where):
@@ -150,11 +183,13 @@ def test_documented_defaults():
     [
         (Limits(), {}, TierPolicy(), Limits()),
         (Limits(), {"max_steps": 5}, TierPolicy(max_steps=9), Limits(max_steps=5)),
-        (Limits(max_steps=7), {"max_steps": 5}, TierPolicy(max_steps=9), Limits(max_steps=7)),
-        (Limits(max_steps=70), {"max_steps": 5}, TierPolicy(max_steps=9), Limits(max_steps=9)),
+        (Limits(max_steps=7), {"max_steps": 5}, TierPolicy(max_steps=9), Limits(max_steps=5)),
+        (Limits(max_steps=3), {"max_steps": 5}, TierPolicy(max_steps=9), Limits(max_steps=3)),
+        (Limits(max_steps=70), {}, TierPolicy(max_steps=9), Limits(max_steps=9)),
         (Limits(), {}, TierPolicy(task_seconds=60), Limits(deadline_s=60)),
         (Limits(deadline_s=0.5), {}, TierPolicy(task_seconds=60), Limits(deadline_s=0.5)),
         (Limits(max_cost_microusd=9), {}, TierPolicy(), Limits(max_cost_microusd=9)),
+        (Limits(max_total_tokens=9), {"max_total_tokens": 8}, TierPolicy(max_run_tokens=7), Limits(max_total_tokens=7)),
     ],
 )
 def test_limits_are_bounded(asked, agent, tier, expected):

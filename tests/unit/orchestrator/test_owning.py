@@ -10,7 +10,7 @@ from services.common.errors import UpstreamFailed
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.driving import Owned
 from services.orchestrator.ports import Message, ModelFinished
-from services.orchestrator.records import RunRef
+from services.orchestrator.records import Limits, RunRef
 from services.orchestrator.sweeper import Sweeper
 from services.orchestrator.testing.runs import CRASHES, accept, done, new_ref
 from services.orchestrator.turn import model_step
@@ -91,11 +91,10 @@ class LateLoss:
 async def test_a_long_answer_that_is_lost_is_asked_for_again(monkeypatch):
     monkeypatch.setattr(model_step, "PATIENCE_S", 0.05)
     models = LateLoss(after_s=0.2)
-    limits = SimpleNamespace(max_steps=0, max_cost_microusd=0)
     turn = SimpleNamespace(
-        state=TurnState(started_step=1), spec=SimpleNamespace(limits=limits, append_only=False, temperature=None, max_tokens=None),
+        state=TurnState(started_step=1), spec=SimpleNamespace(limits=Limits(), append_only=False, temperature=None, max_tokens=None),
         agent=SimpleNamespace(model="m", temperature=None, max_tokens=None, continues_prefix=False), tools=[], messages=[], delivered="",
         ref=RunRef("acme", "t", "r"), services=SimpleNamespace(models=models), check_time=lambda: None, enter_call=lambda: None,
     )  # fmt: skip
-    await model_step.model_step(turn)
+    await model_step.model_step(turn, model_step.Asked([], []))
     assert models.calls == 2

@@ -71,6 +71,7 @@ class RunLimits(Body):
     max_steps: Annotated[int, Field(ge=1, le=INT32_MAX, description="Model calls.")] | None = None
     max_tool_calls: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     max_cost_microusd: Annotated[int, Field(ge=1, le=INT64_MAX, description="Millionths of a US dollar.")] | None = None
+    max_total_tokens: Annotated[int, Field(ge=1, le=INT64_MAX, description="Input and output tokens of all model calls.")] | None = None
 
 
 def _messages(value: Any) -> Any:

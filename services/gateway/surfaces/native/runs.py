@@ -148,4 +148,5 @@ def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRe
         asked.limits.max_steps = limits.max_steps or 0
         asked.limits.max_tool_calls = limits.max_tool_calls or 0
         asked.limits.max_cost_microusd = limits.max_cost_microusd or 0
+        asked.limits.max_total_tokens = limits.max_total_tokens or 0
     return asked

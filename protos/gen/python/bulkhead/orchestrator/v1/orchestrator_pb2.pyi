@@ -107,16 +107,18 @@ class ListThreadsResponse(_message.Message):
     def __init__(self, threads: _Optional[_Iterable[_Union[Thread, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RunLimits(_message.Message):
-    __slots__ = ("deadline", "max_steps", "max_tool_calls", "max_cost_microusd")
+    __slots__ = ("deadline", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens")
     DEADLINE_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     MAX_COST_MICROUSD_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     deadline: _duration_pb2.Duration
     max_steps: int
     max_tool_calls: int
     max_cost_microusd: int
-    def __init__(self, deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_steps: _Optional[int] = ..., max_tool_calls: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ...) -> None: ...
+    max_total_tokens: int
+    def __init__(self, deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_steps: _Optional[int] = ..., max_tool_calls: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., max_total_tokens: _Optional[int] = ...) -> None: ...
 
 class InputMessage(_message.Message):
     __slots__ = ("role", "text")

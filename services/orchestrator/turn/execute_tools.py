@@ -1,4 +1,4 @@
-"""The tool calls of one step: started durably, run side by side, their results checkpointed one by one.
+"""The tool calls of one step: started durably, run side by side or in order, their results checkpointed one by one.
 
 A call is known by its key `<run>/<step>/<call>`. Whoever cannot tell how a call ended asks the executor by that key; what
 stays unknown is told to the model as unknown and is never repeated.
@@ -6,15 +6,18 @@ stays unknown is told to the model as unknown and is never repeated.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from typing import Protocol
 
 import orjson
 
 from services.common.errors import BulkheadError
-from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolProgress, Warned
+from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
+from services.orchestrator.turn import guard
 from services.orchestrator.turn.citations import issue
-from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
+from services.orchestrator.turn.plan_tools import start_next
+from services.orchestrator.turn.state import PendingCall, Turn
 
 # What a model is given of one result; the log and the executor keep the whole.
 MOST_OUTPUT_CHARS = 65_536
@@ -31,82 +34,60 @@ CANCELLED = ("failed", "transport.cancelled")
 _UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
 
 
-def plan(turn: Turn, answer: ModelFinished) -> list[PendingCall]:
-    """The calls of an answer, counted against the limit. Raises RunStopped."""
-    state, limit = turn.state, turn.spec.limits.max_tool_calls
-    if limit and state.usage["tool_calls"] + len(answer.message.tool_calls) > limit:
-        raise RunStopped("TOOL_LIMIT", f"The run reached its limit of {limit} tool calls.")
-    known = {tool.name: tool for tool in turn.tools or []}
-    calls = []
-    for number, request in enumerate(answer.message.tool_calls):
-        tool = known.get(request.name)
-        calls.append(
-            PendingCall(
-                number,
-                request.call_id,
-                request.name,
-                tool.version if tool else "",
-                request.arguments.decode("utf-8", "replace"),
-                tool.repeatable if tool else False,
-                tool.timeout_s if tool else 0.0,
-            )
-        )
-    return calls
+class BuiltIn(Protocol):
+    """Answers the calls of tools that are the strategy's own."""
+
+    def __call__(self, turn: Turn, call: PendingCall) -> ToolOutcome | None:
+        """The outcome of a call; None where the tool is the executor's. What it changes of the state is written with it."""
+        ...
 
 
-def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
-    """The answer with ids for its tool calls that are unique within the run; providers may leave them empty or repeat them."""
-    if not answer.message.tool_calls:
-        return answer
-    step = turn.state.step + 1
-    used = {call.call_id for message in turn.messages for call in message.tool_calls}
-    calls = []
-    for number, call in enumerate(answer.message.tool_calls):
-        call_id = call.call_id if call.call_id and call.call_id not in used else f"call_{step}_{number}"
-        used.add(call_id)
-        calls.append(replace(call, call_id=call_id))
-    return replace(answer, message=replace(answer.message, tool_calls=tuple(calls)))
+async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None:
+    """Brings every pending call to its end, unless the process goes away before all have started.
 
-
-def started(turn: Turn, call: PendingCall) -> None:
-    """Announces a call; it is sent only after this is written."""
-    try:
-        arguments = orjson.loads(call.arguments)
-    except orjson.JSONDecodeError:
-        arguments = call.arguments
-    turn.writer.emit("tool_call_started", {"call_id": call.call_id, "tool": call.name, "version": call.version, "arguments": arguments})
-
-
-async def tool_step(turn: Turn, *, resumed: bool) -> None:
-    """Brings every pending call to its end. `resumed`: another owner may have sent them already."""
+    `resumed`: another owner may have sent those that have started.
+    """
     turn.enter_call()
-    pending = list(turn.state.pending)
-    turn.in_flight = {call.number: call for call in pending}
-    if len(pending) == 1:
-        await _one(turn, pending[0], resumed)
+    at_work = [call for call in turn.state.pending if call.started]
+    if not at_work:
+        # A former owner left between two calls.
+        at_work, resumed = start_next(turn), False
+        await turn.writer.checkpoint(turn.snapshot())
+    if len(turn.state.pending) == 1:
+        await _one(turn, built_in, at_work[0], resumed)
     else:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for call in pending:
-                    group.create_task(_one(turn, call, resumed))
-        except BaseExceptionGroup as group_error:
-            # One cause is enough: a limit that was reached, or an epoch that is old.
-            raise group_error.exceptions[0] from None
+        await _together(turn, built_in, at_work, resumed)
     turn.check_time()
 
 
-async def _one(turn: Turn, call: PendingCall, resumed: bool) -> None:
-    refusal = _refusal(turn, call)
-    if refusal is not None:
-        outcome = refusal
-    else:
+async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall], resumed: bool) -> None:
+    async def work(call: PendingCall, sent_before: bool) -> None:
+        for following in await _one(turn, built_in, call, sent_before):
+            group.create_task(work(following, False))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in at_work:
+                group.create_task(work(call, resumed))
+    except BaseExceptionGroup as group_error:
+        # One cause is enough: a limit that was reached, or an epoch that is old.
+        raise group_error.exceptions[0] from None
+
+
+async def _one(turn: Turn, built_in: BuiltIn, call: PendingCall, sent_before: bool) -> list[PendingCall]:
+    """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
+    outcome = _refusal(turn, call) or built_in(turn, call)
+    if outcome is None:
         key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
-        outcome = await _resolve(turn, call, key) if resumed else await _execute(turn, call, key)
-    await _record(turn, call, outcome)
+        outcome = await _resolve(turn, call, key) if sent_before else await _execute(turn, call, key)
+    return await _record(turn, call, outcome)
 
 
 def _refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
     """What can be told without asking the executor."""
+    if call.over:
+        message = "The run has no tool calls left. Answer with what you have."
+        return ToolOutcome("failed", code="limit.tool_calls", message=message)
     if not call.version:
         names = ", ".join(tool.name for tool in turn.tools or []) or "none"
         return ToolOutcome("failed", code="input.unknown_tool", message=f"There is no tool {call.name[:64]!r}. Available: {names}.")
@@ -186,10 +167,11 @@ def _lost(call: PendingCall, reason: str) -> ToolOutcome:
     return ToolOutcome("unknown")
 
 
-async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
-    """Checkpoints the result together with its event."""
+async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[PendingCall]:
+    """Checkpoints the result together with its event, and with the start of the calls that it makes way for."""
     state = turn.state
     if outcome.outcome == "done":
+        guard.brought(turn, call)
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
         content = output.decode("utf-8", "replace")
         shown = orjson.Fragment(output)
@@ -209,15 +191,19 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
     message = Message("tool", content, tool_call_id=call.call_id)
     turn.messages.append(message)
     state.pending = [p for p in state.pending if p.number != call.number]
-    turn.in_flight.pop(call.number, None)
+    following: list[PendingCall] = []
     if not state.pending:
         end_step(turn)
+    elif not turn.leaving():
+        following = start_next(turn)
     await turn.writer.checkpoint(turn.snapshot(), [message.encode()])
+    return following
 
 
 def end_step(turn: Turn) -> None:
     """Announces the end of this step and, with it, the next one."""
     state = turn.state
+    guard.step_ended(turn)
     turn.writer.emit("step_completed", {"step": state.step, "usage": state.usage})
     state.phase = "model"
     state.started_step = state.step + 1
@@ -225,7 +211,8 @@ def end_step(turn: Turn) -> None:
 
 
 def report_cancelled(turn: Turn) -> None:
-    """Tells of the calls in flight at a cancel: nobody waits for them any more."""
-    for call in turn.in_flight.values():
-        error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": "The run was cancelled while this call was at work."}
-        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
+    """Tells of the calls at work at a cancel, also those of an owner that was lost: nobody waits for them any more."""
+    for call in turn.state.pending:
+        if call.started:
+            error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": "The run was cancelled while this call was at work."}
+            turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
