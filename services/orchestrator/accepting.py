@@ -1,5 +1,6 @@
 """Accepting and cancelling runs, and opening threads: what callers may change."""
 
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,20 @@ from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import Hub
-from services.orchestrator.records import ID_PATTERN, Accepted, Claim, Event, Limits, RunRecord, RunRef, RunSpec, ThreadRecord
+from services.orchestrator.records import (
+    ID_PATTERN,
+    Accepted,
+    Claim,
+    Event,
+    Limits,
+    Place,
+    Reservation,
+    RunRecord,
+    RunRef,
+    RunSpec,
+    Schedule,
+    ThreadRecord,
+)
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.finish import cancelled_data
@@ -31,6 +45,8 @@ MOST_LABELS = 16
 MOST_LABEL_BYTES = 512
 MOST_KEY = 255
 MOST_RETRIES = 3
+MOST_PRIORITY = 10
+MOST_AHEAD_S = 366 * 86_400
 NOTED_S = 1.0
 
 
@@ -49,6 +65,8 @@ class RunRequest:
     temperature: float | None = None
     max_tokens: int | None = None
     on_disconnect: str = ""
+    priority: int = 0
+    start_ms: int = 0
 
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it."""
@@ -72,6 +90,10 @@ class RunRequest:
             found.append(FieldViolation("temperature", "must be from 0 to 2"))
         if self.max_tokens is not None and self.max_tokens < 1:
             found.append(FieldViolation("max_tokens", "must be at least 1"))
+        if not -MOST_PRIORITY <= self.priority <= MOST_PRIORITY:
+            found.append(FieldViolation("priority", f"must be from -{MOST_PRIORITY} to {MOST_PRIORITY}"))
+        if self.start_ms < 0 or self.start_ms / 1000 - time.time() > MOST_AHEAD_S:
+            found.append(FieldViolation("start_at", "must lie within 366 days from now"))
         for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens"):
             if getattr(self.limits, name) < 0:
                 found.append(FieldViolation(f"limits.{name.removesuffix('_s')}", "must be positive"))
@@ -87,6 +109,9 @@ class RunRequest:
         # Keys that a replica of the version before took hold on.
         if self.limits.max_total_tokens:
             body.append(self.limits.max_total_tokens)
+        if self.priority or self.start_ms:
+            # Only where they are asked for: the same request keeps its digest over versions.
+            body += [self.priority, self.start_ms]
         return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
 
 
@@ -151,7 +176,7 @@ class Accepting:
         """Accepts a run durably; answers its record and whether it is new.
 
         Raises InvalidInput, NotFound (agent, or a thread of another user), Conflict (the run id is taken), IdempotencyMismatch,
-        QuotaExceeded (concurrent runs), Overloaded.
+        QuotaExceeded (concurrent, queued or delayed runs), Overloaded.
         """
         if violations := request.violations():
             raise InvalidInput("the request is not valid", violations=violations)
@@ -159,26 +184,27 @@ class Accepting:
         tier = self._policies.current.tier(self._settings.policy_set, principal.tier)
         await self._keep(agent)
         ref = RunRef(principal.tenant, request.thread_id or f"th_{uuid.uuid4().hex}", request.run_id or f"run_{uuid.uuid4().hex}")
-        slots = tier.concurrent_runs or 0
-        reservation = await self._store.reserve(ref, principal.user, slots, request.idempotency_key, request.fingerprint())
+        schedule = Schedule(request.priority, tier.queue_weight, request.start_ms, tier.concurrent_runs or 0)
+        reservation = await self._store.reserve(
+            ref, principal.user, schedule.slots, request.idempotency_key, request.fingerprint(),
+            queued=tier.queued_runs, delayed=tier.delayed_runs, schedule=schedule,
+        )  # fmt: skip
         if reservation.verdict == "mismatch":
             raise IdempotencyMismatch("the idempotency key was used before with another body")
-        if reservation.verdict == "quota":
-            raise QuotaExceeded(
-                f"{slots} runs are at work, which is the limit of the tier", retry_after_s=1.0,
-                metadata={"policy": "concurrent_runs", "limit": str(slots)},
-            )  # fmt: skip
+        _check_quota(reservation, tier)
         if reservation.verdict == "taken":
             raise Conflict("a run of this id is there already", reason="RUN_EXISTS")
         ref = RunRef(ref.tenant, reservation.thread_id, reservation.run_id)
         if reservation.verdict == "existing":
             # Should the first try have died before it wrote the run, this one writes it, and the sweeper has to know of it again.
             await self._store.note(ref, NOTED_S, sooner=True)
-        spec = self._spec(principal, request, ref, agent, tier)
-        queued = orjson.dumps({"agent": agent.name, "agent_version": agent.version, "input": list(request.input)})
+        spec = replace(self._spec(principal, request, ref, agent, tier), schedule=schedule)
+        queued = orjson.dumps(
+            {"agent": agent.name, "agent_version": agent.version, "input": list(request.input), **_waits(reservation, schedule)}
+        )
         cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))
         trace_id = _trace_id()
-        own_for_s = self._settings.lease_s if self._worker.hold_room() else 0.0
+        own_for_s = self._settings.lease_s if not reservation.held and self._worker.hold_room() else 0.0
         try:
             accepted = await self._store.accept(
                 ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled), own_for_s
@@ -196,7 +222,7 @@ class Accepting:
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
         assert record is not None
         if verdict == "new":
-            await self._accepted(ref, accepted, queued, trace_id)
+            await self._accepted(ref, accepted, queued, trace_id, reservation.held)
         return record, verdict == "new"
 
     async def _keep(self, agent: AgentDefinition) -> None:
@@ -216,7 +242,7 @@ class Accepting:
             max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
         )  # fmt: skip
 
-    async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str) -> None:
+    async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str, held: bool) -> None:
         record, written = accepted.record, accepted.written
         assert record is not None
         assert written is not None
@@ -230,12 +256,27 @@ class Accepting:
             self._worker.adopt(ref, Claim("claimed", record, undelivered=accepted.undelivered))
         elif record.ended:
             await self._worker.outbox.settle(ref)
+        elif held:
+            if record.spec.schedule.start_ms:
+                # The look that accepting noted comes too early, or too late for a start within the second.
+                await self._noted(ref, record.spec.schedule.start_ms / 1000 - time.time())
         else:
             try:
-                await self._store.wake(ref, record.track, record.created_ms)
+                await self._store.wake(ref, record.track, record.created_ms, schedule=record.spec.schedule)
             except Overloaded:
                 # The run is durable and the sweeper knows of it, so the answer stands.
                 return
+
+    async def _noted(self, ref: RunRef, ahead_s: float) -> None:
+        try:
+            await self._store.note(ref, max(0.0, ahead_s))
+        except Overloaded:
+            # As with a wake-up: the sweeper looks once too often, and finds the time in the run.
+            return
+
+    async def place(self, principal: Principal, record: RunRecord) -> Place:
+        """Where a run waits that nobody works on yet. Raises Overloaded."""
+        return await self._store.place(record, principal.tenant) if record.status == "queued" else Place()
 
     async def cancel_run(self, principal: Principal, run_id: str, reason: str) -> RunRecord | None:
         """Asks for the end of a run; None where only a tombstone was left. Raises NotFound for another user's run, Overloaded."""
@@ -258,8 +299,32 @@ class Accepting:
         record = await self._store.run(ref)
         if record is not None and status == "queued" and not written.first_seq:
             # Handed back and not taken yet: whoever takes it will find the cancel.
-            await self._store.wake(ref, record.track, record.created_ms)
+            await self._store.wake(ref, record.track, record.created_ms, schedule=record.spec.schedule)
         return record
+
+
+def _check_quota(reservation: Reservation, tier: TierPolicy) -> None:
+    """Raises QuotaExceeded where the reservation was refused."""
+    policy, what = {
+        "quota": ("concurrent_runs", "runs are at work"),
+        "full": ("queued_runs", "runs are waiting for others to end"),
+        "delayed": ("delayed_runs", "runs are waiting for their time"),
+    }.get(reservation.verdict, ("", ""))
+    if policy:
+        limit = getattr(tier, policy)
+        raise QuotaExceeded(
+            f"{limit} {what}, which is the limit of the tier", retry_after_s=max(1.0, reservation.pace_ms / 1000),
+            metadata={"policy": policy, "limit": str(limit)},
+        )  # fmt: skip
+
+
+def _waits(reservation: Reservation, schedule: Schedule) -> dict[str, int]:
+    """What run_queued tells of a run that does not start at once."""
+    if not reservation.held:
+        return {}
+    if not reservation.place:
+        return {"start_at_ms": schedule.start_ms}
+    return {"queue_position": reservation.place, "expected_wait_ms": reservation.place * reservation.pace_ms}
 
 
 def _trace_id() -> str:

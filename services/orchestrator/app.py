@@ -73,6 +73,7 @@ def build(settings: Settings) -> Service:
     def resync_once() -> None:
         loops.start("resync-once", _quietly(hub.resync))
 
+    store.on_admitted = worker.admitted
     notices.on_append = hub.noticed
     notices.on_cancel = worker.cancel
     notices.on_reset = resync_once

@@ -63,6 +63,28 @@ class Limits:
     max_total_tokens: int = 0
 
 
+class Schedule(NamedTuple):
+    """When a run is worked on: its priority (-10 to 10, higher goes first within its tenant), its tenant's weight among tenants, the
+    time (ms) before which it does not start (0: now), the limit of its tenant's runs at work that it waits for (0: none)."""
+
+    priority: int = 0
+    weight: int = 1
+    start_ms: int = 0
+    slots: int = 0
+
+    def encode(self) -> str:
+        """As it stands in the run's record; empty where it is as every run was before there were schedules."""
+        return "" if self == Schedule() else " ".join(map(str, self))
+
+    @classmethod
+    def decode(cls, text: str) -> "Schedule":
+        """The inverse of `encode`; what a later version adds is ignored."""
+        return cls(*map(int, text.split()[: len(cls._fields)]))
+
+
+UNSCHEDULED = Schedule()
+
+
 @dataclass(frozen=True, slots=True)
 class RunSpec:
     """All that is fixed when a run is accepted."""
@@ -82,10 +104,13 @@ class RunSpec:
     max_tokens: int | None = None
     on_disconnect: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    schedule: Schedule = UNSCHEDULED
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        found = {name: getattr(self, name) for name in self.__slots__ if name != "limits"}
+        found = {name: getattr(self, name) for name in self.__slots__ if name not in ("limits", "schedule")}
+        if self.schedule != UNSCHEDULED:
+            found["schedule"] = self.schedule.encode()
         found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]
         # In a place of its own: a replica of the version before takes the rest as all there is.
         if self.limits.max_total_tokens:
@@ -95,7 +120,8 @@ class RunSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RunSpec":
         """The inverse of `as_dict`; unknown keys are ignored, so that N reads what N+1 wrote."""
-        known = {name: data[name] for name in cls.__slots__ if name in data and name != "limits"}
+        known = {name: data[name] for name in cls.__slots__ if name in data and name not in ("limits", "schedule")}
+        known["schedule"] = Schedule.decode(data.get("schedule", ""))
         return cls(**known, limits=Limits(*data["limits"], max_total_tokens=data.get("max_total_tokens", 0)))
 
 
@@ -136,13 +162,26 @@ class ThreadRecord:
 
 
 class Reservation(NamedTuple):
-    """What came of reserving: new, existing, mismatch, taken or quota; ids; the time (ms) until which the run may be written."""
+    """What came of reserving: new, existing, mismatch, taken, quota (slots), full (queue) or delayed (too many); ids; the time (ms) until
+    which the run may be written. `held` means that it waits for a slot, at `place`, or for its time (place 0); `pace_ms` is the time
+    from one place to the next, 0 where it is not known."""
 
     verdict: str
     run_id: str
     thread_id: str
     cancelled: bool
     not_after_ms: int
+    held: bool = False
+    place: int = 0
+    pace_ms: int = 0
+
+
+class Place(NamedTuple):
+    """Where a run waits: the runs of its tenant that go before it, and itself (0: it waits for no slot and no worker); the expected
+    wait in ms (0: not known)."""
+
+    position: int = 0
+    wait_ms: int = 0
 
 
 class Draft(NamedTuple):

@@ -1,17 +1,20 @@
 """The port to the state store: threads, runs, their log, the queue, the outbox."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from services.orchestrator.records import (
+    UNSCHEDULED,
     Accepted,
     Claim,
     Draft,
     Event,
+    Place,
     Reservation,
     RunRecord,
     RunRef,
     RunSpec,
+    Schedule,
     Terminal,
     ThreadRecord,
     Written,
@@ -29,8 +32,25 @@ class RunStore(Protocol):
         """Readiness check."""
         ...
 
-    async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
-        """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none)."""
+    # Told of runs that got a slot when another run gave one up. What nobody hears of is found by the sweeper.
+    on_admitted: Callable[[Sequence[RunRef]], None]
+
+    async def reserve(
+        self,
+        ref: RunRef,
+        user: str,
+        slots: int,
+        key: str,
+        print_: str,
+        *,
+        queued: int = 0,
+        delayed: int = 0,
+        schedule: Schedule = UNSCHEDULED,
+    ) -> Reservation:
+        """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none).
+
+        Where no slot is free the run is held in the tenant's queue, unless `queued` runs are there already; a run whose schedule
+        begins later is held until then, unless `delayed` runs are."""
         ...
 
     async def accept(
@@ -45,7 +65,7 @@ class RunStore(Protocol):
         own_for_s: float = 0.0,
     ) -> Accepted:
         """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. With `own_for_s` this process owns it
-        in the same step, for that long, unless it must wait for its turn in the thread."""
+        in the same step, for that long, unless it must wait for its turn in the thread. A held one stands in no line until `enter`."""
         ...
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
@@ -80,12 +100,37 @@ class RunStore(Protocol):
         """Extends the lease; answers whether a cancel was asked for. Raises Fenced."""
         ...
 
-    async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
-        """Offers a run to claimers of `track`; a lower priority number goes first."""
+    async def wake(self, ref: RunRef, track: str, since_ms: float, look_in_s: float = 1.0, *, schedule: Schedule = UNSCHEDULED) -> None:
+        """Offers a run to claimers of `track`. Tenants share them by weight; within one the highest priority goes first, then the
+        lowest `since_ms`. A run that is offered already stays where it is."""
+        ...
+
+    async def next_waiting(self, track: str) -> RunRef | None:
+        """The run whose turn it is among those that are offered; None where there is none."""
         ...
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
-        """The next run that is offered, or None after `wait_s`."""
+        """As `next_waiting`, or the first that is offered within `wait_s`."""
+        ...
+
+    async def depth(self, track: str) -> int:
+        """Runs that wait for a claimer of `track`."""
+        ...
+
+    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
+        """A held run whose time has come gets a slot, or a place in its tenant's queue; answers whether it has a slot."""
+        ...
+
+    async def enter(self, ref: RunRef) -> str:
+        """Ends the hold of a run that has a slot: it takes its place in the thread. Answers none, ended, waiting, free or running."""
+        ...
+
+    async def schedule(self, ref: RunRef) -> tuple[str, int, Schedule]:
+        """(track, created ms, schedule) of a run, for whoever wakes it."""
+        ...
+
+    async def place(self, record: RunRecord, tenant: str) -> Place:
+        """Where a run that is not yet worked on waits."""
         ...
 
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:

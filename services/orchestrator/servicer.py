@@ -12,13 +12,14 @@ from services.common.errors import InvalidInput, NotFound
 from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, RunRequest, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
-from services.orchestrator.records import Event, Limits, RunRecord, RunRef, ThreadRecord
+from services.orchestrator.records import Event, Limits, Place, RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.watching import Watching
 
 PAGE_SIZE = 100
 MOST_PAGE_SIZE = 1000
 MOST_BATCH_BYTES = 1024 * 1024
+NOWHERE = Place()
 _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED,
@@ -53,8 +54,8 @@ def usage_message(usage: dict[str, Any]) -> common_pb2.Usage:
     return common_pb2.Usage(**{name: usage[name] for name in _USAGE if name in usage})
 
 
-def run_message(record: RunRecord) -> pb.Run:
-    """A run as it travels."""
+def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
+    """A run as it travels; `place` where it waits."""
     result = record.result
     message = pb.Run(
         run_id=record.run_id, thread_id=record.spec.thread_id, agent=record.spec.agent, agent_version=record.spec.agent_version,
@@ -63,6 +64,11 @@ def run_message(record: RunRecord) -> pb.Run:
         usage=usage_message((result or record.state).get("usage", {})),
         citations=[common_pb2.Citation(**{k: c[k] for k in _CITATION if k in c}) for c in result.get("citations", ())],
     )  # fmt: skip
+    message.queue_position, message.priority = place.position, record.spec.schedule.priority
+    if place.wait_ms:
+        message.expected_wait.FromMilliseconds(place.wait_ms)
+    if record.spec.schedule.start_ms:
+        message.start_at.FromMilliseconds(record.spec.schedule.start_ms)
     if "error" in result:
         message.error.CopyFrom(pb.RunError(**result["error"]))
     for name in ("created", "started", "ended"):
@@ -169,16 +175,19 @@ class RunServicer(rpc.RunServiceServicer):
                 temperature=request.temperature if request.HasField("temperature") else None,
                 max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
                 on_disconnect=_ON_DISCONNECT.get(request.on_disconnect, ""),
+                priority=request.priority,
+                start_ms=max(1, request.start_at.ToMilliseconds()) if request.HasField("start_at") else 0,
             ),
         )
-        return pb.CreateRunResponse(run=run_message(record), created=created)
+        return pb.CreateRunResponse(run=run_message(record, await self._accepting.place(caller, record)), created=created)
 
     async def GetRun(self, request, context):
         """One run."""
         caller = principal()
         caller.require("runs:read")
         ref = await self._watching.locate(caller, checked_id("run_id", request.run_id))
-        return pb.GetRunResponse(run=run_message(await self._watching.record(ref)))
+        record = await self._watching.record(ref)
+        return pb.GetRunResponse(run=run_message(record, await self._accepting.place(caller, record)))
 
     async def ListRuns(self, request, context):
         """Runs of a thread, or of the caller, newest first."""

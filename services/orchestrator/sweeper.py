@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import structlog
 from opentelemetry.metrics import get_meter
@@ -16,11 +17,15 @@ from services.orchestrator.worker import Worker
 MOST_AT_ONCE = 200
 MOST_DELIVERIES = 64
 LOOK_AGAIN_S = 1.0
+# A slot that becomes free starts the next run at once; this is for a process that was lost in between.
+HELD_LOOK_S = 2.0
 # Past the end of a lease, so that one look finds it expired.
 LEASE_MARGIN_S = 0.02
 log = structlog.get_logger("bulkhead.sweeper")
-_repairs = get_meter("bulkhead.orchestrator").create_counter(
-    "bulkhead_sweeper_repairs_total", description="What the sweeper put right, by state it found."
+_meter = get_meter("bulkhead.orchestrator")
+_repairs = _meter.create_counter("bulkhead_sweeper_repairs_total", description="What the sweeper put right, by state it found.")
+_depth = _meter.create_gauge(
+    "bulkhead_queue_depth", description="Runs that wait for a worker of this process's track, as the sweeper sees it."
 )
 
 
@@ -42,6 +47,7 @@ class Sweeper:
     async def _sweep(self) -> None:
         while True:
             try:
+                _depth.set(await self._store.depth(self._settings.track), {"track": self._settings.track})
                 while len(refs := await self._store.due(MOST_AT_ONCE, LOOK_AGAIN_S)) > 0:
                     found = await asyncio.gather(*(self._look(ref) for ref in refs), return_exceptions=True)
                     for ref, error in zip(refs, found, strict=True):
@@ -61,6 +67,8 @@ class Sweeper:
             await self._store.note(ref, lease_left_ms / 1000 + LEASE_MARGIN_S)
         elif state == "free":
             await self._offer(ref, track, alone_ms, schema, created_ms)
+        elif state == "held":
+            await self._hold(ref)
         elif state == "ended":
             await self._outbox.settle(ref)
         elif state == "outbox":
@@ -82,6 +90,18 @@ class Sweeper:
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Overloaded):
             log.error("outbox_failed", task=task.get_name(), exc_info=error)
 
+    async def _hold(self, ref: RunRef) -> None:
+        """A run whose time has come gets a place in its tenant's queue; one whose turn it is starts."""
+        _, _, schedule = await self._store.schedule(ref)
+        ahead_s = schedule.start_ms / 1000 - time.time()
+        if ahead_s > 0:
+            await self._store.note(ref, ahead_s)
+        elif await self._store.admit(ref, schedule):
+            _repairs.add(1, {"state": "admitted"})
+            await self._worker.start(ref)
+        else:
+            await self._store.note(ref, HELD_LOOK_S)
+
     async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int, created_ms: int) -> None:
         own = self._settings.track
         if self._worker.owns(ref) or schema > SCHEMA_VERSION:
@@ -90,4 +110,5 @@ class Sweeper:
         if track != own and alone_ms > self._settings.other_track_after_s * 1000:
             track = own
         _repairs.add(1, {"state": "offered"})
-        await self._store.wake(ref, track, created_ms)
+        _, _, schedule = await self._store.schedule(ref)
+        await self._store.wake(ref, track, created_ms, schedule=schedule)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.driving import Driver, Left, Owned
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
-from services.orchestrator.records import Claim, Event, Fenced, RunRecord, RunRef
+from services.orchestrator.records import Claim, Event, Fenced, RunRecord, RunRef, Schedule
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.state import Services
@@ -23,11 +23,15 @@ from services.orchestrator.turn.state import Services
 # Left of the drain's grace to hand a run over whose step did not end in time.
 HAND_OVER_S = 1.0
 CLAIM_WAIT_S = 1.0
+# A wake-up that is put back goes first in its tenant and costs the tenant no turn.
+PUT_BACK = Schedule(priority=10, weight=1000)
 STORE_AWAY_WAIT_S = 0.3
 log = structlog.get_logger("bulkhead.worker")
 _meter = get_meter("bulkhead.orchestrator")
 _active = _meter.create_up_down_counter("bulkhead_runs_active", description="Runs that this process works on.")
-_queue_s = _meter.create_histogram("bulkhead_run_queue_seconds", unit="s", description="Time from accept to first claim.")
+_queue_s = _meter.create_histogram(
+    "bulkhead_run_queue_seconds", unit="s", description="Time from accept, or from the start that was asked for, to first claim, by track."
+)
 
 
 @dataclass
@@ -51,6 +55,8 @@ class Worker:
         )
         self._by_id: dict[tuple[str, str], Owned] = {}
         self._claiming = 0
+        # Whether the last look at the queue found nobody; while others wait there, a new run waits behind them.
+        self._clear = True
         self._room = asyncio.Event()
         self._room.set()
         self._idle = asyncio.Event()
@@ -72,8 +78,8 @@ class Worker:
         return ref in self.owned
 
     def hold_room(self) -> bool:
-        """Keeps room for a run that is being accepted; `free_room` ends it."""
-        if not self.has_room():
+        """Keeps room for a run that is being accepted, where nobody waits for it; `free_room` ends it."""
+        if not self._clear or not self.has_room():
             return False
         self._claiming += 1
         return True
@@ -104,30 +110,49 @@ class Worker:
         """Takes runs from the queue until the process is going away."""
         while not self.draining:
             if not self.has_room():
+                # Who comes meanwhile is not seen from here.
+                self._clear = False
                 self._room.clear()
                 await self._room.wait()
                 continue
             try:
-                ref = await self.store.next_ready(self.settings.track, CLAIM_WAIT_S)
+                ref = await self.store.next_waiting(self.settings.track)
+                self._clear = ref is None
+                if ref is None:
+                    ref = await self.store.next_ready(self.settings.track, CLAIM_WAIT_S)
                 if ref is not None and not self.take(ref):
-                    # Popped on the way out: whoever stays should not have to wait for the sweeper.
-                    await self.store.wake(ref, self.settings.track, 0)
+                    # Popped on the way out, or room that was taken meanwhile: nobody should have to wait for the sweeper.
+                    self._clear = False
+                    await self.store.wake(ref, self.settings.track, 0, schedule=PUT_BACK)
             except Overloaded:
                 await asyncio.sleep(STORE_AWAY_WAIT_S)
 
-    async def wake(self, ref: RunRef, track: str, priority: float) -> None:
-        """Has somebody of `track` take the run: this process where it can, else whoever comes first."""
-        if track != self.settings.track or ref in self.owned or not self.take(ref):
-            await self.store.wake(ref, track, priority)
+    async def wake(self, ref: RunRef, track: str, created_ms: int, schedule: Schedule) -> None:
+        """Has somebody of `track` take the run: this process where it can and nobody waits for it, else whoever's turn it is."""
+        if track != self.settings.track or ref in self.owned or not self._clear or not self.take(ref):
+            await self.store.wake(ref, track, created_ms, schedule=schedule)
+
+    def admitted(self, refs: Sequence[RunRef]) -> None:
+        """Starts runs that got a slot; what fails here the sweeper does."""
+        for ref in refs:
+            self._spawn(self.start(ref), f"start {ref.run_id}")
+
+    async def start(self, ref: RunRef) -> None:
+        """Ends the hold of a run that has a slot. Raises Overloaded."""
+        state, scheduled = await asyncio.gather(self.store.enter(ref), self.store.schedule(ref))
+        if state == "free":
+            await self.wake(ref, *scheduled)
+        elif state == "ended":
+            await self.outbox.settle(ref)
 
     async def wake_next(self, ref: RunRef, run_id: str) -> None:
         """Has the next run of a thread taken."""
         if not run_id or run_id == ref.run_id:
             return
         following = ref._replace(run_id=run_id)
-        state, _, track, _, _, created_ms, _ = await self.store.inspect(following)
-        if state == "free":
-            await self.wake(following, track, created_ms)
+        inspected, scheduled = await asyncio.gather(self.store.inspect(following), self.store.schedule(following))
+        if inspected[0] == "free":
+            await self.wake(following, *scheduled)
 
     async def _claim(self, ref: RunRef) -> None:
         try:
@@ -152,7 +177,8 @@ class Worker:
         self._idle.clear()
         _active.add(1)
         if record.attempt == 1:
-            _queue_s.record(max(0, record.started_ms - record.created_ms) / 1000)
+            since_ms = max(record.created_ms, record.spec.schedule.start_ms)
+            _queue_s.record(max(0, record.started_ms - since_ms) / 1000, {"track": record.track})
 
     async def _own(self, ref: RunRef, claim: Claim) -> None:
         owned = self.owned[ref]

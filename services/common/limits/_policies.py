@@ -17,6 +17,8 @@ MICRO_PER_USD = 10**6
 class TierPolicy(BaseModel):
     """Limits of one tier; a limit that is absent does not hold.
 
+    Runs beyond `concurrent_runs` wait where `queued_runs` lets them, else they are refused; at most `delayed_runs` of a tenant have
+    a start that lies ahead. `queue_weight` is the tenant's share of the workers while others wait, too.
     Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway.
     """
 
@@ -25,6 +27,9 @@ class TierPolicy(BaseModel):
     requests_per_day: Limit | None = None
     tool_calls_per_minute: Limit | None = None
     concurrent_runs: Limit | None = None
+    queued_runs: Annotated[int, Field(ge=0)] = 0
+    delayed_runs: Annotated[int, Field(ge=0)] = 100
+    queue_weight: Annotated[int, Field(ge=1, le=1000)] = 1
     task_seconds: Annotated[float, Field(gt=0)] | None = None
     max_steps: Limit | None = None
     max_tool_calls: Limit | None = None

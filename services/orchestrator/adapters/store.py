@@ -8,10 +8,11 @@ from typing import Any
 import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
-from services.orchestrator.adapters.store_keys import SHARD, channel_of, tenant_keys, thread_keys
+from services.orchestrator.adapters.store_keys import SHARD, channel_of, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
 from services.orchestrator.records import (
+    UNSCHEDULED,
     Accepted,
     Claim,
     Draft,
@@ -20,6 +21,7 @@ from services.orchestrator.records import (
     RunRecord,
     RunRef,
     RunSpec,
+    Schedule,
     Terminal,
     Written,
 )  # fmt: skip
@@ -35,15 +37,32 @@ class Store(ReadingStore, QueueStore):
 
     # --- accepting ---
 
-    async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
+    async def reserve(
+        self,
+        ref: RunRef,
+        user: str,
+        slots: int,
+        key: str,
+        print_: str,
+        *,
+        queued: int = 0,
+        delayed: int = 0,
+        schedule: Schedule = UNSCHEDULED,
+    ) -> Reservation:
         """As RunStore.reserve."""
-        keys = tenant_keys(ref.tenant, ref.run_id, user, key)
-        args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", int(IDEMPOTENCY_KEPT.total_seconds() * 1000)]
+        keys = [*tenant_keys(ref.tenant, ref.run_id, user, key), *waiting_keys(ref.tenant)[1:]]
+        kept_ms = int(IDEMPOTENCY_KEPT.total_seconds() * 1000)
+        args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", kept_ms, queued, delayed]
+        args += [schedule.priority, schedule.start_ms]
         # The sweeper knows of the run before anything else does: whatever is left half-done is found.
         note = self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [LOOK_AFTER_MS, ref.encode(), "LT"]))
         _, answer = await asyncio.gather(note, self._ask(self._library.batched("tenant_reserve_v1", keys, args)))
-        verdict, run_id, thread_id, cancelled, now = answer
-        return Reservation(text(verdict), text(run_id), text(thread_id), text(cancelled) == "1", int(now) + ACCEPT_WITHIN_MS)
+        verdict, run_id, thread_id, cancelled, now, (held, place, pace_ms), promoted = answer
+        self._admitted(ref.tenant, promoted)
+        return Reservation(
+            text(verdict), text(run_id), text(thread_id), text(cancelled) == "1", int(now) + ACCEPT_WITHIN_MS,
+            held=text(held) == "1", place=int(place), pace_ms=int(pace_ms),
+        )  # fmt: skip
 
     async def accept(
         self,
@@ -61,7 +80,7 @@ class Store(ReadingStore, QueueStore):
         args = [
             ref.tenant, user, ref.thread_id, ref.run_id, orjson.dumps(spec.as_dict()), track, "1" if spec.append_only else "0",
             "1" if reservation.cancelled else "0", reservation.not_after_ms, trace_id, channel_of(ref), self._instance, queued,
-            cancelled, self._instance if own_for_s else "", int(own_for_s * 1000),
+            cancelled, self._instance if own_for_s else "", int(own_for_s * 1000), spec.schedule.encode(), "1" if reservation.held else "0",
         ]  # fmt: skip
         verdict, *rest = await self._durable("thread_accept_v1", thread_keys(ref), args)
         if not rest:

@@ -35,6 +35,18 @@ def tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
             f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
 
 
+def waiting_keys(tenant: str) -> list[str]:
+    """KEYS of tenant_release: slots, queue, limits, delayed, pace."""
+    prefix = f"tn:{{{quoted(tenant)}}}"
+    return [f"{prefix}:slots", f"{prefix}:queue", f"{prefix}:queue:limits", f"{prefix}:delayed", f"{prefix}:pace"]
+
+
+def ready_keys(track: str) -> list[str]:
+    """Of a track of the work queue: ready, order, turns, clock."""
+    prefix = f"work:{SHARD}"
+    return [f"{prefix}:ready:{track}", f"{prefix}:order:{track}", f"{prefix}:turns:{track}", f"{prefix}:clock:{track}"]
+
+
 def thread_keys(ref: RunRef) -> list[str]:
     """KEYS of thread_accept: meta, log, run, pending, outbox, messages, runs."""
     prefix = f"t:{{{quoted(ref.tenant)}/{ref.thread_id}}}"

@@ -1,11 +1,15 @@
-"""The half of the store that runs wait in: wake-ups for claimers, and what the sweeper looks at."""
+"""The half of the store that runs wait in: slots, wake-ups for claimers, and what the sweeper looks at."""
 
 import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import redis.asyncio as redis
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import SHARD, lookup_key, quoted, thread_keys
-from services.orchestrator.records import RunRef
+from services.orchestrator.adapters.store_keys import SHARD, lookup_key, ready_keys, thread_keys, waiting_keys
+from services.orchestrator.records import UNSCHEDULED, Place, RunRecord, RunRef, Schedule
 
 # How long a reservation may stay without a run before the sweeper gives it up; longer than accepting may take.
 FORGET_AFTER_MS = 15_000
@@ -14,15 +18,39 @@ FORGET_AFTER_MS = 15_000
 class QueueStore(StoreBase):
     """Slots, wake-ups and the sweeper's list."""
 
-    async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
+        """As StoreBase."""
+        super().__init__(client, instance, replicas)
+        self.on_admitted: Callable[[Sequence[RunRef]], None] = _nobody
+
+    def _admitted(self, tenant: str, found: Iterable[Any]) -> None:
+        names = [text(name) for name in found]
+        if names:
+            self.on_admitted([RunRef(tenant, *pair) for pair in zip(names[::2], names[1::2], strict=True)])
+
+    async def wake(self, ref: RunRef, track: str, since_ms: float, look_in_s: float = 1.0, *, schedule: Schedule = UNSCHEDULED) -> None:
         """As RunStore.wake."""
-        keys = [f"work:{SHARD}:live", f"work:{SHARD}:ready:{track}"]
-        await self._ask(self._library.batched("work_wake_v1", keys, [int(look_in_s * 1000), ref.encode(), priority]))
+        keys = [f"work:{SHARD}:live", *ready_keys(track)]
+        args = [int(look_in_s * 1000), ref.encode(), _rank(schedule, since_ms), schedule.weight]
+        await self._ask(self._library.batched("work_wake_v1", keys, args))
+
+    async def next_waiting(self, track: str) -> RunRef | None:
+        """As RunStore.next_waiting."""
+        ready, order, _, clock = ready_keys(track)
+        reference = await self._ask(self._library.batched("work_next_v1", [ready, order, clock], []))
+        return RunRef.decode(text(reference)) if reference else None
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
         """As RunStore.next_ready."""
-        answer = await self._ask(self._client.bzpopmin([f"work:{SHARD}:ready:{track}"], timeout=wait_s))
+        if (found := await self.next_waiting(track)) is not None:
+            return found
+        # Who waits here is served by the push itself, within the time that a message takes.
+        answer = await self._ask(self._client.bzpopmin([ready_keys(track)[0]], timeout=wait_s))
         return RunRef.decode(text(answer[1])) if answer else None
+
+    async def depth(self, track: str) -> int:
+        """As RunStore.depth."""
+        return int(await self._ask(self._client.zcard(ready_keys(track)[0])))
 
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
         """As RunStore.note."""
@@ -41,15 +69,48 @@ class QueueStore(StoreBase):
 
     async def release_slot(self, ref: RunRef) -> None:
         """As RunStore.release_slot."""
-        await self._ask(self._library.batched("tenant_release_v1", [f"tn:{{{quoted(ref.tenant)}}}:slots"], [ref.run_id]))
+        keys = waiting_keys(ref.tenant)
+        self._admitted(ref.tenant, await self._ask(self._library.batched("tenant_release_v1", keys, [ref.run_id, ref.thread_id])))
 
     async def forget(self, ref: RunRef) -> bool:
         """As RunStore.forget."""
-        keys = [lookup_key(ref.tenant, ref.run_id), f"tn:{{{quoted(ref.tenant)}}}:slots"]
-        if not int(await self._ask(self._library.call("tenant_forget_v1", keys, [ref.run_id, FORGET_AFTER_MS, ref.thread_id]))):
+        keys = [*waiting_keys(ref.tenant), lookup_key(ref.tenant, ref.run_id)]
+        done, *promoted = await self._ask(self._library.call("tenant_forget_v1", keys, [ref.run_id, ref.thread_id, FORGET_AFTER_MS]))
+        self._admitted(ref.tenant, promoted)
+        if not int(done):
             return False
         await self._ask(self._client.zrem(f"work:{SHARD}:live", ref.encode()))
         return True
+
+    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
+        """As RunStore.admit."""
+        args = [ref.run_id, ref.thread_id, schedule.priority, schedule.slots]
+        got, *others = await self._ask(self._library.batched("tenant_admit_v1", waiting_keys(ref.tenant), args))
+        self._admitted(ref.tenant, others)
+        return int(got) == 1
+
+    async def enter(self, ref: RunRef) -> str:
+        """As RunStore.enter."""
+        keys = thread_keys(ref)
+        return text(await self._ask(self._library.batched("run_enter_v1", [keys[2], keys[3]], [ref.run_id])))
+
+    async def schedule(self, ref: RunRef) -> tuple[str, int, Schedule]:
+        """As RunStore.schedule."""
+        track, created, schedule = await self._ask(self._library.batched("run_schedule_v1", [thread_keys(ref)[2]], []))
+        return text(track), int(created), Schedule.decode(text(schedule))
+
+    async def place(self, record: RunRecord, tenant: str) -> Place:
+        """As RunStore.place."""
+        ref = RunRef(tenant, record.spec.thread_id, record.run_id)
+        _, queue, _, delayed, pace = waiting_keys(tenant)
+        ready = ready_keys(record.track)[:2]
+        schedule = record.spec.schedule
+        of_tenant = self._ask(self._library.batched("tenant_place_v1", [queue, delayed, pace], [ref.run_id, ref.thread_id]))
+        of_track = self._ask(self._library.batched("work_place_v1", ready, [ref.encode(), _rank(schedule, record.created_ms)]))
+        (_, rank, pace_ms), (offered, before) = await asyncio.gather(of_tenant, of_track)
+        if int(rank):
+            return Place(int(offered) + int(rank), int(rank) * int(pace_ms))
+        return Place(int(before) + 1)
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
         """As RunStore.inspect."""
@@ -57,3 +118,12 @@ class QueueStore(StoreBase):
         answer = await self._ask(self._library.batched("run_inspect_v1", [keys[2], keys[3], keys[4]], [ref.run_id]))
         state, left, track, queued, schema, created, head = answer
         return text(state), int(left), text(track), int(queued), int(schema), int(created), text(head)
+
+
+def _nobody(_admitted: Sequence[RunRef]) -> None:
+    """The sweeper finds them."""
+
+
+def _rank(schedule: Schedule, since_ms: float) -> str:
+    """The order within a tenant, as text that sorts like it."""
+    return f"{10 - schedule.priority:02d}/{int(since_ms):013d}"

@@ -129,15 +129,17 @@ end
 
 -- KEYS: run, pending, outbox. ARGV: run id. For the sweeper.
 -- Answers {state, ms of lease left, track, ms without an owner, schema version, created ms, head of the thread};
--- state: none, ended, outbox, owned, waiting, free.
+-- state: none, ended, outbox, held, owned, waiting, free.
 local function inspect(keys, args)
   local now = now_ms()
-  local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms')
+  local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms', 'held')
   local head = redis.call('LINDEX', keys[2], 0) or ''
   if not run[1] then return {'none', 0, '', 0, 0, 0, head} end
   local state
   if ended(run[1]) then
     state = redis.call('HEXISTS', keys[3], args[1]) == 1 and 'outbox' or 'ended'
+  elseif run[7] == '1' then
+    state = 'held'
   elseif run[1] == 'running' and tonumber(run[2]) > now then
     state = 'owned'
   elseif head ~= args[1] then
@@ -149,8 +151,31 @@ local function inspect(keys, args)
   return {state, tonumber(run[2]) - now, run[3], now - tonumber(alone_since), tonumber(run[5]), tonumber(run[6]), head}
 end
 
+-- KEYS: run. Answers {track, created ms, schedule}.
+local function schedule(keys, args)
+  local run = redis.call('HMGET', keys[1], 'track', 'created_ms', 'schedule')
+  return {run[1] or '', tonumber(run[2] or '0'), run[3] or ''}
+end
+
+-- KEYS: run, pending. ARGV: run id. A held run takes its place in the line of its thread; again changes nothing.
+-- Answers its state: none, ended, waiting, free or running.
+local function enter(keys, args)
+  local run = redis.call('HMGET', keys[1], 'status', 'held')
+  if not run[1] then return 'none' end
+  if ended(run[1]) then return 'ended' end
+  if run[2] == '1' then
+    redis.call('HDEL', keys[1], 'held')
+    redis.call('HSET', keys[1], 'queued_ms', now_ms())
+    redis.call('RPUSH', keys[2], args[1])
+  end
+  if run[1] == 'running' then return 'running' end
+  return redis.call('LINDEX', keys[2], 0) == args[1] and 'free' or 'waiting'
+end
+
 redis.register_function('run_claim_v1', claim)
 redis.register_function('run_write_v1', write)
 redis.register_function('run_beat_v1', beat)
 redis.register_function('run_cancel_v1', cancel)
 redis.register_function('run_inspect_v1', inspect)
+redis.register_function('run_schedule_v1', schedule)
+redis.register_function('run_enter_v1', enter)

@@ -10,27 +10,93 @@ end
 -- What belongs to a tenant: where its runs are, the slots of runs at work, idempotency keys, lists for its users.
 -- All keys share the hash tag of the tenant.
 
--- KEYS: run, slots, idempotency, user's runs, user's threads, counter.
--- ARGV: run id, thread id, user, limit of slots (0: none), fingerprint ('' : no key), kept ms.
--- Answers {verdict, run id, thread id, cancel was asked for, now ms}; verdict: new, existing, mismatch, taken, quota.
+-- A run that finds no slot waits in `queue` (scored by rank: priority, then age; `limits` holds the limit that each waits for), one
+-- that is to start later in `delayed` (scored by its time). Both are held: their records stand in no thread's line yet.
+-- `pace` tells how fast places in the queue become free.
+
+-- No more at once, so that a limit that was raised makes no long step; who looks next goes on.
+local MOST_PROMOTED = 64
+
+-- Slots go to those who wait, in their order, as long as there is room. Answers {thread, run…} of those that got one.
+local function promote(slots, queue, limits, now)
+  local got = {}
+  while #got < 2 * MOST_PROMOTED do
+    local head = redis.call('ZRANGE', queue, 0, 0)[1]
+    if not head then break end
+    local limit = tonumber(redis.call('HGET', limits, head) or '0')
+    if limit > 0 and redis.call('ZCARD', slots) >= limit then break end
+    redis.call('ZREM', queue, head)
+    redis.call('HDEL', limits, head)
+    local thread, run = string.match(head, '^([^/]*)/([^/]*)$')
+    redis.call('ZADD', slots, now, run)
+    got[#got + 1] = thread
+    got[#got + 1] = run
+  end
+  return got
+end
+
+local function line_up(queue, limits, member, priority, limit, now)
+  -- Ranks stay below 2^53: ten steps of priority either way, each worth more than any date in milliseconds.
+  redis.call('ZADD', queue, 'NX', now - tonumber(priority) * 1e14, member)
+  redis.call('HSET', limits, member, limit)
+end
+
+-- Where a run stands: {held '0'|'1', place from 1 (0: it waits for no slot), expected ms from one place to the next (0: unknown)}.
+local function standing(queue, delayed, pace, member)
+  if redis.call('ZSCORE', delayed, member) then return {'1', 0, 0} end
+  local rank = redis.call('ZRANK', queue, member)
+  if not rank then return {'0', 0, 0} end
+  return {'1', rank + 1, math.floor(tonumber(redis.call('HGET', pace, 'ms') or '0'))}
+end
+
+-- KEYS: run, slots, idempotency, user's runs, user's threads, counter, queue, limits, delayed, pace.
+-- ARGV: run id, thread id, user, limit of slots (0: none), fingerprint ('' : no key), kept ms, most that may queue, most that may be
+--       delayed, priority, start ms (0: now).
+-- Answers {verdict, run id, thread id, cancel was asked for, now ms, standing, thread and run of others that got a slot…};
+-- verdict: new, existing, mismatch, taken, quota (slots), full (queue), delayed (too many are).
 local function reserve(keys, args)
   local now = now_ms()
+  local free = {'0', 0, 0}
   if args[5] ~= '' then
     local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread', 'cancel')
     if seen[1] then
-      if seen[1] ~= args[5] then return {'mismatch', '', '', '0', now} end
-      return {'existing', seen[2], seen[3], seen[4], now}
+      if seen[1] ~= args[5] then return {'mismatch', '', '', '0', now, free, {}} end
+      return {'existing', seen[2], seen[3], seen[4], now, standing(keys[7], keys[9], keys[10], seen[3] .. '/' .. seen[2]), {}}
     end
   end
   local known = redis.call('HMGET', keys[1], 'thread', 'cancel', 'user')
-  if known[1] then return {'taken', args[1], known[1], '0', now} end
-  local limit = tonumber(args[4])
-  if limit > 0 and redis.call('ZCARD', keys[2]) >= limit then return {'quota', '', '', '0', now} end
+  if known[1] then return {'taken', args[1], known[1], '0', now, free, {}} end
+  local limit, most = tonumber(args[4]), tonumber(args[7])
+  local member = args[2] .. '/' .. args[1]
+  local place = 'slot'
+  if tonumber(args[10]) > now then
+    if redis.call('ZCARD', keys[9]) >= tonumber(args[8]) then return {'delayed', '', '', '0', now, free, {}} end
+    place = 'delayed'
+  elseif limit > 0 then
+    local room, waiting = redis.call('ZCARD', keys[2]) < limit, redis.call('ZCARD', keys[7])
+    if most == 0 then
+      if not room then return {'quota', '', '', '0', now, free, {}} end
+    elseif not room or waiting > 0 then
+      if waiting >= most then
+        return {'full', '', '', '0', now, {'0', waiting, math.floor(tonumber(redis.call('HGET', keys[10], 'ms') or '0'))}, {}}
+      end
+      place = 'queue'
+    end
+  end
   -- A cancel that came first holds for the user who sent it and nobody else.
   local cancelled = known[2] == '1' and known[3] == args[3]
   redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'thread', args[2], 'user', args[3], 'at', now, 'cancel', cancelled and '1' or '0')
   redis.call('PERSIST', keys[1])
-  redis.call('ZADD', keys[2], now, args[1])
+  local promoted = {}
+  if place == 'slot' then
+    redis.call('ZADD', keys[2], now, args[1])
+  elseif place == 'delayed' then
+    redis.call('ZADD', keys[9], args[10], member)
+  else
+    line_up(keys[7], keys[8], member, args[9], args[4], now)
+    -- Room that nobody has given out, as after a release by the version before.
+    promoted = promote(keys[2], keys[7], keys[8], now)
+  end
   if args[5] ~= '' then
     redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'print', args[5], 'run', args[1], 'thread', args[2], 'cancel',
       cancelled and '1' or '0')
@@ -39,7 +105,8 @@ local function reserve(keys, args)
   local ordinal = redis.call('INCR', keys[6])
   redis.call('ZADD', keys[4], ordinal, args[2] .. '/' .. args[1])
   redis.call('ZADD', keys[5], 'NX', ordinal, args[2])
-  return {'new', args[1], args[2], cancelled and '1' or '0', now}
+  local where = place == 'slot' and free or standing(keys[7], keys[9], keys[10], member)
+  return {'new', args[1], args[2], cancelled and '1' or '0', now, where, promoted}
 end
 
 -- KEYS: user's threads, counter. ARGV: thread id. Lists a thread that was made without a run.
@@ -63,19 +130,64 @@ local function tenant_cancel(keys, args)
   return ''
 end
 
--- KEYS: run, slots. ARGV: run id, age ms, thread id. Gives up a reservation that never became a run. Answers 1 when it is given up.
-local function tenant_forget(keys, args)
-  local known = redis.call('HMGET', keys[1], 'at', 'thread')
-  -- The same run id asked for in another thread was refused; the slot belongs to the run that has the id.
-  if known[2] and known[2] ~= args[3] then return 1 end
-  if known[1] and now_ms() - tonumber(known[1]) < tonumber(args[2]) then return 0 end
-  redis.call('ZREM', keys[2], args[1])
-  return 1
+-- KEYS: slots, queue, limits, delayed, pace. ARGV: run id, thread id. Answers {thread, run…} of those that got a slot by it.
+local function release(keys, args)
+  local held = redis.call('ZREM', keys[1], args[1])
+  local member = args[2] .. '/' .. args[1]
+  if held == 0 then
+    redis.call('ZREM', keys[4], member)
+    if redis.call('ZREM', keys[2], member) == 1 then redis.call('HDEL', keys[3], member) end
+  end
+  if redis.call('EXISTS', keys[2]) == 0 then
+    redis.call('DEL', keys[5])
+    return {}
+  end
+  local now = now_ms()
+  if held == 1 then
+    -- An average that follows within some ten runs what the tenant's runs take now.
+    local pace = redis.call('HMGET', keys[5], 'at', 'ms')
+    if pace[1] then
+      local gap = now - tonumber(pace[1])
+      redis.call('HSET', keys[5], 'ms', pace[2] and tonumber(pace[2]) * 0.8 + gap * 0.2 or gap)
+    end
+    redis.call('HSET', keys[5], 'at', now)
+  end
+  return promote(keys[1], keys[2], keys[3], now)
 end
 
--- KEYS: slots. ARGV: run id.
-local function release(keys, args)
-  return redis.call('ZREM', keys[1], args[1])
+-- KEYS: slots, queue, limits, delayed, pace, run. ARGV: run id, thread id, age ms. Gives up a reservation that never became a run.
+-- Answers {1 when it is given up, thread, run… of those that got its slot}.
+local function tenant_forget(keys, args)
+  local known = redis.call('HMGET', keys[6], 'at', 'thread')
+  -- The same run id asked for in another thread was refused; the slot belongs to the run that has the id.
+  if known[2] and known[2] ~= args[2] then return {1} end
+  if known[1] and now_ms() - tonumber(known[1]) < tonumber(args[3]) then return {0} end
+  return {1, unpack(release(keys, args))}
+end
+
+-- KEYS: as release. ARGV: run id, thread id, priority, limit. For a held run whose time has come: a slot, or a place in the queue.
+-- Answers {1 when it has a slot, thread, run… of others that got one}.
+local function admit(keys, args)
+  local now, member = now_ms(), args[2] .. '/' .. args[1]
+  redis.call('ZREM', keys[4], member)
+  if redis.call('ZSCORE', keys[1], args[1]) then return {1} end
+  line_up(keys[2], keys[3], member, args[3], args[4], now)
+  local got, others = 0, {}
+  local promoted = promote(keys[1], keys[2], keys[3], now)
+  for i = 2, #promoted, 2 do
+    if promoted[i] == args[1] then
+      got = 1
+    else
+      others[#others + 1] = promoted[i - 1]
+      others[#others + 1] = promoted[i]
+    end
+  end
+  return {got, unpack(others)}
+end
+
+-- KEYS: queue, delayed, pace. ARGV: run id, thread id.
+local function tenant_place(keys, args)
+  return standing(keys[1], keys[2], keys[3], args[2] .. '/' .. args[1])
 end
 
 redis.register_function('tenant_reserve_v1', reserve)
@@ -83,3 +195,5 @@ redis.register_function('tenant_list_thread_v1', list_thread)
 redis.register_function('tenant_cancel_v1', tenant_cancel)
 redis.register_function('tenant_forget_v1', tenant_forget)
 redis.register_function('tenant_release_v1', release)
+redis.register_function('tenant_admit_v1', admit)
+redis.register_function('tenant_place_v1', tenant_place)

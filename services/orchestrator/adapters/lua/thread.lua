@@ -48,7 +48,8 @@ end
 
 -- KEYS: meta, log, run, pending, outbox, messages, runs.
 -- ARGV: tenant, user, thread id, run id, spec, track, append only '0'|'1', cancel was asked for '0'|'1', not after ms, trace,
---       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms.
+--       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms, schedule, held '0'|'1'.
+-- A run that is held is in no line of its thread, so that nobody of any version takes it before run_enter.
 -- The process that accepts a run may own it in the same step, where nothing stands before it in the thread.
 -- Answers {verdict, run fields ('new': none), first seq, last seq, now, status, runs whose outbox waits};
 -- verdict: new, existing, late, foreign.
@@ -68,7 +69,8 @@ local function accept(keys, args)
       'created_ms', now, 'seq', 0)
   end
   local cancelled = args[8] == '1' or known[2] == '1'
-  local owned = args[15] ~= '' and not cancelled and redis.call('EXISTS', keys[4]) == 0
+  local held = args[18] == '1'
+  local owned = args[15] ~= '' and not held and not cancelled and redis.call('EXISTS', keys[4]) == 0
   local first, last = append(keys[1], keys[2], args[4], 0, args[10], now, {'run_queued', '0', args[13]}, 1, 1)
   redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'run', args[4], 'spec', args[5], 'track', args[6], 'append_only', args[7],
     'status', owned and 'running' or 'queued', 'epoch', owned and 1 or 0, 'attempt', owned and 1 or 0, 'crashes', 0,
@@ -76,7 +78,12 @@ local function accept(keys, args)
     'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
   redis.call('PERSIST', keys[3])
   redis.call('ZADD', keys[7], first, args[4])
-  redis.call('RPUSH', keys[4], args[4])
+  if args[17] and args[17] ~= '' then redis.call('HSET', keys[3], 'schedule', args[17]) end
+  if held then
+    redis.call('HSET', keys[3], 'held', '1')
+  else
+    redis.call('RPUSH', keys[4], args[4])
+  end
   if owned then
     last = select(2, append(keys[1], keys[2], args[4], 1, args[10], now, {'run_started', '0', '{}'}, 1, 1))
   elseif cancelled then

@@ -1,11 +1,105 @@
--- What a shard of the work queue holds: `live`, every run that still needs somebody (scored by when to look at it), and
+-- What a shard of the work queue holds: `live`, every run that still needs somebody (scored by when to look at it), and for each track
 -- `ready`, wake-ups for claimers (a sorted set, so that a wake-up sent twice is one). Neither is the truth; run records are.
+--
+-- Tenants share claimers by weight. A wake-up's score in `ready` is its tenant's turn in virtual time: a tenant's next turn lies
+-- 1/weight after its last one, or after now where it was idle (weighted fair queueing). Turns belong to the tenant: its run of the
+-- highest priority, then the oldest, takes the first of them (`order`: members "<tenant>/<priority>/<age>/<thread>/<run>", of one
+-- score, so read in the order of their text). `turns` holds each tenant's last turn, `clock` the turn served last and the last given.
+-- The version before writes dates in milliseconds as scores and pops what is lowest; both are understood (`adopt`), as is what it does.
 
--- KEYS: live, then the ready set of each following reference ('' args: none). ARGV: ms until the sweeper looks, reference, priority.
+-- Virtual time passes by at most one for each wake-up; a score beyond this is a date.
+local DATE = 1e11
+local MOST_ADOPTED = 8
+
+local function tenant_of(reference)
+  return string.match(reference, '^([^/]*)/')
+end
+
+local function order_of(reference, rank)
+  local tenant, rest = string.match(reference, '^([^/]*)/(.*)$')
+  return tenant .. '/' .. rank .. '/' .. rest
+end
+
+-- Wake-ups of the version before get a turn: next, and among themselves by age, since each of its looks writes them anew.
+local function adopt(ready, order, clock)
+  for _ = 1, MOST_ADOPTED do
+    local last = redis.call('ZREVRANGE', ready, 0, 0, 'WITHSCORES')
+    local at = tonumber(last[2] or '0')
+    if at < DATE then return end
+    local turn = tonumber(redis.call('HGET', clock, 'now') or '0') + 1 + math.fmod(at, 1e8) * 1e-8
+    redis.call('ZADD', ready, turn, last[1])
+    redis.call('ZADD', order, 'NX', 0, order_of(last[1], string.format('10/%013.0f', at)))
+  end
+end
+
+-- KEYS: live, ready, order, turns, clock. ARGV: ms until the sweeper looks, reference, rank ("<priority>/<age>"), weight.
+-- Answers how many of the tenant's wake-ups go before it.
 local function wake(keys, args)
   redis.call('ZADD', keys[1], now_ms() + tonumber(args[1]), args[2])
-  redis.call('ZADD', keys[2], args[3], args[2])
-  return 1
+  local tenant = tenant_of(args[2])
+  local clock = redis.call('HMGET', keys[5], 'now', 'last')
+  local now = tonumber(clock[1] or '0')
+  if redis.call('EXISTS', keys[2]) == 0 then
+    -- Nobody waits, so nobody is owed anything. What claimers popped without being asked for their order is behind us as well.
+    now = tonumber(clock[2] or '0')
+    redis.call('DEL', keys[3], keys[4])
+  else
+    adopt(keys[2], keys[3], keys[5])
+    -- Whoever waited in the blocking pop served turns that the clock does not know of. No turn lies further ahead than one.
+    local first = tonumber(redis.call('ZRANGE', keys[2], 0, 0, 'WITHSCORES')[2])
+    if first < DATE and first - 1 > now then now = first - 1 end
+  end
+  redis.call('HSET', keys[5], 'now', string.format('%.17g', now))
+  local member = order_of(args[2], args[3])
+  redis.call('ZADD', keys[3], 0, member)
+  local known = redis.call('ZSCORE', keys[2], args[2])
+  if not known then
+    local own = tonumber(redis.call('ZSCORE', keys[4], tenant) or '0')
+    local turn = math.max(now, own) + 1 / tonumber(args[4])
+    redis.call('ZREMRANGEBYSCORE', keys[4], '-inf', now)
+    redis.call('ZADD', keys[4], turn, tenant)
+    redis.call('ZADD', keys[2], turn, args[2])
+    if turn > tonumber(clock[2] or '0') then redis.call('HSET', keys[5], 'last', string.format('%.17g', turn)) end
+  end
+  return redis.call('ZLEXCOUNT', keys[3], '[' .. tenant .. '/', '(' .. member)
+end
+
+-- KEYS: ready, order, clock. Answers the reference whose turn it is, or false where nobody waits.
+local function following(keys, args)
+  adopt(keys[1], keys[2], keys[3])
+  local popped = redis.call('ZPOPMIN', keys[1])
+  local reference = popped[1]
+  if not reference then return false end
+  local turn = tonumber(popped[2])
+  if turn > tonumber(redis.call('HGET', keys[3], 'now') or '0') and turn < DATE then redis.call('HSET', keys[3], 'now', popped[2]) end
+  local tenant = tenant_of(reference)
+  while true do
+    -- '0' is the character after '/'.
+    local member = redis.call('ZRANGEBYLEX', keys[2], '[' .. tenant .. '/', '(' .. tenant .. '0', 'LIMIT', 0, 1)[1]
+    if not member then return reference end
+    redis.call('ZREM', keys[2], member)
+    local best = tenant .. '/' .. string.match(member, '^[^/]*/[^/]*/[^/]*/(.*)$')
+    if best == reference then return reference end
+    -- What is not there was popped by somebody who knows no order.
+    local later = redis.call('ZSCORE', keys[1], best)
+    if later then
+      redis.call('ZREM', keys[1], best)
+      redis.call('ZADD', keys[1], later, reference)
+      return best
+    end
+  end
+end
+
+-- KEYS: ready, order. ARGV: reference, rank. Answers {wake-ups of its tenant, those that go before it (-1: it is not among them)}.
+local function place(keys, args)
+  -- What is left in `order` then is nobody's.
+  if redis.call('EXISTS', keys[1]) == 0 then return {0, -1} end
+  local tenant = tenant_of(args[1])
+  local before = -1
+  if redis.call('ZSCORE', keys[1], args[1]) then
+    before = redis.call('ZLEXCOUNT', keys[2], '[' .. tenant .. '/', '(' .. order_of(args[1], args[2]))
+  end
+  return {redis.call('ZLEXCOUNT', keys[2], '[' .. tenant .. '/', '(' .. tenant .. '0'), before}
 end
 
 -- KEYS: live. ARGV: ms until the sweeper looks, reference.
@@ -33,3 +127,5 @@ redis.register_function('work_wake_v1', wake)
 redis.register_function('work_note_v1', note)
 redis.register_function('work_due_v1', due)
 redis.register_function('work_settle_v1', settle)
+redis.register_function('work_next_v1', following)
+redis.register_function('work_place_v1', place)
