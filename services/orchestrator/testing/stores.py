@@ -57,7 +57,7 @@ class Backend(Protocol):
 class MemoryBackend:
     """A store in memory; `steps` as of MemoryStore."""
 
-    def __init__(self, steps: type[ThreadSteps] = ThreadSteps) -> None:
+    def __init__(self, steps: type[ThreadSteps]) -> None:
         self.state, self._of_thread = MemoryState(), steps
         self.clock = self.state.clock
 
@@ -100,7 +100,7 @@ async def set_clock(library: Library, clock: Clock) -> None:
 def with_clock(lua: str) -> str:
     """The same Lua code with a clock that stands still until a test sets it."""
     found, count = _NOW.subn(_STEPPED.format(now_ms=Clock().now_ms), lua)
-    assert count == 1, "the Lua code asks for the time in one place"
+    assert count == 1, "the Lua code asks for the time in one site"
     return found
 
 
@@ -119,18 +119,19 @@ def stepped_lua(edits: Sequence[Edit] = ()) -> Iterator[Path]:
         yield folder
 
 
-class Place(NamedTuple):
-    """Where stores can be opened: the `url` of a Valkey and the folder of its Lua code, or in memory."""
+class Site(NamedTuple):
+    """Where stores can be opened: the `url` of a Valkey and the folder of its Lua code, or in memory (`steps` as of MemoryStore)."""
 
     name: str
     url: str = ""
     lua: Path | None = None
+    steps: type[ThreadSteps] = ThreadSteps
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Backend]:
         """An empty store; what was in the same place before is gone."""
         if self.lua is None:
-            yield MemoryBackend()
+            yield MemoryBackend(self.steps)
             return
         client = connect(self.url, timeout_s=testing.PATIENCE_S)
         try:

@@ -1,9 +1,9 @@
-"""Every test that asks for `place`, `backend`, `store` or `other` runs against each store there is."""
+"""Every test that asks for `site`, `backend`, `store` or `other` runs against each store there is."""
 
 import pytest
 import pytest_asyncio
 
-from services.orchestrator.testing.stores import Place, cluster_of_one, stepped_lua
+from services.orchestrator.testing.stores import Site, cluster_of_one, stepped_lua
 
 
 @pytest.fixture(scope="session")
@@ -19,18 +19,18 @@ def _stepped_lua():
 
 
 @pytest.fixture(params=["memory", "valkey", "cluster"])
-def place(request) -> Place:
+def site(request) -> Site:
     """Where a store can be opened."""
     if request.param == "memory":
-        return Place("memory")
+        return Site("memory")
     server = "_state_server" if request.param == "valkey" else "_cluster_server"
-    return Place(request.param, request.getfixturevalue(server), request.getfixturevalue("_stepped_lua"))
+    return Site(request.param, request.getfixturevalue(server), request.getfixturevalue("_stepped_lua"))
 
 
 @pytest_asyncio.fixture
-async def backend(place):
+async def backend(site):
     """An empty store with a clock to step."""
-    async with place.open() as opened:
+    async with site.open() as opened:
         yield opened
 
 

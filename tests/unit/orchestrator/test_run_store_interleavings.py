@@ -1,136 +1,124 @@
-"""Any interleaving of owners, callers and crashes: the store keeps A1 to A5 and A10."""
+"""Any interleaving of owners, callers and crashes keeps what the store promises; a store that is broken on purpose is found out."""
 
 import asyncio
-import itertools
-import uuid
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from services.common.valkey import connect
-from services.orchestrator.adapters.store import Store
-from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, RunRef, Terminal
-from services.orchestrator.testing.runs import CANCELLED, accept, done, log_of
+from services.common.errors import Overloaded
+from services.orchestrator.records import Draft, Fenced, Written
+from services.orchestrator.testing.interleavings import NAMES, Broken, Interleaving
+from services.orchestrator.testing.memory_store_runs import ThreadSteps
+from services.orchestrator.testing.stores import Edit, Site, stepped_lua
 
-NAMES = ["claim", "claim", "delta", "delta", "checkpoint", "finish", "fail", "release", "cancel", "accept", "expire", "expire", "again"]
 ACTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([0, 0, 0, 1])), min_size=10, max_size=40)
+# Memory is looked at after every action and gets many lists; Valkey is the truth and gets fewer.
+LISTS = {"memory": 150, "valkey": 40, "cluster": 15}
 
 
-class Owner:
-    """One process: what it believes to own, right or wrong."""
+def test_any_order_of_claims_writes_cancels_and_crashes_keeps_the_promises(site):
+    @settings(max_examples=LISTS[site.name], deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(actions=ACTIONS)
+    def holds(actions):
+        asyncio.run(_play(site, actions, watched=site.name == "memory"))
 
-    def __init__(self, store):
-        self.store = store
-        self.epochs: dict[RunRef, int] = {}
-        self.numbers: dict[RunRef, int] = {}
-        self.last: dict[RunRef, tuple] = {}
-
-    async def act(self, action, ref):
-        if action == "claim":
-            claim = await self.store.claim(ref, 60, 100)
-            if claim.verdict == "claimed":
-                self.epochs[ref], self.numbers[ref] = claim.record.epoch, 0
-            return claim.verdict
-        if ref not in self.epochs:
-            return "nothing"
-        if action == "again":
-            if ref not in self.last or self.last[ref][0] != self.epochs[ref]:
-                return "nothing"
-            _, number, parts, answer = self.last[ref]
-            assert await self.store.write(ref, self.epochs[ref], number, "", **parts) == answer
-            return "same"
-        parts = {
-            "delta": {"events": [Draft("message_delta", b"{}", True)] * 2},
-            "checkpoint": {"events": [Draft("warning", b"{}")], "mode": "c", "state": b'{"v":1}', "messages": [b"m"]},
-            "finish": {"events": [Draft("usage", b"{}")], "mode": "f", "terminal": done()},
-            "fail": {"events": [], "mode": "f", "terminal": Terminal("failed", b"{}", "run_failed", b"{}")},
-            "release": {"events": [], "mode": "r"},
-        }[action]
-        self.numbers[ref] += 1
-        answer = await self.store.write(ref, self.epochs[ref], self.numbers[ref], "", **parts)
-        self.last[ref] = (self.epochs[ref], self.numbers[ref], parts, answer)
-        return "written"
+    holds()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(actions=ACTIONS)
-def test_any_order_of_claims_writes_cancels_and_crashes_keeps_the_invariants(_state_server, actions):
-    asyncio.run(_any_order(_state_server, actions))
+async def _play(site, actions, **how):
+    async with site.open() as backend:
+        await Interleaving(backend).play(actions, **how)
 
 
-async def _any_order(url, actions):
-    client = connect(url)
-    thread_id = uuid.uuid4().hex
-    refs = [RunRef("acme", thread_id, uuid.uuid4().hex) for _ in range(2)]
-    owners = [Owner(Store(client, "one")), Owner(Store(client, "two"))]
-    store = owners[0].store
-    cancelled, accepted, expired, epoch_holder = set(), set(), set(), {}
-    try:
-        await accept(store, refs[0])
-        accepted.add(refs[0])
-        for action, who, which in actions:
-            owner, ref = owners[who], refs[which]
-            if action == "accept":
-                if ref not in accepted:
-                    await accept(store, ref)
-                    accepted.add(ref)
-            elif action == "expire":
-                # The owner is gone for longer than its lease.
-                key = f"t:{{acme/{thread_id}}}:run:{ref.run_id}"
-                if await client.hget(key, "status") == b"running":
-                    await client.hset(key, "lease_until", 1)
-                    expired.add(ref)
-            elif action == "cancel":
-                await store.request_cancel("acme", "ana", ref.run_id)
-                if ref in accepted:
-                    await store.cancel(ref, "", CANCELLED, "")
-                cancelled.add(ref)
-            else:
-                before = await store.run(ref)
-                stale = before is not None and (ref not in owner.epochs or owner.epochs[ref] != before.epoch or before.status != "running")
-                try:
-                    verdict = await owner.act(action, ref)
-                except Fenced:
-                    assert stale, "an owner was refused"
-                    continue
-                if verdict == "written":
-                    assert not stale, "somebody wrote who is no owner"
-                if verdict == "claimed":
-                    assert before.status == "queued" or ref in expired, "a run was taken from its living owner"
-                    expired.discard(ref)
-                    epoch = owner.epochs[ref]
-                    # An epoch is handed out once.
-                    assert (ref, epoch) not in epoch_holder
-                    epoch_holder[ref, epoch] = who
-        await _check(store, refs, accepted, cancelled)
-    finally:
-        await client.aclose()
+# An end in two steps: first what is shown, then, when the writer tries again, the state.
+FIRST_HALF = """elseif mode == 'f' then
+    if redis.call('HSETNX', keys[3], 'half', '1') == 1 then
+      append(keys[1], keys[2], run_id, run[3], args[4], now, {args[finish + 3], '0', args[finish + 4]}, 1, 1)
+      return redis.error_reply('NOREPLICAS for the second half')
+    end"""
+SECOND_HALF = """local function end_silently(keys, run_id, attempt, trace, now, status, result, kind, data)
+  local last = tonumber(redis.call('HGET', keys[1], 'seq'))
+  redis.call('HSET', keys[3], 'status', status, 'result', result, 'ended_ms', now, 'terminal_seq', last)
+  redis.call('LREM', keys[4], 1, run_id)
+  return last, redis.call('LINDEX', keys[4], 0) or ''
+end
+
+local function open("""
+TWO_STEPS = [
+    Edit("run.lua", "elseif mode == 'f' then", FIRST_HALF),
+    Edit("run.lua", "terminal, following = terminate(keys,", "terminal, following = end_silently(keys,"),
+    Edit("run.lua", "local count = tonumber(args[at])", "local count = redis.call('HGET', keys[3], 'half') and 0 or tonumber(args[at])"),
+    Edit("thread.lua", "local function open(", SECOND_HALF),
+]
+# What is broken, and the promise that is found to be broken by it.
+DEFECTS = {
+    "the fence is gone": ("A4", [Edit("run.lua", "if run[1] ~= args[1] then return redis", "if false then return redis")]),
+    "an end in two steps": ("A2", TWO_STEPS),
+    "who has handed back goes on": ("A4", [Edit("run.lua", "if run[2] ~= 'running' then return redis", "if false then return redis")]),
+    "an epoch is kept at a takeover": ("A4", [
+        Edit("run.lua", "'epoch', tonumber(run[3]) + 1, 'attempt'", "'epoch', math.max(1, tonumber(run[3])), 'attempt'"),
+    ]),
+    "a living owner is overlooked": ("A4", [
+        Edit("run.lua", "if status == 'running' and tonumber(run[2]) > now then return", "if false then return"),
+    ]),
+    "a repeated write is another write": ("A4", [Edit("run.lua", "if run[4] == args[2] then", "if false then")]),
+    "text of a lost attempt stands": ("A5", [Edit("run.lua", "elseif run[6] and run[7]", "elseif false and run[7]")]),
+    "messages of a checkpoint are lost": ("A9", [Edit("run.lua", "redis.call('RPUSH', keys[6], args[at])", "")]),
+    "a cancel is forgotten": ("A10", [
+        Edit("run.lua", "redis.call('HSET', keys[3], 'cancel', '1', 'cancel_reason', args[8])", "return {run[1], 0, now, '', 0}"),
+    ]),
+}  # fmt: skip
 
 
-async def _check(store, refs, accepted, cancelled):
-    events = await log_of(store, refs[0])
-    # A3: contiguous, from 1, never reused.
-    assert [e.seq for e in events] == list(range(1, len(events) + 1))
-    for ref in refs:
-        record = await store.run(ref)
-        # A1: what was accepted is there.
-        assert (record is not None) == (ref in accepted)
-        if record is None:
-            continue
-        own = [e for e in events if e.run_id == ref.run_id]
-        assert own[0].type == "run_queued"
-        # A2: one terminal event, the last one, together with the state.
-        terminal = [e for e in own if e.type in TERMINAL_EVENTS]
-        assert len(terminal) == (1 if record.ended else 0)
-        if record.ended:
-            assert own[-1] is terminal[0]
-            assert record.terminal_seq == terminal[0].seq
-        # A5: provisional text belongs to an attempt, and attempts do not mix.
-        attempts = [e.attempt for e in own]
-        assert attempts == sorted(attempts)
-        for earlier, later in itertools.pairwise(own):
-            if later.attempt != earlier.attempt and later.attempt > 1 and earlier.type == "message_delta" and ref not in cancelled:
-                assert later.type == "attempt_superseded"
-        # A10: asked once, it stays asked.
-        if ref in cancelled:
-            assert record.cancel_requested or record.ended
+def _play_until_broken(site):
+    @settings(
+        max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(actions=ACTIONS)
+    def holds(actions):
+        asyncio.run(_play(site, actions, watched=site.name == "memory"))
+
+    holds()
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_of_the_lua_code_is_found(_state_server, defect):
+    promise, edits = DEFECTS[defect]
+    with stepped_lua(edits) as lua, pytest.raises(Broken, match=f"^{promise}:"):
+        _play_until_broken(Site("valkey", _state_server, lua))
+
+
+class NoFence(ThreadSteps):
+    """Anybody may write."""
+
+    def fence(self, epoch):
+        return self._thread.runs[self._ref.run_id]
+
+
+class TwoSteps(ThreadSteps):
+    """The end in two steps, as above."""
+
+    def write(self, epoch, number, trace_id, drafts, mode, state, messages, terminal):
+        if terminal is None:
+            return super().write(epoch, number, trace_id, drafts, mode, state, messages, terminal)
+        run = self.fence(epoch)
+        if run.number == number and run.reply is not None:
+            return run.reply
+        if run.status != "running":
+            raise Fenced(run.status)
+        if run.track != "half":
+            run.track = "half"
+            self.append(run.attempt, trace_id, [*drafts, Draft(terminal.event, terminal.data)])
+            raise Overloaded("try again for the second half", reason="STORE_UNAVAILABLE")
+        run.status, run.terminal_seq = terminal.status, len(self._thread.log)
+        self._thread.pending.remove(self._ref.run_id)
+        run.number, run.reply = number, Written(run.terminal_seq, run.terminal_seq, self._clock.now_ms, self._head)
+        return run.reply
+
+
+@pytest.mark.parametrize(("steps", "promise"), [(NoFence, "A4"), (TwoSteps, "A2")])
+def test_a_defect_of_the_store_in_memory_is_found(steps, promise):
+    with pytest.raises(Broken, match=f"^{promise}:"):
+        _play_until_broken(Site("memory", steps=steps))
