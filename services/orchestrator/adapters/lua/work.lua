@@ -20,15 +20,14 @@ local function order_of(reference, rank)
   return tenant .. '/' .. rank .. '/' .. rest
 end
 
--- Wake-ups of the version before get a turn: next, and among themselves by age, since each of its looks writes them anew.
+-- Wake-ups of the version before get a turn: next, and the oldest first, since each of its looks writes them anew.
 local function adopt(ready, order, clock)
-  for _ = 1, MOST_ADOPTED do
-    local last = redis.call('ZREVRANGE', ready, 0, 0, 'WITHSCORES')
-    local at = tonumber(last[2] or '0')
-    if at < DATE then return end
+  local dated = redis.call('ZRANGEBYSCORE', ready, DATE, '+inf', 'WITHSCORES', 'LIMIT', 0, MOST_ADOPTED)
+  for i = 1, #dated, 2 do
+    local at = tonumber(dated[i + 1])
     local turn = tonumber(redis.call('HGET', clock, 'now') or '0') + 1 + math.fmod(at, 1e8) * 1e-8
-    redis.call('ZADD', ready, turn, last[1])
-    redis.call('ZADD', order, 'NX', 0, order_of(last[1], string.format('10/%013.0f', at)))
+    redis.call('ZADD', ready, turn, dated[i])
+    redis.call('ZADD', order, 0, order_of(dated[i], string.format('10/%013.0f', at)))
   end
 end
 
