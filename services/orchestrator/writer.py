@@ -42,6 +42,8 @@ class RunWriter:
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._tasks: set[asyncio.Task] = set()
         self._flushed_text = False
+        # Writes with a state that have not had their turn.
+        self._waiting = 0
         self.provisional_from = 0
         self.lost = False
         self.ended: Written | None = None
@@ -80,7 +82,20 @@ class RunWriter:
         if (self._drafts or self._text) and not self.lost and self.ended is None:
             self._start("e")
 
+    def _taken(self) -> list[Draft]:
+        """All that is buffered, which is then no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._seal()
+        drafts, self._drafts = self._drafts, []
+        return drafts
+
     def _start(self, mode: str, **parts: Any) -> asyncio.Task:
+        if mode != "e":
+            # A state and the events that led to it are one; what is emitted while this waits its turn belongs to a later state.
+            parts["drafts"] = self._taken()
+            self._waiting += 1
         task = asyncio.get_running_loop().create_task(self._write(mode, **parts))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -122,19 +137,22 @@ class RunWriter:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _write(self, mode: str, *, state: bytes = b"", messages: Sequence[bytes] = (), terminal: Terminal | None = None) -> Written:
+    async def _write(
+        self, mode: str, *, drafts: list[Draft] | None = None, state: bytes = b"", messages: Sequence[bytes] = (),
+        terminal: Terminal | None = None,
+    ) -> Written:  # fmt: skip
         async with self._lock:
+            if drafts is not None:
+                self._waiting -= 1
             if self.ended is not None:
                 return self.ended
             if self.lost:
                 raise Fenced("the run is no longer ours")
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._seal()
-            drafts, self._drafts = self._drafts, []
-            if mode == "e" and not drafts:
-                return Written(0, 0, 0, "")
+            if drafts is None:
+                # What this was meant to write may have gone to a write behind it, and what came since must not overtake that.
+                drafts = [] if self._waiting else self._taken()
+                if not drafts:
+                    return Written(0, 0, 0, "")
             self._number += 1
             written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal)
             self._account(mode, drafts, written)

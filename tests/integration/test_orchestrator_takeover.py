@@ -175,6 +175,25 @@ async def test_killed_mid_tool_with_an_unknown_outcome_or_a_cancelled_call(pair,
     await check_log(pair, run, events)
 
 
+async def test_killed_with_several_tools_midway_those_that_wait_keep_their_order(pair):
+    pair.behind.tools.gate.close()
+    run, events, watching = await start_watched(pair, f'tools\n{SUM}\ntool calculator {{"expression": "3+4"}}\n{MAIL}\n{MAIL}')
+    await testing.eventually_async(lambda: pair.behind.tools.gate.waiting == 2, "both sums are at work, and no mail")
+    pair.first.kill()
+    await testing.eventually_async(lambda: second_attempt(lambda: pair.watcher.get(run.run_id)), "another owner")
+    assert not pair.behind.tools.sent
+    pair.behind.tools.gate.open()
+    await watching
+    ended = await pair.watcher.wait(run.run_id)
+    assert (ended.status, ended.attempt, ended.usage.tool_calls, ended.usage.model_calls) == (OK, 2, 4, 2)
+    assert {key: call.executions for key, call in pair.behind.tools.calls.items()} == {f"{run.run_id}/1/{i}": 1 for i in range(4)}
+    assert pair.behind.tools.sent == ["bob", "bob"]
+    told = [(e.type, data_of(e)["call_id"], e.attempt) for e in events if e.type.startswith("tool_call")]
+    assert told[:2] == [("tool_call_started", "c0", 1), ("tool_call_started", "c1", 1)]
+    assert told[-4:] == [(f"tool_call_{kind}", name, 2) for name in ("c2", "c3") for kind in ("started", "completed")]
+    await check_log(pair, run, events)
+
+
 async def test_killed_after_the_checkpoint_and_before_the_call_was_sent(pair):
     """The executor never saw the key: the call is made now, once."""
     pair.behind.tools.gate.close()

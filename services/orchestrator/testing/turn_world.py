@@ -1,0 +1,205 @@
+"""Turns in memory: a model that does what a function says, two tools, and a store whose owners can be lost at any write.
+
+For properties of the agent loop over many examples. What a real store does with a write is tested elsewhere.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from services.common.identity import Principal
+from services.orchestrator.agents import AgentDefinition
+from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolOutcome, ToolRequest
+from services.orchestrator.records import Draft, Fenced, Limits, RunRef, RunSpec, Terminal, Written
+from services.orchestrator.turn.loop import run_turn
+from services.orchestrator.turn.state import Services, Turn, TurnState
+from services.orchestrator.writer import RunWriter
+
+REF = RunRef("acme", "t", "r")
+PRINCIPAL = Principal("acme", "ana")
+# An owner that is lost this often has met a defect.
+MOST_OWNERS = 200
+Reply = str | Sequence[tuple[str, Mapping[str, Any]]]
+
+
+@dataclass
+class Journal:
+    """What is durable. At the writes numbered in `lost_at` the owner is lost: before the write took place or, where the value is
+    true, after it."""
+
+    lost_at: Mapping[int, bool] = field(default_factory=dict)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    messages: list[bytes] = field(default_factory=list)
+    state: bytes = b""
+    terminals: list[Terminal] = field(default_factory=list)
+    epoch: int = 0
+    writes: int = 0
+
+    async def write(
+        self, ref: RunRef, epoch: int, number: int, trace_id: str, drafts: Sequence[Draft], *, mode: str, state: bytes = b"",
+        messages: Sequence[bytes] = (), terminal: Terminal | None = None,
+    ) -> Written:  # fmt: skip
+        """As RunStore.write."""
+        await asyncio.sleep(0)
+        if epoch != self.epoch:
+            raise Fenced("another owner")
+        self.writes += 1
+        survives = self.lost_at.get(self.writes)
+        if survives is not False:
+            self.events += [(draft.type, orjson.loads(draft.data)) for draft in drafts]
+            self.messages += messages
+            self.state = state or self.state
+            if terminal is not None:
+                self.events.append((terminal.event, orjson.loads(terminal.data)))
+                self.terminals.append(terminal)
+        if survives is not None and terminal is None:
+            self.epoch += 1
+            raise Fenced("lost")
+        return Written(1, len(self.events), 0, "")
+
+    def of(self, *kinds: str) -> list[dict[str, Any]]:
+        """Data of the events of these types."""
+        return [data for kind, data in self.events if kind in kinds]
+
+
+class Watchers:
+    """A hub that nobody watches through."""
+
+    def watched(self, ref: RunRef) -> bool:
+        """Nobody."""
+        return False
+
+
+@dataclass
+class World:
+    """`reply` answers a model call: a text, or tool calls. The tools are `look`, which changes nothing, and `mail`, which does.
+
+    `usage` gives input tokens, output tokens and micro-USD of a step by its number.
+    """
+
+    reply: Callable[[ModelCall], Reply]
+    agent: AgentDefinition
+    limits: Limits = field(default_factory=Limits)
+    journal: Journal = field(default_factory=Journal)
+    usage: Callable[[int], tuple[int, int, int]] = lambda step: (10, 2, 7)
+    tool: Callable[[str, Mapping[str, Any]], ToolOutcome] = lambda name, arguments: ToolOutcome("done", b"{}")
+    asked: list[ModelCall] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    executed: Counter = field(default_factory=Counter)
+    running: dict[str, str] = field(default_factory=dict)
+    most_running: int = 0
+    faults: list[str] = field(default_factory=list)
+    known: dict[str, ToolOutcome] = field(default_factory=dict)
+    owners: int = 0
+    leaving: Callable[[], bool] = lambda: False
+
+    # --- the model ---
+
+    async def stream(self, call: ModelCall) -> AsyncGenerator[TextDelta | ModelFinished]:
+        """As ports.Models.stream."""
+        self.asked.append(call)
+        await asyncio.sleep(0)
+        step = int(call.key.split("/")[1])
+        reply = self.reply(call)
+        if isinstance(reply, str):
+            yield TextDelta(reply)
+            message = Message("assistant", reply)
+        else:
+            calls = [ToolRequest(f"s{step}c{i}", name, orjson.dumps(arguments)) for i, (name, arguments) in enumerate(reply)]
+            message = Message("assistant", "", tuple(calls))
+        input_tokens, output_tokens, cost = self.usage(step)
+        used = {"input_tokens": input_tokens, "output_tokens": output_tokens, "cost_microusd": cost}
+        yield ModelFinished(message, "stop", {**used, "cached_input_tokens": 0, "reasoning_tokens": 0})
+
+    # --- the tools ---
+
+    async def definitions(self, names: Sequence[str]) -> list[ToolDefinition]:
+        """As ports.Tools.definitions."""
+        return [ToolDefinition(name, "1", name, b"{}", repeatable=name == "look") for name in names]
+
+    async def execute(
+        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
+    ) -> AsyncGenerator[ToolOutcome]:
+        """As ports.Tools.execute. A call that is cut off has an unknown outcome."""
+        call_id = "s{}c{}".format(*key.split("/")[1:])
+        if call_id not in [data["call_id"] for data in self.journal.of("tool_call_started")]:
+            self.faults.append(f"{key} was sent before its start was written")
+        if self.running and (name == "mail" or "mail" in self.running.values()):
+            self.faults.append(f"{key} ran beside {self.running}")
+        self.executed[key] += 1
+        self.sent.append(key)
+        self.running[key] = name
+        self.most_running = max(self.most_running, len(self.running))
+        self.known[key] = ToolOutcome("unknown")
+        try:
+            for _ in range(1 + len(key) % 3):
+                await asyncio.sleep(0)
+            self.known[key] = self.tool(name, orjson.loads(arguments))
+        finally:
+            del self.running[key]
+        yield self.known[key]
+
+    async def call_of(self, key: str) -> ToolOutcome | None:
+        """As ports.Tools.call_of."""
+        await asyncio.sleep(0)
+        return self.known.get(key)
+
+    # --- owners ---
+
+    def run(self) -> dict[str, Any]:
+        """Has one owner after the other work until the run has ended; answers the data of its end."""
+        asyncio.run(self._owners())
+        assert len(self.journal.terminals) == 1, f"the run ended {len(self.journal.terminals)} times"
+        return orjson.loads(self.journal.terminals[0].result)
+
+    async def _owners(self) -> None:
+        while not self.journal.terminals:
+            self.owners += 1
+            assert self.owners < MOST_OWNERS, "the run never ends"
+            await asyncio.gather(asyncio.create_task(self._owner()), return_exceptions=False)
+
+    async def _owner(self) -> None:
+        turn, task = self.turn(), asyncio.current_task()
+        assert task is not None
+        turn.writer._on_lost = task.cancel
+        try:
+            terminal = await run_turn(turn, self.leaving)
+            if terminal is None:
+                await turn.writer.release(turn.snapshot())
+            else:
+                await turn.writer.finish(terminal)
+        except (Fenced, asyncio.CancelledError):
+            task.uncancel()
+        await turn.writer.settled()
+
+    def turn(self) -> Turn:
+        """What the next owner takes up."""
+        journal = self.journal
+        journal.epoch += 1
+        spec = RunSpec("t", self.agent.name, "1", "d", [{"role": "user", "text": "go"}], self.limits, {})
+        state = TurnState.decode(orjson.loads(journal.state) if journal.state else {})
+        store: Any = journal
+        hub: Any = Watchers()
+        world: Any = self
+        writer = RunWriter(store, hub, REF, journal.epoch, self.owners, trace_id="", batch_s=0.01, patience_s=1.0, on_lost=lambda: None)
+        messages = [Message.decode(raw) for raw in journal.messages]
+        return Turn(REF, spec, self.agent, state, messages, writer, Services(world, world, world), PRINCIPAL, lambda: "token")
+
+
+def agent(**fields: Any) -> AgentDefinition:
+    """An agent with both tools."""
+    return AgentDefinition(name="a", version="1", description="", prompt="p", model="m", **{"tools": ("look", "mail"), **fields})
+
+
+def notes(call: ModelCall) -> str:
+    """What the model is told beside its prompt."""
+    return "\n".join(message.text for message in call.messages[1:] if message.role == "system")
+
+
+def steps_before(call: ModelCall) -> int:
+    """Steps with tools before this call."""
+    return sum(bool(message.tool_calls) for message in call.messages)
