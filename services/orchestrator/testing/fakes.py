@@ -265,9 +265,9 @@ class Fakes:
 
 
 @asynccontextmanager
-async def fakes(identities: testing.Identities, without: frozenset[str] = frozenset()) -> AsyncIterator[Fakes]:
-    """Serves all fakes but those `without`, whose addresses lead nowhere."""
-    made = Fakes()
+async def fakes(identities: testing.Identities, without: frozenset[str] = frozenset(), made: Fakes | None = None) -> AsyncIterator[Fakes]:
+    """Serves all fakes, or those `made` already, but those `without`, whose addresses lead nowhere."""
+    made = made or Fakes()
     servicers = {
         "llm_gateway": [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, made.models)],
         "tool_executor": [partial(tools_pb2_grpc.add_ToolServiceServicer_to_server, made.tools)],

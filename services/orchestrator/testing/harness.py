@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from services.common.rpc.channel import Dialer
 from services.orchestrator.app import build
 from services.orchestrator.settings import Settings
 from services.orchestrator.testing.fakes import Fakes
+from services.orchestrator.testing.oracle import Seen
 
 CONFIG = testing.ROOT / "k8s/environments/local/config"
 AGENTS = """
@@ -99,6 +100,35 @@ class Client:
                 await asyncio.sleep(0.05)
 
 
+async def follow_through(clients: Sequence[Client], seen: Seen, silent_s: float = 3.0) -> Seen:
+    """Follows a run to its end as a client does that knows several replicas: whoever is lost or says nothing for `silent_s` (longer
+    than a sign of life takes) is left for the next, with the cursor."""
+    turn = 0
+    while True:
+        client = clients[turn % len(clients)]
+        after_seq = seen.events[-1].seq if seen.events else seen.after_seq
+        try:
+            with client.calling(timeout_s=testing.PATIENCE_S):
+                stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=seen.run_id, after_seq=after_seq, types=seen.types))
+                async with aclosing(stream):
+                    while True:
+                        async with asyncio.timeout(silent_s):
+                            item = await anext(stream, None)
+                        if item is None:
+                            seen.ended = True
+                            return seen
+                        seen.events.extend(item.batch.events)
+        except TimeoutError:
+            pass
+        except BulkheadError as error:
+            if error.code.name not in LOST:
+                raise
+        turn += 1
+        await asyncio.sleep(0.05)
+
+
+# What a caller hears of a replica that is killed, stopped, cut off from its store or going away.
+LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 ENDED = (pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED)
 
 
@@ -157,12 +187,17 @@ async def dialed(settings: Settings, identities: testing.Identities, principal: 
         yield Client(dialer, identities, principal)
 
 
-@contextmanager
-def process(settings: Settings, folder: Path) -> Iterator[testing.Process]:
-    """An orchestrator as a process of its own."""
+def command(settings: Settings, log: Path) -> testing.Process:
+    """Starts an orchestrator as a process of its own; whoever asked for it ends it."""
     values = settings.model_dump(mode="json", exclude_unset=True)
     env = {f"BULKHEAD_{name.upper()}": str(value) for name, value in values.items() if value is not None}
-    made = testing.Process(testing.python("-m", "services.orchestrator"), env=env, log=folder / f"{settings.instance}.log")
+    return testing.Process(testing.python("-m", "services.orchestrator"), env=env, log=log)
+
+
+@contextmanager
+def process(settings: Settings, folder: Path) -> Iterator[testing.Process]:
+    """As `command`, ended with the context."""
+    made = command(settings, folder / f"{settings.instance}.log")
     try:
         yield made
     finally:

@@ -1,0 +1,399 @@
+"""The kill matrix: every point at which an owner may be lost, times SIGKILL, SIGSTOP longer than the lease, and a store that is cut off.
+
+Two replicas, each behind a proxy of its own before the store. `first` is brought to all kill points at once, one run each, by what it
+calls: the model holds its stream, the tool its answer, the proxy one command or one answer of the store. Then one fault strikes it, and
+`second` takes over. Stopped and cut replicas come back while their runs are at work elsewhere. Each row looks at its own outcome; in
+the end the oracle looks at everything.
+
+| kill point | row |
+|---|---|
+| after accept, before enqueue | `accepted_not_answered`, `accepted_not_enqueued` |
+| after dequeue, before claim | `taken_not_claimed`, `claimed_not_told` |
+| mid model stream | `mid_model_stream` |
+| after model call, before its checkpoint | `before_the_checkpoint` |
+| after checkpoint, before tool start | `after_the_checkpoint` |
+| mid tool, read-only or idempotent | `mid_repeatable_tool` |
+| mid tool, not idempotent, outcome unknown | `mid_unrepeatable_tool`: told as unknown, as there are no interrupts yet |
+| waiting for approval | not here: there are no approvals yet |
+| during cancel | `during_a_cancel` |
+| between terminal write and acknowledgement | `ended_not_told` |
+| zombie returns | `zombie_returns` |
+| SIGTERM / rolling deploy | `test_lost_while_draining` |
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common import testing
+from services.common.valkey import connect
+from services.orchestrator.testing.counting import ONCE, REPEATABLE, CountingTools, RunGates, calls, script, scripted
+from services.orchestrator.testing.fakes import UNKNOWN, Fakes, fakes
+from services.orchestrator.testing.harness import (
+    LOST,
+    data_of,
+    dialed,
+    follow_through,
+    shown_text,
+    types,
+    write_config,
+)  # fmt: skip
+from services.orchestrator.testing.oracle import History, Seen, violations
+from services.orchestrator.testing.replicas import Replica
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+OK, CANCELLED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_CANCELLED
+TALK = "one two three four"
+
+
+class Site:
+    """The replicas, what stands behind them, and all that clients were told."""
+
+    def __init__(self, behind):
+        self.behind, self.models, self.tools = behind, RunGates(), behind.tools.gate
+        behind.models.gate, behind.models.reply = self.models, scripted
+        self.threads, self.cancels, self.accepted, self.seen, self.watching = {}, {}, set(), {}, []
+        self.first = self.second = None
+
+    async def create(self, run_id, text, client, thread_id="", **fields):
+        self.threads[run_id] = thread_id or f"th-{run_id}"
+        run = await client.start(text, run_id=run_id, thread_id=self.threads[run_id], idempotency_key=f"key-{run_id}", **fields)
+        self.accepted.add(run.run_id)
+        return run
+
+    async def start(self, run_id, *steps, client=None, **fields):
+        """A run of the first replica, watched through both."""
+        client = client or self.first.client
+        await self.create(run_id, script(*steps), client, **fields)
+        self.watch(run_id, client, self.second.client)
+        self.watch(run_id, self.second.client)
+        return run_id
+
+    def watch(self, run_id, *clients):
+        seen = Seen(run_id)
+        self.seen.setdefault(run_id, []).append(seen)
+        self.watching.append(asyncio.create_task(follow_through(clients, seen)))
+
+    def shown(self, run_id):
+        """What was shown through the replica that nothing befalls."""
+        return self.seen[run_id][-1].events
+
+    def calls_of(self, run_id):
+        return [call for call in self.behind.models.calls if call.request.run_id == run_id]
+
+    async def streaming(self, run_id, **fields):
+        """A run whose model has said two words of four."""
+        self.models.of(run_id).close()
+        await self.start(run_id, TALK, **fields)
+        await testing.eventually_async(lambda: shown_text(self.shown(run_id)) == "one two", f"{run_id} shows text")
+
+    async def waiting(self, run_id, *steps, **fields):
+        """A run whose model has said nothing yet."""
+        self.models.of(run_id).close()
+        await self.start(run_id, *steps, **fields)
+        await testing.eventually_async(lambda: self.models.of(run_id).waiting, f"{run_id} waits for its model")
+
+    async def ended(self, run_id, status=OK):
+        run = await self.second.client.wait(run_id)
+        assert run.status == status, f"{run_id}: {run}"
+        return run
+
+    async def judge(self):
+        """Waits for all and asks the oracle."""
+        for run_id in self.threads:
+            await self.second.client.wait(run_id)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*self.watching)
+        broken = []
+        for thread_id in set(self.threads.values()):
+            run_ids = [run_id for run_id, its in self.threads.items() if its == thread_id]
+            broken += violations(
+                History(
+                    thread_id,
+                    log=await self.second.client.log(thread_id=thread_id),
+                    runs={run_id: await self.second.client.get(run_id) for run_id in run_ids},
+                    accepted=frozenset(self.accepted.intersection(run_ids)),
+                    cancels={run_id: self.cancels[run_id] for run_id in run_ids if run_id in self.cancels},
+                    effects=[effect for run_id in run_ids for effect in self.behind.tools.effects[run_id]],
+                    seen=[seen for run_id in run_ids for seen in self.seen.get(run_id, ())],
+                )
+            )
+        assert broken == []
+
+
+# Each row brings its run to the kill point; goes on when the fault has struck and waits for the takeover; goes on when the replica has
+# come back and looks at the outcome. A kill point that lasts for a moment only is reached in two steps, of which the first takes time.
+
+
+async def mid_model_stream(site):
+    run_id = "mid-model-stream"
+    await site.streaming(run_id)
+    yield
+    await testing.eventually_async(lambda: len(site.calls_of(run_id)) == 2, "the call is made again")
+    yield
+    site.models.of(run_id).open()
+    run = await site.ended(run_id)
+    assert (run.output_text, run.attempt) == (TALK, 2)
+    events = site.shown(run_id)
+    superseded = next(event for event in events if event.type == "attempt_superseded")
+    assert data_of(superseded)["from_seq"] == next(event.seq for event in events if event.type == "message_delta")
+
+
+async def zombie_returns(site):
+    run_id = "zombie-returns"
+    await site.streaming(run_id)
+    yield
+    await testing.eventually_async(lambda: len(site.calls_of(run_id)) == 2, "another owner")
+    yield
+    former, owner = site.calls_of(run_id)
+    await testing.eventually_async(lambda: former.cancelled, "the former owner ends its call")
+    assert not owner.cancelled
+    site.models.of(run_id).open()
+    assert (await site.ended(run_id)).output_text == TALK
+
+
+async def mid_repeatable_tool(site):
+    run_id = "mid-repeatable-tool"
+    site.tools.of(run_id).close()
+    await site.start(run_id, calls((REPEATABLE, "a")), "done")
+    await testing.eventually_async(lambda: site.tools.of(run_id).waiting, "the tool is at work")
+    key = f"{run_id}/1/0"
+    site.behind.tools.forced[key] = UNKNOWN
+    yield
+    await testing.eventually_async(lambda: len(site.behind.tools.effects[run_id]) == 2, "it is issued again")
+    yield
+    site.tools.of(run_id).open()
+    await site.ended(run_id)
+    assert [effect.key for effect in site.behind.tools.effects[run_id]] == [key, key]
+
+
+async def mid_unrepeatable_tool(site):
+    run_id = "mid-unrepeatable-tool"
+    site.tools.of(run_id).close()
+    await site.start(run_id, calls((ONCE, "a")), "done")
+    await testing.eventually_async(lambda: site.tools.of(run_id).waiting, "the tool is at work")
+    site.behind.tools.forced[f"{run_id}/1/0"] = UNKNOWN
+    yield
+    await site.ended(run_id)
+    yield
+    site.tools.of(run_id).open()
+    assert len(site.behind.tools.effects[run_id]) == 1
+    failed = next(data_of(event) for event in await site.second.client.log(run_id) if event.type == "tool_call_failed")
+    assert failed["error"]["code"] == "tool_outcome_unknown"
+
+
+async def before_the_checkpoint(site):
+    run_id = "before-the-checkpoint"
+    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b"tool_call_started")
+    await site.waiting(run_id, calls((ONCE, "a")), "done")
+    yield
+    site.models.of(run_id).open()
+    await held.reached()
+    assert not site.behind.tools.effects[run_id]
+    yield
+    await site.ended(run_id)
+    yield
+    held.release()
+    # The step's call twice, as documented, and the one after it.
+    assert len(site.calls_of(run_id)) == 3
+    assert len(site.behind.tools.effects[run_id]) == 1
+
+
+async def after_the_checkpoint(site):
+    run_id = "after-the-checkpoint"
+    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b"tool_call_started", answer=True)
+    await site.waiting(run_id, calls((ONCE, "a")), "done")
+    yield
+    site.models.of(run_id).open()
+    await held.reached()
+    yield
+    await site.ended(run_id)
+    yield
+    held.release()
+    assert len(site.calls_of(run_id)) == 2
+    assert len(site.behind.tools.effects[run_id]) == 1
+
+
+async def during_a_cancel(site):
+    run_id = "during-a-cancel"
+    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b"run_cancelled")
+    await site.streaming(run_id)
+    yield
+    await site.second.client.cancel(run_id)
+    site.cancels[run_id] = int(time.time() * 1000)
+    await held.reached()
+    yield
+    assert (await site.ended(run_id, CANCELLED)).output_text == "one two"
+    yield
+    held.release()
+    assert len(site.calls_of(run_id)) == 1
+
+
+async def ended_not_told(site):
+    run_id = "ended-not-told"
+    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b"run_finished", answer=True)
+    await site.waiting(run_id, calls((REPEATABLE, "a")), "done", agent="helper")
+    yield
+    site.models.of(run_id).open()
+    await held.reached()
+    yield
+    run = await site.ended(run_id)
+    turns = site.behind.sessions.turns["acme", run.thread_id]
+    await testing.eventually_async(lambda: run_id in turns, "what the run leaves is sent by the other")
+    yield
+    held.release()
+    assert run.attempt == 1
+    assert types(await site.second.client.log(run_id)).count("run_finished") == 1
+
+
+async def taken_not_claimed(site):
+    run_id = "taken-not-claimed"
+    before = f"{run_id}-before"
+    await site.streaming(before)
+    await site.start(run_id, "hi", thread_id=site.threads[before])
+    yield
+    # Not earlier: it was offered already, to whoever would find that it must wait for its turn.
+    held = site.first.proxy.hold(b"run_claim_v1", f":run:{run_id}\r".encode())
+    site.models.of(before).open()
+    await held.reached()
+    yield
+    assert (await site.ended(run_id)).attempt == 1
+    yield
+    held.release()
+
+
+async def claimed_not_told(site):
+    run_id = "claimed-not-told"
+    before = f"{run_id}-before"
+    await site.streaming(before)
+    await site.start(run_id, "hi", thread_id=site.threads[before])
+    yield
+    held = site.first.proxy.hold(b"run_claim_v1", f":run:{run_id}\r".encode(), answer=True)
+    site.models.of(before).open()
+    await held.reached()
+    yield
+    assert (await site.ended(run_id)).attempt == 2
+    yield
+    held.release()
+
+
+async def accepted_not_answered(site):
+    yield
+    async for _ in accepting(site, "accepted-not-answered", b"thread_accept_v1", answer=True):
+        yield
+
+
+async def accepted_not_enqueued(site):
+    # The first has no room for it by now: whoever has room owns what it accepts, and nothing is enqueued.
+    async for _ in accepting(site, "accepted-not-enqueued", b"work_wake_v1", answer=False):
+        yield
+
+
+async def accepting(site, run_id, command, *, answer):
+    """The caller hears nothing, or an error, and asks again with its key at the other replica."""
+    held = site.first.proxy.hold(command, run_id.encode(), answer=answer)
+    asked = asyncio.create_task(site.create(run_id, script("hi"), site.first.client))
+    await held.reached()
+    yield
+    again = await site.create(run_id, script("hi"), site.second.client)
+    assert again.run_id == run_id
+    site.watch(run_id, site.second.client)
+    await site.ended(run_id)
+    yield
+    held.release()
+    told = (await asyncio.gather(asked, return_exceptions=True))[0]
+    assert told.run_id == run_id if isinstance(told, pb.Run) else told.code.name in LOST
+    assert len(site.calls_of(run_id)) == 1
+
+
+# The kill points of the second group last for a moment only, those of the first as long as the test wants.
+LASTING = (mid_model_stream, zombie_returns, mid_repeatable_tool, mid_unrepeatable_tool)
+BRIEF = (
+    before_the_checkpoint, after_the_checkpoint, during_a_cancel, ended_not_told, taken_not_claimed, claimed_not_told,
+    accepted_not_answered,
+)  # fmt: skip
+LAST = (accepted_not_enqueued,)
+
+
+@pytest.fixture
+async def behind(identities):
+    async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
+        yield made
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
+async def test_every_kill_point_of_an_owner(fault, identities, behind, state_url, tmp_path):
+    config = write_config(tmp_path / "config")
+    async with AsyncExitStack() as stack:
+        site = Site(behind)
+        first, second = (
+            Replica(name, identities, behind, config, tmp_path, state_url, watch_heartbeat_s=0.5, drain_grace_s=20.0, **fields)
+            # What the first owns and is about to own fills it.
+            for name, fields in {"first": {"max_active_runs": len(LASTING) + len(BRIEF)}, "second": {}}.items()
+        )
+        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in (first, second)))
+        site.first, site.second = first, second
+        idle = second.proxy.hold(b"BZPOPMIN", late=False)
+        lasting, brief, last = ([row(site) for row in group] for group in (LASTING, BRIEF, LAST))
+        await asyncio.gather(*(anext(row) for row in (*lasting, *brief)))
+        # One by one: what is written in the same moment is held together.
+        for row in (*brief, *last):
+            await anext(row)
+        rows = (*lasting, *brief, *last)
+        first.strike(fault)
+        idle.release()
+        await asyncio.gather(*(anext(row) for row in rows))
+        await first.back()
+        await asyncio.gather(*(anext(row, None) for row in rows))
+        await site.judge()
+        # It is fit for further work.
+        async with dialed(first.settings, identities) as client:
+            again = await client.start(script("hi"))
+            assert (await client.wait(again.run_id)).output_text == "hi"
+
+
+async def test_lost_while_draining(identities, behind, state_url, tmp_path):
+    """SIGTERM hands a run over by itself; a fault that strikes meanwhile costs a lease and nothing else."""
+    faults = ("kill", "stop", "cut", "none")
+    config = write_config(tmp_path / "config")
+    async with AsyncExitStack() as stack:
+        site = Site(behind)
+        replicas = [
+            Replica(name, identities, behind, config, tmp_path, state_url, watch_heartbeat_s=0.5, drain_grace_s=3.0)
+            for name in (*faults, "second")
+        ]
+        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in replicas))
+        *leaving, site.second = replicas
+        for replica in leaving:
+            await site.streaming(f"drained-{replica.name}", client=replica.client)
+        for replica in leaving:
+            replica.process.signal(signal.SIGTERM)
+        for replica in leaving:
+            await testing.eventually_async(lambda r=replica: "draining" in r.process.output(), f"{replica.name} drains")
+            if replica.name != "none":
+                replica.strike(replica.name)
+        for replica in leaving:
+            run_id = f"drained-{replica.name}"
+            await testing.eventually_async(lambda r=run_id: len(site.calls_of(r)) == 2, f"another owner of {run_id}")
+        for replica in leaving:
+            replica.mend()
+            if replica.name != "kill":
+                assert await asyncio.to_thread(replica.process.wait) == 0
+        for replica in leaving:
+            run_id = f"drained-{replica.name}"
+            site.models.of(run_id).open()
+            assert (await site.ended(run_id)).attempt == 2
+        # Handed over and not lost: the budget of crashes is not touched.
+        crashes = await run_field(state_url, site, "drained-none", "crashes")
+        assert crashes == b"0"
+        await site.judge()
+
+
+async def run_field(state_url, site, run_id, name):
+    async with contextlib.aclosing(connect(state_url)) as client:
+        return await client.hget(f"t:{{acme/{site.threads[run_id]}}}:run:{run_id}", name)

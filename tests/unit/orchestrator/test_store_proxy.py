@@ -1,0 +1,62 @@
+"""The proxy that faults are put into: what it does to a real connection to a real store."""
+
+import asyncio
+
+import pytest
+from redis.exceptions import ConnectionError as ValkeyConnectionError
+from redis.exceptions import TimeoutError as ValkeyTimeoutError
+
+from services.common.valkey import connect
+from services.orchestrator.testing.store_proxy import before_store
+
+
+@pytest.fixture
+async def through(state_url):
+    async with before_store(state_url) as proxy:
+        client = connect(proxy.url, timeout_s=0.3)
+        yield proxy, client
+        await client.aclose()
+
+
+async def test_a_cut_resets_what_is_there_and_refuses_what_is_new(through):
+    proxy, client = through
+    assert await client.set("a", 1)
+    proxy.cut()
+    for _ in range(2):
+        with pytest.raises(ValkeyConnectionError):
+            await client.get("a")
+    proxy.restore()
+    assert await client.get("a") == b"1"
+
+
+async def test_frozen_it_carries_nothing_and_later_everything(through, valkey):
+    proxy, client = through
+    await client.ping()
+    proxy.freeze()
+    with pytest.raises(ValkeyTimeoutError):
+        await client.set("a", 1)
+    assert await valkey.get("a") is None
+    proxy.restore()
+    assert await client.set("b", 1)
+
+
+async def test_a_held_command_does_not_reach_the_store_before_its_release(through, valkey):
+    proxy, client = through
+    held = proxy.hold(b"SET", b"slow")
+    asked = asyncio.create_task(client.set("slow", 1))
+    await held.reached()
+    assert await client.set("quick", 1)
+    assert await valkey.get("slow") is None
+    held.release()
+    assert await asked
+
+
+async def test_a_held_answer_is_that_of_a_command_that_was_done(through, valkey):
+    proxy, client = through
+    held = proxy.hold(b"INCR", b"n", answer=True)
+    asked = asyncio.create_task(client.incr("n"))
+    await held.reached()
+    assert await valkey.get("n") == b"1"
+    assert not asked.done()
+    held.release()
+    assert await asked == 1
