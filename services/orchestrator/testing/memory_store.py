@@ -4,7 +4,7 @@ The suite in tests/unit/orchestrator/conformance holds both to it, the one again
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import orjson
@@ -13,20 +13,24 @@ from services.orchestrator.adapters import store as valkey
 from services.orchestrator.adapters.store_queue import FORGET_AFTER_MS
 from services.orchestrator.adapters.store_reading import TOMBSTONE_KEPT
 from services.orchestrator.records import (
+    UNSCHEDULED,
     Accepted,
     Claim,
     Draft,
     Event,
+    Place,
     Reservation,
     RunRecord,
     RunRef,
     RunSpec,
+    Schedule,
     Terminal,
     ThreadRecord,
     Written,
 )  # fmt: skip
+from services.orchestrator.testing.memory_store_queue import IdempotencyKey, Lookup, rank_of, refs_of
 from services.orchestrator.testing.memory_store_runs import ThreadSteps
-from services.orchestrator.testing.memory_store_state import IdempotencyKey, Lookup, MemoryState
+from services.orchestrator.testing.memory_store_state import MemoryState
 
 TOMBSTONE_MS = int(TOMBSTONE_KEPT.total_seconds() * 1000)
 IDEMPOTENCY_MS = int(valkey.IDEMPOTENCY_KEPT.total_seconds() * 1000)
@@ -41,6 +45,7 @@ class MemoryStore:
     def __init__(self, state: MemoryState, instance: str, steps: type[ThreadSteps] = ThreadSteps) -> None:
         """`instance` names this process; `steps` other than the right ones are for tests that must see a violation."""
         self.state, self._instance, self._of_thread = state, instance, steps
+        self.on_admitted: Callable[[Sequence[RunRef]], None] = lambda admitted: None
 
     async def _steps(self, ref: RunRef) -> ThreadSteps:
         await asyncio.sleep(0)
@@ -55,30 +60,48 @@ class MemoryStore:
 
     # --- accepting ---
 
-    async def reserve(self, ref: RunRef, user: str, slots: int, key: str, print_: str) -> Reservation:
+    async def reserve(
+        self,
+        ref: RunRef,
+        user: str,
+        slots: int,
+        key: str,
+        print_: str,
+        *,
+        queued: int = 0,
+        delayed: int = 0,
+        schedule: Schedule = UNSCHEDULED,
+    ) -> Reservation:
         """As RunStore.reserve."""
         await self.note(ref, valkey.LOOK_AFTER_MS / 1000, sooner=True)
         tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
-        not_after = now + valkey.ACCEPT_WITHIN_MS
-        seen = tenant.keys.get((user, key)) if key and print_ else None
-        if seen is not None and seen.expires_ms > now:
-            if seen.print_ != print_:
-                return Reservation("mismatch", "", "", False, not_after)
-            return Reservation("existing", seen.run_id, seen.thread_id, seen.cancel, not_after)
-        known = self.state.lookup(ref.tenant, ref.run_id)
+        not_after, keyed, member = now + valkey.ACCEPT_WITHIN_MS, bool(key and print_), f"{ref.thread_id}/{ref.run_id}"
+        if keyed and (existing := tenant.existing(user, key, print_, not_after, now)) is not None:
+            return existing
+        known = tenant.lookup(ref.run_id, now)
         if known is not None and known.thread_id:
             return Reservation("taken", ref.run_id, known.thread_id, False, not_after)
-        if 0 < slots <= len(tenant.slots):
-            return Reservation("quota", "", "", False, not_after)
+        place = tenant.place_for(slots, queued, delayed, schedule, now)
+        if place in ("quota", "full", "too_many_delayed"):
+            full = (len(tenant.queue), tenant.pace_ms) if place == "full" else (0, 0)
+            return Reservation("delayed" if place == "too_many_delayed" else place, "", "", False, not_after, False, *full)
         cancelled = known is not None and known.cancel and known.user == user
         tenant.lookups[ref.run_id] = Lookup(user, ref.thread_id, now, cancelled)
-        tenant.slots.add(ref.run_id)
-        if key and print_:
+        promoted = []
+        if place == "slot":
+            tenant.slots.add(ref.run_id)
+        elif place == "delayed":
+            tenant.delayed.add(member)
+        else:
+            tenant.line_up(member, schedule, slots, now)
+            promoted = tenant.promote()
+        if keyed:
             tenant.keys[user, key] = IdempotencyKey(print_, ref.run_id, ref.thread_id, cancelled, now + IDEMPOTENCY_MS)
         tenant.counter += 1
-        tenant.lists.setdefault(("runs", user), {})[f"{ref.thread_id}/{ref.run_id}"] = tenant.counter
+        tenant.lists.setdefault(("runs", user), {})[member] = tenant.counter
         tenant.lists.setdefault(("threads", user), {}).setdefault(ref.thread_id, tenant.counter)
-        return Reservation("new", ref.run_id, ref.thread_id, cancelled, not_after)
+        self._admitted(ref.tenant, promoted)
+        return Reservation("new", ref.run_id, ref.thread_id, cancelled, not_after, *tenant.standing(member))
 
     async def accept(
         self,
@@ -93,9 +116,8 @@ class MemoryStore:
     ) -> Accepted:
         """As RunStore.accept."""
         return (await self._steps(ref)).accept(
-            user, orjson.dumps(spec.as_dict()), spec.append_only, track, reservation.cancelled, reservation.not_after_ms, trace_id, events,
-            self._instance if own_for_s else "", int(own_for_s * 1000),
-        )  # fmt: skip
+            user, spec, track, reservation, trace_id, events, self._instance if own_for_s else "", int(own_for_s * 1000)
+        )
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""
@@ -133,25 +155,32 @@ class MemoryStore:
 
     # --- queue ---
 
-    async def wake(self, ref: RunRef, track: str, priority: float, look_in_s: float = 1.0) -> None:
+    async def wake(self, ref: RunRef, track: str, since_ms: float, look_in_s: float = 1.0, *, schedule: Schedule = UNSCHEDULED) -> None:
         """As RunStore.wake."""
         await self.note(ref, look_in_s)
-        self.state.ready.setdefault(track, {})[ref.encode()] = priority
+        self.state.track(track).wake(ref.encode(), rank_of(schedule, since_ms), schedule.weight)
+
+    async def next_waiting(self, track: str) -> RunRef | None:
+        """As RunStore.next_waiting."""
+        await asyncio.sleep(0)
+        reference = self.state.track(track).following()
+        return RunRef.decode(reference) if reference else None
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
         """As RunStore.next_ready."""
+        if (found := await self.next_waiting(track)) is not None:
+            return found
         loop = asyncio.get_running_loop()
         until = loop.time() + (wait_s or float("inf"))
-        while True:
-            await asyncio.sleep(0)
-            ready = self.state.ready.get(track)
-            if ready:
-                first = min(ready, key=lambda reference: (ready[reference], reference))
-                del ready[first]
-                return RunRef.decode(first)
+        while (popped := self.state.track(track).pop()) is None:
             if loop.time() >= until:
                 return None
             await asyncio.sleep(min(LOOK_AGAIN_S, until - loop.time()))
+        return RunRef.decode(popped[0])
+
+    async def depth(self, track: str) -> int:
+        """As RunStore.depth."""
+        return len(self.state.track(track).ready)
 
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
         """As RunStore.note."""
@@ -169,10 +198,14 @@ class MemoryStore:
         live.update(dict.fromkeys(found, now + int(again_in_s * 1000)))
         return [RunRef.decode(reference) for reference in found]
 
+    def _admitted(self, tenant: str, members: Sequence[str]) -> None:
+        if members:
+            self.on_admitted(refs_of(tenant, members))
+
     async def release_slot(self, ref: RunRef) -> None:
         """As RunStore.release_slot."""
         await asyncio.sleep(0)
-        self.state.tenant(ref.tenant).slots.discard(ref.run_id)
+        self._admitted(ref.tenant, self.state.tenant(ref.tenant).release(ref, self.state.clock.now_ms))
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
@@ -182,14 +215,37 @@ class MemoryStore:
     async def forget(self, ref: RunRef) -> bool:
         """As RunStore.forget."""
         await asyncio.sleep(0)
-        known = self.state.lookup(ref.tenant, ref.run_id)
+        tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
+        known = tenant.lookup(ref.run_id, now)
         reserved = known is not None and known.thread_id != ""
         if not reserved or known.thread_id == ref.thread_id:
-            if reserved and self.state.clock.now_ms - known.at_ms < FORGET_AFTER_MS:
+            if reserved and now - known.at_ms < FORGET_AFTER_MS:
                 return False
-            self.state.tenant(ref.tenant).slots.discard(ref.run_id)
+            self._admitted(ref.tenant, tenant.release(ref, now))
         self.state.live.pop(ref.encode(), None)
         return True
+
+    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
+        """As RunStore.admit."""
+        await asyncio.sleep(0)
+        got, others = self.state.tenant(ref.tenant).admit(ref, schedule, self.state.clock.now_ms)
+        self._admitted(ref.tenant, others)
+        return got
+
+    async def enter(self, ref: RunRef) -> str:
+        """As RunStore.enter."""
+        return (await self._steps(ref)).enter()
+
+    async def schedule(self, ref: RunRef) -> tuple[str, int, Schedule]:
+        """As RunStore.schedule."""
+        return (await self._steps(ref)).schedule()
+
+    async def place(self, record: RunRecord, tenant: str) -> Place:
+        """As RunStore.place."""
+        ref = RunRef(tenant, record.spec.thread_id, record.run_id)
+        _, rank, pace_ms = self.state.tenant(tenant).standing(f"{ref.thread_id}/{ref.run_id}")
+        offered, before = self.state.track(record.track).place(ref.encode(), rank_of(record.spec.schedule, record.created_ms))
+        return Place(offered + rank, rank * pace_ms) if rank else Place(before + 1)
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
         """As RunStore.inspect."""
@@ -230,7 +286,7 @@ class MemoryStore:
 
     async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
         """As RunStore.locate."""
-        known = self.state.lookup(tenant, run_id)
+        known = self.state.tenant(tenant).lookup(run_id, self.state.clock.now_ms)
         return RunRef(tenant, known.thread_id, run_id) if known is not None and known.thread_id and known.user == user else None
 
     async def run(self, ref: RunRef) -> RunRecord | None:
@@ -259,7 +315,7 @@ class MemoryStore:
     async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
         """As RunStore.request_cancel."""
         await asyncio.sleep(0)
-        known = self.state.lookup(tenant, run_id)
+        known = self.state.tenant(tenant).lookup(run_id, self.state.clock.now_ms)
         if known is not None and known.user != user:
             return None
         if known is not None and known.thread_id:

@@ -4,7 +4,20 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.orchestrator.records import Accepted, Claim, Draft, Event, Fenced, RunRef, Terminal, Written
+from services.orchestrator.records import (
+    UNSCHEDULED,
+    Accepted,
+    Claim,
+    Draft,
+    Event,
+    Fenced,
+    Reservation,
+    RunRef,
+    RunSpec,
+    Schedule,
+    Terminal,
+    Written,
+)  # fmt: skip
 from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
 
 
@@ -48,9 +61,8 @@ class ThreadSteps:
         return self._thread.user == user
 
     def accept(
-        self, user: str, spec: bytes, append_only: bool, track: str, cancelled: bool, not_after_ms: int, trace_id: str, events: tuple,
-        owner: str, lease_ms: int,
-    ) -> Accepted:  # fmt: skip
+        self, user: str, spec: RunSpec, track: str, reservation: Reservation, trace_id: str, events: tuple, owner: str, lease_ms: int
+    ) -> Accepted:
         """As thread_accept; `owner` is '' where nobody is to have it yet."""
         thread, run_id, now = self._thread, self._ref.run_id, self._clock.now_ms
         if thread.user not in (None, user):
@@ -58,18 +70,19 @@ class ThreadSteps:
         known = thread.runs.get(run_id)
         if known is not None:
             return Accepted("existing", known.record(run_id), Written(0, 0, now, ""), [])
-        if now > not_after_ms:
+        if now > reservation.not_after_ms:
             return Accepted("late")
         self.open(user, b"{}")
-        cancelled = cancelled or thread.tombstones.pop(run_id, 0) > now
-        owned = bool(owner) and not cancelled and not thread.pending
+        cancelled = thread.tombstones.pop(run_id, 0) > now or reservation.cancelled
+        owned = bool(owner) and not reservation.held and not cancelled and not thread.pending
         first, last, _ = self.append(0, trace_id, [Draft("run_queued", events[0])])
         run = thread.runs[run_id] = StoredRun(
-            spec, track, append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned), owner=owner if owned else "",
-            lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now, started_ms=now if owned else 0, first_seq=first,
-            cancel=cancelled,
+            orjson.dumps(spec.as_dict()), track, spec.append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned),
+            owner=owner if owned else "", lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now,
+            started_ms=now if owned else 0, first_seq=first, cancel=cancelled, schedule=spec.schedule.encode(), held=reservation.held,
         )  # fmt: skip
-        thread.pending.append(run_id)
+        if not run.held:
+            thread.pending.append(run_id)
         if owned:
             _, last, _ = self.append(1, trace_id, [Draft("run_started", b"{}")])
         elif cancelled:
@@ -180,12 +193,31 @@ class ThreadSteps:
             return "none", 0, "", 0, 0, 0, self._head
         if run.ended:
             state = "outbox" if self._ref.run_id in self._thread.outbox else "ended"
+        elif run.held:
+            state = "held"
         elif run.status == "running" and run.lease_until > now:
             state = "owned"
         else:
             state = "free" if self._head == self._ref.run_id else "waiting"
         alone_since = run.lease_until if run.status == "running" else run.queued_ms
         return state, run.lease_until - now, run.track, now - alone_since, 1, run.created_ms, self._head
+
+    def schedule(self) -> tuple[str, int, Schedule]:
+        """As run_schedule."""
+        run = self._thread.runs.get(self._ref.run_id)
+        return (run.track, run.created_ms, Schedule.decode(run.schedule)) if run is not None else ("", 0, UNSCHEDULED)
+
+    def enter(self) -> str:
+        """As run_enter."""
+        run = self._thread.runs.get(self._ref.run_id)
+        if run is None or run.ended:
+            return "none" if run is None else "ended"
+        if run.held:
+            run.held, run.queued_ms = False, self._clock.now_ms
+            self._thread.pending.append(self._ref.run_id)
+        if run.status == "running":
+            return "running"
+        return "free" if self._head == self._ref.run_id else "waiting"
 
     def outbox_claim(self, lease_ms: int) -> tuple[bytes, int] | None:
         """As run_outbox_claim."""

@@ -1,10 +1,11 @@
-"""What the store in memory holds, sorted as Valkey's hash tags sort it: by tenant, by thread, and the queue."""
+"""What the store in memory holds, sorted as Valkey's hash tags sort it: by tenant, by thread, and by track of the queue."""
 
 from dataclasses import dataclass, field, fields
 
 import orjson
 
 from services.orchestrator.records import ENDED, Event, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+from services.orchestrator.testing.memory_store_queue import FairQueue, StoredTenant
 
 
 class Clock:
@@ -35,6 +36,8 @@ class StoredRun:
     started_ms: int
     first_seq: int
     cancel: bool
+    schedule: str = ""
+    held: bool = False
     crashes: int = 0
     terminal_seq: int = 0
     ended_ms: int = 0
@@ -83,39 +86,6 @@ class StoredThread:
 
 
 @dataclass(slots=True)
-class Lookup:
-    """Where a run of a tenant is; without a thread it is the tombstone of a cancel, kept until `expires_ms`."""
-
-    user: str
-    thread_id: str = ""
-    at_ms: int = 0
-    cancel: bool = False
-    expires_ms: float = float("inf")
-
-
-@dataclass(slots=True)
-class IdempotencyKey:
-    """What the first request with a key asked for, and what came of it."""
-
-    print_: str
-    run_id: str
-    thread_id: str
-    cancel: bool
-    expires_ms: int
-
-
-@dataclass(slots=True)
-class StoredTenant:
-    """All under one tenant's hash tag. Lists map a member to its position."""
-
-    lookups: dict[str, Lookup] = field(default_factory=dict)
-    slots: set[str] = field(default_factory=set)
-    keys: dict[tuple[str, str], IdempotencyKey] = field(default_factory=dict)
-    lists: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
-    counter: int = 0
-
-
-@dataclass(slots=True)
 class MemoryState:
     """One store; processes that share it are MemoryStores over the same state."""
 
@@ -124,7 +94,7 @@ class MemoryState:
     threads: dict[tuple[str, str], StoredThread] = field(default_factory=dict)
     definitions: dict[str, bytes] = field(default_factory=dict)
     live: dict[str, float] = field(default_factory=dict)
-    ready: dict[str, dict[str, float]] = field(default_factory=dict)
+    tracks: dict[str, FairQueue] = field(default_factory=dict)
 
     def tenant(self, name: str) -> StoredTenant:
         """A tenant's part, made when it is asked for first."""
@@ -134,7 +104,6 @@ class MemoryState:
         """A thread's part, made when it is asked for first."""
         return self.threads.setdefault(ref[:2], StoredThread())
 
-    def lookup(self, tenant: str, run_id: str) -> Lookup | None:
-        """Where a run is, unless it is a tombstone that is too old."""
-        found = self.tenant(tenant).lookups.get(run_id)
-        return found if found is not None and found.expires_ms > self.clock.now_ms else None
+    def track(self, name: str) -> FairQueue:
+        """The queue of a track, made when it is asked for first."""
+        return self.tracks.setdefault(name, FairQueue())
