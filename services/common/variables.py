@@ -86,6 +86,8 @@ KNOWN = frozenset(
         "RECALL_TOP_K",
         "SEARCH_EF",
         "SEARCH_TIMEOUT_S",
+        "SEGMENTS_AFTER_S",
+        "SEGMENTS_DIR",
         "SESSION_TTL_S",
         "SIMULATOR_FIRST_TOKEN_DELAY_MS",
         "SIMULATOR_LOG",

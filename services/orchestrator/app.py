@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import structlog
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
@@ -22,11 +23,13 @@ from services.orchestrator.accepting import Accepting
 from services.orchestrator.adapters.llm import LlmGateway
 from services.orchestrator.adapters.memory import MemoryService
 from services.orchestrator.adapters.notices import Notices
+from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.tools import ToolExecutor
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
 from services.orchestrator.settings import Settings
 from services.orchestrator.sweeper import Sweeper
@@ -51,6 +54,7 @@ def build(settings: Settings) -> Service:
     # A process tells its own writes from others' by this, so a name that was configured twice must not make it deaf.
     owner = f"{settings.instance}-{secrets.token_hex(4)}"
     store = Store(client, owner, settings.state_replicas)
+    store.segments = _segments(settings.segments_dir)
     dialer = Dialer("orchestrator", Addresses(settings.addresses(), settings.address_file))
     services = Services(LlmGateway(dialer), ToolExecutor(dialer), MemoryService(dialer))
     # A connection of its own: subscribing must not wait behind calls.
@@ -62,6 +66,9 @@ def build(settings: Settings) -> Service:
     sweeper = Sweeper(settings, store, worker, outbox)
     accepting = Accepting(settings, store, hub, worker, agents, policies)
     watching = Watching(settings, store, hub, worker)
+    mover = SegmentMover(
+        store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s
+    )
     loops = _Loops()
 
     async def resync() -> None:
@@ -85,7 +92,7 @@ def build(settings: Settings) -> Service:
         await notices.start()
         for name, loop in (
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
-            ("agents", agents.watch), ("policies", policies.watch),
+            ("agents", agents.watch), ("policies", policies.watch), ("segments", mover.run),
         ):  # fmt: skip
             loops.start(name, loop)
 
@@ -142,6 +149,17 @@ def _configuration(settings: Settings) -> tuple:
     if problems:
         raise StartRefused(problems)
     return found
+
+
+def _segments(folder: Path | None) -> SegmentFiles | None:
+    if folder is None:
+        return None
+    segments = SegmentFiles(folder)
+    try:
+        segments.prepare()
+    except OSError as error:
+        raise StartRefused([f"BULKHEAD_SEGMENTS_DIR: {folder}: {error.strerror}"]) from error
+    return segments
 
 
 def _quietly(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.errors import Overloaded
+from services.common.errors import Gone, Overloaded
 from services.orchestrator.records import Event, RunRef
 from services.orchestrator.run_store import RunStore
 
@@ -180,6 +180,8 @@ class Hub:
 
     async def _catch_up(self, feed: _Feed, until: int) -> None:
         try:
+            # What came before a feed's first notice is read by each watcher for itself, from its own cursor.
+            feed.last_seq = feed.last_seq or until - 1
             while True:
                 last, _, _, events = await self._reader.read(feed.ref, feed.last_seq, PAGE, False)
                 self.publish(feed.ref, events)
@@ -188,6 +190,9 @@ class Hub:
         except Overloaded:
             # The store is away: the round of `resync` finds out again what is missing.
             log.debug("catch_up_postponed", thread_id=feed.ref.thread_id, until=until)
+        except Gone:
+            # Behind by more than is kept: each watcher is told so when it reads what it misses.
+            feed.last_seq = until - 1
         finally:
             feed.catching_up = None
 

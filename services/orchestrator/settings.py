@@ -35,6 +35,12 @@ class Settings(ServiceSettings):
     )
     watch_heartbeat_s: PositiveSeconds = Field(10.0, description="Time between signs of life to an idle watcher, in seconds.")
     watch_max_age_s: PositiveSeconds = Field(3600.0, description="Age at which a watcher is asked to come back, in seconds.")
+    segments_dir: Path | None = Field(
+        None, description="Folder, the same for all replicas, that logs of ended runs move to; absent: they stay in the state store."
+    )
+    segments_after_s: PositiveSeconds = Field(
+        300.0, description="Time after a run's end at which its log moves to the folder of segments, in seconds."
+    )
 
     def problems(self) -> list[str]:
         """Required settings, readable files, and a lease that outlives its heartbeats."""

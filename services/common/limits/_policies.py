@@ -19,7 +19,8 @@ class TierPolicy(BaseModel):
 
     Runs beyond `concurrent_runs` wait where `queued_runs` lets them, else they are refused; at most `delayed_runs` of a tenant have
     a start that lies ahead. `queue_weight` is the tenant's share of the workers while others wait, too.
-    Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway.
+    Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway. Runs and
+    their events are deleted `retention_days` after their end, never where it is absent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,11 +39,18 @@ class TierPolicy(BaseModel):
     tokens_per_day: Limit | None = None
     money_per_day_usd: Usd | None = None
     model_parallel: Limit | None = None
+    # At least 3: idempotency keys are kept for 48 hours and must not outlive the run that they name, or it would be run again.
+    retention_days: Annotated[int, Field(ge=3, le=36_500)] | None = None
 
     @property
     def money_per_day_microusd(self) -> int | None:
         """The money of a day in micro-USD; what is finer is cut off."""
         return None if self.money_per_day_usd is None else int(self.money_per_day_usd * MICRO_PER_USD)
+
+    @property
+    def retention_s(self) -> float | None:
+        """How long runs are kept, in seconds."""
+        return None if self.retention_days is None else self.retention_days * 86_400.0
 
 
 class Policies(BaseModel):

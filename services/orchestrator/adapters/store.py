@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
+from services.orchestrator.adapters.segment_log import SegmentLogStore
 from services.orchestrator.adapters.store_keys import SHARD, channel_of, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
@@ -32,7 +33,7 @@ ACCEPT_WITHIN_MS = 5_000
 LOOK_AFTER_MS = 1_000
 
 
-class Store(ReadingStore, QueueStore):
+class Store(ReadingStore, QueueStore, SegmentLogStore):
     """RunStore on Valkey."""
 
     # --- accepting ---

@@ -52,3 +52,8 @@ def thread_keys(ref: RunRef) -> list[str]:
     prefix = f"t:{{{quoted(ref.tenant)}/{ref.thread_id}}}"
     run = f"{prefix}:run:{ref.run_id}"
     return [f"{prefix}:meta", f"{prefix}:log", run, f"{prefix}:pending", f"{prefix}:outbox", f"{run}:messages", f"{prefix}:runs"]
+
+
+def segments_key(ref: RunRef) -> str:
+    """Key of the pointers to the segments of a thread's log."""
+    return f"t:{{{quoted(ref.tenant)}/{ref.thread_id}}}:segments"

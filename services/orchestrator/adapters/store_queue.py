@@ -64,7 +64,8 @@ class QueueStore(StoreBase):
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
-        forget = self._ask(self._library.batched("work_settle_v1", [f"work:{SHARD}:live"], [ref.encode()]))
+        keys = [f"work:{SHARD}:live", f"work:{SHARD}:ended"]
+        forget = self._ask(self._library.batched("ended_settle_v1", keys, [ref.encode()]))
         await asyncio.gather(self.release_slot(ref), forget)
 
     async def release_slot(self, ref: RunRef) -> None:

@@ -1,20 +1,26 @@
 """The half of the store that reads: threads, runs, lists, the log; and what a caller asks of a run."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import orjson
 
+from services.common.errors import Gone, Overloaded
 from services.orchestrator.adapters.decode import run_record, text, thread_record
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, lookup_key, quoted, thread_keys
+from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, lookup_key, quoted, segments_key, thread_keys
 from services.orchestrator.records import Event, RunRecord, RunRef, ThreadRecord, Written
+from services.orchestrator.segments import Segment, SegmentStore, damaged, seq_of, unpack
 
 TOMBSTONE_KEPT = timedelta(hours=1)
 
 
 class ReadingStore(StoreBase):
     """Threads, runs and their log, and asking for a run's end."""
+
+    # Where the front of a log may have gone; None where nothing is ever moved.
+    segments: SegmentStore | None = None
 
     async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
         """As RunStore.open_thread."""
@@ -83,10 +89,43 @@ class ReadingStore(StoreBase):
 
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
         """As RunStore.read."""
-        keys = thread_keys(ref)
-        args = [after_seq, most, "1" if from_run else "0"]
-        last, first, terminal, entries = await self._ask(self._library.batched("thread_read_v1", keys[:3], args))
-        return int(last), int(first), int(terminal), [_event(ref.thread_id, entry) for entry in entries]
+        keys = [*thread_keys(ref)[:3], segments_key(ref)]
+        events: list[Event] = []
+        missing = ""
+        while True:
+            args = [after_seq, most - len(events), "1" if from_run else "0"]
+            answer = await self._ask(self._library.batched("thread_read_v1", keys, args))
+            last, first, terminal, entries, pointers, oldest, after_seq = answer
+            if from_run and not first:
+                return int(last), 0, 0, []
+            if after_seq + 1 < oldest:
+                raise Gone(
+                    "events this old are no longer kept; begin after oldest_seq - 1", reason="RESUME_GAP",
+                    metadata={"oldest_seq": str(int(oldest))},
+                )  # fmt: skip
+            had = len(events)
+            for pointer in pointers:
+                segment = Segment.decode(text(pointer))
+                content = await self._segment(ref, segment)
+                if content is None:
+                    # Deleted between the two reads, with what pointed to it; or it is lost.
+                    if missing == segment.digest:
+                        raise damaged(segment)
+                    missing = segment.digest
+                    break
+                packed = await asyncio.to_thread(unpack, segment, content)
+                events += [event_of(ref.thread_id, entry) for entry in packed if seq_of(entry) > after_seq][: most - len(events)]
+                after_seq = events[-1].seq
+            else:
+                events += [event_of(ref.thread_id, entry) for entry in entries]
+                if len(events) >= most or len(events) == had or events[-1].seq >= last:
+                    return int(last), int(first), int(terminal), events
+                after_seq = events[-1].seq
+
+    async def _segment(self, ref: RunRef, segment: Segment) -> bytes | None:
+        if self.segments is None:
+            raise Overloaded("older events were moved away, and this process was not told where to", reason="SEGMENTS_UNAVAILABLE")
+        return await self.segments.get(ref.tenant, ref.thread_id, segment)
 
     async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
         """As RunStore.last_seqs."""
@@ -96,7 +135,8 @@ class ReadingStore(StoreBase):
         return [int(value or 0) for value in await self._ask(pipeline.execute())]
 
 
-def _event(thread_id: str, entry: list) -> Event:
+def event_of(thread_id: str, entry: list) -> Event:
+    """An entry of the log or of a segment."""
     found = entry[1]
     values = {found[i]: found[i + 1] for i in range(0, len(found), 2)}
     return Event(

@@ -93,19 +93,40 @@ local function accept(keys, args)
   return {'new', {}, first, last, now, owned and 'running' or (cancelled and 'cancelled' or 'queued'), redis.call('HKEYS', keys[5])}
 end
 
--- KEYS: meta, log, run. ARGV: after seq (exclusive), most entries, whether to start at the run's first event '0'|'1'.
--- Answers {last seq of the thread, first seq of the run, terminal seq of the run, entries}.
+-- Segments that one read may name.
+local MOST_SEGMENTS = 16
+
+-- KEYS: meta, log, run, segments. ARGV: after seq (exclusive), most entries, whether to start at the run's first event '0'|'1'.
+-- Answers {last seq of the thread, first seq of the run, terminal seq of the run, entries, pointers to segments that are read before
+-- the entries, the first seq that is kept}. Entries are those right after what was asked for, or after the last segment named.
 local function read(keys, args)
-  local last = tonumber(redis.call('HGET', keys[1], 'seq') or '0')
+  local meta = redis.call('HMGET', keys[1], 'seq', 'moved_seq', 'oldest_seq')
+  local last = tonumber(meta[1] or '0')
   local run = redis.call('HMGET', keys[3], 'first_seq', 'terminal_seq')
   local after = tonumber(args[1])
   local first = tonumber(run[1] or '0')
   if args[3] == '1' and first - 1 > after then after = first - 1 end
-  local entries = {}
-  if after < last then
-    entries = redis.call('XRANGE', keys[2], string.format('%.0f-0', after + 1), '+', 'COUNT', args[2])
+  local oldest = tonumber(meta[3] or '1')
+  local entries, pointers = {}, {}
+  if after < last and after + 1 >= oldest then
+    local left = tonumber(args[2])
+    if meta[2] and after < tonumber(meta[2]) then
+      pointers = redis.call('ZRANGEBYSCORE', keys[4], string.format('(%.0f', after), '+inf', 'LIMIT', 0, MOST_SEGMENTS)
+      for i, pointer in ipairs(pointers) do
+        local from, to = string.match(pointer, '^(%d+)-(%d+)-')
+        left = left - (tonumber(to) - math.max(tonumber(from) - 1, after))
+        if left <= 0 then
+          for surplus = #pointers, i + 1, -1 do pointers[surplus] = nil end
+          break
+        end
+      end
+      if #pointers == MOST_SEGMENTS then left = 0 end
+    end
+    if left > 0 then
+      entries = redis.call('XRANGE', keys[2], string.format('%.0f-0', after + 1), '+', 'COUNT', left)
+    end
   end
-  return {last, first, tonumber(run[2] or '0'), entries}
+  return {last, first, tonumber(run[2] or '0'), entries, pointers, oldest, after}
 end
 
 redis.register_function('thread_open_v1', open)

@@ -1,0 +1,54 @@
+"""The store's side of moving a thread's log to segments, and of deleting what has been kept for long enough."""
+
+from services.orchestrator.adapters.decode import text
+from services.orchestrator.adapters.store_base import StoreBase
+from services.orchestrator.adapters.store_keys import SHARD, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.records import RunRef
+from services.orchestrator.segments import Entry, Segment
+
+ENDED = f"work:{SHARD}:ended"
+
+
+class SegmentLogStore(StoreBase):
+    """LogArchive on Valkey."""
+
+    async def ended_due(self, most: int, age_s: float, again_in_s: float) -> list[RunRef]:
+        """As LogArchive.ended_due."""
+        args = [most, int(age_s * 1000), int(again_in_s * 1000)]
+        return [RunRef.decode(text(found)) for found in await self._ask(self._library.call("ended_due_v1", [ENDED], args))]
+
+    async def ended_again(self, ref: RunRef, age_s: float, again_in_s: float | None) -> None:
+        """As LogArchive.ended_again."""
+        args = [int(age_s * 1000), ref.encode(), "" if again_in_s is None else int(again_in_s * 1000)]
+        await self._ask(self._library.batched("ended_again_v1", [ENDED], args))
+
+    async def movable(self, ref: RunRef, age_s: float, most: int) -> tuple[str, float, list[Entry]]:
+        """As LogArchive.movable."""
+        state, left_ms, entries = await self._ask(
+            self._library.batched("thread_movable_v1", thread_keys(ref)[:3], [int(age_s * 1000), most])
+        )
+        return text(state), int(left_ms) / 1000, entries
+
+    async def moved(self, ref: RunRef, segment: Segment) -> bool:
+        """As LogArchive.moved."""
+        keys = [*thread_keys(ref)[:2], segments_key(ref)]
+        return int(await self._durable("thread_move_v1", keys, [segment.first, segment.last, segment.encode()])) == 1
+
+    async def oldest(self, ref: RunRef) -> tuple[int, str, int]:
+        """As LogArchive.oldest."""
+        keys = thread_keys(ref)
+        first, run_id, now = await self._ask(self._library.batched("thread_oldest_v1", [keys[0], keys[6]], []))
+        return int(first), text(run_id), int(now)
+
+    async def expire(self, ref: RunRef, age_s: float) -> bool:
+        """As LogArchive.expire."""
+        keys = [*thread_keys(ref), segments_key(ref)]
+        return int(await self._durable("thread_expire_v1", keys, [ref.run_id, int(age_s * 1000)])) == 1
+
+    async def unlist(self, ref: RunRef, age_s: float) -> None:
+        """As LogArchive.unlist."""
+        lookup = lookup_key(ref.tenant, ref.run_id)
+        user = await self._ask(self._client.hget(lookup, "user"))
+        if user is not None:
+            keys = [lookup, f"tn:{{{quoted(ref.tenant)}}}:runs:{quoted(text(user))}"]
+            await self._ask(self._library.batched("tenant_unlist_v1", keys, [ref.run_id, ref.thread_id, int(age_s * 1000)]))
