@@ -57,6 +57,10 @@ bench-llm: install-test ## Measure the LLM gateway alone; ARGS="--litellm --soak
 soak: install-test ## Race the LLM gateway's money for MINUTES=10 with kills and faults; prints whether books and memory are right
 	MINUTES=$${MINUTES:-10} $(BIN)/python -m scripts.soak_llm
 
+.PHONY: chaos
+chaos: install-test ## Strike orchestrators at random under load, KILLS=1000 times with RUNS=24 at once; prints whether all promises held
+	KILLS=$${KILLS:-1000} RUNS=$${RUNS:-24} $(BIN)/python -m scripts.chaos
+
 .PHONY: install-run
 install-run: check-python
 	@$(PYTHON) scripts/install.py run

@@ -30,12 +30,10 @@ class Replica:
     async def there(self) -> AsyncIterator["Replica"]:
         """Started and ready; ended afterwards."""
         async with before_store(self._state_url) as self.proxy:
-            self.settings = settings_for(
-                self._identities, self._behind, self.proxy.url, self._config, instance=self.name, **self._fields
-            )  # fmt: skip
+            self.settings = settings_for(self._identities, self._behind, self.proxy.url, self._config, instance=self.name, **self._fields)
+            self.start()
             try:
                 async with dialed(self.settings, self._identities) as self.client:
-                    self.start()
                     await self.ready()
                     yield self
             finally:

@@ -1,0 +1,202 @@
+"""Kills, stops and cuts off orchestrators at random under load: `make chaos`, with KILLS=1000 faults over RUNS=24 runs at a time.
+
+Three replicas, each behind a proxy of its own before one Valkey (AOF), with the product's own lease, heartbeat and sweep. Faults: SIGKILL,
+SIGSTOP longer than the lease, a store that is cut off for longer and for shorter than the lease, a network that swallows everything, and
+kill and restart of the store. One replica is left alone at any time. Each thread is judged by the oracle some seconds after its end.
+Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken.
+"""
+
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from scripts.chaos_load import Load
+from services.common import embedded, testing
+from services.common.valkey import UNAVAILABLE, connect
+from services.orchestrator.testing.counting import CountingTools
+from services.orchestrator.testing.fakes import Fakes, fakes
+from services.orchestrator.testing.harness import write_config
+from services.orchestrator.testing.replicas import Replica
+
+RESULT = testing.ROOT / "build" / "chaos" / "chaos.json"
+REPLICAS = 3
+FAULTS = {"kill": 62, "stop": 12, "cut": 10, "blink": 8, "freeze": 4, "store": 4}
+# How long each lasts; a lease is 3 s, and only a blink is shorter.
+LASTS_S = {"kill": (0.0, 0.0), "stop": (3.5, 6.0), "cut": (3.5, 6.0), "blink": (0.1, 1.5), "freeze": (3.5, 6.0)}
+PAUSE_S = (0.2, 1.2)
+# A run is given up after so many lost owners: more than chance brings about.
+CRASH_BUDGET = 50
+SETTINGS = {
+    "lease_s": 3.0, "heartbeat_s": 1.0, "sweep_s": 0.5, "watch_heartbeat_s": 1.0, "crash_budget": CRASH_BUDGET, "log_level": "WARNING",
+}  # fmt: skip
+
+
+class Strike(NamedTuple):
+    """An owner was lost: when, how, and in which attempt of the run."""
+
+    at_ms: int
+    fault: str
+    attempt: int
+
+
+class Store:
+    """A Valkey that is killed and comes back with what it had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, testing.free_port()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.restarts_ms: list[int] = []
+        self.process = self._start()
+
+    def _start(self) -> testing.Process:
+        process = testing.Process(embedded.valkey_state_command(self._port, self._folder), log=self._folder / "valkey.log")
+        testing.wait_for_port(self._port, process)
+        return process
+
+    async def restart(self) -> None:
+        """SIGKILL, and again from its file."""
+        self.restarts_ms.append(int(time.time() * 1000))
+        self.process.kill()
+        self.process = await asyncio.to_thread(self._start)
+
+
+class Chaos:
+    """The faults, and what they did to owners."""
+
+    def __init__(self, replicas: list[Replica], load: Load, store: Store) -> None:
+        self._replicas, self._load, self._store = replicas, load, store
+        self._struck: set[Replica] = set()
+        self._mending: set[asyncio.Task] = set()
+        self.faults: Counter = Counter()
+        self.strikes: dict[str, list[Strike]] = defaultdict(list)
+        self.takeovers_ms: list[int] = []
+        load.logs = self._measure
+
+    async def rage(self, kills: int) -> None:
+        """Strikes so many times, then waits until all is well."""
+        while self.faults.total() < kills:
+            await asyncio.sleep(random.uniform(*PAUSE_S))
+            fault = random.choices(list(FAULTS), list(FAULTS.values()))[0]
+            well = [replica for replica in self._replicas if replica not in self._struck]
+            if fault == "store":
+                self.faults[fault] += 1
+                await self._store.restart()
+            elif len(well) > 1:
+                self.faults[fault] += 1
+                task = asyncio.create_task(self._strike(random.choice(well), fault))
+                self._mending.add(task)
+                task.add_done_callback(self._mending.discard)
+                # Marked before the next choice is made.
+                await asyncio.sleep(0)
+        while self._mending:
+            await asyncio.gather(*self._mending)
+
+    async def _strike(self, replica: Replica, fault: str) -> None:
+        self._struck.add(replica)
+        at_ms = int(time.time() * 1000)
+        replica.strike("cut" if fault == "blink" else fault)
+        if fault != "blink":
+            await self._note_owners(replica, fault, at_ms)
+        await asyncio.sleep(random.uniform(*LASTS_S[fault]))
+        await replica.back()
+        self._struck.discard(replica)
+
+    async def _note_owners(self, replica: Replica, fault: str, at_ms: int) -> None:
+        """Whose owner was lost: the records still name it, for the lease lasts longer than this takes."""
+        runs = list(self._load.active.items())
+        async with aclosing(connect(self._store.url)) as client:
+            pipeline = client.pipeline(transaction=False)
+            for run_id, thread_id in runs:
+                pipeline.hmget(f"t:{{acme/{thread_id}}}:run:{run_id}", "owner", "status", "attempt")
+            try:
+                found = await pipeline.execute()
+            except UNAVAILABLE:
+                # The store was struck at the same time: these owners are not measured.
+                return
+        for (run_id, _), (owner, status, attempt) in zip(runs, found, strict=True):
+            if status == b"running" and owner.startswith(f"{replica.name}-".encode()):
+                self.strikes[run_id].append(Strike(at_ms, fault, int(attempt)))
+
+    def _measure(self, run_id: str, events: list[pb.Event]) -> None:
+        """From each kill of an owner to the next one's first event, where nothing else befell the run meanwhile."""
+        strikes = self.strikes.pop(run_id, [])
+        for strike in strikes:
+            following = [event.occurred_at.ToMilliseconds() for event in events if event.attempt > strike.attempt]
+            if strike.fault != "kill" or not following:
+                continue
+            other = [s.at_ms for s in strikes if s.attempt > strike.attempt] + self._store.restarts_ms
+            if not any(strike.at_ms <= at_ms <= following[0] for at_ms in other):
+                self.takeovers_ms.append(following[0] - strike.at_ms)
+
+
+def percentile(values: list[int], share: float) -> int | None:
+    """The value that `share` of all do not pass; None of nothing."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
+
+
+async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
+    """Runs it; answers what came of it."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bulkhead-chaos-")))
+        (folder / "keys").mkdir()
+        (folder / "store").mkdir()
+        identities = testing.Identities(folder / "keys")
+        store = Store(folder / "store")
+        stack.callback(lambda: store.process.stop())
+        behind = await stack.enter_async_context(fakes(identities, made=Fakes(tools=CountingTools())))
+        config = write_config(folder / "config")
+        replicas = [Replica(f"r{i}", identities, behind, config, folder, store.url, **SETTINGS) for i in range(REPLICAS)]
+        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in replicas))
+        load = Load(replicas, behind)
+        mischief = Chaos(replicas, load, store)
+        began = time.monotonic()
+        clients = [asyncio.create_task(load.keep_asking()) for _ in range(concurrent)]
+        await mischief.rage(kills)
+        load.asking = False
+        await asyncio.gather(*clients)
+        await load.judged()
+        by_invariant = Counter(violation.invariant for violation in load.broken)
+        defects = Counter(line for replica in replicas for line in defects_of(folder / f"{replica.name}.log"))
+        return {
+            "minutes": round((time.monotonic() - began) / 60, 2), "faults": mischief.faults.total(), "by_fault": dict(mischief.faults),
+            "runs": load.statuses.total(), "by_status": dict(load.statuses), "taken_over": dict(load.taken_over),
+            "takeovers_measured": len(mischief.takeovers_ms), "takeover_p50_ms": percentile(mischief.takeovers_ms, 0.5),
+            "takeover_p99_ms": percentile(mischief.takeovers_ms, 0.99), "takeover_most_ms": max(mischief.takeovers_ms, default=None),
+            "lost": by_invariant["A1"], "duplicated": by_invariant["A8"], "unmarked": by_invariant["A5"],
+            "violations": dict(by_invariant), "examples": [" ".join(violation) for violation in load.broken[:40]],
+            "logged_errors": dict(defects.most_common(20)),
+        }  # fmt: skip
+
+
+def defects_of(log: Path) -> list[str]:
+    """Events that a replica logged as errors, which are defects by definition."""
+    found = []
+    for line in log.read_text(errors="replace").splitlines():
+        if '"level":"error"' in line:
+            entry = orjson.loads(line)
+            found.append(f"{entry['event']}: {str(entry.get('exception', ''))[-300:]}")
+    return found
+
+
+def main() -> int:
+    """Exit status."""
+    found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24"))))
+    found = {"ok": not found["violations"], **found}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
+    return 0 if found["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
