@@ -34,6 +34,7 @@ class MethodPolicy:
 _THREAD = "bulkhead.orchestrator.v1.ThreadService"
 _RUN = "bulkhead.orchestrator.v1.RunService"
 _AGENT = "bulkhead.orchestrator.v1.AgentService"
+_WEBHOOK = "bulkhead.orchestrator.v1.WebhookService"
 _LLM = "bulkhead.llm.v1.LlmService"
 _BATCH = "bulkhead.llm.v1.BatchService"
 _TOOL = "bulkhead.tools.v1.ToolService"
@@ -45,6 +46,8 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "orchestrator", _THREAD, ("CreateThread", "GetThread", "ListThreads")),
     Edge("gateway", "orchestrator", _RUN, ("CreateRun", "GetRun", "ListRuns", "WaitRun", "CancelRun", "StreamEvents")),
     Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
+    Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
+    Edge("gateway", "orchestrator", _WEBHOOK, ("ListDeliveries", "Redeliver")),
     Edge("gateway", "memory", _MEMORY, ("AddMemories", "SearchMemories", "GetMemory", "ListMemories", "DeleteMemory")),
     Edge("gateway", "memory", _DOCUMENT, ("IngestDocument", "ListDocuments", "DeleteDocument", "SearchDocuments")),
     Edge("gateway", "tool_executor", _TOOL, ("ListTools", "GetTool")),
@@ -75,6 +78,12 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_RUN}/StreamEvents": MethodPolicy(None),
     f"/{_AGENT}/ListAgents": _READ,
     f"/{_AGENT}/GetAgent": _READ,
+    f"/{_WEBHOOK}/CreateWebhook": _WRITE,
+    f"/{_WEBHOOK}/ListWebhooks": _READ,
+    f"/{_WEBHOOK}/DeleteWebhook": _WRITE,
+    f"/{_WEBHOOK}/RotateWebhookSecret": _WRITE,
+    f"/{_WEBHOOK}/ListDeliveries": _READ,
+    f"/{_WEBHOOK}/Redeliver": _WRITE,
     f"/{_LLM}/Complete": _MODEL,
     f"/{_LLM}/StreamComplete": _MODEL,
     f"/{_LLM}/Embed": MethodPolicy(timedelta(seconds=30), resend=1),

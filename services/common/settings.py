@@ -36,7 +36,14 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 
 # What an environment stands for, and nothing else: code and charts ask for settings, never for the environment's name.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "local": {"log_level": "DEBUG", "log_format": "console", "drain_grace_s": 6.0, "drain_flush_s": 1.0, "policy_set": "dev"},
+    "local": {
+        "log_level": "DEBUG",
+        "log_format": "console",
+        "drain_grace_s": 6.0,
+        "drain_flush_s": 1.0,
+        "policy_set": "dev",
+        "webhook_allow_private": True,
+    },
     "dev": {"log_level": "DEBUG", "log_format": "console", "drain_grace_s": 6.0, "drain_flush_s": 1.0, "policy_set": "dev"},
     "test": {"log_level": "INFO", "log_format": "json", "policy_set": "test"},
     "staging": {"log_level": "INFO", "log_format": "json", "policy_set": "prod", "price_unknown": "deny"},

@@ -111,6 +111,8 @@ KNOWN = frozenset(
         "WAIT_LIMIT_S",
         "WATCH_HEARTBEAT_S",
         "WATCH_MAX_AGE_S",
+        "WEBHOOK_ALLOW_PRIVATE",
+        "WEBHOOK_RETRIES_S",
         "WINDOW_TOKENS",
         "WINDOW_TURNS",
         "WRITE_TIMEOUT_S",

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import structlog
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
 
 from services.common.config import ConfigFile
 from services.common.errors import Overloaded
+from services.common.idempotency import IdempotencyStore
 from services.common.identity import Minter, Verifier
 from services.common.limits import parse_policies
 from services.common.rpc.addresses import Addresses
@@ -26,16 +28,22 @@ from services.orchestrator.adapters.notices import Notices
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.tools import ToolExecutor
+from services.orchestrator.adapters.webhook_http import HttpSender
+from services.orchestrator.adapters.webhook_store import ValkeyWebhooks
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
+from services.orchestrator.servicers.webhooks import WebhookServicer
 from services.orchestrator.settings import Settings
 from services.orchestrator.sweeper import Sweeper
 from services.orchestrator.turn.state import Services
 from services.orchestrator.watching import Watching
-from services.orchestrator.worker import Worker
+from services.orchestrator.webhooks.announcing import Announcing
+from services.orchestrator.webhooks.delivering import Delivering
+from services.orchestrator.webhooks.endpoints import Endpoints
+from services.orchestrator.worker import HAND_OVER_S, Worker
 
 # Watched threads are compared with the store this often: a lost notice delays a watcher by no more.
 RESYNC_S = 2.0
@@ -61,7 +69,11 @@ def build(settings: Settings) -> Service:
     listening = connect(settings.state_url, max_connections=2)
     notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
-    outbox = Outbox(store, services.memory, minter)
+    webhooks, sender, private = ValkeyWebhooks(client, owner, settings.state_replicas), HttpSender(), settings.webhook_allow_private
+    delivering = Delivering(webhooks, sender, settings.webhook_retries_s, private)
+    announcing = Announcing(store, webhooks, delivering.wake)
+    endpoints = Endpoints(webhooks, sender, IdempotencyStore(client), private)
+    outbox = Outbox(store, services.memory, minter, announcing)
     worker = Worker(settings, store, hub, agents, services, outbox, minter)
     sweeper = Sweeper(settings, store, worker, outbox)
     accepting = Accepting(settings, store, hub, worker, agents, policies)
@@ -92,17 +104,19 @@ def build(settings: Settings) -> Service:
         await notices.start()
         for name, loop in (
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
-            ("agents", agents.watch), ("policies", policies.watch), ("segments", mover.run),
+            ("agents", agents.watch), ("policies", policies.watch),
+            ("webhooks", delivering.run), ("webhook-tenants", announcing.watch), ("segments", mover.run),
         ):  # fmt: skip
             loops.start(name, loop)
 
     async def drain() -> None:
         hub.shut()
-        await worker.drain()
+        await asyncio.gather(worker.drain(), delivering.drain(settings.drain_grace_s - HAND_OVER_S))
 
     async def close() -> None:
         await worker.close()
         await loops.close()
+        await delivering.close()
         await notices.close()
         await dialer.close()
         await listening.aclose()
@@ -114,6 +128,7 @@ def build(settings: Settings) -> Service:
             partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store)),
             partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store)),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
+            partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
         ],
         {"state": store.ping, "llm_gateway": lambda: dialer.reachable("llm_gateway")},
         start=[start],

@@ -1,4 +1,4 @@
-"""What leaves a run after its end: the finished turn and explicit memories, to the memory service.
+"""What leaves a run after its end: the finished turn and explicit memories, to the memory service, and webhooks.
 
 The entry is written in the same step as the run's end, so that it is neither lost nor made twice; it is sent until it
 arrives, by whichever process holds its lease, under keys that make a second arrival harmless.
@@ -22,6 +22,7 @@ from services.orchestrator.ports import Memory
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.turn.finish import IMPORTANCE
+from services.orchestrator.webhooks.announcing import Announcing
 
 LEASE_S = 30.0
 CALL_S = 25.0
@@ -40,11 +41,13 @@ _sent = get_meter("bulkhead.orchestrator").create_counter(
 class Outbox:
     """Sends outbox entries."""
 
-    def __init__(self, store: RunStore, memory: Memory, minter: Minter) -> None:
-        self._store, self._memory, self._minter = store, memory, minter
+    def __init__(self, store: RunStore, memory: Memory, minter: Minter, announcing: Announcing) -> None:
+        self._store, self._memory, self._minter, self._announcing = store, memory, minter, announcing
 
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
+        # A memory service that is away is no reason for others not to hear of the run's end.
+        await self._announcing.announce(ref)
         claimed = await self._store.outbox_claim(ref, LEASE_S)
         if claimed is None:
             return False
@@ -71,6 +74,9 @@ class Outbox:
 
     async def settle(self, ref: RunRef) -> None:
         """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""
+        if not self._announcing.certainly_silent(ref.tenant):
+            await self._store.release_slot(ref)
+            await self._announcing.announce(ref)
         await self._store.settle(ref)
 
     async def _send(self, ref: RunRef, entry: Mapping[str, Any]) -> None:

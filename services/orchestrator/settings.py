@@ -1,5 +1,6 @@
 """Settings of the orchestrator."""
 
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -8,6 +9,10 @@ from pydantic import Field
 from services.common.settings import Port, PositiveSeconds, ServiceSettings
 
 DEFAULT_CONFIG = Path("k8s/environments/local/config")
+# The example of the Standard Webhooks specification, but for the last, so that all of it ends within three days.
+_MINUTE, _HOUR = 60.0, 3600.0
+WEBHOOK_RETRIES_S = (5.0, 5 * _MINUTE, 30 * _MINUTE, 2 * _HOUR, 5 * _HOUR, 10 * _HOUR, 14 * _HOUR, 20 * _HOUR, 20 * _HOUR)
+MOST_WEBHOOK_RETRIES = 32
 
 
 class Settings(ServiceSettings):
@@ -41,6 +46,12 @@ class Settings(ServiceSettings):
     segments_after_s: PositiveSeconds = Field(
         300.0, description="Time after a run's end at which its log moves to the folder of segments, in seconds."
     )
+    webhook_allow_private: bool = Field(
+        False, description="Lets webhooks go to private addresses and over plain http; for development only."
+    )
+    webhook_retries_s: tuple[float, ...] = Field(
+        WEBHOOK_RETRIES_S, description="Longest waits before each further try to deliver a webhook, in seconds, as a JSON list."
+    )
 
     def problems(self) -> list[str]:
         """Required settings, readable files, and a lease that outlives its heartbeats."""
@@ -50,4 +61,6 @@ class Settings(ServiceSettings):
         found += self.unreadable("identity_keys_file", "identity_signing_key_file", "config_dir")
         if self.heartbeat_s * 2 > self.lease_s:
             found.append("BULKHEAD_HEARTBEAT_S must be at most half of BULKHEAD_LEASE_S")
+        if len(self.webhook_retries_s) > MOST_WEBHOOK_RETRIES or not all(0 < wait_s < math.inf for wait_s in self.webhook_retries_s):
+            found.append(f"BULKHEAD_WEBHOOK_RETRIES_S must be at most {MOST_WEBHOOK_RETRIES} positive numbers")
         return found

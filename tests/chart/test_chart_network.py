@@ -76,7 +76,7 @@ def test_only_those_who_need_it_reach_the_internet_and_never_a_private_range(pol
             for peer in rule["to"]:
                 if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0":
                     open_to_world[app] = (peer["ipBlock"]["except"], rule["ports"])
-    assert set(open_to_world) == {"llm-gateway", "tool-executor"}
+    assert set(open_to_world) == {"llm-gateway", "tool-executor", "orchestrator"}
     for excepted, ports in open_to_world.values():
         # 169.254.169.254 hands out a node's cloud credentials.
         assert {"10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"} <= set(excepted)

@@ -10,5 +10,5 @@ requiredStores: [state]
 optionalStores: []
 configFiles: [agents.yaml, policies.yaml]
 prompts: true
-internet: false
+internet: true
 {{- end }}

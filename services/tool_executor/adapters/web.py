@@ -5,7 +5,6 @@ allow-list names the host with `private: true`.
 """
 
 import asyncio
-import ipaddress
 import socket
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from services.common.public_address import is_public
 from services.tool_executor.adapters.http_status import failure_of
 from services.tool_executor.failures import ToolFailure
 from services.tool_executor.ports import Allowed, Page
@@ -23,21 +23,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_REDIRECTS = 5
 MAX_URL = 4096
 USER_AGENT = "Bulkhead/1.0 (http_fetch)"
-# NAT64, 6to4 and Teredo reach IPv4 addresses under a public IPv6 one.
-_CARRIERS = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif ip.is_reserved or ip.is_site_local or any(ip in network for network in _CARRIERS):
-            # Reserved are also the old forms that carry an IPv4 address, as ::127.0.0.1.
-            return False
-    return ip.is_global and not ip.is_multicast
 
 
 class _Pinned(AbstractResolver):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bulkhead.llm.v1 import llm_pb2
 from bulkhead.memory.v1 import memory_pb2
-from bulkhead.orchestrator.v1 import orchestrator_pb2
+from bulkhead.orchestrator.v1 import orchestrator_pb2, webhooks_pb2
 from bulkhead.tools.v1 import tools_pb2
 
 from services.common import edges
@@ -159,7 +159,7 @@ def test_the_generated_code_is_what_the_protos_say():
 
 def rpcs() -> set[str]:
     """Full paths of all declared RPCs."""
-    files = (orchestrator_pb2, llm_pb2, tools_pb2, memory_pb2)
+    files = (orchestrator_pb2, webhooks_pb2, llm_pb2, tools_pb2, memory_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     return {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.tool_executor.adapters.web import OpenWeb, is_public
+from services.common.public_address import is_public
+from services.tool_executor.adapters.web import OpenWeb
 from services.tool_executor.builtin.http_fetch import Host, HttpFetchOptions
 from services.tool_executor.builtin.page_text import text_of_html
 from services.tool_executor.failures import ToolFailure

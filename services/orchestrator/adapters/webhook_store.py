@@ -1,0 +1,177 @@
+"""Webhooks in Valkey. Functions of a library of their own; one call is one atomic step under one hash tag."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import redis.asyncio as redis
+
+from services.common.valkey import Library
+from services.orchestrator.adapters.decode import text
+from services.orchestrator.adapters.store_base import LUA, StoreBase
+from services.orchestrator.adapters.store_keys import quoted
+from services.orchestrator.webhooks.records import (
+    Attempt,
+    Delivery,
+    DeliveryRef,
+    Due,
+    Endpoint,
+    Message,
+    Taken,
+    decode_attempt,
+    encode_attempt,
+)  # fmt: skip
+
+# Messages outlive their last try by a day, so that they can be sent again.
+KEPT = timedelta(days=4)
+MOST_LOG_ENTRIES = 1_000
+MOST_TRIES_KEPT = 32
+DUE = "wh:{wh0}:due"
+TENANTS = "wh:{wh0}:tenants"
+
+
+class ValkeyWebhooks(StoreBase):
+    """WebhookStore on Valkey."""
+
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
+        """As StoreBase; `instance` proves that a try is this process's."""
+        super().__init__(client, instance, replicas)
+        self._library = Library(client, LUA / "webhook.lua")
+
+    async def now_ms(self) -> int:
+        """As WebhookStore.now_ms."""
+        seconds, micros = await self._ask(self._client.time())
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def enlist(self, tenant: str) -> bool:
+        """As WebhookStore.enlist."""
+        return bool(await self._ask(self._client.sadd(TENANTS, tenant)))
+
+    async def enlisted(self, tenant: str) -> bool:
+        """As WebhookStore.enlisted."""
+        return bool(await self._ask(self._client.sismember(TENANTS, tenant)))
+
+    async def tenants(self, known: int) -> list[str] | None:
+        """As WebhookStore.tenants."""
+        if int(await self._ask(self._client.scard(TENANTS))) == known:
+            return None
+        return [text(tenant) for tenant in await self._ask(self._client.smembers(TENANTS))]
+
+    async def endpoints(self, tenant: str) -> list[Endpoint]:
+        """As WebhookStore.endpoints."""
+        found = [Endpoint.decode(raw) for raw in await self._ask(self._client.hvals(_endpoints_key(tenant)))]
+        return sorted(found, key=lambda endpoint: (endpoint.created_ms, endpoint.endpoint_id))
+
+    async def endpoint(self, tenant: str, endpoint_id: str) -> Endpoint | None:
+        """As WebhookStore.endpoint."""
+        raw = await self._ask(self._client.hget(_endpoints_key(tenant), endpoint_id))
+        return Endpoint.decode(raw) if raw else None
+
+    async def add(self, tenant: str, endpoint: Endpoint, most: int) -> bool:
+        """As WebhookStore.add."""
+        return bool(await self._durable("webhook_add_v1", [_endpoints_key(tenant)], [endpoint.endpoint_id, endpoint.encode(), most]))
+
+    async def replace(self, tenant: str, before: Endpoint, after: Endpoint) -> bool:
+        """As WebhookStore.replace."""
+        args = [before.endpoint_id, before.raw, after.encode()]
+        return bool(await self._durable("webhook_replace_v1", [_endpoints_key(tenant)], args))
+
+    async def remove(self, tenant: str, endpoint_id: str) -> bool:
+        """As WebhookStore.remove."""
+        keys = [_endpoints_key(tenant), _log_key(tenant, endpoint_id)]
+        return bool(await self._durable("webhook_remove_v1", keys, [endpoint_id]))
+
+    async def fan_out(self, tenant: str, message: Message, endpoint_ids: Sequence[str]) -> bool:
+        """As WebhookStore.fan_out."""
+        keys = [_message_key(tenant, message.message_id), f"{_prefix(tenant)}:hook-n"]
+        for endpoint_id in endpoint_ids:
+            keys += [_delivery_key(DeliveryRef(tenant, message.message_id, endpoint_id)), _log_key(tenant, endpoint_id)]
+        args = [message.message_id, message.event_type, message.run_id, message.body, _kept_ms(), MOST_LOG_ENTRIES, *endpoint_ids]
+        return bool(await self._durable("webhook_fan_out_v1", keys, args))
+
+    async def note(self, refs: Sequence[DeliveryRef], wait_s: float) -> None:
+        """As WebhookStore.note."""
+        await self._ask(self._library.batched("webhook_note_v1", [DUE], [int(wait_s * 1000), *(ref.encode() for ref in refs)]))
+
+    async def due(self, most: int, again_in_s: float) -> list[Due]:
+        """As WebhookStore.due."""
+        at, found = await self._ask(self._library.batched("webhook_due_v1", [DUE], [most, int(again_in_s * 1000)]))
+        return [Due(DeliveryRef.decode(text(reference)), int(at)) for reference in found]
+
+    async def leave(self, due: Due, wait_s: float | None) -> None:
+        """As WebhookStore.leave."""
+        args = [due.ref.encode(), due.at_ms, "" if wait_s is None else int(wait_s * 1000)]
+        await self._ask(self._library.batched("webhook_leave_v1", [DUE], args))
+
+    async def take(self, ref: DeliveryRef, lease_s: float) -> Taken:
+        """As WebhookStore.take."""
+        keys = [_delivery_key(ref), _message_key(ref.tenant, ref.message_id), _endpoints_key(ref.tenant)]
+        args = [ref.endpoint_id, self._instance, int(lease_s * 1000)]
+        verdict, *rest = await self._ask(self._library.batched("webhook_take_v1", keys, args))
+        verdict = text(verdict)
+        if verdict != "taken":
+            return Taken(verdict, int(rest[0]) / 1000 if rest else 0.0)
+        _, endpoint, body, attempt, round_attempt, age_ms, now_ms = rest
+        return Taken(
+            verdict, 0.0, Endpoint.decode(endpoint), body, int(attempt), int(round_attempt), int(age_ms) / 1000, int(now_ms)
+        )  # fmt: skip
+
+    async def record(self, ref: DeliveryRef, number: int, attempt: Attempt | None, status: str, wait_s: float) -> bool:
+        """As WebhookStore.record."""
+        tried = encode_attempt(attempt) if attempt is not None else b""
+        args = [self._instance, number, tried, status, int(wait_s * 1000), MOST_TRIES_KEPT]
+        return bool(await self._ask(self._library.batched("webhook_record_v1", [_delivery_key(ref)], args)))
+
+    async def delivery(self, ref: DeliveryRef) -> Delivery | None:
+        """As WebhookStore.delivery."""
+        return _delivery(ref, await self._ask(self._client.hgetall(_delivery_key(ref))))
+
+    async def deliveries(self, tenant: str, endpoint_id: str, before: int, size: int) -> list[tuple[Delivery | None, int]]:
+        """As WebhookStore.deliveries."""
+        top = f"({before}" if before else "+inf"
+        key = _log_key(tenant, endpoint_id)
+        found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
+        refs = [DeliveryRef(tenant, text(message_id), endpoint_id) for message_id, _ in found]
+        pipeline = self._client.pipeline(transaction=False)
+        for ref in refs:
+            pipeline.hgetall(_delivery_key(ref))
+        records = await self._ask(pipeline.execute()) if refs else []
+        return [(_delivery(ref, fields), int(score)) for ref, fields, (_, score) in zip(refs, records, found, strict=True)]
+
+    async def again(self, ref: DeliveryRef) -> bool:
+        """As WebhookStore.again."""
+        keys = [_delivery_key(ref), _message_key(ref.tenant, ref.message_id)]
+        return bool(await self._durable("webhook_again_v1", keys, [_kept_ms()]))
+
+
+def _prefix(tenant: str) -> str:
+    return f"tn:{{{quoted(tenant)}}}"
+
+
+def _endpoints_key(tenant: str) -> str:
+    return f"{_prefix(tenant)}:hooks"
+
+
+def _message_key(tenant: str, message_id: str) -> str:
+    return f"{_prefix(tenant)}:hook-message:{message_id}"
+
+
+def _delivery_key(ref: DeliveryRef) -> str:
+    return f"{_prefix(ref.tenant)}:hook-delivery:{ref.message_id}/{ref.endpoint_id}"
+
+
+def _log_key(tenant: str, endpoint_id: str) -> str:
+    return f"{_prefix(tenant)}:hook-log:{endpoint_id}"
+
+
+def _kept_ms() -> int:
+    return int(KEPT.total_seconds() * 1000)
+
+
+def _delivery(ref: DeliveryRef, fields: Mapping[bytes, bytes]) -> Delivery | None:
+    if b"status" not in fields:
+        return None
+    tries = {int(name[4:]): value for name, value in fields.items() if name.startswith(b"try:")}
+    return Delivery(
+        ref, fields[b"type"].decode(), fields[b"run"].decode(), fields[b"status"].decode(), int(fields[b"created_ms"]),
+        int(fields[b"next_ms"]), int(fields[b"attempts"]), tuple(decode_attempt(tries[number]) for number in sorted(tries)),
+    )  # fmt: skip
