@@ -69,9 +69,9 @@ class Interleaving:
 
     def __init__(self, backend: Backend) -> None:
         thread_id = uuid.uuid4().hex
-        self.backend, self.store = backend, backend.process("watcher")
         self.refs = [RunRef("acme", thread_id, uuid.uuid4().hex) for _ in range(2)]
         self.processes = [Process(backend.process(name), self._meanwhile) for name in ("one", "two")]
+        self.move(backend)
         self.cancelled: set[RunRef] = set()
         self.accepted: set[RunRef] = set()
         self.lost: set[RunRef] = set()
@@ -79,6 +79,12 @@ class Interleaving:
         self.checkpoints: dict[RunRef, tuple[dict[str, Any], list[bytes]]] = {}
         self.seen: list[Event] = []
         self._left = iter(())
+
+    def move(self, backend: Backend) -> None:
+        """Goes on over another way to the same store; the processes keep what they believe."""
+        self.backend, self.store = backend, backend.process("watcher")
+        for name, process in zip(("one", "two"), self.processes, strict=True):
+            process.store = backend.process(name)
 
     async def play(self, actions: Iterable[Action], *, watched: bool = True) -> None:
         """Does all of it. `watched`: the promises are looked at after each action and not only after the last. Raises Broken."""
