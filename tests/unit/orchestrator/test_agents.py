@@ -1,5 +1,7 @@
 """agents.yaml: every problem at once, versions, prompts, reload."""
 
+from typing import get_args
+
 import orjson
 import pytest
 import yaml
@@ -10,10 +12,11 @@ from services.common.errors import NotFound
 from services.common.limits import TierPolicy
 from services.common.settings import StartRefused
 from services.orchestrator.accepting import bounded
-from services.orchestrator.agents import AgentCatalog, AgentDefinition, parse_agents
+from services.orchestrator.agents import AgentCatalog, AgentDefinition, Strategy, parse_agents
 from services.orchestrator.app import build
 from services.orchestrator.records import Limits
 from services.orchestrator.settings import Settings
+from services.orchestrator.turn.strategy import STRATEGIES
 
 SHIPPED = testing.ROOT / "k8s/environments/local/config"
 GOOD = """
@@ -60,6 +63,19 @@ def test_the_current_version_serves_and_the_others_stay_known(folder):
 def test_a_definition_survives_being_stored(folder):
     agent = parse(folder, GOOD).get("one")
     assert AgentDefinition.decode(agent.encode()) == agent
+
+
+def test_the_documented_agent_is_valid_and_every_field_is_documented():
+    text = (testing.ROOT / "docs/agents.md").read_text()
+    example = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    definition = parse_agents(example, SHIPPED / "prompts").get("")
+    assert (definition.strategy, definition.loop_guard.repeats, definition.limits.max_total_tokens) == ("plan_execute", 4, 200_000)
+    fields = {*AgentDefinition.model_fields, *type(definition.limits).model_fields, *type(definition.loop_guard).model_fields}
+    assert not [name for name in fields - {"name", "version"} if f"`{name}" not in text and f"{name}:" not in text]
+
+
+def test_every_strategy_that_an_agent_may_name_is_there():
+    assert get_args(Strategy) == tuple(STRATEGIES)
 
 
 def test_what_came_later_is_left_out_of_a_definition_that_does_not_use_it(folder):
