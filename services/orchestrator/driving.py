@@ -22,7 +22,7 @@ from services.orchestrator.records import Claim, Fenced, RunRecord, RunRef, Term
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn import finish
-from services.orchestrator.turn.execute_tools import report_cancelled
+from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunStopped, Services, Turn, TurnState
 from services.orchestrator.writer import RunWriter
@@ -139,7 +139,7 @@ class Driver:
             return Left("lost")
         try:
             if terminal is None and owned.why == "cancel":
-                report_cancelled(turn)
+                report_unfinished(turn, "cancelled")
                 terminal = finish.cancel(turn)
             if terminal is None:
                 await writer.release(turn.snapshot())

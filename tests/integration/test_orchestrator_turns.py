@@ -178,6 +178,18 @@ async def test_the_deadline_is_active_time_and_reaches_the_leaf(client, behind):
     assert 0.4 < waited < 30
 
 
+async def test_what_is_at_work_when_the_time_is_over_is_told(client, behind):
+    behind.tools.gate.close()
+    limits = pb.RunLimits()
+    limits.deadline.FromMilliseconds(800)
+    run = await client.start(MAIL, limits=limits)
+    assert (await client.wait(run.run_id)).error.reason == "DEADLINE_EXCEEDED"
+    behind.tools.gate.open()
+    events = await client.log(run.run_id)
+    assert types(events)[-2:] == ["tool_call_failed", "run_failed"]
+    assert data_of(events[-2])["error"]["code"] == "tool_outcome_unknown"
+
+
 async def test_context_of_the_request_travels_with_the_run(client, behind):
     run = await client.start(f"{SUM}\n{MAIL}", canary=True, agent="helper", thread_id="t1")
     await client.wait(run.run_id)

@@ -160,12 +160,12 @@ class World:
         while not self.journal.terminals:
             self.owners += 1
             assert self.owners < MOST_OWNERS, "the run never ends"
-            await asyncio.gather(asyncio.create_task(self._owner()), return_exceptions=False)
+            await asyncio.create_task(self._owner())
 
     async def _owner(self) -> None:
-        turn, task = self.turn(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
-        turn.writer._on_lost = task.cancel
+        turn = self.turn(task.cancel)
         try:
             terminal = await run_turn(turn, self.leaving)
             if terminal is None:
@@ -176,8 +176,8 @@ class World:
             task.uncancel()
         await turn.writer.settled()
 
-    def turn(self) -> Turn:
-        """What the next owner takes up."""
+    def turn(self, on_lost: Callable[[], Any] = lambda: None) -> Turn:
+        """What the next owner takes up; `on_lost` as of RunWriter."""
         journal = self.journal
         journal.epoch += 1
         spec = RunSpec("t", self.agent.name, "1", "d", [{"role": "user", "text": "go"}], self.limits, {})
@@ -185,7 +185,7 @@ class World:
         store: Any = journal
         hub: Any = Watchers()
         world: Any = self
-        writer = RunWriter(store, hub, REF, journal.epoch, self.owners, trace_id="", batch_s=0.01, patience_s=1.0, on_lost=lambda: None)
+        writer = RunWriter(store, hub, REF, journal.epoch, self.owners, trace_id="", batch_s=0.01, patience_s=1.0, on_lost=on_lost)
         messages = [Message.decode(raw) for raw in journal.messages]
         return Turn(REF, spec, self.agent, state, messages, writer, Services(world, world, world), PRINCIPAL, lambda: "token")
 

@@ -210,9 +210,12 @@ def end_step(turn: Turn) -> None:
     turn.writer.emit("step_started", {"step": state.step + 1})
 
 
-def report_cancelled(turn: Turn) -> None:
-    """Tells of the calls at work at a cancel, also those of an owner that was lost: nobody waits for them any more."""
+def report_unfinished(turn: Turn, how: str) -> None:
+    """Tells of the calls at work at the run's end, also those of an owner that was lost: nobody waits for them any more.
+
+    `how` it ends: cancelled or stopped.
+    """
     for call in turn.state.pending:
         if call.started:
-            error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": "The run was cancelled while this call was at work."}
+            error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": f"The run was {how} while this call was at work."}
             turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from services.orchestrator.records import Terminal
 from services.orchestrator.turn import finish
+from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.state import RunStopped, Turn
 from services.orchestrator.turn.strategy import strategy_of
 
@@ -21,5 +22,6 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
                 return terminal
             resumed = False
     except RunStopped as stopped:
+        report_unfinished(turn, "stopped")
         return finish.fail(turn, stopped)
     return None

@@ -11,7 +11,7 @@ from services.orchestrator.agents import LoopGuard
 from services.orchestrator.ports import ToolOutcome
 from services.orchestrator.records import Limits
 from services.orchestrator.testing.turn_world import Journal, World, agent, notes, steps_before
-from services.orchestrator.turn.execute_tools import report_cancelled
+from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.plan_tools import startable
 from services.orchestrator.turn.state import PendingCall, TurnState
 
@@ -31,7 +31,7 @@ def endless(names, heeds=True):
 names_of_a_step = st.lists(st.sampled_from(["look", "mail"]), min_size=1, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     steps=st.lists(names_of_a_step, max_size=5),
     lost_at=st.dictionaries(st.integers(1, 30), st.booleans(), max_size=6),
@@ -64,7 +64,7 @@ def test_whoever_is_lost_and_when_every_call_is_made_once_in_its_order(steps, lo
 limits = st.builds(Limits, st.just(0.0), *[st.integers(0, most) for most in (6, 9, 60, 120)])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     bounds=limits.filter(lambda each: any((each.max_steps, each.max_tool_calls, each.max_cost_microusd, each.max_total_tokens))),
     names=names_of_a_step, heeds=st.booleans(), used=st.lists(st.integers(1, 30), min_size=1, max_size=4),
@@ -174,7 +174,7 @@ def test_a_cancel_tells_of_what_another_owner_had_at_work_and_not_of_what_waits(
 
     async def cancelled():
         turn = world.turn()
-        report_cancelled(turn)
+        report_unfinished(turn, "cancelled")
         await turn.writer.flush()
 
     asyncio.run(cancelled())
@@ -218,9 +218,17 @@ def test_a_checkpoint_of_the_version_before_is_gone_on_with():
     for name in ("spent", "guard"):
         del old[name]
     old["pending"] = [[0, "x", "mail", "1", "{}", False, 1.0]]
+    assert "marks" not in old
     state = TurnState.decode(old)
     assert state.pending == [PendingCall(0, "x", "mail", "1", "{}", False, 1.0, started=True, alone=False, over=False)]
     assert (state.spent, state.asked, state.warned_step) == ((0, 0), {}, 0)
+
+
+def test_what_the_version_before_reads_of_a_checkpoint_is_as_it_was():
+    call = PendingCall(0, "x", "mail", "1", "{}", False, 1.0, started=False, alone=True, over=True)
+    stored = orjson.loads(TurnState(phase="tools", pending=[call]).encode())
+    assert stored["pending"] == [[0, "x", "mail", "1", "{}", False, 1.0]]
+    assert TurnState.decode(stored).pending == [call]
 
 
 # --- plan_execute ---

@@ -1,5 +1,7 @@
 """The pure parts of a turn: citations, explicit memories, checkpoints, stored forms."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
@@ -66,5 +68,9 @@ def test_specifications_and_references_come_back_as_they_were():
     spec = RunSpec("t", "a", "1", "d", [{"role": "user", "text": "x"}], Limits(1.5, 2, 3, 4), {"tenant": "x"}, trace={"traceparent": "y"})
     stored = {**spec.as_dict(), "from_a_later_version": 1}
     assert RunSpec.from_dict(orjson.loads(orjson.dumps(stored))) == spec
+    bounded = replace(spec, limits=Limits(1.5, 2, 3, 4, 5))
+    # The version before takes the list as all there is.
+    assert bounded.as_dict()["limits"] == [1.5, 2, 3, 4]
+    assert RunSpec.from_dict(orjson.loads(orjson.dumps(bounded.as_dict()))) == bounded
     ref = RunRef("a/b {c}|ü", "t:1", "r.2")
     assert RunRef.decode(ref.encode()) == ref
