@@ -299,7 +299,7 @@ class Accepting:
         record = await self._store.run(ref)
         if record is not None and status == "queued" and not written.first_seq:
             # Handed back and not taken yet: whoever takes it will find the cancel.
-            await self._store.wake(ref, record.track, record.created_ms, schedule=record.spec.schedule)
+            await self._store.wake(ref, record.track, record.since_ms, schedule=record.spec.schedule)
         return record
 
 

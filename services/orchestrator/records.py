@@ -146,6 +146,11 @@ class RunRecord:
     provisional_from: int
 
     @property
+    def since_ms(self) -> int:
+        """Its age in the queue; a run that was at work before goes first."""
+        return 0 if self.attempt else self.created_ms
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in ENDED

@@ -126,7 +126,7 @@ class RunStore(Protocol):
         ...
 
     async def schedule(self, ref: RunRef) -> tuple[str, int, Schedule]:
-        """(track, created ms, schedule) of a run, for whoever wakes it."""
+        """(track, since ms, schedule) of a run, for whoever wakes it; `since` as of RunRecord."""
         ...
 
     async def place(self, record: RunRecord, tenant: str) -> Place:

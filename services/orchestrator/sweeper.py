@@ -62,11 +62,11 @@ class Sweeper:
             await asyncio.sleep(self._settings.sweep_s * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _look(self, ref: RunRef) -> None:
-        state, lease_left_ms, track, alone_ms, schema, created_ms, _ = await self._store.inspect(ref)
+        state, lease_left_ms, track, alone_ms, schema, _, _ = await self._store.inspect(ref)
         if state == "owned":
             await self._store.note(ref, lease_left_ms / 1000 + LEASE_MARGIN_S)
         elif state == "free":
-            await self._offer(ref, track, alone_ms, schema, created_ms)
+            await self._offer(ref, track, alone_ms, schema)
         elif state == "held":
             await self._hold(ref)
         elif state == "ended":
@@ -102,7 +102,7 @@ class Sweeper:
         else:
             await self._store.note(ref, HELD_LOOK_S)
 
-    async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int, created_ms: int) -> None:
+    async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int) -> None:
         own = self._settings.track
         if self._worker.owns(ref) or schema > SCHEMA_VERSION:
             # Ours although its lease ran out: the store was away, and the next heartbeat says how it stands.
@@ -110,5 +110,5 @@ class Sweeper:
         if track != own and alone_ms > self._settings.other_track_after_s * 1000:
             track = own
         _repairs.add(1, {"state": "offered"})
-        _, _, schedule = await self._store.schedule(ref)
-        await self._store.wake(ref, track, created_ms, schedule=schedule)
+        _, since_ms, schedule = await self._store.schedule(ref)
+        await self._store.wake(ref, track, since_ms, schedule=schedule)

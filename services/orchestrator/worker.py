@@ -23,8 +23,8 @@ from services.orchestrator.turn.state import Services
 # Left of the drain's grace to hand a run over whose step did not end in time.
 HAND_OVER_S = 1.0
 CLAIM_WAIT_S = 1.0
-# A wake-up that is put back goes first in its tenant and costs the tenant no turn.
-PUT_BACK = Schedule(priority=10, weight=1000)
+# The tenant of a wake-up that is put back has been served nothing.
+NO_TURN = 1000
 STORE_AWAY_WAIT_S = 0.3
 log = structlog.get_logger("bulkhead.worker")
 _meter = get_meter("bulkhead.orchestrator")
@@ -123,14 +123,18 @@ class Worker:
                 if ref is not None and not self.take(ref):
                     # Popped on the way out, or room that was taken meanwhile: nobody should have to wait for the sweeper.
                     self._clear = False
-                    await self.store.wake(ref, self.settings.track, 0, schedule=PUT_BACK)
+                    await self._put_back(ref)
             except Overloaded:
                 await asyncio.sleep(STORE_AWAY_WAIT_S)
 
-    async def wake(self, ref: RunRef, track: str, created_ms: int, schedule: Schedule) -> None:
+    async def _put_back(self, ref: RunRef) -> None:
+        _, since_ms, schedule = await self.store.schedule(ref)
+        await self.store.wake(ref, self.settings.track, since_ms, schedule=schedule._replace(weight=NO_TURN))
+
+    async def wake(self, ref: RunRef, track: str, since_ms: int, schedule: Schedule) -> None:
         """Has somebody of `track` take the run: this process where it can and nobody waits for it, else whoever's turn it is."""
         if track != self.settings.track or ref in self.owned or not self._clear or not self.take(ref):
-            await self.store.wake(ref, track, created_ms, schedule=schedule)
+            await self.store.wake(ref, track, since_ms, schedule=schedule)
 
     def admitted(self, refs: Sequence[RunRef]) -> None:
         """Starts runs that got a slot; what fails here the sweeper does."""

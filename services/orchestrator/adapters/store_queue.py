@@ -97,20 +97,20 @@ class QueueStore(StoreBase):
 
     async def schedule(self, ref: RunRef) -> tuple[str, int, Schedule]:
         """As RunStore.schedule."""
-        track, created, schedule = await self._ask(self._library.batched("run_schedule_v1", [thread_keys(ref)[2]], []))
-        return text(track), int(created), Schedule.decode(text(schedule))
+        track, since_ms, schedule = await self._ask(self._library.batched("run_schedule_v1", [thread_keys(ref)[2]], []))
+        return text(track), int(since_ms), Schedule.decode(text(schedule))
 
     async def place(self, record: RunRecord, tenant: str) -> Place:
         """As RunStore.place."""
         ref = RunRef(tenant, record.spec.thread_id, record.run_id)
         _, queue, _, delayed, pace = waiting_keys(tenant)
         ready = ready_keys(record.track)[:2]
-        schedule = record.spec.schedule
+        rank = _rank(record.spec.schedule, record.since_ms)
         of_tenant = self._ask(self._library.batched("tenant_place_v1", [queue, delayed, pace], [ref.run_id, ref.thread_id]))
-        of_track = self._ask(self._library.batched("work_place_v1", ready, [ref.encode(), _rank(schedule, record.created_ms)]))
-        (_, rank, pace_ms), (offered, before) = await asyncio.gather(of_tenant, of_track)
-        if int(rank):
-            return Place(int(offered) + int(rank), int(rank) * int(pace_ms))
+        of_track = self._ask(self._library.batched("work_place_v1", ready, [ref.encode(), rank]))
+        (_, queued, pace_ms), (offered, before) = await asyncio.gather(of_tenant, of_track)
+        if int(queued):
+            return Place(int(offered) + int(queued), int(queued) * int(pace_ms))
         return Place(int(before) + 1)
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:

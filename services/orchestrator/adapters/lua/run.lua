@@ -151,10 +151,10 @@ local function inspect(keys, args)
   return {state, tonumber(run[2]) - now, run[3], now - tonumber(alone_since), tonumber(run[5]), tonumber(run[6]), head}
 end
 
--- KEYS: run. Answers {track, created ms, schedule}.
+-- KEYS: run. Answers {track, ms since which it waits (0: it was at work before, and goes first), schedule}.
 local function schedule(keys, args)
-  local run = redis.call('HMGET', keys[1], 'track', 'created_ms', 'schedule')
-  return {run[1] or '', tonumber(run[2] or '0'), run[3] or ''}
+  local run = redis.call('HMGET', keys[1], 'track', 'created_ms', 'schedule', 'attempt')
+  return {run[1] or '', run[4] == '0' and tonumber(run[2]) or 0, run[3] or ''}
 end
 
 -- KEYS: run, pending. ARGV: run id. A held run takes its place in the line of its thread; again changes nothing.

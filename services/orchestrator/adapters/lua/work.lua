@@ -68,7 +68,11 @@ local function following(keys, args)
   adopt(keys[1], keys[2], keys[3])
   local popped = redis.call('ZPOPMIN', keys[1])
   local reference = popped[1]
-  if not reference then return false end
+  if not reference then
+    -- What is left in it was popped by somebody who knows no order.
+    redis.call('DEL', keys[2])
+    return false
+  end
   local turn = tonumber(popped[2])
   if turn > tonumber(redis.call('HGET', keys[3], 'now') or '0') and turn < DATE then redis.call('HSET', keys[3], 'now', popped[2]) end
   local tenant = tenant_of(reference)

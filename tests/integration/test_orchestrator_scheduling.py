@@ -1,0 +1,134 @@
+"""Runs that wait, as callers see them: a queue with places, starts that lie ahead, priorities."""
+
+import time
+
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common import testing
+from services.common.errors import InvalidInput, QuotaExceeded
+from services.orchestrator.testing.fakes import fakes
+from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
+
+OK, QUEUED, RUNNING, CANCELLED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED, pb.RUN_STATUS_RUNNING, pb.RUN_STATUS_CANCELLED
+POLICIES = "sets: {test: {free: {concurrent_runs: 1, queued_runs: 2, delayed_runs: 1}, enterprise: {}}}"
+
+
+@pytest.fixture
+async def behind(identities):
+    async with fakes(identities) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(identities, behind, state_url, tmp_path):
+    config = write_config(tmp_path / "config")
+    (config / "policies.yaml").write_text(POLICIES)
+    return settings_for(identities, behind, state_url, config)
+
+
+@pytest.fixture
+def caller(identities, settings):
+    return lambda: served(settings, identities, testing.principal_of(tier="free"))
+
+
+def ahead(seconds):
+    at = Timestamp()
+    at.FromMilliseconds(int((time.time() + seconds) * 1000))
+    return at
+
+
+async def test_runs_beyond_the_limit_wait_with_a_place_and_start_in_turn(caller, behind):
+    async with caller() as client:
+        behind.models.gate.close()
+        first = await client.start("say one and more")
+        second = await client.start("say two and more")
+        urgent = await client.start("say three and more", priority=5)
+        assert (first.status, second.status, urgent.status) == (RUNNING, QUEUED, QUEUED)
+        assert [run.queue_position for run in (first, second, urgent)] == [0, 1, 1]
+        assert (await client.get(second.run_id)).queue_position == 2
+        with pytest.raises(QuotaExceeded) as caught:
+            await client.start("say four and more")
+        assert caught.value.metadata["policy"] == "queued_runs"
+        assert caught.value.retry_after_s >= 1.0
+        (queued,) = await client.log(second.run_id)
+        assert (queued.type, data_of(queued)["queue_position"]) == ("run_queued", 1)
+        behind.models.gate.open()
+        ended = [await client.wait(run.run_id) for run in (first, urgent, second)]
+        assert [run.status for run in ended] == [OK] * 3
+        starts = [run.started_at.ToMilliseconds() for run in ended]
+        assert starts == sorted(starts)
+        assert {run.queue_position for run in ended} == {0}
+        assert (await client.wait((await client.start("say five")).run_id)).output_text == "five"
+
+
+async def test_a_waiting_run_that_is_cancelled_gives_its_place_up(caller, behind):
+    async with caller() as client:
+        behind.models.gate.close()
+        first, second, third = [await client.start(f"say {word} and more") for word in ("one", "two", "three")]
+        assert (await client.cancel(second.run_id)).run.status == CANCELLED
+        assert (await client.get(third.run_id)).queue_position == 1
+        fourth = await client.start("say four and more")
+        assert fourth.queue_position == 2
+        behind.models.gate.open()
+        for run in (first, third, fourth):
+            assert (await client.wait(run.run_id)).status == OK
+
+
+async def test_a_delayed_run_starts_at_its_time_over_a_restart(caller):
+    async with caller() as client:
+        run = await client.start("say later", start_at=ahead(1.5))
+        assert (run.status, run.queue_position) == (QUEUED, 0)
+        with pytest.raises(QuotaExceeded) as caught:
+            await client.start("say later", start_at=ahead(60))
+        assert caught.value.metadata["policy"] == "delayed_runs"
+        now = await client.start("say now")
+        assert (await client.wait(now.run_id)).status == OK
+        assert (await client.get(run.run_id)).status == QUEUED
+    async with caller() as client:
+        ended = await client.wait(run.run_id)
+        assert (ended.status, ended.output_text) == (OK, "later")
+        assert ended.started_at.ToMilliseconds() >= ended.start_at.ToMilliseconds() == run.start_at.ToMilliseconds()
+        assert types(await client.log(run.run_id))[:2] == ["run_queued", "run_started"]
+
+
+async def test_a_delayed_run_is_cancelled_at_once_and_one_of_the_past_starts_at_once(caller):
+    async with caller() as client:
+        run = await client.start("say later", start_at=ahead(3600))
+        cancelled = (await client.cancel(run.run_id)).run
+        assert (cancelled.status, cancelled.attempt) == (CANCELLED, 0)
+        assert types(await client.log(run.run_id)) == ["run_queued", "run_cancelled"]
+        past = await client.start("say now", start_at=ahead(-3600))
+        assert past.status == RUNNING
+        assert (await client.wait(past.run_id)).status == OK
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("priority", 11), ("priority", -11), ("start_at", ahead(400 * 86_400))],
+)
+async def test_priorities_and_starts_out_of_bounds_are_refused(caller, field, value):
+    async with caller() as client:
+        with pytest.raises(InvalidInput) as caught:
+            await client.start("say hi", **{field: value})
+        assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_a_run_does_not_slip_past_those_that_wait_for_the_same_room(identities, behind, state_url, settings):
+    small = settings.model_copy(update={"max_active_runs": 1})
+    async with served(small, identities, testing.principal_of(tier="enterprise")) as client:
+        behind.models.gate.close()
+        first = await client.start("say zero and more")
+        waiting = [await client.start(f"say {word} and more") for word in ("one", "two", "three")]
+        assert [run.status for run in (first, *waiting)] == [RUNNING, *[QUEUED] * 3]
+
+        async def in_line():
+            return [(await client.get(run.run_id)).queue_position for run in waiting] == [1, 2, 3]
+
+        await testing.eventually_async(in_line, "what a full replica took by mistake is back in its place")
+        behind.models.gate.open()
+        late = [await client.start("say late and more") for _ in range(5)]
+        ended = [await client.wait(run.run_id) for run in (first, *waiting, *late)]
+        starts = [run.started_at.ToMilliseconds() for run in ended]
+        assert starts == sorted(starts)
