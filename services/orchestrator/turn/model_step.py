@@ -93,13 +93,15 @@ async def _stream(turn: Turn, asked: Asked) -> ModelFinished:
     continues = bool(shown) and turn.agent.continues_prefix
     if continues:
         messages.append(Message("assistant", shown))
+    # A second owner of a step may ask for something else than the first: for the rest of an answer, or knowing that time is short.
+    # Under the key of the first that would be refused.
+    key = f"{turn.ref.run_id}/{step}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if continues else "")
     call = ModelCall(
         model=turn.agent.model, messages=messages, tools=asked.tools,
         temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
         max_tokens=limits.most_output(turn, turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens),
         run_id=turn.ref.run_id, thread_id=turn.ref.thread_id,
-        # That time is short may be found by the second owner of a step alone, which asks for something else then.
-        key=f"{turn.ref.run_id}/{step}/noted" if asked.notes else f"{turn.ref.run_id}/{step}",
+        key=key,
     )  # fmt: skip
     said = shown if continues else ""
     async with aclosing(turn.services.models.stream(call)) as stream:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.orchestrator.agents import LoopGuard
-from services.orchestrator.ports import ToolOutcome
+from services.orchestrator.ports import Message, ToolOutcome
 from services.orchestrator.records import Limits
 from services.orchestrator.testing.turn_world import Journal, World, agent, notes, steps_before
 from services.orchestrator.turn.execute_tools import report_unfinished
+from services.orchestrator.turn.model_step import Asked, model_step
 from services.orchestrator.turn.plan_tools import startable
 from services.orchestrator.turn.state import PendingCall, TurnState
 
@@ -108,6 +109,18 @@ def test_an_agent_without_tools_is_told_nothing_and_answers_within_one_step():
     world = World(lambda call: "at once", agent(tools=()), Limits(max_steps=1, max_total_tokens=9))
     assert world.run()["output_text"] == "at once"
     assert (notes(world.asked[0]), world.asked[0].max_tokens) == ("", 9)
+
+
+def test_the_rest_of_an_answer_is_asked_for_under_a_key_of_its_own():
+    world = World(lambda call: " three", agent(continues_prefix=True))
+
+    async def taken_over():
+        turn = world.turn()
+        turn.messages[:], turn.delivered = [Message("user", "go")], "one two"
+        return await model_step(turn, Asked([], []))
+
+    assert asyncio.run(taken_over()).message.text == "one two three"
+    assert (world.asked[0].key, world.asked[0].messages[-1].text) == ("r/1/7", "one two")
 
 
 def test_time_that_runs_short_is_told():
