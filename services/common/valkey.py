@@ -31,6 +31,15 @@ class _Connection(redis.Connection):
     def pack_command(self, *args: Any) -> list[bytes]:
         return [pack_command((*args[0].split(), *args[1:]))]
 
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            # What uvloop says of a transport that the other side has reset, where asyncio has an OSError.
+            if "closed" not in str(error):
+                raise
+            raise ValkeyConnectionError("the connection was reset") from error
+
     def read_ready(self) -> Any:
         """An answer that has arrived as a whole, or NOT_ENOUGH_DATA; a ResponseError is answered and not raised."""
         return self._parser._reader.gets() if self._parser._connected else NOT_ENOUGH_DATA

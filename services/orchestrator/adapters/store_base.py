@@ -36,7 +36,7 @@ class StoreBase:
 
     async def load(self) -> None:
         """As RunStore.load."""
-        await self._library.load()
+        await self._ask(self._library.load())
 
     async def ping(self) -> bool:
         """As RunStore.ping."""

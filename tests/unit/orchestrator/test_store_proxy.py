@@ -3,10 +3,13 @@
 import asyncio
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
+from services.common.errors import Overloaded
 from services.common.valkey import connect
+from services.orchestrator.adapters.store import Store
 from services.orchestrator.testing.store_proxy import before_store
 
 
@@ -60,3 +63,29 @@ async def test_a_held_answer_is_that_of_a_command_that_was_done(through, valkey)
     assert not asked.done()
     held.release()
     assert await asked == 1
+
+
+async def test_a_process_that_starts_while_its_store_is_away_is_told_so_and_does_not_end(through):
+    proxy, client = through
+    store = Store(client, "early")
+    proxy.cut()
+    with pytest.raises(Overloaded):
+        await store.load()
+    proxy.restore()
+    await store.load()
+
+
+def test_a_write_to_a_connection_that_was_reset_just_now_is_a_store_that_is_away(_state_server):
+    """With uvloop, as services run: its transport has an error of its own for that."""
+
+    async def write() -> None:
+        client = connect(_state_server)
+        connection = await client.connection_pool.get_connection()
+        await connection.connect()
+        connection._writer.transport.abort()
+        await asyncio.sleep(0.01)
+        with pytest.raises(ValkeyConnectionError):
+            await connection.send_packed_command(b"PING\r\n")
+        await client.aclose()
+
+    uvloop.run(write())
