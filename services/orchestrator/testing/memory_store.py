@@ -244,7 +244,7 @@ class MemoryStore:
         """As RunStore.place."""
         ref = RunRef(tenant, record.spec.thread_id, record.run_id)
         _, rank, pace_ms = self.state.tenant(tenant).standing(f"{ref.thread_id}/{ref.run_id}")
-        offered, before = self.state.track(record.track).place(ref.encode(), rank_of(record.spec.schedule, record.created_ms))
+        offered, before = self.state.track(record.track).place(ref.encode(), rank_of(record.spec.schedule, record.since_ms))
         return Place(offered + rank, rank * pace_ms) if rank else Place(before + 1)
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:

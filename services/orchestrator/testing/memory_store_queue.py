@@ -187,6 +187,7 @@ class FairQueue:
         """The reference whose turn it is."""
         popped = self.pop()
         if popped is None:
+            self.order.clear()
             return None
         reference, turn = popped
         self.now = max(self.now, turn)

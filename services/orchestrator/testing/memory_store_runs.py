@@ -205,7 +205,7 @@ class ThreadSteps:
     def schedule(self) -> tuple[str, int, Schedule]:
         """As run_schedule."""
         run = self._thread.runs.get(self._ref.run_id)
-        return (run.track, run.created_ms, Schedule.decode(run.schedule)) if run is not None else ("", 0, UNSCHEDULED)
+        return (run.track, 0 if run.attempt else run.created_ms, Schedule.decode(run.schedule)) if run is not None else ("", 0, UNSCHEDULED)
 
     def enter(self) -> str:
         """As run_enter."""
