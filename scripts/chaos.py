@@ -26,6 +26,7 @@ from services.common.valkey import UNAVAILABLE, connect
 from services.orchestrator.testing.counting import CountingTools
 from services.orchestrator.testing.fakes import Fakes, fakes
 from services.orchestrator.testing.harness import write_config
+from services.orchestrator.testing.oracle import Violation
 from services.orchestrator.testing.replicas import Replica
 
 RESULT = testing.ROOT / "build" / "chaos" / "chaos.json"
@@ -88,16 +89,17 @@ class Chaos:
             await asyncio.sleep(random.uniform(*PAUSE_S))
             fault = random.choices(list(FAULTS), list(FAULTS.values()))[0]
             well = [replica for replica in self._replicas if replica not in self._struck]
+            if len(well) < 2:
+                continue
+            self.faults[fault] += 1
             if fault == "store":
-                self.faults[fault] += 1
                 await self._store.restart()
-            elif len(well) > 1:
-                self.faults[fault] += 1
-                task = asyncio.create_task(self._strike(random.choice(well), fault))
-                self._mending.add(task)
-                task.add_done_callback(self._mending.discard)
-                # Marked before the next choice is made.
-                await asyncio.sleep(0)
+                continue
+            task = asyncio.create_task(self._strike(random.choice(well), fault))
+            self._mending.add(task)
+            task.add_done_callback(self._mending.discard)
+            # Marked before the next choice is made.
+            await asyncio.sleep(0)
         while self._mending:
             await asyncio.gather(*self._mending)
 
@@ -108,8 +110,16 @@ class Chaos:
         if fault != "blink":
             await self._note_owners(replica, fault, at_ms)
         await asyncio.sleep(random.uniform(*LASTS_S[fault]))
-        await replica.back()
+        await self._bring_back(replica, fault)
         self._struck.discard(replica)
+
+    async def _bring_back(self, replica: Replica, fault: str) -> None:
+        try:
+            await replica.back()
+        except AssertionError as error:
+            self._load.broken.append(Violation("replica", replica.name, f"after {fault} {error}\n{replica.process.output()[-600:]}"))
+            replica.process.kill()
+            await replica.back()
 
     async def _note_owners(self, replica: Replica, fault: str, at_ms: int) -> None:
         """Whose owner was lost: the records still name it, for the lease lasts longer than this takes."""

@@ -134,6 +134,9 @@ class Load:
 
     async def _judge(self, talk: Talk) -> None:
         await asyncio.sleep(JUDGED_AFTER_S)
+        if not talk.accepted:
+            # Nobody was promised anything, and there may be no thread.
+            return
         log = await self.anywhere(lambda client: client.log(thread_id=talk.thread_id))
         runs: dict[str, pb.Run] = {}
         for run_id in talk.accepted:

@@ -216,6 +216,15 @@ def test_usage_that_was_lost_with_an_owner():
     assert told(history(run=record(usage=usage))) == {"A9"}
 
 
+def test_calls_that_a_cancelled_run_planned_and_never_started_are_no_loss():
+    log = [*taken_over()[:8], event(9, "run_cancelled", {"output_text": ""})]
+    usage = {"input_tokens": 10, "output_tokens": 2, "cost_microusd": 7, "model_calls": 1, "tool_calls": 3}
+    run = record(status=pb.RUN_STATUS_CANCELLED, terminal_seq=9, output_text="", usage=usage)
+    assert told(history(log, run, seen=[])) == set()
+    run.usage.tool_calls = 0
+    assert told(history(log, run, seen=[])) == {"A9"}
+
+
 def test_a_cancel_that_a_run_outlives():
     assert told(history(run=record(cancel_requested=True), cancels={"r": ENDED_MS - 5_000})) == {"A10"}
     assert told(history(run=record(cancel_requested=False), cancels={"r": ENDED_MS - 100})) == {"A10"}

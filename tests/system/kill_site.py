@@ -1,0 +1,97 @@
+"""What the rows of the kill matrix share: two replicas, what stands behind them, and all that clients were told."""
+
+import asyncio
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common import testing
+from services.common.errors import BulkheadError
+from services.orchestrator.testing.counting import RunGates, script, scripted
+from services.orchestrator.testing.harness import LOST, follow_through, shown_text
+from services.orchestrator.testing.oracle import History, Seen, violations
+
+OK = pb.RUN_STATUS_SUCCEEDED
+TALK = "one two three four"
+
+
+class Site:
+    """The replicas, what stands behind them, and all that clients were told."""
+
+    def __init__(self, behind):
+        self.behind, self.models, self.tools = behind, RunGates(), behind.tools.gate
+        behind.models.gate, behind.models.reply = self.models, scripted
+        self.threads, self.cancels, self.accepted, self.seen, self.watching = {}, {}, set(), {}, []
+        self.first = self.second = None
+
+    async def create(self, run_id, text, client, thread_id="", **fields):
+        """Asks for a run, once."""
+        self.threads[run_id] = thread_id or f"th-{run_id}"
+        run = await client.start(text, run_id=run_id, thread_id=self.threads[run_id], idempotency_key=f"key-{run_id}", **fields)
+        self.accepted.add(run.run_id)
+        return run
+
+    async def start(self, run_id, *steps, client=None, **fields):
+        """A run of the first replica, watched through both."""
+        client = client or self.first.client
+        while True:
+            try:
+                await self.create(run_id, script(*steps), client, **fields)
+                break
+            except BulkheadError as error:
+                # A machine that is busy with other things; the key makes asking again harmless.
+                if error.code.name not in LOST:
+                    raise
+        self.watch(run_id, client, self.second.client)
+        self.watch(run_id, self.second.client)
+        return run_id
+
+    def watch(self, run_id, *clients):
+        seen = Seen(run_id)
+        self.seen.setdefault(run_id, []).append(seen)
+        self.watching.append(asyncio.create_task(follow_through(clients, seen)))
+
+    def shown(self, run_id):
+        """What was shown through the replica that nothing befalls."""
+        return self.seen[run_id][-1].events
+
+    def calls_of(self, run_id):
+        return [call for call in self.behind.models.calls if call.request.run_id == run_id]
+
+    async def streaming(self, run_id, **fields):
+        """A run whose model has said two words of four."""
+        self.models.of(run_id).close()
+        await self.start(run_id, TALK, **fields)
+        await testing.eventually_async(lambda: shown_text(self.shown(run_id)) == "one two", f"{run_id} shows text")
+
+    async def waiting(self, run_id, *steps, **fields):
+        """A run whose model has said nothing yet."""
+        self.models.of(run_id).close()
+        await self.start(run_id, *steps, **fields)
+        await testing.eventually_async(lambda: self.models.of(run_id).waiting, f"{run_id} waits for its model")
+
+    async def ended(self, run_id, status=OK):
+        run = await self.second.client.wait(run_id)
+        assert run.status == status, f"{run_id}: {run}"
+        return run
+
+    async def judge(self):
+        """Waits for all and asks the oracle."""
+        for run_id in self.threads:
+            await self.second.client.wait(run_id)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*self.watching)
+        broken = []
+        for thread_id in set(self.threads.values()):
+            run_ids = [run_id for run_id, its in self.threads.items() if its == thread_id]
+            broken += violations(
+                History(
+                    thread_id,
+                    log=await self.second.client.log(thread_id=thread_id),
+                    runs={run_id: await self.second.client.get(run_id) for run_id in run_ids},
+                    accepted=frozenset(self.accepted.intersection(run_ids)),
+                    cancels={run_id: self.cancels[run_id] for run_id in run_ids if run_id in self.cancels},
+                    effects=[effect for run_id in run_ids for effect in self.behind.tools.effects[run_id]],
+                    seen=[seen for run_id in run_ids for seen in self.seen.get(run_id, ())],
+                )
+            )
+        assert broken == []
