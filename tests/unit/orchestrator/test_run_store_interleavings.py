@@ -14,7 +14,7 @@ from services.orchestrator.testing.stores import Edit, Site, stepped_lua
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([0, 0, 0, 1])), min_size=10, max_size=40)
 # Memory is looked at after every action and gets many lists; Valkey is the truth and gets fewer.
-LISTS = {"memory": 150, "valkey": 40, "cluster": 15}
+LISTS = {"memory": 100, "valkey": 30, "cluster": 10}
 
 
 def test_any_order_of_claims_writes_cancels_and_crashes_keeps_the_promises(site):
@@ -73,7 +73,13 @@ DEFECTS = {
 
 def _play_until_broken(site):
     @settings(
-        max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=1000,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
     )
     @given(actions=ACTIONS)
     def holds(actions):
@@ -82,8 +88,10 @@ def _play_until_broken(site):
     holds()
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("defect", DEFECTS)
+WORST = ("the fence is gone", "an end in two steps")
+
+
+@pytest.mark.parametrize("defect", [pytest.param(name, marks=[] if name in WORST else pytest.mark.system) for name in DEFECTS])
 def test_a_defect_of_the_lua_code_is_found(_state_server, defect):
     promise, edits = DEFECTS[defect]
     with stepped_lua(edits) as lua, pytest.raises(Broken, match=f"^{promise}:"):

@@ -17,7 +17,7 @@ from tests.unit.orchestrator.conformance.previous_version import MixedBackend, p
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([0, 0, 0, 1])), min_size=10, max_size=40)
 # Calls in a row that are made by one version.
-STRETCHES = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+STRETCHES = st.lists(st.integers(1, 6), min_size=2, max_size=12).filter(lambda calls: len(calls) % 2 == 0)
 
 
 @pytest.fixture(scope="module")
