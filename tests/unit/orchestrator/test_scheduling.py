@@ -179,6 +179,22 @@ async def test_a_run_whose_time_comes_starts_and_so_does_one_whose_slot_nobody_h
     assert await valkey.zscore("tn:{acme}:slots", delayed.run_id) is not None
 
 
+async def test_a_slot_that_the_version_before_gave_back_goes_to_who_waits(store, valkey):
+    admitted = []
+    store.on_admitted = admitted.extend
+    first, second, third, late = (new_ref() for _ in range(4))
+    for ref in (first, second, third):
+        await accept(store, ref, 1)
+    # It knows of slots alone.
+    await valkey.zrem("tn:{acme}:slots", first.run_id)
+    assert not await store.admit(third, Schedule(slots=1)), "its turn is later"
+    assert admitted == [second]
+    await valkey.zrem("tn:{acme}:slots", second.run_id)
+    assert (await accept(store, late, 1))[0].place == 1
+    assert admitted == [second, third]
+    assert await store.admit(third, Schedule(slots=1)), "it has its slot, however often it is asked"
+
+
 class Simulation:
     """Replicas that are lost at any point between two calls of the store, and a caller. All of one tenant, with two slots."""
 
