@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 import orjson
@@ -244,6 +245,7 @@ async def test_making_and_removing_are_done_once_a_key(scene):
         await scene.hooks.create(url)
 
 
+@pytest.mark.system
 async def test_a_log_is_paged_newest_first(scene):
     made = await scene.hooks.create(scene.receiver.url())
     runs = [(await scene.run()).run_id for _ in range(5)]
@@ -269,6 +271,21 @@ async def test_a_wrong_webhook_names_the_field(scene):
     assert not (await scene.hooks.call("ListWebhooks")).webhooks
 
 
+@pytest.mark.system
+async def test_what_ends_at_another_replica_right_after_the_answer_is_told(identities, state_url, tmp_path):
+    config = write_config(tmp_path / "config")
+    async with AsyncExitStack() as stack:
+        behind, got = await stack.enter_async_context(fakes(identities)), await stack.enter_async_context(receiver())
+        each = [settings_for(identities, behind, state_url, config, webhook_allow_private=True) for _ in range(2)]
+        one, two = [await stack.enter_async_context(served(settings, identities)) for settings in each]
+        dialer = await stack.enter_async_context(testing.dialer("gateway", {"orchestrator": f"127.0.0.1:{each[0].grpc_port}"}))
+        hooks = Hooks(one, dialer)
+        await two.wait((await two.start("say before")).run_id)
+        made = await hooks.create(got.url())
+        run = await two.start("say after")
+        assert [d.run_id for d in await hooks.ended(made.webhook.webhook_id)] == [run.run_id]
+
+
 async def test_a_memory_service_that_is_away_holds_up_no_webhook(scene):
     scene.behind.sessions.gate.close()
     made = await scene.hooks.create(scene.receiver.url())
@@ -278,6 +295,7 @@ async def test_a_memory_service_that_is_away_holds_up_no_webhook(scene):
     scene.behind.sessions.gate.open()
 
 
+@pytest.mark.system
 async def test_killed_between_sending_and_knowing_it_is_sent_again_under_the_same_id(identities, state_url, tmp_path, valkey):
     config = write_config(tmp_path / "config")
     async with fakes(identities) as behind, receiver() as got:

@@ -48,19 +48,19 @@ class HttpSender:
                     await _answer(reader, status)
                 finally:
                     writer.transport.abort()
-        except TimeoutError:
+        except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             # An answer whose end does not come is an answer all the same.
             if not status:
-                raise SendFailed("timeout") from None
-        except ssl.SSLError as error:
-            raise SendFailed("tls") from error
-        except (OSError, EOFError) as error:
-            if not status:
-                raise SendFailed("unreachable") from error
-        except (ValueError, asyncio.LimitOverrunError) as error:
-            if not status:
-                raise SendFailed("protocol") from error
+                raise SendFailed(_why(error)) from error
         return status[0]
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, ssl.SSLError):
+        return "tls"
+    return "unreachable" if isinstance(error, (OSError, EOFError)) else "protocol"
 
 
 async def _connected(url: str, addresses: Sequence[str], tls: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
