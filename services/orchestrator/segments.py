@@ -83,7 +83,7 @@ def unpack(segment: Segment, content: bytes) -> list[Entry]:
     """The entries of a segment. Raises Internal (SEGMENT_DAMAGED) for a file that is not the one that was written."""
     if _digest(content) != segment.digest:
         raise damaged(segment)
-    raw = memoryview(zlib.decompress(content))
+    raw = zlib.decompress(content)
     head, at = _line(raw, 0)
     if head["schema_version"] > SEGMENT_VERSION:
         raise Internal("the segment of the event log is of a newer version", reason="SEGMENT_TOO_NEW")
@@ -92,7 +92,7 @@ def unpack(segment: Segment, content: bytes) -> list[Entry]:
         (seq, *lengths), at = _line(raw, at)
         fields = []
         for length in lengths:
-            fields.append(bytes(raw[at : at + length]))
+            fields.append(raw[at : at + length])
             at += length
         at += 1
         found.append([b"%d-0" % seq, fields])
@@ -105,12 +105,9 @@ def damaged(segment: Segment) -> Internal:
     return Internal("a part of the event log is missing or damaged", reason="SEGMENT_DAMAGED", metadata=metadata)
 
 
-def _line(raw: memoryview, at: int) -> tuple:
-    # A line of numbers is short; of an entry's bytes nothing is copied to find its end.
-    size = 256
-    while (end := bytes(raw[at : at + size]).find(b"\n")) < 0:
-        size *= 4
-    return orjson.loads(raw[at : at + end]), at + end + 1
+def _line(raw: bytes, at: int) -> tuple:
+    end = raw.index(b"\n", at)
+    return orjson.loads(raw[at:end]), end + 1
 
 
 def _digest(content: bytes) -> str:

@@ -18,7 +18,7 @@ from services.orchestrator.segments import MOST_ENTRIES, Entry, Segment, Segment
 
 MOST_AT_ONCE = 64
 # The log of a run is work for the disk; more at once would only take the loop from the runs that are at work.
-MOST_PARALLEL = 4
+MOST_PARALLEL = 8
 # Runs of one thread that one look deletes; the next look goes on.
 MOST_EXPIRED = 100
 TURN_S = 5.0

@@ -77,6 +77,8 @@ class Wiring:
             own["BULKHEAD_FILES_DIR"] = str(self.workspace.root / "files")
             # A laptop's disk and its other work stand still longer than a server's.
             own.setdefault("BULKHEAD_STORE_TIMEOUT_MS", self.base.get("BULKHEAD_STORE_TIMEOUT_MS", "2000"))
+        if planned.name == "orchestrator":
+            own["BULKHEAD_SEGMENTS_DIR"] = str(self.workspace.root / "segments")
         own.update({f"BULKHEAD_{name.upper()}_ADDRESS": f"{LOOPBACK}:{self.port(name, 'grpc')}" for name in GRPC_SERVICES})
         if planned.name in ISSUERS:
             own["BULKHEAD_IDENTITY_SIGNING_KEY_FILE"] = str(self.workspace.keys / f"{planned.name}.pem")
