@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from services.common.errors import Gone
 from services.orchestrator.records import (
     UNSCHEDULED,
     Accepted,
@@ -237,8 +238,24 @@ class ThreadSteps:
             self._thread.outbox.pop(self._ref.run_id, None)
 
     def read(self, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
-        """As thread_read."""
-        run, log = self._thread.runs.get(self._ref.run_id), self._thread.log
+        """As thread_read. Raises Gone."""
+        run, log, oldest = self._thread.runs.get(self._ref.run_id), self._thread.log, self._thread.oldest_seq
         first, terminal = (run.first_seq, run.terminal_seq) if run is not None else (0, 0)
+        if from_run and not first:
+            return len(log), 0, 0, []
         after = max(after_seq, first - 1) if from_run else after_seq
+        if after + 1 < oldest:
+            raise Gone("events this old are no longer kept", reason="RESUME_GAP", metadata={"oldest_seq": str(oldest)})
         return len(log), first, terminal, log[after : after + most] if after < len(log) else []
+
+    def expire(self, age_ms: int) -> bool:
+        """As thread_expire."""
+        runs, in_order = self._thread.runs, sorted(self._thread.runs.values(), key=lambda run: run.first_seq)
+        run = runs.get(self._ref.run_id)
+        if run is None or run is not in_order[0] or not run.ended or self._ref.run_id in self._thread.outbox:
+            return False
+        if run.ended_ms + age_ms > self._clock.now_ms:
+            return False
+        self._thread.oldest_seq = in_order[1].first_seq if len(in_order) > 1 else len(self._thread.log) + 1
+        del runs[self._ref.run_id]
+        return True

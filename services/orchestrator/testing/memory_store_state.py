@@ -67,7 +67,8 @@ class StoredRun:
 
 @dataclass(slots=True)
 class StoredThread:
-    """All under one thread's hash tag. `user` is None until somebody makes the thread; `tombstones` hold when they are forgotten."""
+    """All under one thread's hash tag. `user` is None until somebody makes the thread; `tombstones` hold when they are forgotten;
+    `oldest_seq` is the first number that readers still get."""
 
     user: str | None = None
     created_ms: int = 0
@@ -77,6 +78,7 @@ class StoredThread:
     pending: list[str] = field(default_factory=list)
     outbox: dict[str, bytes] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
+    oldest_seq: int = 1
 
     def record(self, thread_id: str, user: str) -> ThreadRecord | None:
         """As readers get it; None where it is not this user's."""

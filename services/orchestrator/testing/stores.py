@@ -14,7 +14,9 @@ import redis
 from services.common import embedded, testing
 from services.common.valkey import Library, connect
 from services.orchestrator.adapters import store_base
+from services.orchestrator.adapters.segment_log import SegmentLogStore
 from services.orchestrator.adapters.store import Store
+from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.memory_store import MemoryStore
 from services.orchestrator.testing.memory_store_runs import ThreadSteps
@@ -53,6 +55,10 @@ class Backend(Protocol):
         """Lets `seconds` pass on the store's clock."""
         ...
 
+    async def expire(self, ref: RunRef, age_s: float) -> bool:
+        """As LogArchive.expire: deletes the thread's oldest run and its part of the log."""
+        ...
+
 
 class MemoryBackend:
     """A store in memory; `steps` as of MemoryStore."""
@@ -69,6 +75,10 @@ class MemoryBackend:
         """As Backend.advance."""
         self.clock.advance(seconds)
 
+    async def expire(self, ref: RunRef, age_s: float) -> bool:
+        """As Backend.expire."""
+        return self._of_thread(self.clock, self.state.thread(ref), ref).expire(int(age_s * 1000))
+
 
 class ValkeyBackend:
     """The Lua code in `lua`, which has a clock to step, on the Valkey of `client`."""
@@ -80,6 +90,12 @@ class ValkeyBackend:
         """As Backend.process; `replicas` as of Store."""
         with mock.patch.object(store_base, "LUA", self._lua):
             return Store(self.client, instance, replicas)
+
+    async def expire(self, ref: RunRef, age_s: float) -> bool:
+        """As Backend.expire."""
+        with mock.patch.object(store_base, "LUA", self._lua):
+            archive = SegmentLogStore(self.client, "archive")
+        return await archive.expire(ref, age_s)
 
     async def advance(self, seconds: float) -> None:
         """As Backend.advance."""

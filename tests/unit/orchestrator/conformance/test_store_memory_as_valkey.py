@@ -8,6 +8,7 @@ import orjson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.common.errors import Gone
 from services.orchestrator.records import Draft, Event, Fenced, RunRef, Schedule, Terminal
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.memory_store import MemoryStore
@@ -80,8 +81,10 @@ QUESTIONS = {
 NOT_ASKED = {"load"}
 # What leads somewhere is asked often; a write that nobody may do says little.
 OFTEN = ["reserve"] * 3 + ["accept"] * 5 + ["claim"] * 4 + ["write"] * 6 + ["cancel", "release_slot", "wake", "wake", "next_waiting"]
-ASKED = st.sampled_from([*QUESTIONS, *OFTEN, "advance", "advance"]).flatmap(
-    lambda name: st.tuples(st.just(name), QUESTIONS.get(name, st.tuples(SECONDS)))
+# What is done to the store and is not the port's.
+BESIDES = {"advance": st.tuples(SECONDS), "expire": st.tuples(ACME, st.integers(0, 2))}
+ASKED = st.sampled_from([*QUESTIONS, *OFTEN, *BESIDES, "advance"]).flatmap(
+    lambda name: st.tuples(st.just(name), {**QUESTIONS, **BESIDES}[name])
 )
 
 
@@ -98,12 +101,12 @@ class Asked:
         positional = args[:-1] if options else args
         try:
             return _comparable(await self._ask(name, positional, options)), list(self.admitted)
-        except Fenced:
-            return "fenced"
+        except (Fenced, Gone) as refused:
+            return type(refused), getattr(refused, "metadata", None)
 
     async def _ask(self, name, args, options):
-        if name == "advance":
-            return await self.backend.advance(*args)
+        if name in ("advance", "expire"):
+            return await getattr(self.backend, name)(*args)
         if name == "accept":
             ref, user, append_only, schedule, own_for_s = args
             if ref not in self.reservations:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.common.errors import Gone
 from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, Schedule, Terminal
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, accept, done, log_of, new_ref, spec
 
@@ -208,6 +209,35 @@ def test_a7_a_page_goes_on_right_behind_its_cursor_or_is_empty_at_the_end(site):
         assert [e.seq for e in events] == list(range(cursor + 1, min(cursor + most, last) + 1))
 
     holds(site, scenario, size=st.integers(1, 5), cursor=st.integers(0, 10), most=st.integers(1, 10))
+
+
+def test_a7_a_cursor_that_is_older_than_what_is_kept_gets_an_error_that_says_where_to_begin(site):
+    async def scenario(backend, runs, gone, cursor):
+        thread_id = new_ref().thread_id
+        refs = []
+        for _ in range(runs):
+            ref, store, epoch = await _owned(backend, thread_id=thread_id)
+            await store.write(ref, epoch, 1, "", [FACT], mode="f", terminal=done())
+            refs.append(ref)
+        log = await log_of(store, refs[0])
+        for ref in refs[:gone]:
+            assert not await backend.expire(ref, 1000)
+        await backend.advance(1001)
+        for ref in refs[:gone]:
+            assert await backend.expire(ref, 1000)
+        left = [e for e in log if e.run_id not in {ref.run_id for ref in refs[:gone]}]
+        if cursor + 1 < left[0].seq:
+            with pytest.raises(Gone) as caught:
+                await store.read(refs[-1], cursor, 1000, False)
+            assert (caught.value.reason, caught.value.metadata["oldest_seq"]) == ("RESUME_GAP", str(left[0].seq))
+        else:
+            assert (await store.read(refs[-1], cursor, 1000, False))[3] == [e for e in left if e.seq > cursor]
+        # No number is used again.
+        following, _, _ = await _owned(backend, thread_id=thread_id)
+        assert (await store.run(following)).first_seq == log[-1].seq + 1
+
+    runs = st.shared(st.integers(2, 4), key="runs")
+    holds(site, scenario, runs=runs, gone=runs.flatmap(lambda n: st.integers(1, n - 1)), cursor=st.integers(0, 14))
 
 
 # --- A8 and A9: what a checkpoint holds ---
