@@ -17,7 +17,7 @@ from services.orchestrator import segments_moving
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.store_keys import lookup_key, segments_key, thread_keys
-from services.orchestrator.records import Draft, RunRef
+from services.orchestrator.records import Draft, Fenced, RunRef
 from services.orchestrator.segments import Segment, fitting, pack, unpack
 from services.orchestrator.segments_moving import MOST_AT_ONCE, SegmentMover
 from services.orchestrator.testing.runs import CRASHES, accept, done, log_of, new_ref
@@ -130,6 +130,12 @@ async def test_what_only_served_the_owner_is_dropped_with_the_move_and_the_answe
     assert await valkey.exists(thread_keys(ref)[5]) == 0
     kept = await store.run(ref)
     assert (kept.status, kept.result, kept.first_seq, kept.terminal_seq) == ("succeeded", record.result, 1, record.terminal_seq)
+    # Whoever comes late is answered as before: the sweeper, a claimer, a caller, the former owner.
+    assert (await store.inspect(ref))[0] == "ended"
+    assert (await store.claim(ref, 60, CRASHES)).verdict == "ended"
+    assert (await store.cancel(ref, "", b"{}", ""))[0] == "succeeded"
+    with pytest.raises(Fenced):
+        await store.write(ref, 1, 3, "", [], mode="f", terminal=done())
     # Nothing but that: without a folder the log stays where it is.
     assert await valkey.xlen(log_key(ref)) == record.terminal_seq
 

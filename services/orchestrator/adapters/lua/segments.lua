@@ -35,7 +35,7 @@ local function movable(keys, args)
   if not ended(run[1]) then return {'open', 0, {}} end
   local left = tonumber(run[2]) + tonumber(args[1]) - now_ms()
   if left > 0 then return {'young', left, {}} end
-  redis.call('HDEL', keys[3], 'reply', 'state', 'w', 'owner', 'lease_until', 'outbox_until')
+  redis.call('HDEL', keys[3], 'reply', 'state', 'w')
   if args[2] == '0' then return {'ready', 0, {}} end
   return {'ready', 0, redis.call('XRANGE', keys[2], '-', run[3] .. '-0', 'COUNT', args[2])}
 end
