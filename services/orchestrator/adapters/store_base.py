@@ -52,7 +52,8 @@ class StoreBase:
             message = str(error)
             if message.startswith("FENCED"):
                 raise Fenced(message) from None
-            if message.startswith(_REFUSALS):
+            # redis-py takes the code off the message of those that it has a class for.
+            if (getattr(error, "status_code", None) or message).startswith(_REFUSALS):
                 raise store_unavailable() from error
             raise
 

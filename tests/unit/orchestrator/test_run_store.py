@@ -286,6 +286,21 @@ async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
         await follower.aclose()
 
 
+async def test_a_store_whose_memory_is_full_is_away_and_takes_writes_again_when_there_is_room(valkey):
+    store, ref = Store(valkey, "one"), new_ref()
+    await accept(store, ref)
+    epoch = (await store.claim(ref, 60, CRASHES)).record.epoch
+    await valkey.config_set("maxmemory", "1mb")
+    try:
+        for mode in ("e", "c"):
+            with pytest.raises(Overloaded) as caught:
+                await store.write(ref, epoch, 1, "", [Draft("warning", b"{}")], mode=mode)
+            assert caught.value.reason == "STORE_UNAVAILABLE"
+    finally:
+        await valkey.config_set("maxmemory", "0")
+    assert (await store.write(ref, epoch, 1, "", [Draft("warning", b"{}")])).first_seq == 3
+
+
 async def test_trying_again_does_not_put_off_the_sweeper(backend, store):
     ref = new_ref()
     await accept(store, ref, key="k")
