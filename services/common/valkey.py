@@ -34,9 +34,10 @@ class _Connection(redis.Connection):
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         try:
             await super().send_packed_command(command, check_health)
-        except RuntimeError as error:
-            # What uvloop says of a transport that the other side has reset, where asyncio has an OSError.
-            if "closed" not in str(error):
+        except (RuntimeError, AttributeError) as error:
+            # What uvloop says of a transport that the other side has reset, where asyncio has an OSError; and what redis-py says of a
+            # connection that another task, its listener, gave up a moment before.
+            if "closed" not in str(error) and "writelines" not in str(error):
                 raise
             raise ValkeyConnectionError("the connection was reset") from error
 

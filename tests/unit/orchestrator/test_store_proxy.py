@@ -1,6 +1,7 @@
 """The proxy that faults are put into: what it does to a real connection to a real store."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 import uvloop
@@ -89,3 +90,14 @@ def test_a_write_to_a_connection_that_was_reset_just_now_is_a_store_that_is_away
         await client.aclose()
 
     uvloop.run(write())
+
+
+async def test_a_write_to_a_connection_that_another_task_gives_up_is_a_store_that_is_away(valkey):
+    connection = await valkey.connection_pool.get_connection()
+    await connection.connect()
+    writing = asyncio.create_task(connection.send_packed_command(b"PING\r\n"))
+    await asyncio.sleep(0)
+    await connection.disconnect(nowait=True)
+    # Whether it was written before depends on the interpreter; any other error is a defect.
+    with suppress(ValkeyConnectionError):
+        await writing
