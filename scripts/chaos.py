@@ -23,6 +23,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from scripts.chaos_load import Load
 from services.common import embedded, testing
 from services.common.valkey import UNAVAILABLE, connect
+from services.orchestrator.adapters.store_keys import waiting_keys
 from services.orchestrator.testing.counting import CountingTools
 from services.orchestrator.testing.fakes import Fakes, fakes
 from services.orchestrator.testing.harness import write_config
@@ -35,6 +36,8 @@ FAULTS = {"kill": 62, "stop": 12, "cut": 10, "blink": 8, "freeze": 4, "store": 4
 # How long each lasts; a lease is 3 s, and only a blink is shorter.
 LASTS_S = {"kill": (0.0, 0.0), "stop": (3.5, 6.0), "cut": (3.5, 6.0), "blink": (0.1, 1.5), "freeze": (3.5, 6.0)}
 PAUSE_S = (0.2, 1.2)
+# A reservation that never became a run is given up after 15 s.
+RESIDUE_S = 40.0
 # A run is given up after so many lost owners: more than chance brings about.
 CRASH_BUDGET = 50
 SETTINGS = {
@@ -137,9 +140,29 @@ class Chaos:
             if status == b"running" and owner.startswith(f"{replica.name}-".encode()):
                 self.strikes[run_id].append(Strike(at_ms, fault, int(attempt)))
 
+    async def nothing_left(self) -> None:
+        """Every place of a tenant is free again and nothing waits, once the sweepers have looked at all that was left half-done."""
+        slots, queue, *_ = waiting_keys("acme")
+        left: list[int] = []
+        end = time.monotonic() + RESIDUE_S
+        async with aclosing(connect(self._store.url)) as client:
+            while time.monotonic() < end:
+                left = [await client.zcard(slots), await client.zcard(queue)]
+                if not any(left):
+                    return
+                await asyncio.sleep(0.5)
+            members = await client.zrange(slots, 0, 4) + await client.zrange(queue, 0, 4)
+        self._load.broken.append(
+            Violation("residue", "", f"{left[0]} places are held and {left[1]} runs wait after all is over: {members}")
+        )
+
     def _measure(self, run_id: str, events: list[pb.Event]) -> None:
         """From each kill of an owner to the next one's first event, where nothing else befell the run meanwhile."""
-        strikes = self.strikes.pop(run_id, [])
+        first: dict[int, Strike] = {}
+        for strike in self.strikes.pop(run_id, []):
+            # Its next life, struck in turn, still finds the record that names the one before.
+            first.setdefault(strike.attempt, strike)
+        strikes = list(first.values())
         for strike in strikes:
             following = [event.occurred_at.ToMilliseconds() for event in events if event.attempt > strike.attempt]
             if strike.fault != "kill" or not following:
@@ -175,6 +198,7 @@ async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
         load.asking = False
         await asyncio.gather(*clients)
         await load.judged()
+        await mischief.nothing_left()
         by_invariant = Counter(violation.invariant for violation in load.broken)
         defects = Counter(line for replica in replicas for line in defects_of(folder / f"{replica.name}.log"))
         return {
