@@ -14,7 +14,7 @@ from services.orchestrator.testing.stores import Edit, Site, stepped_lua
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([0, 0, 0, 1])), min_size=10, max_size=40)
 # Memory is looked at after every action and gets many lists; Valkey is the truth and gets fewer.
-LISTS = {"memory": 100, "valkey": 30, "cluster": 10}
+LISTS = {"memory": 60, "valkey": 20, "cluster": 5}
 
 
 def test_any_order_of_claims_writes_cancels_and_crashes_keeps_the_promises(site):

@@ -134,7 +134,7 @@ def _comparable(found):
     return [_comparable(each) for each in found] if type(found) in (list, tuple) else found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(questions=st.lists(ASKED, min_size=10, max_size=60))
 def test_the_store_in_memory_answers_as_valkey_does(_state_server, _stepped_lua, questions):
     async def compare():

@@ -38,7 +38,7 @@ async def _mixed(url, lua, previous, versions):
         await client.aclose()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(actions=ACTIONS, stretches=STRETCHES, first=st.booleans())
 def test_two_versions_keep_the_promises_together(_state_server, _stepped_lua, _previous, actions, stretches, first):
     versions = itertools.cycle([bool(first ^ (n % 2)) for n, calls in enumerate(stretches) for _ in range(calls)])
@@ -120,7 +120,7 @@ async def test_a_run_that_is_held_waits_out_a_rollback(_state_server, _stepped_l
 WAKES = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=25)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=WAKES, last=st.booleans())
 def test_whoever_is_woken_by_one_version_is_found_by_either(_state_server, _stepped_lua, _previous, steps, last):
     now = [True]

@@ -13,7 +13,7 @@ from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, Schedu
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, accept, done, log_of, new_ref, spec
 
 LEASE_S, CRASHES = 10, 100
-EXAMPLES = {"memory": 40, "valkey": 10, "cluster": 5}
+EXAMPLES = {"memory": 30, "valkey": 6, "cluster": 3}
 TEXT = Draft("message_delta", b'{"text":"x"}', True)
 FACT = Draft("warning", b"{}")
 MODES = ["e", "e", "c", "s"]
