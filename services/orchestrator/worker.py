@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -286,8 +286,3 @@ class Worker:
             task.cancel()
         if self._background:
             await asyncio.wait(set(self._background), timeout=1.0)
-
-
-def background(loop_forever: Callable[[], Any], name: str) -> asyncio.Task:
-    """Starts one of the loops above."""
-    return asyncio.get_running_loop().create_task(loop_forever(), name=name)
