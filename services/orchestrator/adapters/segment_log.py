@@ -2,11 +2,9 @@
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import SHARD, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.adapters.store_keys import ENDED, lookup_key, quoted, segments_key, thread_keys
 from services.orchestrator.records import RunRef
 from services.orchestrator.segments import Entry, Segment
-
-ENDED = f"work:{SHARD}:ended"
 
 
 class SegmentLogStore(StoreBase):
@@ -14,13 +12,15 @@ class SegmentLogStore(StoreBase):
 
     async def ended_due(self, most: int, age_s: float, again_in_s: float) -> list[RunRef]:
         """As LogArchive.ended_due."""
-        args = [most, int(age_s * 1000), int(again_in_s * 1000)]
-        return [RunRef.decode(text(found)) for found in await self._ask(self._library.call("ended_due_v1", [ENDED], args))]
+        args = [most, int(again_in_s * 1000), int(age_s * 1000)]
+        return [RunRef.decode(text(found)) for found in await self._ask(self._library.call("work_due_v1", [ENDED], args))]
 
     async def ended_again(self, ref: RunRef, age_s: float, again_in_s: float | None) -> None:
         """As LogArchive.ended_again."""
-        args = [int(age_s * 1000), ref.encode(), "" if again_in_s is None else int(again_in_s * 1000)]
-        await self._ask(self._library.batched("ended_again_v1", [ENDED], args))
+        if again_in_s is None:
+            await self._ask(self._client.zrem(ENDED, ref.encode()))
+        else:
+            await self._ask(self._library.batched("work_note_v1", [ENDED], [int((again_in_s - age_s) * 1000), ref.encode(), "XX"]))
 
     async def movable(self, ref: RunRef, age_s: float, most: int) -> tuple[str, float, list[Entry]]:
         """As LogArchive.movable."""

@@ -9,7 +9,7 @@ import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
 from services.orchestrator.adapters.segment_log import SegmentLogStore
-from services.orchestrator.adapters.store_keys import SHARD, channel_of, tenant_keys, thread_keys, waiting_keys
+from services.orchestrator.adapters.store_keys import LIVE, channel_of, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
 from services.orchestrator.records import (
@@ -56,7 +56,7 @@ class Store(ReadingStore, QueueStore, SegmentLogStore):
         args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", kept_ms, queued, delayed]
         args += [schedule.priority, schedule.start_ms]
         # The sweeper knows of the run before anything else does: whatever is left half-done is found.
-        note = self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], [LOOK_AFTER_MS, ref.encode(), "LT"]))
+        note = self._ask(self._library.batched("work_note_v1", [LIVE], [LOOK_AFTER_MS, ref.encode(), "LT"]))
         _, answer = await asyncio.gather(note, self._ask(self._library.batched("tenant_reserve_v1", keys, args)))
         verdict, run_id, thread_id, cancelled, now, (held, place, pace_ms), promoted = answer
         self._admitted(ref.tenant, promoted)

@@ -8,6 +8,8 @@ from services.orchestrator.records import RunRef
 
 OWNER_CHANNEL = "owner:"
 SHARD = "{w0}"
+# Of the shard: runs that the sweeper looks at, and runs that have ended, for whoever moves and deletes.
+LIVE, ENDED = f"work:{SHARD}:live", f"work:{SHARD}:ended"
 
 
 def channel_of(ref: RunRef) -> str:

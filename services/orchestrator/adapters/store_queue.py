@@ -8,7 +8,7 @@ import redis.asyncio as redis
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import SHARD, lookup_key, ready_keys, thread_keys, waiting_keys
+from services.orchestrator.adapters.store_keys import ENDED, LIVE, lookup_key, ready_keys, thread_keys, waiting_keys
 from services.orchestrator.records import UNSCHEDULED, Place, RunRecord, RunRef, Schedule
 
 # How long a reservation may stay without a run before the sweeper gives it up; longer than accepting may take.
@@ -30,7 +30,7 @@ class QueueStore(StoreBase):
 
     async def wake(self, ref: RunRef, track: str, since_ms: float, look_in_s: float = 1.0, *, schedule: Schedule = UNSCHEDULED) -> None:
         """As RunStore.wake."""
-        keys = [f"work:{SHARD}:live", *ready_keys(track)]
+        keys = [LIVE, *ready_keys(track)]
         args = [int(look_in_s * 1000), ref.encode(), _rank(schedule, since_ms), schedule.weight]
         await self._ask(self._library.batched("work_wake_v1", keys, args))
 
@@ -55,16 +55,16 @@ class QueueStore(StoreBase):
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
         """As RunStore.note."""
         args = [int(look_in_s * 1000), ref.encode(), *(["LT"] if sooner else [])]
-        await self._ask(self._library.batched("work_note_v1", [f"work:{SHARD}:live"], args))
+        await self._ask(self._library.batched("work_note_v1", [LIVE], args))
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
         """As RunStore.due."""
-        found = await self._ask(self._library.call("work_due_v1", [f"work:{SHARD}:live"], [most, int(again_in_s * 1000)]))
+        found = await self._ask(self._library.call("work_due_v1", [LIVE], [most, int(again_in_s * 1000), 0]))
         return [RunRef.decode(text(reference)) for reference in found]
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
-        keys = [f"work:{SHARD}:live", f"work:{SHARD}:ended"]
+        keys = [LIVE, ENDED]
         forget = self._ask(self._library.batched("ended_settle_v1", keys, [ref.encode()]))
         await asyncio.gather(self.release_slot(ref), forget)
 
@@ -80,7 +80,7 @@ class QueueStore(StoreBase):
         self._admitted(ref.tenant, promoted)
         if not int(done):
             return False
-        await self._ask(self._client.zrem(f"work:{SHARD}:live", ref.encode()))
+        await self._ask(self._client.zrem(LIVE, ref.encode()))
         return True
 
     async def admit(self, ref: RunRef, schedule: Schedule) -> bool:

@@ -10,22 +10,6 @@ local function settle_ended(keys, args)
   return redis.call('ZREM', keys[1], args[1])
 end
 
--- KEYS: ended. ARGV: most entries, age ms, ms until they are due again. Answers the references that are of this age.
-local function ended_due(keys, args)
-  local before = now_ms() - tonumber(args[2])
-  local found = redis.call('ZRANGEBYSCORE', keys[1], '-inf', before, 'LIMIT', 0, args[1])
-  for _, reference in ipairs(found) do
-    redis.call('ZADD', keys[1], before + tonumber(args[3]), reference)
-  end
-  return found
-end
-
--- KEYS: ended. ARGV: age ms, reference, ms until it is due again ('' : never).
-local function ended_again(keys, args)
-  if args[3] == '' then return redis.call('ZREM', keys[1], args[2]) end
-  return redis.call('ZADD', keys[1], 'XX', now_ms() - tonumber(args[1]) + tonumber(args[3]), args[2])
-end
-
 -- KEYS: meta, log, run. ARGV: age ms, most entries (0: none).
 -- Answers {state, ms until it is of age, entries}; state: none, open, young, ready. Entries are the front of the log, up to the
 -- run's end. What only served the run's owner is dropped once nobody can send a last write again.
@@ -88,8 +72,6 @@ local function unlist(keys, args)
 end
 
 redis.register_function('ended_settle_v1', settle_ended)
-redis.register_function('ended_due_v1', ended_due)
-redis.register_function('ended_again_v1', ended_again)
 redis.register_function('thread_movable_v1', movable)
 redis.register_function('thread_move_v1', move)
 redis.register_function('thread_oldest_v1', oldest)

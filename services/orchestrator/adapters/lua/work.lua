@@ -105,15 +105,15 @@ local function place(keys, args)
   return {redis.call('ZLEXCOUNT', keys[2], '[' .. tenant .. '/', '(' .. tenant .. '0'), before}
 end
 
--- KEYS: live. ARGV: ms until the sweeper looks, reference.
+-- KEYS: live, or ended. ARGV: ms until somebody looks, reference, LT (sooner only) or XX (only what is there) where asked for.
 local function note(keys, args)
   redis.call('ZADD', keys[1], args[3] or 'CH', now_ms() + tonumber(args[1]), args[2])
   return 1
 end
 
--- KEYS: live. ARGV: most entries, ms until they are due again. Answers the due references.
+-- KEYS: live, or ended. ARGV: most entries, ms until they are due again, age ms. Answers the references that were due so long ago.
 local function due(keys, args)
-  local now = now_ms()
+  local now = now_ms() - tonumber(args[3])
   local found = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now, 'LIMIT', 0, args[1])
   for _, reference in ipairs(found) do
     redis.call('ZADD', keys[1], now + tonumber(args[2]), reference)
@@ -121,14 +121,8 @@ local function due(keys, args)
   return found
 end
 
--- KEYS: live. ARGV: reference. Nothing is left to do for it.
-local function settle(keys, args)
-  return redis.call('ZREM', keys[1], args[1])
-end
-
 redis.register_function('work_wake_v1', wake)
 redis.register_function('work_note_v1', note)
 redis.register_function('work_due_v1', due)
-redis.register_function('work_settle_v1', settle)
 redis.register_function('work_next_v1', following)
 redis.register_function('work_place_v1', place)
