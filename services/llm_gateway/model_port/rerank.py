@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from services.common.errors import InvalidInput, UpstreamFailed
+from services.common.errors import InvalidInput
 from services.llm_gateway.model_port.answers import answer_headers, request_model
 from services.llm_gateway.model_port.exchange import Exchange
 from services.llm_gateway.model_port.responses_shape import new_id
@@ -67,8 +67,6 @@ def _answer(ranked: Ranked, texts: list[str], top: int | None, *, with_documents
     ranking, outcome = ranked.ranking, ranked.outcome
     results = []
     for index, score in ranking.ranked[:top]:
-        if not 0 <= index < len(texts):
-            raise UpstreamFailed("the provider ranked a document that was not sent", metadata={"failure_class": "malformed"})
         shown = {"document": {"text": texts[index]}} if with_documents else {}
         results.append({"index": index, "relevance_score": score, **shown})
     tokens = outcome.usage.input
