@@ -4,7 +4,7 @@ accounts = Accounts(valkey)
 issued = await accounts.create_key(tenant="acme", user="ana", tier="pro", scopes=("runs:write",))
 principal = await accounts.resolve(issued.secret)        # cached for at most 10 s; revocation is pushed
 limits = await accounts.limits(principal)                # of its key, user, team and tenant; cached and pushed alike
-await accounts.update_key("acme", issued.record.key_id, lambda key: replace(key, blocked=True))
+await accounts.keys.update(issued.record.key_id, "acme", lambda key: replace(key, blocked=True))
 rotated = await accounts.keys.rotate(issued.record.key_id, "acme", grace=timedelta(hours=1))
 await accounts.teams.create(TeamRecord("acme", "blue", limits=LimitSet(max_budget_microusd=5_000_000, budget_period="1mo")), "blue")
 """

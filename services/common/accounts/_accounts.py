@@ -13,7 +13,7 @@ import redis.asyncio as redis
 import structlog
 
 from services.common.accounts._holders import Holders
-from services.common.accounts._keys import PREFIX, Change, Keys, digest_of
+from services.common.accounts._keys import PREFIX, Keys, digest_of
 from services.common.accounts._limits import NO_LIMITS, LimitSet, PrincipalLimits
 from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, TenantRecord, UserRecord, decode
 from services.common.accounts._store import CHANGES, REVOCATIONS, Store, gone_key, holder_key, id_key, key_key, text
@@ -101,10 +101,6 @@ class Accounts:
     async def list_keys(self, tenant: str) -> list[KeyRecord]:
         """Keys of a tenant, oldest first."""
         return await self.keys.list(tenant)
-
-    async def update_key(self, tenant: str, key_id: str, change: Change) -> KeyRecord:
-        """Changes a key. Raises NotFound for an id that is not the tenant's, InvalidInput, Conflict."""
-        return await self.keys.update(key_id, tenant, change)
 
     async def revoke(self, tenant: str, key_id: str) -> None:
         """Ends a key at once, in every process. Raises NotFound for an id that is not the tenant's."""

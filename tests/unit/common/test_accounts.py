@@ -134,7 +134,7 @@ async def test_records_of_the_version_before_are_read_and_those_after_too(valkey
     principal = await accounts.resolve(secret)
     assert principal == Principal("acme", "ana", "key_1", "", ("a",), "pro")
     assert await accounts.limits(principal) == PrincipalLimits()
-    changed = await accounts.update_key("acme", "key_1", lambda key: replace(key, limits=SMALL))
+    changed = await accounts.keys.update("key_1", "acme", lambda key: replace(key, limits=SMALL))
     assert (changed.name, changed.limits, changed.created_at) == ("ci", SMALL, 1.5)
     new = orjson.loads(await valkey.get(f"acct:key:{digest_of(secret)}"))
     new |= {"schema_version": 3, "colour": "red", "limits": {**new["limits"], "smell": "none"}}
@@ -154,13 +154,13 @@ async def test_a_rotated_key_has_two_secrets_for_its_grace_and_one_record(replic
     # The old secret ends by itself in the store.
     assert 3590 < await valkey.ttl(f"acct:key:{digest_of(issued.secret)}") <= 3602
     # A change of the key counts for both secrets.
-    await here.update_key("acme", key_id, lambda key: replace(key, blocked=True))
+    await here.keys.update(key_id, "acme", lambda key: replace(key, blocked=True))
 
     async def both_refused():
         return [await reason(there, secret) for secret in (issued.secret, rotated.secret)] == ["BLOCKED_API_KEY"] * 2
 
     await testing.eventually_async(both_refused, "both secrets are blocked", timeout_s=5)
-    await here.update_key("acme", key_id, lambda key: replace(key, blocked=False))
+    await here.keys.update(key_id, "acme", lambda key: replace(key, blocked=False))
     third = await here.keys.rotate(key_id, "acme")
 
     async def second_gone():
@@ -269,10 +269,10 @@ async def test_a_change_that_fails_writes_nothing(valkey):
         lambda key: replace(key, metadata={"x": object()}),
     ):
         with pytest.raises(InvalidInput):
-            await accounts.update_key("acme", issued.record.key_id, change)
+            await accounts.keys.update(issued.record.key_id, "acme", change)
     assert await accounts.keys.find(issued.record.key_id, "acme") == issued.record
     with pytest.raises(NotFound):
-        await accounts.update_key("other", issued.record.key_id, lambda key: replace(key, blocked=True))
+        await accounts.keys.update(issued.record.key_id, "other", lambda key: replace(key, blocked=True))
     for reference in (issued.record.key_id, issued.secret, digest_of(issued.secret)):
         assert await accounts.keys.find_id(reference, "acme") == issued.record.key_id
         with pytest.raises(NotFound):
@@ -341,11 +341,11 @@ async def _play(replicas, steps, together) -> None:
     async def step(replica: int, action: str, value: object) -> None:
         accounts = replicas[replica]
         if action == "rpm":
-            await accounts.update_key("acme", key_id, lambda k: replace(k, limits=replace(k.limits, requests_per_minute=value)))
+            await accounts.keys.update(key_id, "acme", lambda k: replace(k, limits=replace(k.limits, requests_per_minute=value)))
         elif action == "tpm":
-            await accounts.update_key("acme", key_id, lambda k: replace(k, limits=replace(k.limits, tokens_per_minute=value)))
+            await accounts.keys.update(key_id, "acme", lambda k: replace(k, limits=replace(k.limits, tokens_per_minute=value)))
         elif action == "block":
-            await accounts.update_key("acme", key_id, lambda k: replace(k, blocked=value))
+            await accounts.keys.update(key_id, "acme", lambda k: replace(k, blocked=value))
         elif action == "rotate":
             issued = await accounts.keys.rotate(key_id, "acme", grace=value)
             secrets_[issued.secret] = True

@@ -16,7 +16,7 @@ async def test_without_a_store_everything_is_an_overload():
     calls = (
         lambda: accounts.limits(principal),
         lambda: accounts.create_key(tenant="a", user="u", tier="free", scopes=()),
-        lambda: accounts.update_key("a", "key_1", lambda key: key),
+        lambda: accounts.keys.update("key_1", "a", lambda key: key),
         lambda: accounts.keys.rotate("key_1", "a"),
         lambda: accounts.keys.find("key_1", "a"),
         lambda: accounts.keys.find_name("x", "a"),

@@ -40,7 +40,7 @@ async def test_every_change_of_a_key_is_told_to_versions_that_know_only_digests(
     key_id, told = issued.record.key_id, []
     async with valkey.pubsub() as listener:
         await listener.subscribe("acct:revoked")
-        await accounts.update_key("acme", key_id, lambda key: replace(key, name="ci"))
+        await accounts.keys.update(key_id, "acme", lambda key: replace(key, name="ci"))
         rotated = await accounts.keys.rotate(key_id, "acme")
         await accounts.revoke("acme", key_id)
         async with asyncio.timeout(10):

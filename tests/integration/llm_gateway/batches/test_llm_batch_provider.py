@@ -6,9 +6,7 @@ from dataclasses import replace
 
 from services.common import testing
 from services.common.accounts import LimitSet
-from services.llm_gateway.adapters.openai_batch import OpenAiBatches
 from services.llm_gateway.adapters.purse import ValkeyPurse
-from services.llm_gateway.batches.provider_port import ProviderFailed
 
 
 def cheap(line, count: int, text: str = "say exactly: number {}") -> list[dict]:
@@ -124,7 +122,7 @@ async def test_a_submission_that_fails_for_a_while_is_made_once(gateway, line, s
 async def test_a_budget_too_small_for_the_whole_is_spent_line_by_line(gateway, line, sim):
     async with gateway({"concurrency": 1}) as g:
         limits = LimitSet(max_budget_microusd=200)
-        await g.accounts.update_key("acme", g.key_id, lambda record: replace(record, limits=limits))
+        await g.accounts.keys.update(g.key_id, "acme", lambda record: replace(record, limits=limits))
         done = await g.ended(await g.begun(cheap(line, 40)))
         answers, errors = await g.outputs(done)
         assert answers
@@ -229,37 +227,6 @@ async def test_a_gateway_killed_at_any_step_of_the_submission_submits_once(proce
 
     await testing.eventually_async(settled, "every batch is paid")
     assert sum(e["cost_nanousd"] for e in await g.lines() if e["status"] == "ok") == sum(entry["billed_nanousd"] for entry in log)
-
-
-async def test_a_batch_whose_beginning_was_never_heard_of_is_found_again(gateway, line, sim, http, monkeypatch):
-    real = OpenAiBatches.begin
-    begun = asyncio.Event()
-
-    async def unheard(self, *arguments):
-        await real(self, *arguments)
-        if begun.is_set():
-            raise ProviderFailed("the answer was lost")
-        begun.set()
-        await asyncio.Event().wait()  # until the process ends
-
-    monkeypatch.setattr(OpenAiBatches, "begin", unheard)
-    await sim.order("batch_line_delay=20", endpoint="batch")
-    async with gateway({"lease_s": 0.6}) as g:
-        batch = await g.begun(cheap(line, 10))
-        await begun.wait()
-        await g.parts.stop()
-    async with gateway() as g:
-        done = await g.ended(batch)
-        answers, _ = await g.outputs(done)
-        whole(answers, 10)
-        # An answer that is lost on the way is the same to one process as a crash between two.
-        whole((await g.outputs(await g.ended(await g.begun(cheap(line, 10)))))[0], 10)
-        batches, _ = await provider_state(sim, http)
-        assert len(batches) == 2
-        assert len(await sim.log()) == 20
-        billed = sum(entry["billed_nanousd"] for entry in await sim.log())
-        assert sum(entry["cost_nanousd"] for entry in await g.lines()) == billed
-        assert await g.store.hlen("llm:{acme}:open") == 0
 
 
 async def test_a_crash_on_either_side_of_the_reservation_holds_no_money_back(gateway, line, sim, monkeypatch):

@@ -152,8 +152,8 @@ async def test_a_stored_principal_may_act_as_long_as_its_key_and_its_holders(val
     for principal in principals:
         await accounts.confirm(principal)
     await accounts.revoke("acme", keys[0].record.key_id)
-    await accounts.update_key("acme", keys[1].record.key_id, lambda record: replace(record, blocked=True))
-    await accounts.update_key("acme", keys[2].record.key_id, lambda record: replace(record, expires_at=1.0))
+    await accounts.keys.update(keys[1].record.key_id, "acme", lambda record: replace(record, blocked=True))
+    await accounts.keys.update(keys[2].record.key_id, "acme", lambda record: replace(record, expires_at=1.0))
     # A rotation changes the secret and not the key.
     await accounts.keys.rotate(keys[3].record.key_id, "acme")
     await accounts.confirm(principals[3])

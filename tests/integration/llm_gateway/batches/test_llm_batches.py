@@ -208,7 +208,7 @@ async def test_what_is_left_when_the_window_closes_is_told_line_by_line(gateway,
 
 async def test_a_budget_that_ends_in_the_middle_fails_the_lines_behind_it(gateway, line, sim):
     async with gateway({**LOCAL, "concurrency": 1}) as g:
-        await g.accounts.update_key("acme", g.key_id, lambda record: _limited(record, max_budget_microusd=100))
+        await g.accounts.keys.update(g.key_id, "acme", lambda record: _limited(record, max_budget_microusd=100))
         done = await g.ended(await g.begun([line(str(n), f"say exactly: {n}") for n in range(60)]))
         answers, errors = await g.outputs(done)
         assert done.status == "completed"
@@ -225,7 +225,7 @@ async def test_a_budget_that_ends_in_the_middle_fails_the_lines_behind_it(gatewa
 
 async def test_limits_that_pass_with_time_are_waited_for(gateway, line, sim):
     async with gateway({**LOCAL, "concurrency": 8}) as g:
-        await g.accounts.update_key("acme", g.key_id, lambda record: _limited(record, max_parallel=1))
+        await g.accounts.keys.update(g.key_id, "acme", lambda record: _limited(record, max_parallel=1))
         await sim.order("rate_limit=ms:100", times=3)
         done = await g.ended(await g.begun([line(str(n), f"say exactly: {n}") for n in range(6)]))
         assert done.request_counts.model_dump() == {"total": 6, "completed": 6, "failed": 0}
