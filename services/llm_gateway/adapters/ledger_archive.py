@@ -10,11 +10,10 @@ can disagree with the files. Users stand there under the pseudonyms of the ledge
 import asyncio
 import fcntl
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 from urllib.parse import quote
 
 import orjson
@@ -132,10 +131,3 @@ def _last_cursor(folder: Path) -> str:
         if whole:
             return orjson.loads(whole[whole.rfind(b"\n", 0, -1) + 1 :])["cursor"]
     return ""
-
-
-def read_archive(folder: Path, tenant: str) -> Iterator[dict[str, Any]]:
-    """The lines of a tenant, oldest first, with users under their pseudonyms."""
-    for path in sorted((folder / quote(tenant, safe=" ")).glob("*.jsonl")):
-        with path.open("rb") as file:
-            yield from map(orjson.loads, file)
