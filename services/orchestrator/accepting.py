@@ -254,29 +254,29 @@ class Accepting:
             self._hub.noticed(ref, written.last_seq)
         if record.status == "running":
             self._worker.adopt(ref, Claim("claimed", record, undelivered=accepted.undelivered))
-        elif record.ended:
-            await self._worker.outbox.settle(ref)
-        elif held:
-            if record.spec.schedule.start_ms:
-                # The look that accepting noted comes too early, or too late for a start within the second.
-                await self._noted(ref, record.spec.schedule.start_ms / 1000 - time.time())
-        else:
-            try:
-                await self._store.wake(ref, record.track, record.created_ms, schedule=record.spec.schedule)
-            except Overloaded:
-                # The run is durable and the sweeper knows of it, so the answer stands.
-                return
-
-    async def _noted(self, ref: RunRef, ahead_s: float) -> None:
+            return
+        schedule = record.spec.schedule
         try:
-            await self._store.note(ref, max(0.0, ahead_s))
+            if record.ended:
+                await self._worker.outbox.settle(ref)
+            elif not held:
+                await self._store.wake(ref, record.track, record.created_ms, schedule=schedule)
+            elif schedule.start_ms:
+                # The look that accepting noted comes too early, or too late for a start within the second.
+                await self._store.note(ref, max(0.0, schedule.start_ms / 1000 - time.time()))
         except Overloaded:
-            # As with a wake-up: the sweeper looks once too often, and finds the time in the run.
+            # The run is durable and the sweeper knows of it, so the answer stands.
             return
 
     async def place(self, principal: Principal, record: RunRecord) -> Place:
-        """Where a run waits that nobody works on yet. Raises Overloaded."""
-        return await self._store.place(record, principal.tenant) if record.status == "queued" else Place()
+        """Where a run waits that nobody works on yet; nothing while the store is away."""
+        if record.status != "queued":
+            return Place()
+        try:
+            return await self._store.place(record, principal.tenant)
+        except Overloaded:
+            # Whoever made the run must hear that it is accepted, also where nothing can be told of its place.
+            return Place()
 
     async def cancel_run(self, principal: Principal, run_id: str, reason: str) -> RunRecord | None:
         """Asks for the end of a run; None where only a tombstone was left. Raises NotFound for another user's run, Overloaded."""

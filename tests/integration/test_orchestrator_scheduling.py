@@ -7,18 +7,12 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
-from services.common.errors import InvalidInput, QuotaExceeded
-from services.orchestrator.testing.fakes import fakes
+from services.common.errors import InvalidInput, Overloaded, QuotaExceeded
+from services.orchestrator.adapters.store import Store
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 
 OK, QUEUED, RUNNING, CANCELLED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED, pb.RUN_STATUS_RUNNING, pb.RUN_STATUS_CANCELLED
 POLICIES = "sets: {test: {free: {concurrent_runs: 1, queued_runs: 2, delayed_runs: 1}, enterprise: {}}}"
-
-
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities) as made:
-        yield made
 
 
 @pytest.fixture
@@ -61,6 +55,26 @@ async def test_runs_beyond_the_limit_wait_with_a_place_and_start_in_turn(caller,
         assert starts == sorted(starts)
         assert {run.queue_position for run in ended} == {0}
         assert (await client.wait((await client.start("say five")).run_id)).output_text == "five"
+
+
+async def test_a_run_that_was_accepted_is_answered_although_the_store_then_goes_away(caller, behind, monkeypatch):
+    async def away(*args, **kwargs):
+        raise Overloaded("away", reason="STORE_UNAVAILABLE")
+
+    async with caller() as client:
+        behind.models.gate.close()
+        first = await client.start("say one and more")
+        with monkeypatch.context() as lost:
+            for name in ("place", "wake", "settle"):
+                lost.setattr(Store, name, away)
+            second = await client.start("say two and more")
+            assert (second.status, second.queue_position) == (QUEUED, 0)
+            await client.cancel("run_early")
+            third = await client.start("say three", run_id="run_early")
+            assert third.status == CANCELLED
+        assert (await client.get(second.run_id)).queue_position == 1
+        behind.models.gate.open()
+        assert [(await client.wait(run.run_id)).status for run in (first, second)] == [OK] * 2
 
 
 async def test_a_waiting_run_that_is_cancelled_gives_its_place_up(caller, behind):
