@@ -42,9 +42,9 @@ class ValkeyWebhooks(StoreBase):
         seconds, micros = await self._ask(self._client.time())
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def enlist(self, tenant: str) -> bool:
+    async def enlist(self, tenant: str) -> None:
         """As WebhookStore.enlist."""
-        return bool(await self._ask(self._client.sadd(TENANTS, tenant)))
+        await self._durable("webhook_enlist_v1", [TENANTS], [tenant])
 
     async def enlisted(self, tenant: str) -> bool:
         """As WebhookStore.enlisted."""
@@ -90,7 +90,7 @@ class ValkeyWebhooks(StoreBase):
 
     async def note(self, refs: Sequence[DeliveryRef], wait_s: float) -> None:
         """As WebhookStore.note."""
-        await self._ask(self._library.batched("webhook_note_v1", [DUE], [int(wait_s * 1000), *(ref.encode() for ref in refs)]))
+        await self._durable("webhook_note_v1", [DUE], [int(wait_s * 1000), *(ref.encode() for ref in refs)])
 
     async def due(self, most: int, again_in_s: float) -> list[Due]:
         """As WebhookStore.due."""

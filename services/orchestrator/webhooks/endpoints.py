@@ -65,8 +65,10 @@ class Endpoints:
         endpoint_id = f"whk_{name[:32]}"
         endpoint = await self._store.endpoint(tenant, endpoint_id)
         if endpoint is None:
-            if await self._store.enlist(tenant):
-                # The first of the tenant: by then every replica has heard that its runs are to be told.
+            await self._store.enlist(tenant)
+            if not await self._store.endpoints(tenant):
+                # Every replica has heard by then that the tenant's runs are to be told. Who else enlisted it, and when, says nothing of
+                # that; whoever has made an endpoint has waited.
                 await asyncio.sleep(self._known_for_s)
             now_ms = await self._store.now_ms()
             types = [name for name in EVENT_TYPES.values() if name in request.event_types]

@@ -21,8 +21,8 @@ class WebhookStore(Protocol):
         """The store's clock."""
         ...
 
-    async def enlist(self, tenant: str) -> bool:
-        """Has a tenant among those with endpoints; True when it was not. It stays there for good."""
+    async def enlist(self, tenant: str) -> None:
+        """Has a tenant among those with endpoints, durably. It stays there for good."""
         ...
 
     async def enlisted(self, tenant: str) -> bool:
@@ -58,7 +58,7 @@ class WebhookStore(Protocol):
         ...
 
     async def note(self, refs: Sequence[DeliveryRef], wait_s: float) -> None:
-        """Has deliveries looked at in `wait_s`."""
+        """Has deliveries looked at in `wait_s`, durably: nothing else leads to them."""
         ...
 
     async def due(self, most: int, again_in_s: float) -> list[Due]:

@@ -1,5 +1,6 @@
 """Webhooks from the inside: the schedule, the message, who may record what, and what each process knows of tenants."""
 
+import asyncio
 import base64
 
 import orjson
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common import testing
+from services.common.idempotency import IdempotencyStore
 from services.common.settings import ServiceSettings
+from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import DUE, MOST_TRIES_KEPT, ValkeyWebhooks
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.settings import WEBHOOK_RETRIES_S, Settings
@@ -16,6 +19,7 @@ from services.orchestrator.testing.runs import spec
 from services.orchestrator.webhooks import signing
 from services.orchestrator.webhooks.announcing import Announcing
 from services.orchestrator.webhooks.delivering import wait_before
+from services.orchestrator.webhooks.endpoints import EndpointRequest, Endpoints
 from services.orchestrator.webhooks.payload import MOST_BODY_BYTES, message_of
 from services.orchestrator.webhooks.records import Attempt, DeliveryRef, Endpoint, Message, Secret
 
@@ -229,8 +233,8 @@ async def test_tenants_without_webhooks_cost_nothing_and_new_ones_are_heard_of(s
     assert announcing.certainly_silent(REF.tenant)
     await announcing.announce(REF)
     assert (runs.asked, await valkey.exists(DUE)) == (0, 0)
-    assert await one.enlist(REF.tenant)
-    assert not await one.enlist(REF.tenant)
+    await one.enlist(REF.tenant)
+    await one.enlist(REF.tenant)
     await one.add(REF.tenant, endpoint(), 5)
     await announcing._refresh()
     for _ in range(2):
@@ -248,6 +252,18 @@ async def test_a_process_that_has_not_heard_for_a_while_asks(stores, monkeypatch
     await testing.eventually_async(lambda: not announcing.certainly_silent(REF.tenant), "what it knew is too old")
     await announcing.announce(REF)
     assert len(await one.deliveries(REF.tenant, "whk_1", 0, 10)) == 1
+
+
+async def test_whoever_makes_the_first_webhook_beside_another_waits_as_well(stores, valkey):
+    one, two = stores
+    caller, asked = testing.principal_of(tenant=REF.tenant), EndpointRequest("https://8.8.8.8/", ["run.finished"])
+    announcing = Announcing(Runs(), two, lambda: None)
+    await announcing._refresh()
+    both = [asyncio.create_task(Endpoints(s, HttpSender(), IdempotencyStore(valkey), False).create(caller, asked)) for s in stores]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    assert not announcing.certainly_silent(REF.tenant), "an answer came while a replica still knew better"
+    await asyncio.gather(*both)
+    assert len(await one.endpoints(REF.tenant)) == 2
 
 
 async def test_a_run_that_ended_before_the_webhook_was_made_is_not_told(stores):

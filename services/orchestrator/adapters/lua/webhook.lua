@@ -10,6 +10,11 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- KEYS: tenants with endpoints. ARGV: tenant. Answers how many it has become more.
+local function enlist(keys, args)
+  return redis.call('SADD', keys[1], args[1])
+end
+
 -- KEYS: endpoints. ARGV: endpoint id, endpoint, most. Answers 1, or 0 where the tenant has as many as it may have.
 local function add(keys, args)
   if redis.call('HLEN', keys[1]) >= tonumber(args[3]) then return 0 end
@@ -127,6 +132,7 @@ local function leave(keys, args)
   return 1
 end
 
+redis.register_function('webhook_enlist_v1', enlist)
 redis.register_function('webhook_add_v1', add)
 redis.register_function('webhook_replace_v1', replace)
 redis.register_function('webhook_remove_v1', remove)
