@@ -25,6 +25,8 @@ _ONCE = {
     "run_queued": "", "run_started": "", "step_completed": "step", "usage": "step", "message_completed": "message_id",
     "tool_call_started": "call_id",
 }  # fmt: skip
+# What a call is refused with that is one more than the run may make.
+OVER = "limit.tool_calls"
 _OUTCOMES = ("tool_call_completed", "tool_call_failed")
 _COUNTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_microusd")
 
@@ -275,10 +277,9 @@ def _budgets(history: History) -> Iterator[Violation]:
         used = [data for event, data in events if event.type == "usage"]
         expected = {name: sum(data.get(name, 0) for data in used) for name in _COUNTED}
         expected["model_calls"] = len(used)
-        expected["tool_calls"] = sum(event.type == "tool_call_started" for event, _ in events)
-        # A run that ended early had planned calls, and counted them, that were never started.
-        if run.status != pb.RUN_STATUS_SUCCEEDED:
-            expected["tool_calls"] = max(expected["tool_calls"], run.usage.tool_calls)
+        # A call beyond the limit is announced and refused, and none of it is used.
+        refused = sum(event.type == "tool_call_failed" and data["error"]["code"] == OVER for event, data in events)
+        expected["tool_calls"] = sum(event.type == "tool_call_started" for event, _ in events) - refused
         wrong = {name: (getattr(run.usage, name), value) for name, value in expected.items() if getattr(run.usage, name) != value}
         if wrong:
             yield Violation("A9", run_id, f"{pb.RunStatus.Name(run.status)}, the record against the log: {wrong}")

@@ -76,21 +76,21 @@ async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall
 
 async def _one(turn: Turn, built_in: BuiltIn, call: PendingCall, sent_before: bool) -> list[PendingCall]:
     """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
-    outcome = _refusal(turn, call) or built_in(turn, call)
+    outcome = _refusal(call) or built_in(turn, call)
     if outcome is None:
         key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
         outcome = await _resolve(turn, call, key) if sent_before else await _execute(turn, call, key)
     return await _record(turn, call, outcome)
 
 
-def _refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
+def _refusal(call: PendingCall) -> ToolOutcome | None:
     """What can be told without asking the executor."""
     if call.over:
         message = "The run has no tool calls left. Answer with what you have."
         return ToolOutcome("failed", code="limit.tool_calls", message=message)
     if not call.version:
-        names = ", ".join(tool.name for tool in turn.tools or []) or "none"
-        return ToolOutcome("failed", code="input.unknown_tool", message=f"There is no tool {call.name[:64]!r}. Available: {names}.")
+        # Which tools were on offer, the model was told; an owner that took the run over does not know it any more.
+        return ToolOutcome("failed", code="input.unknown_tool", message=f"No tool {call.name[:64]!r} was on offer in this step.")
     try:
         arguments = orjson.loads(call.arguments or "{}")
     except orjson.JSONDecodeError:
@@ -218,4 +218,6 @@ def report_unfinished(turn: Turn, how: str) -> None:
     for call in turn.state.pending:
         if call.started:
             error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": f"The run was {how} while this call was at work."}
+            if (refused := _refusal(call)) is not None:
+                error = {"code": refused.code, "message": refused.message}
             turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})

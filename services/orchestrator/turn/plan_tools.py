@@ -26,7 +26,7 @@ def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
 
 
 def plan(turn: Turn, answer: ModelFinished, offered: Sequence[ToolDefinition], last: limits.Budget | None) -> list[PendingCall]:
-    """The calls of an answer, counted against the limits; `last` is the limit for which it had to be without any.
+    """The calls of an answer, of which those beyond the limit are marked; `last` is the limit for which it had to be without any.
 
     Raises RunStopped at a limit, or where the model goes round in circles.
     """
@@ -53,7 +53,6 @@ def plan(turn: Turn, answer: ModelFinished, offered: Sequence[ToolDefinition], l
             )
         )
     guard.asked(turn, calls)
-    turn.state.usage["tool_calls"] += sum(not call.over for call in calls)
     return calls
 
 
@@ -78,10 +77,12 @@ def startable(pending: Sequence[PendingCall], most: int | None) -> list[PendingC
 
 
 def start_next(turn: Turn) -> list[PendingCall]:
-    """Marks and announces the calls that may start now; they are sent only after this is written."""
+    """Marks, counts and announces the calls that may start now; they are sent only after this is written."""
     ready = startable(turn.state.pending, turn.agent.most_at_once)
     for call in ready:
         call.started = True
+        # One that is refused for the limit has used none of it.
+        turn.state.usage["tool_calls"] += not call.over
         _announce(turn, call)
     return ready
 

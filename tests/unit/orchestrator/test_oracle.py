@@ -216,13 +216,21 @@ def test_usage_that_was_lost_with_an_owner():
     assert told(history(run=record(usage=usage))) == {"A9"}
 
 
-def test_calls_that_a_cancelled_run_planned_and_never_started_are_no_loss():
+def test_a_run_has_used_the_calls_that_were_started_and_not_refused_for_the_limit():
     log = [*taken_over()[:8], event(9, "run_cancelled", {"output_text": ""})]
-    usage = {"input_tokens": 10, "output_tokens": 2, "cost_microusd": 7, "model_calls": 1, "tool_calls": 3}
-    run = record(status=pb.RUN_STATUS_CANCELLED, terminal_seq=9, output_text="", usage=usage)
-    assert told(history(log, run, seen=[])) == set()
-    run.usage.tool_calls = 0
-    assert told(history(log, run, seen=[])) == {"A9"}
+    usage = {"input_tokens": 10, "output_tokens": 2, "cost_microusd": 7, "model_calls": 1}
+
+    def judged(log, used):
+        run = record(status=pb.RUN_STATUS_CANCELLED, terminal_seq=len(log), output_text="", usage={**usage, "tool_calls": used})
+        return told(history(log, run, seen=[]))
+
+    assert [judged(log, used) for used in (0, 1, 3)] == [{"A9"}, set(), {"A9"}]
+    beyond = [
+        event(9, "tool_call_started", {"call_id": "c2", "tool": "send_mail", "arguments": {}}),
+        event(10, "tool_call_failed", {"call_id": "c2", "tool": "send_mail", "error": {"code": "limit.tool_calls", "message": ""}}),
+        event(11, "run_cancelled", {"output_text": ""}),
+    ]
+    assert [judged(log[:8] + beyond, used) for used in (0, 1, 2)] == [{"A9"}, set(), {"A9"}]
 
 
 def test_a_cancel_that_a_run_outlives():

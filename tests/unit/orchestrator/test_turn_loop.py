@@ -14,7 +14,7 @@ from services.orchestrator.testing.turn_world import Journal, World, agent, note
 from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.model_step import Asked, model_step
 from services.orchestrator.turn.plan_tools import startable
-from services.orchestrator.turn.state import PendingCall, TurnState
+from services.orchestrator.turn.state import PendingCall, RunStopped, TurnState
 
 LOOK, MAIL = ("look", {}), ("mail", {})
 
@@ -137,6 +137,15 @@ def test_calls_beyond_the_limit_are_refused_and_the_run_answers():
     assert [data["error"]["code"] for data in world.journal.of("tool_call_failed")] == ["limit.tool_calls"] * 2
 
 
+def test_a_run_that_ends_between_two_calls_has_used_those_that_were_started():
+    def stops(name, arguments):
+        raise RunStopped("DEADLINE_EXCEEDED", "no time left")
+
+    world = World(lambda call: new_calls(call, ["look", "look", "mail", "mail"]), agent(), tool=stops)
+    used = world.run()["usage"]["tool_calls"]
+    assert used == len(world.journal.of("tool_call_started")) == 2
+
+
 def test_the_same_call_again_and_again_is_warned_of_once_and_then_ends_the_run():
     world = World(lambda call: [("look", {"a": 1, "b": 2} if steps_before(call) % 2 else {"b": 2, "a": 1})], agent())
     result = world.run()
@@ -182,7 +191,11 @@ def test_a_process_that_goes_away_starts_no_further_call_and_the_next_owner_does
 
 def test_a_cancel_tells_of_what_another_owner_had_at_work_and_not_of_what_waits():
     world = World(lambda call: "", agent())
-    pending = [PendingCall(0, "a", "mail", "1", "{}", False, 1.0), PendingCall(1, "b", "mail", "1", "{}", False, 1.0, started=False)]
+    pending = [
+        PendingCall(0, "a", "mail", "1", "{}", False, 1.0), PendingCall(1, "b", "mail", "1", "{}", False, 1.0, started=False),
+        # Announced and never sent, so that it is known what became of them.
+        PendingCall(2, "c", "mail", "1", "{}", False, 1.0, over=True), PendingCall(3, "d", "fax", "", "{}", False, 0.0),
+    ]  # fmt: skip
     world.journal.state = TurnState(phase="tools", step=1, pending=pending).encode()
 
     async def cancelled():
@@ -191,7 +204,8 @@ def test_a_cancel_tells_of_what_another_owner_had_at_work_and_not_of_what_waits(
         await turn.writer.flush()
 
     asyncio.run(cancelled())
-    assert [data["call_id"] for data in world.journal.of("tool_call_failed")] == ["a"]
+    told = {data["call_id"]: data["error"]["code"] for data in world.journal.of("tool_call_failed")}
+    assert told == {"a": "tool_outcome_unknown", "c": "limit.tool_calls", "d": "input.unknown_tool"}
 
 
 @pytest.mark.parametrize(
