@@ -16,7 +16,7 @@ from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
 from services.llm_gateway.gate import DeploymentGate, GateSettings
-from services.llm_gateway.hedging import NEEDED, Hedge, race
+from services.llm_gateway.hedging import NEEDED, Hedge
 from services.llm_gateway.money import Prices
 from services.llm_gateway.ports import Load
 from services.llm_gateway.registry import Capabilities, Deployment, DeploymentLimits, Group, Registry, Timeouts
@@ -202,32 +202,6 @@ async def test_who_leaves_at_a_notice_of_an_open_stream_leaves_nothing_open():
     assert [status for _, _, status in scene.purse.settled] == ["cancelled"]
 
 
-async def test_a_hedged_call_that_is_cancelled_twice_ends_both_requests():
-    ending, discarded = asyncio.Event(), []
-
-    async def loser():
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ending.set()
-            await asyncio.sleep(0.02)
-
-    async def winner():
-        return "won"
-
-    async def discard(result):
-        await asyncio.sleep(0)
-        discarded.append(result)
-
-    task = asyncio.create_task(race(loser(), winner, 0.0, discard))
-    await ending.wait()
-    while not task.done():
-        task.cancel()
-        await asyncio.sleep(0.001)
-    assert task.cancelled()
-    assert discarded == ["won"]
-
-
 def settings():
     return Settings(state_url="redis://127.0.0.1:1/0")
 
@@ -297,24 +271,3 @@ def test_a_wrong_weight_is_named_at_the_start_and_not_repeated(monkeypatch, valu
     assert weights.startswith("BULKHEAD_QUEUE_TIER_WEIGHTS: ")
     assert ("weight is a number" in weights) or ("write tier=weight" in weights)
     assert value not in weights.partition(": ")[2]
-
-
-async def test_a_request_that_swallows_a_cancellation_is_ended_all_the_same():
-    cancelled = 0
-
-    async def loser():
-        nonlocal cancelled
-        while cancelled < 2:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled += 1  # as redis-py does when it arrives while it connects
-
-    async def winner():
-        return "won"
-
-    async def discard(result): ...
-
-    async with asyncio.timeout(5):
-        assert await race(loser(), winner, 0.0, discard) == ("won", True)
-    assert cancelled == 2

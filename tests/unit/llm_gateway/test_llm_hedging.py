@@ -12,7 +12,7 @@ from services.llm_gateway.attempts import Policy
 from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.hedging import NEEDED, Hedge
+from services.llm_gateway.hedging import NEEDED, Hedge, race
 from services.llm_gateway.money import Prices
 from services.llm_gateway.registry import Deployment, Group, Registry
 from services.llm_gateway.testing import OpenGate, OpenPurse
@@ -160,3 +160,50 @@ def test_too_little_is_known_at_first():
     assert hedge.after_s("d") is None
     hedge.observe("d", 5.0, 1)
     assert hedge.after_s("d") == 5.0
+
+
+async def test_a_hedged_call_that_is_cancelled_twice_ends_both_requests():
+    ending, discarded = asyncio.Event(), []
+
+    async def loser():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.02)
+
+    async def winner():
+        return "won"
+
+    async def discard(result):
+        await asyncio.sleep(0)
+        discarded.append(result)
+
+    task = asyncio.create_task(race(loser(), winner, 0.0, discard))
+    await ending.wait()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.001)
+    assert task.cancelled()
+    assert discarded == ["won"]
+
+
+async def test_a_request_that_swallows_a_cancellation_is_ended_all_the_same():
+    cancelled = 0
+
+    async def loser():
+        nonlocal cancelled
+        while cancelled < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1  # as redis-py does when it arrives while it connects
+
+    async def winner():
+        return "won"
+
+    async def discard(result): ...
+
+    async with asyncio.timeout(5):
+        assert await race(loser(), winner, 0.0, discard) == ("won", True)
+    assert cancelled == 2

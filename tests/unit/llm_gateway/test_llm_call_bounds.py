@@ -12,7 +12,7 @@ from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.estimates import measure
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.hedging import Hedge, race
+from services.llm_gateway.hedging import Hedge
 from services.llm_gateway.money import UNPRICED, Prices
 from services.llm_gateway.registry import Capabilities, Deployment, Group, Registry
 from services.llm_gateway.terms import Terms
@@ -181,30 +181,6 @@ async def test_a_hedge_that_may_not_be_made_leaves_the_first_request_alone():
 
     scene.provider.complete = slow
     assert (await scene.calls.complete(CALL)).outcome.deployment.id == "a0"
-
-
-async def test_a_caller_who_leaves_while_the_loser_is_ended_leaves_nothing_open():
-    ending, discarded = asyncio.Event(), []
-
-    async def loser():
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ending.set()
-            await asyncio.sleep(0.01)
-
-    async def winner():
-        return "won"
-
-    async def discard(result):
-        discarded.append(result)
-
-    task = asyncio.create_task(race(loser(), lambda: winner(), 0.0, discard))
-    await ending.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert discarded == ["won"]
 
 
 def test_the_larger_of_two_bounds_holds_and_azure_reasons_with_the_newer_name():
