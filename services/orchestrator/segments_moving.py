@@ -26,6 +26,8 @@ TURN_S = 5.0
 AGAIN_S = 60.0
 # A longer retention is looked at this often, so that a shorter one holds for the runs that are there already.
 DAY_S = 86_400.0
+# What is kept for ever is looked at this often, so that a retention that its tier gets later finds it.
+MONTH_S = 30 * DAY_S
 log = structlog.get_logger("bulkhead.segments")
 _meter = get_meter("bulkhead.orchestrator")
 _moved = _meter.create_counter("bulkhead_segments_moved_total", description="Segments of event logs that left the state store.")
@@ -148,9 +150,9 @@ class SegmentMover:
 
     async def _expire(self, ref: RunRef) -> float:
         """Deletes from the thread's oldest run on what has passed its retention; answers when to look again, in seconds."""
-        again_s = DAY_S
+        again_s, first = DAY_S, 1
         for _ in range(MOST_EXPIRED):
-            _, run_id, now_ms = await self._archive.oldest(ref)
+            first, run_id, now_ms = await self._archive.oldest(ref)
             if not run_id:
                 break
             oldest = ref._replace(run_id=run_id)
@@ -159,6 +161,7 @@ class SegmentMover:
             if record is not None:
                 found = self._retention_s(str(record.spec.principal.get("tier", "")))
                 if found is None:
+                    again_s = MONTH_S
                     break
                 keep_s = found
                 if not record.ended or (left_s := record.ended_ms / 1000 + keep_s - now_ms / 1000) > 0:
@@ -172,10 +175,8 @@ class SegmentMover:
             _expired.add(1)
         else:
             again_s = AGAIN_S
-        await self._drop(ref)
-        return again_s
-
-    async def _drop(self, ref: RunRef) -> None:
-        first, _, _ = await self._archive.oldest(ref)
         if self._segments is not None and first > 1:
+            # Also where nothing was deleted: a look before this one may have got no further. What the last of MOST_EXPIRED left goes
+            # with the next look.
             await self._segments.drop(ref.tenant, ref.thread_id, first)
+        return again_s

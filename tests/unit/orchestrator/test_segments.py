@@ -241,6 +241,15 @@ async def test_a_tier_says_how_long_its_runs_are_kept(store):
     assert await store.run(ref) is not None
 
 
+@pytest.mark.parametrize(("retention_s", "days"), [(None, 30), (10 * 86_400.0, 1)])
+async def test_a_run_that_is_kept_is_looked_at_rarely_and_the_more_so_where_it_is_kept_for_ever(store, retention_s, days):
+    ref = new_ref()
+    await one_run(store, ref)
+    await mover(store, retention_s=retention_s).look(ref)
+    assert await store.ended_due(1, -(days - 0.5) * 86_400, 1.0) == []
+    assert await store.ended_due(1, -(days + 0.5) * 86_400, 1.0) == [ref]
+
+
 async def test_a_lost_or_damaged_segment_is_an_error_and_no_gap(store, tmp_path):
     ref = new_ref()
     await one_run(store, ref)
