@@ -7,7 +7,9 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from services.orchestrator.webhooks.ports import SendFailed
@@ -16,6 +18,8 @@ CONNECT_TIMEOUT_S = 5.0
 MOST_HEAD_BYTES = 16 * 1024
 # Of the answer's body; it is read so that the receiver can finish its sentence, and thrown away.
 MOST_BODY_BYTES = 1024
+# More than one endpoint may have under way, so that one whose name server hangs does not hold up all others.
+MOST_LOOKUPS = 16
 USER_AGENT = "Bulkhead-Webhooks/1.0"
 
 
@@ -25,11 +29,15 @@ class HttpSender:
     def __init__(self) -> None:
         # The authorities of the system; SSL_CERT_FILE names others.
         self._tls = ssl.create_default_context()
+        # A look-up cannot be called off and may last half a minute, at the will of whoever has the name: never in the loop's own
+        # threads, in which old runs are read.
+        self._lookups = ThreadPoolExecutor(MOST_LOOKUPS, "webhook-lookup")
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """As the port says."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
         except (OSError, UnicodeError):
             raise SendFailed("unknown_host") from None
         if not found:

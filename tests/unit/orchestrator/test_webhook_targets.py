@@ -1,7 +1,9 @@
 """Where webhooks may go, and how they get there: addresses, names that lead elsewhere later, answers of any kind."""
 
 import asyncio
+import socket
 import ssl
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -179,6 +181,26 @@ async def test_nobody_there():
         await HttpSender().post(f"http://x:{got.port}/", ["127.0.0.1"], {}, b"", 5.0)
     with pytest.raises(SendFailed, match="unknown_host"):
         await HttpSender().addresses("nowhere.invalid", 443)
+
+
+async def test_names_that_hang_leave_the_threads_of_the_loop_to_others(monkeypatch):
+    hanging = threading.Event()
+
+    def look_up(*args, **options):
+        hanging.wait(30)
+        return [(0, 0, 0, "", ("8.8.8.8", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    sender = HttpSender()
+    waiting = [asyncio.create_task(sender.addresses("slow.example", 443)) for _ in range(40)]
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread(lambda: "read") == "read"
+        assert not any(task.done() for task in waiting)
+    finally:
+        hanging.set()
+    assert await asyncio.gather(*waiting) == [["8.8.8.8"]] * 40
 
 
 async def test_over_tls_the_certificate_must_be_the_hosts_and_of_a_known_authority(tmp_path, monkeypatch):
