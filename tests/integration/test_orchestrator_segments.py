@@ -15,14 +15,7 @@ from services.orchestrator.adapters.store_keys import thread_keys
 from services.orchestrator.app import build
 from services.orchestrator.records import RunRef
 from services.orchestrator.segments_moving import SegmentMover
-from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import served, settings_for, write_config
-
-
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities) as made:
-        yield made
 
 
 @pytest.fixture

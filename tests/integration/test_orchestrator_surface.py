@@ -9,16 +9,9 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
-from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import Client, served, settings_for, write_config
 
 OK, QUEUED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED
-
-
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities) as made:
-        yield made
 
 
 @pytest.fixture

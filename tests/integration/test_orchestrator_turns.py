@@ -20,12 +20,6 @@ MAIL = 'tool send_mail {"to": "bob"}'
 
 
 @pytest.fixture
-async def behind(identities):
-    async with fakes(identities) as made:
-        yield made
-
-
-@pytest.fixture
 async def client(identities, behind, state_url, tmp_path):
     settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"))
     async with served(settings, identities) as client:

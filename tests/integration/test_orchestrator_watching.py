@@ -11,16 +11,9 @@ from services.common import testing
 from services.common.errors import InvalidInput, Overloaded
 from services.orchestrator import app
 from services.orchestrator.adapters.notices import Notices
-from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import data_of, dialed, served, settings_for, types, write_config
 
 OK, QUEUED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED
-
-
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities) as made:
-        yield made
 
 
 @pytest.fixture
