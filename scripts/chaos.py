@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+from scripts.bench.machine import percentile
 from scripts.chaos_load import Load
+from scripts.verdict import tell
 from services.common import embedded, testing
 from services.common.valkey import UNAVAILABLE, connect
 from services.orchestrator.adapters.store_keys import waiting_keys
@@ -172,11 +174,6 @@ class Chaos:
                 self.takeovers_ms.append(following[0] - strike.at_ms)
 
 
-def percentile(values: list[int], share: float) -> int | None:
-    """The value that `share` of all do not pass; None of nothing."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else None
-
-
 async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
     """Runs it; answers what came of it."""
     async with AsyncExitStack() as stack:
@@ -200,12 +197,13 @@ async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
         await load.judged()
         await mischief.nothing_left()
         by_invariant = Counter(violation.invariant for violation in load.broken)
+        took_ms = mischief.takeovers_ms
         defects = Counter(line for replica in replicas for line in defects_of(folder / f"{replica.name}.log"))
         return {
             "minutes": round((time.monotonic() - began) / 60, 2), "faults": mischief.faults.total(), "by_fault": dict(mischief.faults),
             "runs": load.statuses.total(), "by_status": dict(load.statuses), "taken_over": dict(load.taken_over),
-            "takeovers_measured": len(mischief.takeovers_ms), "takeover_p50_ms": percentile(mischief.takeovers_ms, 0.5),
-            "takeover_p99_ms": percentile(mischief.takeovers_ms, 0.99), "takeover_most_ms": max(mischief.takeovers_ms, default=None),
+            "takeovers_measured": len(took_ms), "takeover_p50_ms": percentile(took_ms, 0.5) if took_ms else None,
+            "takeover_p99_ms": percentile(took_ms, 0.99) if took_ms else None, "takeover_most_ms": max(took_ms, default=None),
             "lost": by_invariant["A1"], "duplicated": by_invariant["A8"], "unmarked": by_invariant["A5"],
             "violations": dict(by_invariant), "examples": [" ".join(violation) for violation in load.broken[:40]],
             "logged_errors": dict(defects.most_common(20)),
@@ -225,11 +223,7 @@ def defects_of(log: Path) -> list[str]:
 def main() -> int:
     """Exit status."""
     found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24"))))
-    found = {"ok": not found["violations"], **found}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
-    return 0 if found["ok"] else 1
+    return tell({"ok": not found["violations"], **found}, RESULT)
 
 
 if __name__ == "__main__":

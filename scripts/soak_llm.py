@@ -15,9 +15,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import orjson
 import psutil
 
+from scripts.verdict import tell
 from services.common import testing
 from tests.integration.llm_gateway.fleet import Replica
 from tests.integration.llm_gateway.money_race import Race, killable_site
@@ -114,10 +114,7 @@ def main() -> int:
     except AssertionError as error:
         found = {"ok": False, "error": str(error)[:4000]}
     found["ok"] = found["ok"] and found["rss"]["flat"]
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    sys.stdout.write(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() + "\n")
-    return 0 if found["ok"] else 1
+    return tell(found, RESULT)
 
 
 if __name__ == "__main__":
