@@ -107,11 +107,7 @@ class GeminiBatches:
 
     async def cancel(self, deployment: Deployment, batch_id: str) -> None:
         """As Provider.cancel."""
-        try:
-            await self._call("POST", deployment, f"{batch_id}:cancel")
-        except ProviderFailed as error:
-            if not error.permanent:
-                raise
+        await self._call("POST", deployment, f"{batch_id}:cancel")
 
     async def results(self, deployment: Deployment, label: str, found: ProviderBatch) -> AsyncIterator[LineResult]:
         """As Provider.results."""

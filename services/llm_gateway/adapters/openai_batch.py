@@ -12,7 +12,7 @@ from services.llm_gateway.adapters.batch_http import BatchHttp, count_in, text_i
 from services.llm_gateway.adapters.batch_lines import attempt_at
 from services.llm_gateway.adapters.openai import OpenAiDialect
 from services.llm_gateway.adapters.openai_fields import query_of
-from services.llm_gateway.batches.provider_port import LineResult, ProviderBatch, ProviderFailed, Submission
+from services.llm_gateway.batches.provider_port import LineResult, ProviderBatch, Submission
 from services.llm_gateway.batches.provider_prices import Cached, batch_prices
 from services.llm_gateway.failures import UpstreamFault
 from services.llm_gateway.money import Prices
@@ -96,11 +96,7 @@ class OpenAiBatches:
 
     async def cancel(self, deployment: Deployment, batch_id: str) -> None:
         """As Provider.cancel."""
-        try:
-            await self._call("POST", deployment, f"/batches/{batch_id}/cancel")
-        except ProviderFailed as error:
-            if not error.permanent:
-                raise
+        await self._call("POST", deployment, f"/batches/{batch_id}/cancel")
 
     async def results(self, deployment: Deployment, label: str, found: ProviderBatch) -> AsyncIterator[LineResult]:
         """As Provider.results."""

@@ -279,7 +279,10 @@ class ProviderExecution:
                     await run.provider.cancel(run.deployment, found.id)
                     heard = True
                 except ProviderFailed as error:
-                    _warn(run, error)
+                    # One that has ended already refuses.
+                    heard = error.permanent
+                    if not heard:
+                        _warn(run, error)
             try:
                 found = await run.provider.get(run.deployment, found.id)
             except ProviderFailed as error:

@@ -98,7 +98,7 @@ class Provider(Protocol):
         ...
 
     async def cancel(self, deployment: Deployment, batch_id: str) -> None:
-        """Asks for its end; one that has ended already is left as it is."""
+        """Asks for its end. What a provider refuses for good, as for one that has ended already, is permanent."""
         ...
 
     def results(self, deployment: Deployment, label: str, found: ProviderBatch) -> AsyncIterator[LineResult]:

@@ -69,6 +69,24 @@ async def test_a_cancellation_that_did_not_arrive_is_sent_again(gateway, line, s
         assert done.request_counts.completed == len(await sim.log()) < 100
 
 
+async def test_a_cancellation_that_the_provider_refuses_for_good_is_asked_for_once(gateway, line, sim, monkeypatch):
+    tries = []
+
+    async def refused(self, deployment, batch_id):
+        tries.append(batch_id)
+        raise ProviderFailed("it has ended already", permanent=True)
+
+    monkeypatch.setattr(OpenAiBatches, "cancel", refused)
+    await sim.order("batch_line_delay=20", endpoint="batch")
+    async with gateway() as g:
+        batch = await g.begun(lines_for(line, "cheap", 20))
+        await sim.logged(1)
+        await g.client.batches.cancel(batch.id)
+        done = await g.ended(batch)
+        assert (done.status, len(tries)) == ("cancelled", 1)
+        assert done.request_counts.completed == 20
+
+
 async def test_a_provider_that_is_away_behind_a_beginning_that_nobody_heard_of_is_looked_at_again(gateway, line, sim, http, monkeypatch):
     """Given up, the batch would be done and paid twice: there, where it was begun, and here."""
     begin, find, looks = OpenAiBatches.begin, OpenAiBatches.find, []
