@@ -69,7 +69,8 @@ class Outbox:
         else:
             _sent.add(1, {"outcome": "delivered"})
         await self._store.outbox_done(ref, True)
-        await self.settle(ref)
+        # Announced above: once is enough.
+        await self._store.settle(ref)
         return True
 
     async def settle(self, ref: RunRef) -> None:
