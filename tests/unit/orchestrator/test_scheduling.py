@@ -109,7 +109,11 @@ async def test_places_go_down_one_after_the_other_and_say_how_long(store):
     admitted = []
     store.on_admitted = admitted.extend
     refs = [new_ref() for _ in range(7)]
-    records = [(await accept(store, ref, 2))[1] for ref in refs]
+    records = []
+    for ref in refs:
+        records.append((await accept(store, ref, 2))[1])
+        # Runs of one millisecond have the same age.
+        await asyncio.sleep(0.002)
     for ref, record in list(zip(refs, records, strict=True))[:2]:
         await store.wake(ref, "stable", record.created_ms, schedule=record.spec.schedule)
     seen = {ref: [] for ref in refs}
