@@ -9,6 +9,7 @@ can disagree with the files. Users stand there under the pseudonyms of the ledge
 
 import asyncio
 import fcntl
+import hashlib
 import os
 from datetime import UTC, datetime
 from itertools import groupby
@@ -26,6 +27,8 @@ from services.llm_gateway.accounting.plans import prefix
 from services.llm_gateway.adapters.ledger import LEDGERS
 
 WRITTEN_AT_ONCE = 1_000
+# File systems take 255 bytes.
+MOST_FOLDER_CHARS = 240
 log = structlog.get_logger("bulkhead.purse")
 
 
@@ -90,7 +93,7 @@ class LedgerArchive:
         return True
 
     async def _copy(self, tenant: str) -> int:
-        folder, copied = self._folder / quote(tenant, safe=" "), 0
+        folder, copied = self._folder / _folder_name(tenant), 0
         if tenant not in self._cursors:
             self._cursors[tenant] = await asyncio.to_thread(_last_cursor, folder)
         while True:
@@ -102,6 +105,17 @@ class LedgerArchive:
             await asyncio.shield(asyncio.to_thread(_append, folder, entries))
             self._cursors[tenant] = entries[-1][0].decode()
             copied += len(entries)
+
+
+def _folder_name(tenant: str) -> str:
+    """Percent-encoded, no step upwards and no hidden name; of what is too long for a file system the beginning and a digest."""
+    name = quote(tenant, safe=" ")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) <= MOST_FOLDER_CHARS:
+        return name
+    digest = hashlib.blake2b(tenant.encode(), digest_size=16).hexdigest()
+    return f"{name[: MOST_FOLDER_CHARS - len(digest) - 1]}-{digest}"
 
 
 def _day(id_: bytes) -> str:

@@ -204,8 +204,21 @@ async def test_files_hold_each_line_once_whatever_happens(book, tmp_path):
     assert await second.copy() == 2
     await second.stop()
     assert [line["call_id"] for line in archived(tmp_path / "acme")] == [f"c{number}" for number in range(6)]
-    assert [line["call_id"] for line in archived(tmp_path / "..%2Fodd name")] == [f"c{number}" for number in range(5)]
-    assert {path.parent for path in tmp_path.glob("*/*.jsonl")} == {tmp_path / "acme", tmp_path / "..%2Fodd name"}
+    assert [line["call_id"] for line in archived(tmp_path / "%2E.%2Fodd name")] == [f"c{number}" for number in range(5)]
+    assert {path.parent for path in tmp_path.glob("*/*.jsonl")} == {tmp_path / "acme", tmp_path / "%2E.%2Fodd name"}
+
+
+async def test_no_name_of_a_tenant_leads_out_of_the_archive_or_keeps_others_out_of_it(book, tmp_path):
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    names = ["..", ".", ".lock", "ä" * 128, "ä" * 127 + "ö", "zoe"]
+    for name in names:
+        await book.call("c1", replace(ANA, tenant=name))
+    archive = LedgerArchive(book.client, folder)
+    assert await archive.copy() == len(names)
+    await archive.stop()
+    assert len(list(folder.glob("*/*.jsonl"))) == len(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger"]
 
 
 async def test_the_archive_copies_by_itself(book, tmp_path):
