@@ -110,7 +110,7 @@ class RunStore(Protocol):
         ...
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
-        """As `next_waiting`, or the first that is offered within `wait_s`."""
+        """For who has just heard of nobody from `next_waiting`: the first run that is offered within `wait_s`."""
         ...
 
     async def depth(self, track: str) -> int:

@@ -42,8 +42,6 @@ class QueueStore(StoreBase):
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
         """As RunStore.next_ready."""
-        if (found := await self.next_waiting(track)) is not None:
-            return found
         # Who waits here is served by the push itself, within the time that a message takes.
         answer = await self._ask(self._client.bzpopmin([ready_keys(track)[0]], timeout=wait_s))
         return RunRef.decode(text(answer[1])) if answer else None

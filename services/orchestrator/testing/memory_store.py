@@ -168,8 +168,7 @@ class MemoryStore:
 
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
         """As RunStore.next_ready."""
-        if (found := await self.next_waiting(track)) is not None:
-            return found
+        await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         until = loop.time() + (wait_s or float("inf"))
         while (popped := self.state.track(track).pop()) is None:
