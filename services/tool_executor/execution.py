@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
 import structlog
 from opentelemetry import trace
 from opentelemetry.metrics import get_meter
@@ -20,11 +19,11 @@ from opentelemetry.metrics import get_meter
 from services.common.errors import BulkheadError, DeadlineExceeded, InvalidInput
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
+from services.tool_executor.arguments import canonical, output, parsed, valid
 from services.tool_executor.attempts import Attempt, Ended, Slots, TimedOut
 from services.tool_executor.breaker import ToolBreaker
 from services.tool_executor.claims import LEASE_S, Claims
-from services.tool_executor.coercion import coerce
-from services.tool_executor.failures import ToolFailure, Violation
+from services.tool_executor.failures import ToolFailure
 from services.tool_executor.outcomes import CallResult, Event, Failure, Outcome, Warned
 from services.tool_executor.ports import Entry, RateLimit, Record, Verdict
 from services.tool_executor.registry import EXECUTE_SCOPE, Registry
@@ -96,7 +95,7 @@ class Executor:
             principal.require(EXECUTE_SCOPE, *tool.scopes)
             _check_ids(request, tool)
             await self._rate.take(principal)
-            arguments = _parsed(request.arguments_json)
+            arguments = parsed(request.arguments_json)
             entry, record = await self._claimed(request, tool, principal, arguments, deadline)
         except BulkheadError:
             _calls.add(1, {"tool": tool.name, "outcome": "refused"})
@@ -141,7 +140,7 @@ class Executor:
         entry = Entry(
             tenant=principal.tenant,
             key=request.key,
-            fingerprint=fingerprint(tool.name, _canonical(arguments)),
+            fingerprint=fingerprint(tool.name, canonical(arguments)),
             tool=tool.name,
             version=tool.version,
             pinned=bool(request.version),
@@ -157,7 +156,7 @@ class Executor:
         tool, tenant = work.tool, work.call.principal.tenant
         result: CallResult | ToolFailure
         try:
-            arguments, changed = _valid(tool, arguments)
+            arguments, changed = valid(tool, arguments)
             if changed:
                 yield Warned("arguments_coerced", "Some arguments were converted to the type that the tool declares.", {"paths": changed})
             while True:
@@ -167,7 +166,7 @@ class Executor:
                         async for event in self._attempted(work, arguments, deadline):
                             yield event
                         assert work.attempt is not None
-                        result = CallResult(Outcome.DONE, output=_output(tool, work.attempt.value()))
+                        result = CallResult(Outcome.DONE, output=output(tool, work.attempt.value()))
                     break
                 except ToolFailure as failure:
                     wait_s = _wait_before_retry(tool, failure, work.attempts, deadline)
@@ -229,7 +228,7 @@ class Executor:
             try:
                 if work.attempt is None or not ended:
                     raise ToolFailure("transport.cancelled", "The call was cancelled.", certain=work.attempt is None)
-                outcome = CallResult(Outcome.DONE, output=_output(work.tool, work.attempt.value()))
+                outcome = CallResult(Outcome.DONE, output=output(work.tool, work.attempt.value()))
             except ToolFailure as failure:
                 cancelled = failure.code in ("transport.cancelled", "transport.timeout")
                 outcome = ToolFailure("transport.cancelled", "The call was cancelled.", certain=failure.certain) if cancelled else failure
@@ -313,59 +312,6 @@ def _check_ids(request: Request, tool: Tool) -> None:
             raise InvalidInput.field(name, f"is longer than {MAX_ID} bytes")
     if not request.key and not tool.repeatable:
         raise InvalidInput.field("idempotency_key", f"is needed: the tool {tool.name} must not be run twice")
-
-
-def _parsed(arguments_json: bytes) -> Any:
-    try:
-        return orjson.loads(arguments_json or b"{}")
-    except orjson.JSONDecodeError as error:
-        raise ToolFailure(
-            "input.invalid",
-            f"The arguments are not valid JSON (at character {error.pos}).",
-            violations=[Violation("", "json", "a JSON object")],
-        ) from error
-
-
-def _canonical(arguments: Any) -> bytes:
-    try:
-        return orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError as error:
-        raise ToolFailure("input.invalid", "The arguments are nested too deeply.", violations=[Violation("", "maxDepth", 254)]) from error
-
-
-def _valid(tool: Tool, arguments: Any) -> tuple[Any, list[str]]:
-    """The arguments as the tool declares them, and what was coerced. Raises ToolFailure."""
-    schema = tool.input_schema
-    try:
-        if schema.is_valid(arguments) and isinstance(arguments, dict):
-            return arguments, []
-        arguments, changed = coerce(schema, arguments)
-        violations = schema.violations(arguments)
-    except (ValueError, RecursionError) as error:
-        raise ToolFailure("input.invalid", "The arguments are nested too deeply.", violations=[Violation("", "maxDepth")]) from error
-    if not violations and not isinstance(arguments, dict):
-        violations = [Violation("", "type", ["object"])]
-    if violations:
-        places = ", ".join(dict.fromkeys(f"{v.path or '/'} ({v.keyword})" for v in violations))
-        raise ToolFailure("input.invalid", f"The arguments do not fit the schema of {tool.name}: {places}.", violations=violations)
-    return arguments, changed
-
-
-def _output(tool: Tool, value: Any) -> bytes:
-    """The value as JSON within the tool's size cap and output schema. Raises ToolFailure."""
-    try:
-        output = orjson.dumps(value)
-    except (orjson.JSONEncodeError, TypeError) as error:
-        raise ToolFailure("output.invalid", f"The tool {tool.name} answered something that is not JSON.") from error
-    if len(output) > tool.limits.max_output_bytes:
-        raise ToolFailure(
-            "output.too_large",
-            f"The output of {tool.name} is larger than {tool.limits.max_output_bytes} bytes. Ask for less.",
-            developer_message=f"{len(output)} bytes",
-        )
-    if tool.output_schema is not None and (violations := tool.output_schema.violations(value)):
-        raise ToolFailure("output.invalid", f"The output of {tool.name} does not fit its schema.", violations=violations)
-    return output
 
 
 def _failed(tool: Tool, call: ToolCall, failure: ToolFailure) -> CallResult:
