@@ -11,7 +11,7 @@ from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.rendering import brief, wide_console
 
-STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim"}
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim", "waiting": "yellow"}
 
 
 def list_runs(connection: Connection, *, limit: int, thread: str = "", as_json: bool = False) -> None:

@@ -95,6 +95,7 @@ def build(settings: Settings) -> Service:
     store.on_admitted = worker.admitted
     notices.on_append = hub.noticed
     notices.on_cancel = worker.cancel
+    notices.on_command = worker.hear
     notices.on_reset = resync_once
 
     async def start() -> None:

@@ -1,6 +1,7 @@
 """Works on one run that this process owns, from its claim to its end or its hand-over."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,15 +19,17 @@ from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import PAGE, Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.ports import Message
-from services.orchestrator.records import Claim, Fenced, RunRecord, RunRef, Terminal, Written
+from services.orchestrator.records import Claim, Fenced, Park, RunRecord, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn import finish
 from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.loop import run_turn
-from services.orchestrator.turn.state import RunStopped, Services, Turn, TurnState
+from services.orchestrator.turn.state import RunParked, RunStopped, Services, Turn, TurnState
 from services.orchestrator.writer import RunWriter
 
+# A command or a cancel wakes a parked run at once; the sweeper looks after it for a process that was lost in between.
+PARKED_LOOK_S = 30.0
 log = structlog.get_logger("bulkhead.driving")
 _tracer = trace.get_tracer("bulkhead.orchestrator")
 _meter = get_meter("bulkhead.orchestrator")
@@ -44,6 +47,7 @@ class Owned:
     why: str = ""
     working: bool = False
     writer: RunWriter | None = None
+    turn: Turn | None = None
 
     def interrupt(self, why: str) -> None:
         """Ends the work under way; a run that is lost stays lost."""
@@ -56,7 +60,7 @@ class Owned:
 
 @dataclass(slots=True)
 class Left:
-    """How the work on a run ended: its status, or `lost` or `released`; `written` and `outbox` where the run has ended."""
+    """How the work on a run ended: its status, or `lost`, `released` or `parked`; `written` and `outbox` where the run has ended."""
 
     status: str
     written: Written | None = None
@@ -99,7 +103,8 @@ class Driver:
                 self.store, self.hub, ref, record.epoch, record.attempt, trace_id=f"{trace_id:032x}" if trace_id else "",
                 batch_s=self.settings.delta_batch_s, patience_s=self.settings.store_patience_s, on_lost=lambda: owned.interrupt("lost"),
             )  # fmt: skip
-            left = await self._work(owned, claim, self._turn(owned, owned.writer, principal))
+            owned.turn = self._turn(owned, owned.writer, principal)
+            left = await self._work(owned, claim, owned.turn)
             if left.status == "failed":
                 span.set_status(Status(StatusCode.ERROR, "run failed"))
             span.set_attribute("bulkhead.run_status", left.status)
@@ -110,6 +115,7 @@ class Driver:
     async def _work(self, owned: Owned, claim: Claim, turn: Turn) -> Left:
         assert owned.task is not None
         terminal: Terminal | None = None
+        parked: RunParked | None = None
         try:
             await self._resume(turn, owned, claim)
             if owned.record.cancel_requested:
@@ -117,6 +123,8 @@ class Driver:
             if not owned.why:
                 owned.working = True
                 terminal = await run_turn(turn, self.should_hand_over)
+        except RunParked as found:
+            parked = found
         except asyncio.CancelledError:
             if not owned.why:
                 raise
@@ -129,9 +137,9 @@ class Driver:
             terminal = finish.fail(turn, RunStopped("INTERNAL", "Something went wrong inside Bulkhead while this run was at work."))
         finally:
             owned.working = False
-        return await self._let_go(owned, turn, terminal)
+        return await self._let_go(owned, turn, terminal, parked)
 
-    async def _let_go(self, owned: Owned, turn: Turn, terminal: Terminal | None) -> Left:
+    async def _let_go(self, owned: Owned, turn: Turn, terminal: Terminal | None, parked: RunParked | None) -> Left:
         ref, writer = owned.ref, turn.writer
         await writer.settled()
         if writer.lost or owned.why == "lost":
@@ -141,6 +149,8 @@ class Driver:
             if terminal is None and owned.why == "cancel":
                 report_unfinished(turn, "cancelled")
                 terminal = finish.cancel(turn)
+            if terminal is None and parked is not None:
+                return await self._park(owned, turn, parked)
             if terminal is None:
                 await writer.release(turn.snapshot())
                 await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
@@ -152,6 +162,24 @@ class Driver:
         _run_s.record(max(0, written.at_ms - owned.record.started_ms) / 1000)
         return Left(terminal.status, written, bool(terminal.outbox))
 
+    async def _park(self, owned: Owned, turn: Turn, parked: RunParked) -> Left:
+        ref = owned.ref
+        written = await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
+        if written.next_run == ref.run_id:
+            # A command came while it was being parked.
+            await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
+            return Left("released")
+        # Waiting for somebody is no work: another run may have its slot meanwhile.
+        await self.store.release_slot(ref)
+        await self.store.note(ref, max(0.0, parked.until_ms / 1000 - time.time()) if parked.until_ms else PARKED_LOOK_S)
+        log.info("run_parked", run_id=ref.run_id, until_ms=parked.until_ms)
+        return Left("parked")
+
+    async def hear(self, owned: Owned) -> None:
+        """Brings a run at work here what others have sent to it since. Raises Overloaded."""
+        if (turn := owned.turn) is not None:
+            turn.hear(await self.store.commands(owned.ref, turn.state.inbox))
+
     def _turn(self, owned: Owned, writer: RunWriter, principal: Principal) -> Turn:
         """The turn as far as the record tells."""
         return Turn(
@@ -162,6 +190,9 @@ class Driver:
     async def _resume(self, turn: Turn, owned: Owned, claim: Claim) -> None:
         """Adds what stands elsewhere: the messages, the pinned definition, text that was shown and stays valid."""
         turn.messages[:] = [Message.decode(raw) for raw in claim.messages]
+        turn.stored = len(turn.messages)
+        if owned.record.inbox > turn.state.inbox:
+            await self.hear(owned)
         turn.agent = await self._definition(owned.record)
         if claim.undelivered:
             turn.wait_for_memory = lambda: self.outbox.caught_up(owned.ref)

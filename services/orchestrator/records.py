@@ -8,9 +8,13 @@ from urllib.parse import quote, unquote
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Bumped when what a run record or an event holds changes its meaning; this version reads it and the one before.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Of what is written: the second version is that of runs that have been parked.
+EVENT_SCHEMA = 1
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 TERMINAL_EVENTS = frozenset({"run_finished", "run_failed", "run_cancelled"})
+# An event of the thread and of none of its runs: the log has skipped ahead, and what was shown from its `from_seq` on is void.
+LOG_GAP = "log_gap"
 
 
 class Fenced(Exception):
@@ -48,7 +52,7 @@ class Event:
     data: bytes
     provisional: bool
     trace_id: str
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = EVENT_SCHEMA
     wire: Any = None
 
 
@@ -144,6 +148,8 @@ class RunRecord:
     result: Mapping[str, Any]
     state: Mapping[str, Any]
     provisional_from: int
+    # Commands that others have sent to it.
+    inbox: int = 0
 
     @property
     def since_ms(self) -> int:
@@ -197,6 +203,29 @@ class Draft(NamedTuple):
     provisional: bool = False
 
 
+class Command(NamedTuple):
+    """What somebody asked of a run at work, as it stands in its inbox; numbers begin at 1."""
+
+    number: int
+    kind: str
+    at_ms: int
+    data: Mapping[str, Any]
+
+
+class Heard(NamedTuple):
+    """What a heartbeat brings: whether a cancel was asked for, and how many commands the inbox holds."""
+
+    cancel: bool
+    commands: int
+
+
+class Park(NamedTuple):
+    """How a run is parked: until when at most (ms; 0: until a command comes), and the last command that its state has absorbed."""
+
+    until_ms: int
+    absorbed: int
+
+
 @dataclass(frozen=True, slots=True)
 class Terminal:
     """How a run ends. `result` is stored with the run; `event` and `data` are its last event; `outbox` leaves afterwards."""
@@ -216,6 +245,17 @@ class Written:
     last_seq: int
     at_ms: int
     next_run: str
+
+
+class Posted(NamedTuple):
+    """What came of a command: none (no such run), ended, full (too many), again (it was there already) or posted; its number; the
+    run's status after it; the events that went with it. `woken`: it was parked, and somebody has to resume it."""
+
+    verdict: str
+    number: int
+    status: str
+    written: Written
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from services.orchestrator.control_store import ControlStore
 from services.orchestrator.records import (
     UNSCHEDULED,
     Accepted,
     Claim,
     Draft,
     Event,
+    Heard,
+    Park,
     Place,
     Reservation,
     RunRecord,
@@ -21,7 +24,7 @@ from services.orchestrator.records import (
 )
 
 
-class RunStore(Protocol):
+class RunStore(ControlStore, Protocol):
     """Raises Overloaded (STORE_UNAVAILABLE) while the store is away, and Fenced to a former owner of a run."""
 
     async def load(self) -> None:
@@ -92,12 +95,15 @@ class RunStore(Protocol):
         state: bytes = b"",
         messages: Sequence[bytes] = (),
         terminal: Terminal | None = None,
+        park: Park | None = None,
     ) -> Written:
-        """One write of a run's owner; `mode` as in lua/run.lua. The same `number` again is the same write."""
+        """One write of a run's owner; `mode` as in lua/run.lua. The same `number` again is the same write.
+
+        A run that was to park and has a command that it has not absorbed is queued instead, and named as the next of its thread."""
         ...
 
-    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
-        """Extends the lease; answers whether a cancel was asked for. Raises Fenced."""
+    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
+        """Extends the lease; answers what was asked of the run. Raises Fenced."""
         ...
 
     async def wake(self, ref: RunRef, track: str, since_ms: float, look_in_s: float = 1.0, *, schedule: Schedule = UNSCHEDULED) -> None:
@@ -154,7 +160,9 @@ class RunStore(Protocol):
         ...
 
     async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
-        """(state, ms of lease left, track, ms queued, schema version, created ms, head of the thread) for the sweeper."""
+        """(state, ms of lease left, track, ms queued, schema version, created ms, head of the thread) for the sweeper.
+
+        Of a parked run the ms until its time (-1: it has none) instead of those of the lease."""
         ...
 
     async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:

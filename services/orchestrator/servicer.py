@@ -22,7 +22,7 @@ MOST_BATCH_BYTES = 1024 * 1024
 NOWHERE = Place()
 _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
-    "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED,
+    "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED, "waiting": pb.RUN_STATUS_WAITING,
 }  # fmt: skip
 _ON_DISCONNECT = {pb.ON_DISCONNECT_CANCEL: "cancel", pb.ON_DISCONNECT_CONTINUE: "continue"}
 _USAGE = tuple(field.name for field in common_pb2.Usage.DESCRIPTOR.fields)

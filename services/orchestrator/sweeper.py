@@ -8,6 +8,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
+from services.orchestrator.driving import PARKED_LOOK_S
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.records import SCHEMA_VERSION, RunRef
 from services.orchestrator.run_store import RunStore
@@ -69,6 +70,8 @@ class Sweeper:
             await self._offer(ref, track, alone_ms, schema)
         elif state == "held":
             await self._hold(ref)
+        elif state == "parked":
+            await self._parked(ref, lease_left_ms)
         elif state == "ended":
             await self._outbox.settle(ref)
         elif state == "outbox":
@@ -101,6 +104,15 @@ class Sweeper:
             await self._worker.start(ref)
         else:
             await self._store.note(ref, HELD_LOOK_S)
+
+    async def _parked(self, ref: RunRef, left_ms: int) -> None:
+        """A parked run whose time has come goes on. Its slot is another's meanwhile, also where its owner was lost on the way."""
+        if left_ms:
+            await self._store.release_slot(ref)
+            await self._store.note(ref, min(left_ms / 1000, PARKED_LOOK_S) if left_ms > 0 else PARKED_LOOK_S)
+        elif await self._store.unpark(ref):
+            # It needs a slot first, or ends where it was cancelled.
+            await self._look(ref)
 
     async def _offer(self, ref: RunRef, track: str, alone_ms: int, schema: int) -> None:
         own = self._settings.track

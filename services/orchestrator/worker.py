@@ -149,6 +149,13 @@ class Worker:
         elif state == "ended":
             await self.outbox.settle(ref)
 
+    async def resume(self, ref: RunRef) -> None:
+        """Gets a run that was parked a slot again and has it taken; where none is free it waits in its tenant's queue. Raises
+        Overloaded."""
+        _, _, schedule = await self.store.schedule(ref)
+        if await self.store.admit(ref, schedule):
+            await self.start(ref)
+
     async def wake_next(self, ref: RunRef, run_id: str) -> None:
         """Has the next run of a thread taken."""
         if not run_id or run_id == ref.run_id:
@@ -250,8 +257,11 @@ class Worker:
 
     async def _beat(self, owned: Owned) -> None:
         try:
-            if await self.store.beat(owned.ref, owned.record.epoch, self.settings.lease_s):
+            heard = await self.store.beat(owned.ref, owned.record.epoch, self.settings.lease_s)
+            if heard.cancel:
                 owned.interrupt("cancel")
+            elif owned.turn is not None and heard.commands > owned.turn.heard:
+                await self._driver.hear(owned)
         except Fenced:
             # A run that has just ended here has no lease either.
             if owned.working:
@@ -265,6 +275,12 @@ class Worker:
         owned = self.owned.get(ref)
         if owned is not None:
             owned.interrupt("cancel")
+
+    def hear(self, ref: RunRef) -> None:
+        """Brings a run that is at work here the commands that were sent to it."""
+        owned = self.owned.get(ref)
+        if owned is not None:
+            self._spawn(self._driver.hear(owned), f"commands {ref.run_id}")
 
     async def drain(self) -> None:
         """Takes nothing more; lets steps end, then hands over what is left."""

@@ -14,7 +14,7 @@ import structlog
 
 from services.common.errors import Overloaded
 from services.orchestrator.hub import Hub
-from services.orchestrator.records import Draft, Event, Fenced, RunRef, Terminal, Written
+from services.orchestrator.records import Draft, Event, Fenced, Park, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
 
 RETRY_FIRST_S = 0.05
@@ -128,6 +128,11 @@ class RunWriter:
         """Hands the run back, unfinished. Raises Fenced."""
         await asyncio.shield(self._start("r", state=state))
 
+    async def park(self, state: bytes, messages: Sequence[bytes], park: Park) -> Written:
+        """Lets go of the run until somebody wakes it; where a command came meanwhile, it is queued and named as the next run. Raises
+        Fenced."""
+        return await asyncio.shield(self._start("p", state=state, messages=messages, park=park))
+
     async def finish(self, terminal: Terminal) -> Written:
         """The end of the run, with what is buffered before it. Raises Fenced."""
         return await asyncio.shield(self._start("f", terminal=terminal))
@@ -139,7 +144,7 @@ class RunWriter:
 
     async def _write(
         self, mode: str, *, drafts: list[Draft] | None = None, state: bytes = b"", messages: Sequence[bytes] = (),
-        terminal: Terminal | None = None,
+        terminal: Terminal | None = None, park: Park | None = None,
     ) -> Written:  # fmt: skip
         async with self._lock:
             if drafts is not None:
@@ -154,7 +159,8 @@ class RunWriter:
                 if not drafts:
                     return Written(0, 0, 0, "")
             self._number += 1
-            written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal)
+            parts: dict[str, Any] = {"park": park} if park is not None else {}
+            written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal, **parts)
             self._account(mode, drafts, written)
             if terminal is not None:
                 drafts = [*drafts, Draft(terminal.event, terminal.data)]
@@ -185,7 +191,7 @@ class RunWriter:
             self._on_lost()
 
     def _account(self, mode: str, drafts: Sequence[Draft], written: Written) -> None:
-        if mode in ("c", "s", "f"):
+        if mode in ("c", "s", "f", "p"):
             self.provisional_from = 0
         elif not self.provisional_from:
             index = next((i for i, d in enumerate(drafts) if d.provisional), None)

@@ -39,6 +39,7 @@ def run_record(fields: Sequence | Mapping[bytes, bytes] | None) -> RunRecord | N
         created_ms=number(b"created_ms"), started_ms=number(b"started_ms"), ended_ms=number(b"ended_ms"),
         first_seq=number(b"first_seq"), terminal_seq=number(b"terminal_seq"), track=found[b"track"].decode(),
         result=parsed(b"result"), state=parsed(b"state"), provisional_from=number(b"prov_from"),
+        inbox=number(b"inbox"),
     )  # fmt: skip
 
 

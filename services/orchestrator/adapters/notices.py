@@ -1,7 +1,7 @@
-"""What processes tell each other through the store: appends to a watched thread, cancels of an owned run.
+"""What processes tell each other through the store: appends to a watched thread, cancels of an owned run, commands to it.
 
 Valkey's publish/subscribe forgets what it cannot deliver, so nothing depends on it but speed: watchers are compared with
-the log every two seconds and after each reconnect, owners look for cancels at each heartbeat.
+the log every two seconds and after each reconnect, owners look for cancels and commands at each heartbeat.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import redis.asyncio as redis
 import structlog
 
 from services.common.valkey import UNAVAILABLE
-from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of
+from services.orchestrator.adapters.store_keys import INBOX_CHANNEL, OWNER_CHANNEL, channel_of
 from services.orchestrator.records import RunRef
 
 # A connection that is silent this long is asked for a sign of life, and given up when there is none.
@@ -30,13 +30,14 @@ class Notices:
     def __init__(self, client: redis.Redis, instance: str) -> None:
         self._client = client
         self._instance = instance
-        self._own = f"{OWNER_CHANNEL}{instance}"
+        self._own, self._inbox = f"{OWNER_CHANNEL}{instance}", f"{INBOX_CHANNEL}{instance}"
         self._threads: dict[str, RunRef] = {}
         self._confirmed: dict[str, asyncio.Future] = {}
         self._pubsub: redis.client.PubSub | None = None
         self._task: asyncio.Task | None = None
         self.on_append: Callable[[RunRef, int], None] = lambda ref, seq: None
         self.on_cancel: Callable[[RunRef], None] = lambda ref: None
+        self.on_command: Callable[[RunRef], None] = lambda ref: None
         self.on_reset: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -77,7 +78,7 @@ class Notices:
         while True:
             pubsub = self._client.pubsub()
             try:
-                await pubsub.subscribe(self._own, *self._threads)
+                await pubsub.subscribe(self._own, self._inbox, *self._threads)
                 self._pubsub = pubsub
                 self.on_reset()
                 await self._listen(pubsub)
@@ -110,5 +111,7 @@ class Notices:
             word, _, rest = data.partition(" ")
             if channel == self._own:
                 self.on_cancel(RunRef.decode(rest))
+            elif channel == self._inbox:
+                self.on_command(RunRef.decode(data))
             elif rest != self._instance and channel in self._threads:
                 self.on_append(self._threads[channel], int(word))

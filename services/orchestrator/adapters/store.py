@@ -9,6 +9,7 @@ import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
 from services.orchestrator.adapters.segment_log import SegmentLogStore
+from services.orchestrator.adapters.store_control import ControllingStore
 from services.orchestrator.adapters.store_keys import LIVE, channel_of, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
@@ -18,6 +19,8 @@ from services.orchestrator.records import (
     Claim,
     Draft,
     Fenced,
+    Heard,
+    Park,
     Reservation,
     RunRecord,
     RunRef,
@@ -33,7 +36,7 @@ ACCEPT_WITHIN_MS = 5_000
 LOOK_AFTER_MS = 1_000
 
 
-class Store(ReadingStore, QueueStore, SegmentLogStore):
+class Store(ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
     """RunStore on Valkey."""
 
     # --- accepting ---
@@ -124,11 +127,14 @@ class Store(ReadingStore, QueueStore, SegmentLogStore):
         state: bytes = b"",
         messages: Sequence[bytes] = (),
         terminal: Terminal | None = None,
+        park: Park | None = None,
     ) -> Written:
         """As RunStore.write."""
         args: list[Any] = [epoch, number, ref.run_id, trace_id, channel_of(ref), self._instance, mode, state, len(messages), *messages]
         if terminal is not None:
             args += [terminal.status, terminal.result, terminal.outbox, terminal.event, terminal.data]
+        if park is not None:
+            args += [park.until_ms, park.absorbed]
         args.append(len(events))
         for event in events:
             args += (event.type, "1" if event.provisional else "0", event.data)
@@ -139,12 +145,12 @@ class Store(ReadingStore, QueueStore, SegmentLogStore):
         first, last, now, following = answer
         return Written(int(first), int(last), int(now), text(following))
 
-    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
+    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
         """As RunStore.beat."""
         answer = await self._ask(self._library.batched("run_beat_v1", [thread_keys(ref)[2]], [epoch, int(lease_s * 1000)]))
-        if int(answer) < 0:
+        if not isinstance(answer, list):
             raise Fenced("the run has another owner")
-        return int(answer) == 1
+        return Heard(int(answer[0]) == 1, int(answer[1]))
 
     async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
         """As RunStore.outbox_claim."""

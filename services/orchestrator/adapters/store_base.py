@@ -32,7 +32,7 @@ class StoreBase:
         self._instance = instance
         self._replicas = replicas
         # One library for all, so that one pipeline a loop tick carries everything.
-        self._library = Library(client, *(LUA / f"{name}.lua" for name in ("tenant", "work", "thread", "run", "outbox", "segments")))
+        self._library = Library(client, *(LUA / f"{name}.lua" for name in ("tenant", "work", "thread", "control", "run", "outbox", "segments")))
 
     async def load(self) -> None:
         """As RunStore.load."""

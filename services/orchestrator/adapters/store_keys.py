@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 from services.orchestrator.records import RunRef
 
-OWNER_CHANNEL = "owner:"
+# To owners: cancels, and commands in the inbox of a run; the version before listens to the first alone and takes all for a cancel.
+OWNER_CHANNEL, INBOX_CHANNEL = "owner:", "inbox:"
 SHARD = "{w0}"
 # Of the shard: runs that the sweeper looks at, and runs that have ended, for whoever moves and deletes.
 LIVE, ENDED = f"work:{SHARD}:live", f"work:{SHARD}:ended"
@@ -54,6 +55,11 @@ def thread_keys(ref: RunRef) -> list[str]:
     prefix = f"t:{{{quoted(ref.tenant)}/{ref.thread_id}}}"
     run = f"{prefix}:run:{ref.run_id}"
     return [f"{prefix}:meta", f"{prefix}:log", run, f"{prefix}:pending", f"{prefix}:outbox", f"{run}:messages", f"{prefix}:runs"]
+
+
+def inbox_key(ref: RunRef) -> str:
+    """Key of the commands that others sent to a run."""
+    return f"{thread_keys(ref)[2]}:inbox"
 
 
 def segments_key(ref: RunRef) -> str:

@@ -13,14 +13,24 @@ from typing import Any
 import orjson
 
 from services.common.errors import Overloaded
-from services.orchestrator.records import TERMINAL_EVENTS, Draft, Event, Fenced, RunRecord, RunRef, Terminal, Written
+from services.orchestrator.records import TERMINAL_EVENTS, Draft, Event, Fenced, Park, RunRecord, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.runs import CANCELLED, accept, done, log_of
 from services.orchestrator.testing.stores import Backend
 
 # Mostly one run and often the same action: what goes wrong, goes wrong between few. What ends a run is rarer, so that it has a life.
 _OFTEN = {"claim": 4, "delta": 4, "checkpoint": 2, "expire": 4, "again": 2}
-NAMES = [*(name for name, times in _OFTEN.items() for _ in range(times)), "finish", "fail", "release", "cancel", "accept"]
+NAMES = [
+    *(name for name, times in _OFTEN.items() for _ in range(times)),
+    "finish",
+    "fail",
+    "release",
+    "cancel",
+    "accept",
+    "park",
+    "post",
+    "post",
+]
 LEASE_S = 10
 # So many lost workers that no run is given up here.
 CRASHES = 1000
@@ -75,6 +85,8 @@ class Interleaving:
         self.cancelled: set[RunRef] = set()
         self.accepted: set[RunRef] = set()
         self.lost: set[RunRef] = set()
+        self.posted: dict[RunRef, int] = {}
+        self.absorbed: dict[RunRef, int] = {}
         self.handed_out: set[tuple[RunRef, int]] = set()
         self.checkpoints: dict[RunRef, tuple[dict[str, Any], list[bytes]]] = {}
         self.void_from: dict[RunRef, int] = {}
@@ -120,12 +132,24 @@ class Interleaving:
             if ref in self.accepted:
                 await process.store.cancel(ref, "", CANCELLED, "")
             self.cancelled.add(ref)
+        elif name == "post":
+            await self._post(process, ref)
         elif name == "claim":
             await self._claim(process, ref)
         elif name == "again":
             await self._again(process, ref)
         elif ref in process.epochs:
             await self._write(process, ref, name)
+
+    async def _post(self, process: Process, ref: RunRef) -> None:
+        before = await self.store.run(ref)
+        posted = await process.store.post(ref, "steer", b"{}", events=[Draft("warning", b"{}")])
+        must((posted.verdict == "posted") == (before is not None and not before.ended), "A10: what is asked of a living run is kept")
+        if posted.verdict == "posted":
+            self.posted[ref] = self.posted.get(ref, 0) + 1
+            must(len(await process.store.commands(ref, 0)) == self.posted[ref], "A10: a command is kept")
+        if posted.woken:
+            await process.store.enter(ref)
 
     async def _accept(self, ref: RunRef) -> None:
         if ref not in self.accepted:
@@ -170,7 +194,7 @@ class Interleaving:
 
     async def _write(self, process: Process, ref: RunRef, name: str) -> None:
         owns = self._owns(process, ref, await self.store.run(ref))
-        parts = self._parts(name)
+        parts = self._parts(name, ref)
         try:
             await process.write(ref, parts)
         except Fenced:
@@ -179,12 +203,14 @@ class Interleaving:
         must(owns, "A4: nobody writes who is no owner")
         if name == "delta" and ref in process.last:
             self.void_from.setdefault(ref, process.last[ref][2].first_seq)
-        if name == "checkpoint":
+        if name == "park":
+            self.absorbed[ref] = parts["park"].absorbed
+        if name in ("checkpoint", "park"):
             self.void_from.pop(ref, None)
             _, messages = self.checkpoints.get(ref, ({}, []))
             self.checkpoints[ref] = (orjson.loads(parts["state"]), [*messages, *parts["messages"]])
 
-    def _parts(self, name: str) -> dict[str, Any]:
+    def _parts(self, name: str, ref: RunRef) -> dict[str, Any]:
         state = orjson.dumps({"usage": {"steps": len(self.seen)}})
         return {
             "delta": {"events": [Draft("message_delta", b"{}", True)] * 2},
@@ -192,6 +218,13 @@ class Interleaving:
             "finish": {"events": [Draft("usage", b"{}")], "mode": "f", "terminal": done()},
             "fail": {"events": [], "mode": "f", "terminal": Terminal("failed", b"{}", "run_failed", b"{}")},
             "release": {"events": [], "mode": "r"},
+            "park": {
+                "events": [Draft("warning", b"{}")],
+                "mode": "p",
+                "state": state,
+                "messages": [b"m"],
+                "park": Park(0, max(0, self.posted.get(ref, 0) - len(self.seen) % 2)),
+            },
         }[name]
 
     async def check(self) -> None:
@@ -201,7 +234,10 @@ class Interleaving:
         must(events[: len(self.seen)] == self.seen, "A5: what was seen stays")
         self.seen = events
         for ref in self.refs:
-            self._check_run(ref, await self.store.run(ref), [e for e in events if e.run_id == ref.run_id])
+            record = await self.store.run(ref)
+            self._check_run(ref, record, [e for e in events if e.run_id == ref.run_id])
+            if record is not None and record.status == "waiting" and record.cancel_requested:
+                must((await self.store.inspect(ref))[:2] == ("parked", 0), "A10: a cancel wakes a parked run")
 
     def _check_run(self, ref: RunRef, record: RunRecord | None, own: Sequence[Event]) -> None:
         must((record is not None) == (ref in self.accepted), "A1: what was accepted is there")
@@ -214,5 +250,7 @@ class Interleaving:
             must(own[-1] is terminal[0] and record.terminal_seq == terminal[0].seq, "A2: the terminal event is the last")
         attempts = [e.attempt for e in own]
         must(attempts == sorted(attempts), "A5: attempts do not mix")
+        if record.status == "waiting":
+            must(self.absorbed.get(ref, 0) == self.posted.get(ref, 0), "A10: nothing that was asked waits behind a parked run")
         if ref in self.cancelled:
             must(record.cancel_requested or record.ended, "A10: asked once, it stays asked")

@@ -16,9 +16,13 @@ from services.orchestrator.records import (
     UNSCHEDULED,
     Accepted,
     Claim,
+    Command,
     Draft,
     Event,
+    Heard,
+    Park,
     Place,
+    Posted,
     Reservation,
     RunRecord,
     RunRef,
@@ -145,13 +149,29 @@ class MemoryStore:
         state: bytes = b"",
         messages: Sequence[bytes] = (),
         terminal: Terminal | None = None,
+        park: Park | None = None,
     ) -> Written:
         """As RunStore.write."""
-        return (await self._steps(ref)).write(epoch, number, trace_id, events, mode, state, messages, terminal)
+        return (await self._steps(ref)).write(epoch, number, trace_id, events, mode, state, messages, terminal, park)
 
-    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> bool:
+    async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
         """As RunStore.beat."""
         return (await self._steps(ref)).beat(epoch, int(lease_s * 1000))
+
+    # --- asking something of it ---
+
+    async def post(self, ref: RunRef, kind: str, data: bytes, *, key: str = "", trace_id: str = "", events: Sequence[Draft] = ()) -> Posted:
+        """As ControlStore.post."""
+        return (await self._steps(ref)).post(kind, data, key, trace_id, events)
+
+    async def commands(self, ref: RunRef, after: int) -> list[Command]:
+        """As ControlStore.commands."""
+        run = (await self._steps(ref)).found
+        return run.commands[after:] if run is not None else []
+
+    async def unpark(self, ref: RunRef) -> bool:
+        """As ControlStore.unpark."""
+        return (await self._steps(ref)).unpark()
 
     # --- queue ---
 

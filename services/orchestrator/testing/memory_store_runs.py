@@ -12,6 +12,8 @@ from services.orchestrator.records import (
     Draft,
     Event,
     Fenced,
+    Heard,
+    Park,
     Reservation,
     RunRef,
     RunSpec,
@@ -19,10 +21,11 @@ from services.orchestrator.records import (
     Terminal,
     Written,
 )  # fmt: skip
+from services.orchestrator.testing.memory_store_control import ControlSteps
 from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
 
 
-class ThreadSteps:
+class ThreadSteps(ControlSteps):
     """Steps on the thread of `ref`. Nothing in here waits: each call happens as a whole, as a Lua function does."""
 
     def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
@@ -80,7 +83,8 @@ class ThreadSteps:
         run = thread.runs[run_id] = StoredRun(
             orjson.dumps(spec.as_dict()), track, spec.append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned),
             owner=owner if owned else "", lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now,
-            started_ms=now if owned else 0, first_seq=first, cancel=cancelled, schedule=spec.schedule.encode(), held=reservation.held,
+            started_ms=now if owned else 0, first_seq=first, cancel=cancelled, schedule=spec.schedule.encode(),
+            held="1" if reservation.held else "",
         )  # fmt: skip
         if not run.held:
             thread.pending.append(run_id)
@@ -97,6 +101,10 @@ class ThreadSteps:
             return Claim("gone")
         if run.ended:
             return Claim("ended")
+        if run.status == "waiting":
+            return Claim("parked")
+        if run.held:
+            return Claim("waiting")
         lost = run.status == "running"
         if lost and run.lease_until > now:
             return Claim("owned")
@@ -136,7 +144,7 @@ class ThreadSteps:
 
     def write(
         self, epoch: int, number: int, trace_id: str, drafts: Sequence[Draft], mode: str, state: bytes, messages: Sequence[bytes],
-        terminal: Terminal | None,
+        terminal: Terminal | None, park: Park | None = None,
     ) -> Written:  # fmt: skip
         """As run_write."""
         run = self.fence(epoch)
@@ -148,13 +156,15 @@ class ThreadSteps:
         first, last, provisional, following = 0, 0, 0, ""
         if drafts:
             first, last, provisional = self.append(run.attempt, trace_id, drafts)
-        if mode in ("c", "s"):
+        if mode in ("c", "s", "p"):
             run.prov_from = 0
         elif provisional and not run.prov_from and mode != "f":
             run.prov_from = provisional
         run.state = state or run.state
         if mode == "r":
             run.status, run.owner, run.lease_until, run.queued_ms = "queued", "", 0, self._clock.now_ms
+        elif mode == "p" and park is not None:
+            following = self.park(run, park)
         elif mode == "f" and terminal is not None:
             if terminal.outbox:
                 self._thread.outbox[self._ref.run_id] = terminal.outbox
@@ -163,13 +173,13 @@ class ThreadSteps:
         run.number, run.reply = number, Written(first, last, self._clock.now_ms, following)
         return run.reply
 
-    def beat(self, epoch: int, lease_ms: int) -> bool:
+    def beat(self, epoch: int, lease_ms: int) -> Heard:
         """As run_beat. Raises Fenced."""
         run = self.fence(epoch)
         if run.status != "running":
             raise Fenced(f"FENCED the run is {run.status}")
         run.lease_until = self._clock.now_ms + lease_ms
-        return run.cancel
+        return Heard(run.cancel, run.inbox)
 
     def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
         """As run_cancel."""
@@ -185,6 +195,9 @@ class ThreadSteps:
         if run.status == "queued" and run.attempt == 0:
             last, following = self.terminate(run, trace_id, Terminal("cancelled", data, "run_cancelled", data))
             return "cancelled", Written(last, last, now, following)
+        if run.status == "waiting":
+            run.status, run.queued_ms = "queued", now
+        run.held = ""
         return run.status, nothing
 
     def inspect(self) -> tuple[str, int, str, int, int, int, str]:
@@ -194,6 +207,10 @@ class ThreadSteps:
             return "none", 0, "", 0, 0, 0, self._head
         if run.ended:
             state = "outbox" if self._ref.run_id in self._thread.outbox else "ended"
+        elif run.status == "waiting":
+            left = max(0, run.parked_until - now) if run.parked_until else -1
+            left = 0 if run.cancel else left
+            return "parked", left, run.track, now - run.queued_ms, run.schema_version, run.created_ms, self._head
         elif run.held:
             state = "held"
         elif run.status == "running" and run.lease_until > now:
@@ -201,7 +218,7 @@ class ThreadSteps:
         else:
             state = "free" if self._head == self._ref.run_id else "waiting"
         alone_since = run.lease_until if run.status == "running" else run.queued_ms
-        return state, run.lease_until - now, run.track, now - alone_since, 1, run.created_ms, self._head
+        return state, run.lease_until - now, run.track, now - alone_since, run.schema_version, run.created_ms, self._head
 
     def schedule(self) -> tuple[str, int, Schedule]:
         """As run_schedule."""
@@ -214,10 +231,11 @@ class ThreadSteps:
         if run is None or run.ended:
             return "none" if run is None else "ended"
         if run.held:
-            run.held, run.queued_ms = False, self._clock.now_ms
-            self._thread.pending.append(self._ref.run_id)
-        if run.status == "running":
-            return "running"
+            if run.held == "1":
+                self._thread.pending.append(self._ref.run_id)
+            run.held, run.queued_ms = "", self._clock.now_ms
+        if run.status in ("running", "waiting"):
+            return run.status
         return "free" if self._head == self._ref.run_id else "waiting"
 
     def outbox_claim(self, lease_ms: int) -> tuple[bytes, int] | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 
 import orjson
 
-from services.orchestrator.records import ENDED, Event, RunRecord, RunRef, RunSpec, ThreadRecord, Written
+from services.orchestrator.records import ENDED, Command, Event, RunRecord, RunRef, RunSpec, ThreadRecord, Written
 from services.orchestrator.testing.memory_store_queue import FairQueue, StoredTenant
 
 
@@ -37,7 +37,8 @@ class StoredRun:
     first_seq: int
     cancel: bool
     schedule: str = ""
-    held: bool = False
+    held: str = ""
+    schema_version: int = 1
     crashes: int = 0
     terminal_seq: int = 0
     ended_ms: int = 0
@@ -50,6 +51,14 @@ class StoredRun:
     outbox_until: int = 0
     outbox_attempts: int = 0
     messages: list[bytes] = field(default_factory=list)
+    parked_until: int = 0
+    commands: list[Command] = field(default_factory=list)
+    posted: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def inbox(self) -> int:
+        """Commands that came so far."""
+        return len(self.commands)
 
     @property
     def ended(self) -> bool:

@@ -196,7 +196,7 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         end_step(turn)
     elif not turn.leaving():
         following = start_next(turn)
-    await turn.writer.checkpoint(turn.snapshot(), [message.encode()])
+    await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
     return following
 
 

@@ -4,19 +4,25 @@ from collections.abc import Callable
 
 from services.orchestrator.records import Terminal
 from services.orchestrator.turn import finish
+from services.orchestrator.turn.commands import absorb
 from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.state import RunStopped, Turn
 from services.orchestrator.turn.strategy import strategy_of
 
 
 async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal | None:
-    """Works from the checkpoint to the end; None when it stops at a step's end because the process is going away."""
+    """Works from the checkpoint to the end; None when it stops at a step's end because the process is going away.
+
+    Raises RunParked where the run waits for somebody else.
+    """
     turn.leaving = should_hand_over
     strategy = strategy_of(turn.agent)
     resumed = True
     try:
         while not should_hand_over():
             turn.check_time()
+            if turn.commands:
+                await absorb(turn)
             terminal = await strategy.advance(turn, resumed=resumed)
             if terminal is not None:
                 return terminal

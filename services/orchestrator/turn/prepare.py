@@ -39,7 +39,7 @@ async def prepare(turn: Turn) -> None:
     turn.state.phase = "model"
     start_step(turn)
     # The same context for whoever takes over: recalled twice, it might differ.
-    await turn.writer.checkpoint(turn.snapshot(), [m.encode() for m in turn.messages])
+    await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
 
 
 def start_step(turn: Turn) -> None:

@@ -2,7 +2,7 @@
 
 from services.orchestrator.ports import ToolDefinition, ToolOutcome
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import finish, guard, limits
+from services.orchestrator.turn import degradation, finish, guard, limits
 from services.orchestrator.turn.execute_tools import execute_tools
 from services.orchestrator.turn.model_step import Asked, find_tools, model_step
 from services.orchestrator.turn.plan_tools import plan, start_next, with_ids
@@ -44,6 +44,8 @@ class ReAct:
         offered = self.offered(turn)
         # An agent without tools answers in any case.
         last = limits.last_step(turn) if offered else None
+        if last is not None and last.reason in ("TOKEN_LIMIT", "COST_LIMIT"):
+            degradation.warn(turn, "last_step", reason=last.reason)
         notes = [guard.note(turn), limits.note(turn, last)] if offered else []
         asked = Asked([] if last else offered, [text for text in (self.told(turn) if not last else "", *notes) if text])
         answer = with_ids(turn, await model_step(turn, asked))
@@ -66,9 +68,6 @@ class ReAct:
             turn.writer.emit("message_completed", {"text": answer.message.text, "message_id": message_id})
         start_next(turn)
         turn.delivered = ""
-        messages = [answer.message]
-        if state.step == 1 and turn.agent.recall is None:
-            # Without recall the first messages were not worth a write of their own.
-            messages = turn.messages
-        await turn.writer.checkpoint(turn.snapshot(), [m.encode() for m in messages])
+        # Without recall the first messages were not worth a write of their own, and go with the first answer.
+        await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
         return None

@@ -1,7 +1,7 @@
 """What a turn knows of itself: the part that is checkpointed, and the part that lives with its owner."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.ports import Memory, Message, Models, ToolDefinition, Tools
-from services.orchestrator.records import RunRef, RunSpec
+from services.orchestrator.records import Command, RunRef, RunSpec
 from services.orchestrator.writer import RunWriter
 
 COUNTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_microusd", "model_calls", "tool_calls")
@@ -25,6 +25,14 @@ class RunStopped(Exception):
     def __init__(self, reason: str, message: str, retryable: bool = False) -> None:
         super().__init__(message)
         self.reason, self.message, self.retryable = reason, message, retryable
+
+
+class RunParked(Exception):
+    """The run waits for somebody or something else: until a command comes or, where it is not 0, `until_ms` has passed."""
+
+    def __init__(self, until_ms: int = 0) -> None:
+        super().__init__("the run is parked")
+        self.until_ms = until_ms
 
 
 @dataclass(slots=True)
@@ -53,7 +61,8 @@ class TurnState:
 
     `spent` is what the newest model call took: tokens and micro-USD. `asked` counts the tool calls by the digest of what they
     ask, `fresh` are those of this step that ask something new, `idle_steps` the steps in a row that brought nothing new, and
-    `warned_step` is the step after which the model was warned of that. `plan` belongs to the strategy.
+    `warned_step` is the step after which the model was warned of that. `plan` belongs to the strategy; `inbox` is the
+    last command absorbed, `parts` what each further part keeps under a name of its own.
     """
 
     phase: str = "prepare"
@@ -70,6 +79,8 @@ class TurnState:
     idle_steps: int = 0
     warned_step: int = 0
     plan: dict[str, Any] = field(default_factory=dict)
+    inbox: int = 0
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """JSON."""
@@ -100,6 +111,10 @@ class TurnState:
             data["marks"] = marks
         if self.plan:
             data["plan"] = self.plan
+        if self.inbox:
+            data["inbox"] = self.inbox
+        if parts := {name: part for name, part in self.parts.items() if part}:
+            data["parts"] = parts
         return orjson.dumps(data)
 
     @classmethod
@@ -116,6 +131,7 @@ class TurnState:
         return cls(
             data["phase"], data["step"], data["started_step"], usage, data["active_ms"], data["citations"], pending, data["tool_log"],
             (tokens, cost), asked, fresh, idle_steps, warned_step, data.get("plan", {}),
+            data.get("inbox", 0), data.get("parts", {}),
         )  # fmt: skip
 
 
@@ -135,6 +151,8 @@ class Turn:
     `delivered` is text of the current step that was shown and stays valid; `wait_for_memory` waits, for a short time,
     until earlier turns of the thread are stored and answers whether they are; `mint` gives the run's internal token. `leaving`
     says that the process goes away: what is at work ends, and nothing else begins. `tools` are all that the run may use.
+    `stored` counts the messages that are durable. `commands` are those not absorbed yet; a stage that wants one at once listens for
+    its kind in `listening` while it is at work.
     """
 
     ref: RunRef
@@ -151,6 +169,32 @@ class Turn:
     began: float = field(default_factory=time.monotonic)
     tools: list[ToolDefinition] | None = None
     leaving: Callable[[], bool] = lambda: False
+    stored: int = field(init=False)
+    commands: list[Command] = field(default_factory=list)
+    listening: dict[str, Callable[[Command], None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stored = len(self.messages)
+
+    @property
+    def heard(self) -> int:
+        """Number of the last command that its owner knows of."""
+        return max(self.state.inbox, self.commands[-1].number if self.commands else 0)
+
+    def hear(self, commands: Sequence[Command]) -> None:
+        """Takes commands that came just now."""
+        for command in commands:
+            if command.number > self.heard:
+                self.commands.append(command)
+                if (listener := self.listening.get(command.kind)) is not None:
+                    listener(command)
+
+    def unstored(self) -> list[bytes]:
+        """The messages that are not durable yet, which the caller writes with the next checkpoint; none before the conversation is
+        prepared."""
+        fresh = [message.encode() for message in self.messages[self.stored :]]
+        self.stored = len(self.messages)
+        return fresh
 
     def remaining_s(self) -> float | None:
         """Active time left; None without a limit."""

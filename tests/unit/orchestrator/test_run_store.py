@@ -170,7 +170,7 @@ async def test_a_cancel_holds_whenever_it_comes(backend, store):
     await accept(store, running)
     epoch = (await store.claim(running, LEASE_S, CRASHES)).record.epoch
     assert (await store.cancel(running, "", CANCELLED, ""))[0] == "running"
-    assert await store.beat(running, epoch, LEASE_S)
+    assert (await store.beat(running, epoch, LEASE_S)).cancel
     await backend.advance(LEASE_S * 2)
     assert (await store.claim(running, 60, CRASHES)).record.cancel_requested
     for ref in (before, between, queued):

@@ -78,7 +78,7 @@ class RunOut(Out):
     thread_id: str
     agent: str
     agent_version: str
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled"]
     cancel_requested: bool
     created_at: str | None
     started_at: str | None
@@ -187,7 +187,7 @@ class ChatOut(Out):
 
     result: str
     session_id: str
-    status: Literal["queued", "running", "succeeded"]
+    status: Literal["queued", "running", "waiting", "succeeded"]
     latency_ms: int
     run_id: str
     citations: list[dict[str, Any]]

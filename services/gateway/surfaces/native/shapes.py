@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 RUN_STATUS = {
     orchestrator_pb2.RUN_STATUS_QUEUED: "queued",
+    orchestrator_pb2.RUN_STATUS_WAITING: "waiting",
     orchestrator_pb2.RUN_STATUS_RUNNING: "running",
     orchestrator_pb2.RUN_STATUS_SUCCEEDED: "succeeded",
     orchestrator_pb2.RUN_STATUS_FAILED: "failed",

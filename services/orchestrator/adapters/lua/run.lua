@@ -2,14 +2,16 @@
 
 -- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin.
 -- Answers {verdict, run fields, messages, runs whose outbox waits, first seq, last seq, now, next run};
--- verdict: claimed, gone, ended, owned, waiting, failed.
+-- verdict: claimed, gone, ended, owned, waiting (its turn in the thread, or for a slot), parked, failed.
 local function claim(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'lease_until', 'epoch', 'attempt', 'crashes', 'prov_from', 'append_only', 'state',
-    'cancel')
+    'cancel', 'held')
   local status = run[1]
   if not status then return {'gone'} end
   if ended(status) then return {'ended'} end
+  if status == 'waiting' then return {'parked'} end
+  if run[10] == '2' then return {'waiting'} end
   if status == 'running' and tonumber(run[2]) > now then return {'owned'} end
   if redis.call('LINDEX', keys[4], 0) ~= args[1] then return {'waiting'} end
   local attempt = tonumber(run[4])
@@ -47,11 +49,14 @@ local function claim(keys, args)
 end
 
 -- KEYS: as claim. ARGV: epoch, number of this write, run id, trace, channel, origin, mode, state ('' : as it was), messages,
---       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] events, {type, provisional, data}…
--- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish. Answers {first, last, now, next run}.
+--       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] [park: until ms (0: no time),
+--       commands absorbed,] events, {type, provisional, data}…
+-- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish, p park. Answers {first, last, now, next
+-- run}; where a command has come that a run which parks has not absorbed, it is released instead, and the next run is itself.
 -- The same write sent twice is one: a reply may get lost, an event must not be doubled.
+local PARKED_SCHEMA = '2'
 local function write(keys, args)
-  local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from')
+  local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from', 'inbox', 'cancel')
   if run[1] ~= args[1] then return redis.error_reply('FENCED the run has another owner') end
   if run[4] == args[2] then
     -- A write, so that this answer waits for the replicas as the first one did.
@@ -68,12 +73,13 @@ local function write(keys, args)
   end
   local finish = at
   if mode == 'f' then at = at + 5 end
+  if mode == 'p' then at = at + 2 end
   local count = tonumber(args[at])
   local first, last, provisional, following = 0, 0, 0, ''
   if count > 0 then
     first, last, provisional = append(keys[1], keys[2], run_id, run[3], args[4], now, args, at + 1, count)
   end
-  if mode == 'c' or mode == 's' then
+  if mode == 'c' or mode == 's' or mode == 'p' then
     redis.call('HDEL', keys[3], 'prov_from')
   elseif provisional > 0 and not run[6] and mode ~= 'f' then
     redis.call('HSET', keys[3], 'prov_from', provisional)
@@ -81,6 +87,12 @@ local function write(keys, args)
   if args[8] ~= '' then redis.call('HSET', keys[3], 'state', args[8]) end
   if mode == 'r' then
     redis.call('HSET', keys[3], 'status', 'queued', 'owner', '', 'lease_until', 0, 'queued_ms', now)
+  elseif mode == 'p' then
+    local called = tonumber(run[7] or '0') > tonumber(args[finish + 1]) or run[8] == '1'
+    -- The version before knows nothing of parked runs, and leaves alone what has a newer schema.
+    redis.call('HSET', keys[3], 'status', called and 'queued' or 'waiting', 'owner', '', 'lease_until', 0, 'queued_ms', now,
+      'parked_until', args[finish], 'schema_version', PARKED_SCHEMA)
+    if called then following = run_id end
   elseif mode == 'f' then
     if args[finish + 2] ~= '' then
       redis.call('HSET', keys[5], run_id, args[finish + 2])
@@ -96,12 +108,13 @@ local function write(keys, args)
   return reply
 end
 
--- KEYS: run. ARGV: epoch, lease ms. Answers 1 where a cancel was asked for, 0 where not, -1 where the run has another owner.
+-- KEYS: run. ARGV: epoch, lease ms. Answers {1 where a cancel was asked for, else 0; commands in the inbox}, or -1 where the run has
+-- another owner.
 local function beat(keys, args)
-  local run = redis.call('HMGET', keys[1], 'epoch', 'status', 'cancel')
+  local run = redis.call('HMGET', keys[1], 'epoch', 'status', 'cancel', 'inbox')
   if run[1] ~= args[1] or run[2] ~= 'running' then return -1 end
   redis.call('HSET', keys[1], 'lease_until', now_ms() + tonumber(args[2]))
-  return tonumber(run[3])
+  return {tonumber(run[3]), tonumber(run[4] or '0')}
 end
 
 -- KEYS: as claim. ARGV: run id, channel, origin, trace, prefix of owners' channels, data of run_cancelled, tombstone kept ms, reason,
@@ -109,7 +122,7 @@ end
 -- Answers {verdict, last seq, now, next run, event was written}; verdict: none, or the run's status.
 local function cancel(keys, args)
   local now = now_ms()
-  local run = redis.call('HMGET', keys[3], 'status', 'attempt', 'owner', 'cancel')
+  local run = redis.call('HMGET', keys[3], 'status', 'attempt', 'owner', 'cancel', 'held')
   if not run[1] then
     -- Accepting is under way: whoever writes the run will find this.
     redis.call('HSET', keys[3], 'cancel', '1')
@@ -123,22 +136,37 @@ local function cancel(keys, args)
     tell(args[2], last, args[3])
     return {'cancelled', last, now, following, 1}
   end
+  if run[1] == 'waiting' then
+    -- Ending takes no slot.
+    redis.call('HSET', keys[3], 'status', 'queued', 'queued_ms', now)
+    return {'queued', 0, now, '', 0}
+  end
+  if run[5] then
+    -- It waits for a slot to go on in; ending takes none.
+    redis.call('HDEL', keys[3], 'held')
+  end
   if run[3] ~= '' then redis.call('PUBLISH', args[5] .. run[3], 'cancel ' .. args[9]) end
   return {run[1], 0, now, '', 0}
 end
 
 -- KEYS: run, pending, outbox. ARGV: run id. For the sweeper.
 -- Answers {state, ms of lease left, track, ms without an owner, schema version, created ms, head of the thread};
--- state: none, ended, outbox, held, owned, waiting, free.
+-- state: none, ended, outbox, held, parked (ms until its time instead of those of the lease; -1: it has none), owned, waiting, free.
 local function inspect(keys, args)
   local now = now_ms()
-  local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms', 'held')
+  local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms', 'held',
+    'parked_until', 'cancel')
   local head = redis.call('LINDEX', keys[2], 0) or ''
   if not run[1] then return {'none', 0, '', 0, 0, 0, head} end
   local state
   if ended(run[1]) then
     state = redis.call('HEXISTS', keys[3], args[1]) == 1 and 'outbox' or 'ended'
-  elseif run[7] == '1' then
+  elseif run[1] == 'waiting' then
+    local until_ms = tonumber(run[8])
+    -- A cancel by the version before wakes nobody.
+    local left = run[9] == '1' and 0 or (until_ms == 0 and -1 or math.max(0, until_ms - now))
+    return {'parked', left, run[3], now - tonumber(run[4]), tonumber(run[5]), tonumber(run[6]), head}
+  elseif run[7] then
     state = 'held'
   elseif run[1] == 'running' and tonumber(run[2]) > now then
     state = 'owned'
@@ -157,18 +185,19 @@ local function schedule(keys, args)
   return {run[1] or '', run[4] == '0' and tonumber(run[2]) or 0, run[3] or ''}
 end
 
--- KEYS: run, pending. ARGV: run id. A held run takes its place in the line of its thread; again changes nothing.
+-- KEYS: run, pending. ARGV: run id. A held run takes its place in the line of its thread, unless it has it; again changes nothing.
 -- Answers its state: none, ended, waiting, free or running.
 local function enter(keys, args)
   local run = redis.call('HMGET', keys[1], 'status', 'held')
   if not run[1] then return 'none' end
   if ended(run[1]) then return 'ended' end
-  if run[2] == '1' then
+  if run[2] then
     redis.call('HDEL', keys[1], 'held')
     redis.call('HSET', keys[1], 'queued_ms', now_ms())
-    redis.call('RPUSH', keys[2], args[1])
+    if run[2] == '1' then redis.call('RPUSH', keys[2], args[1]) end
   end
   if run[1] == 'running' then return 'running' end
+  if run[1] == 'waiting' then return 'waiting' end
   return redis.call('LINDEX', keys[2], 0) == args[1] and 'free' or 'waiting'
 end
 

@@ -58,7 +58,7 @@ local function expire(keys, args)
     redis.call('ZREMRANGEBYSCORE', keys[8], '-inf', '(' .. after)
   end
   redis.call('ZREM', keys[7], args[1])
-  redis.call('DEL', keys[3], keys[6])
+  redis.call('DEL', keys[3], keys[6], keys[3] .. ':inbox')
   return 1
 end
 
@@ -71,9 +71,10 @@ local function unlist(keys, args)
   return redis.call('DEL', keys[1])
 end
 
-redis.register_function('ended_settle_v1', settle_ended)
-redis.register_function('thread_movable_v1', movable)
-redis.register_function('thread_move_v1', move)
-redis.register_function('thread_oldest_v1', oldest)
-redis.register_function('thread_expire_v1', expire)
-redis.register_function('tenant_unlist_v1', unlist)
+-- All of this goes on where memory is full, for it is what makes room.
+redis.register_function{function_name = 'ended_settle_v1', callback = settle_ended, flags = {'allow-oom'}}
+redis.register_function{function_name = 'thread_movable_v1', callback = movable, flags = {'allow-oom'}}
+redis.register_function{function_name = 'thread_move_v1', callback = move, flags = {'allow-oom'}}
+redis.register_function{function_name = 'thread_oldest_v1', callback = oldest, flags = {'no-writes'}}
+redis.register_function{function_name = 'thread_expire_v1', callback = expire, flags = {'allow-oom'}}
+redis.register_function{function_name = 'tenant_unlist_v1', callback = unlist, flags = {'allow-oom'}}

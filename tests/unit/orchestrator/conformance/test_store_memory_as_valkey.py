@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import Gone
-from services.orchestrator.records import Draft, Event, Fenced, RunRef, Schedule, Terminal
+from services.orchestrator.records import Draft, Event, Fenced, Park, RunRef, Schedule, Terminal
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.memory_store import MemoryStore
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, done, spec
@@ -36,11 +36,18 @@ QUESTIONS = {
     "claim": st.tuples(ACME, LEASES, st.sampled_from([2, 9])),
     "write": st.tuples(
         ACME, EPOCHS, NUMBERS, st.just("trace"), DRAFTS,
-        st.sampled_from("eecsrf").flatmap(lambda mode: st.fixed_dictionaries({
+        st.sampled_from("eecsrfpp").flatmap(lambda mode: st.fixed_dictionaries({
             "mode": st.just(mode), "state": st.sampled_from([b"", b'{"usage":{"cost":3}}']), "messages": st.sampled_from([(), (b"m",)]),
             "terminal": st.sampled_from(ENDS) if mode == "f" else st.none(),
+            "park": st.builds(Park, st.sampled_from([0, 0, 1_800_000_002_000]), st.integers(0, 2)) if mode == "p" else st.none(),
         })),
     ),
+    "post": st.tuples(
+        ACME, st.sampled_from(["steer", "decision"]), st.sampled_from([b"{}", b'{"text":"a b  c"}']),
+        st.fixed_dictionaries({"key": st.sampled_from(["", "k", "l"]), "trace_id": st.just("trace"), "events": DRAFTS}),
+    ),
+    "commands": st.tuples(ACME, st.integers(0, 2)),
+    "unpark": st.tuples(ACME),
     "beat": st.tuples(ACME, EPOCHS, LEASES),
     "wake": st.tuples(REFS, TRACKS, st.integers(0, 3), SECONDS, SCHEDULES.map(lambda schedule: {"schedule": schedule})),
     "next_waiting": st.tuples(TRACKS),
@@ -80,7 +87,13 @@ QUESTIONS = {
 # Loading gives a Valkey its functions anew, and the clock that a test steps is one of them.
 NOT_ASKED = {"load"}
 # What leads somewhere is asked often; a write that nobody may do says little.
-OFTEN = ["reserve"] * 3 + ["accept"] * 5 + ["claim"] * 4 + ["write"] * 6 + ["cancel", "release_slot", "wake", "wake", "next_waiting"]
+OFTEN = (
+    ["reserve"] * 3
+    + ["accept"] * 5
+    + ["claim"] * 4
+    + ["write"] * 6
+    + ["post", "post", "unpark", "inspect", "admit", "enter", "cancel", "release_slot", "wake", "wake", "next_waiting"]
+)
 # What is done to the store and is not the port's.
 BESIDES = {"advance": st.tuples(SECONDS), "expire": st.tuples(ACME, st.integers(0, 2))}
 ASKED = st.sampled_from([*QUESTIONS, *OFTEN, *BESIDES, "advance"]).flatmap(
@@ -97,7 +110,7 @@ class Asked:
         self.store.on_admitted = self.admitted.extend
 
     async def answer(self, name, args):
-        options = args[-1] if args and isinstance(args[-1], dict) and name in ("reserve", "write", "wake", "note") else {}
+        options = args[-1] if args and isinstance(args[-1], dict) and name in ("reserve", "write", "wake", "note", "post") else {}
         positional = args[:-1] if options else args
         try:
             return _comparable(await self._ask(name, positional, options)), list(self.admitted)

@@ -305,7 +305,7 @@ def test_a10_a_cancel_holds_whenever_it_comes_and_whoever_comes_later(site):
         if stage in ("running", "handed back", "lost"):
             assert record.cancel_requested
             if stage == "running":
-                assert await store.beat(ref, epoch, LEASE_S)
+                assert (await store.beat(ref, epoch, LEASE_S)).cancel
             for n in range(owners):
                 assert (await _taken_over(backend, ref, f"p{n}")).record.cancel_requested
         else:

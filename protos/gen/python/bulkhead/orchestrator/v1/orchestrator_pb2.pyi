@@ -20,24 +20,54 @@ class RunStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RUN_STATUS_SUCCEEDED: _ClassVar[RunStatus]
     RUN_STATUS_FAILED: _ClassVar[RunStatus]
     RUN_STATUS_CANCELLED: _ClassVar[RunStatus]
+    RUN_STATUS_WAITING: _ClassVar[RunStatus]
 
 class OnDisconnect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ON_DISCONNECT_UNSPECIFIED: _ClassVar[OnDisconnect]
     ON_DISCONNECT_CONTINUE: _ClassVar[OnDisconnect]
     ON_DISCONNECT_CANCEL: _ClassVar[OnDisconnect]
+
+class Thumbs(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    THUMBS_UNSPECIFIED: _ClassVar[Thumbs]
+    THUMBS_UP: _ClassVar[Thumbs]
+    THUMBS_DOWN: _ClassVar[Thumbs]
+
+class FeedbackSignal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEEDBACK_SIGNAL_UNSPECIFIED: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_REGENERATE: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_EDIT: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_COPY: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_ABANDON: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_CORRECTION: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_DWELL: _ClassVar[FeedbackSignal]
+    FEEDBACK_SIGNAL_SCROLL: _ClassVar[FeedbackSignal]
 RUN_STATUS_UNSPECIFIED: RunStatus
 RUN_STATUS_QUEUED: RunStatus
 RUN_STATUS_RUNNING: RunStatus
 RUN_STATUS_SUCCEEDED: RunStatus
 RUN_STATUS_FAILED: RunStatus
 RUN_STATUS_CANCELLED: RunStatus
+RUN_STATUS_WAITING: RunStatus
 ON_DISCONNECT_UNSPECIFIED: OnDisconnect
 ON_DISCONNECT_CONTINUE: OnDisconnect
 ON_DISCONNECT_CANCEL: OnDisconnect
+THUMBS_UNSPECIFIED: Thumbs
+THUMBS_UP: Thumbs
+THUMBS_DOWN: Thumbs
+FEEDBACK_SIGNAL_UNSPECIFIED: FeedbackSignal
+FEEDBACK_SIGNAL_REGENERATE: FeedbackSignal
+FEEDBACK_SIGNAL_EDIT: FeedbackSignal
+FEEDBACK_SIGNAL_COPY: FeedbackSignal
+FEEDBACK_SIGNAL_ABANDON: FeedbackSignal
+FEEDBACK_SIGNAL_CORRECTION: FeedbackSignal
+FEEDBACK_SIGNAL_DWELL: FeedbackSignal
+FEEDBACK_SIGNAL_SCROLL: FeedbackSignal
 
 class Thread(_message.Message):
-    __slots__ = ("thread_id", "created_at", "last_seq", "metadata")
+    __slots__ = ("thread_id", "created_at", "last_seq", "metadata", "parent_thread_id", "forked_at_seq", "expires_at")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -49,14 +79,97 @@ class Thread(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    PARENT_THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    FORKED_AT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     created_at: _timestamp_pb2.Timestamp
     last_seq: int
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, thread_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seq: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    parent_thread_id: str
+    forked_at_seq: int
+    expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, thread_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seq: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., parent_thread_id: _Optional[str] = ..., forked_at_seq: _Optional[int] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("seq", "run_id", "step", "beginning")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BEGINNING_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    run_id: str
+    step: int
+    beginning: bool
+    def __init__(self, seq: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., beginning: _Optional[bool] = ...) -> None: ...
+
+class ForkThreadRequest(_message.Message):
+    __slots__ = ("thread_id", "at", "new_thread_id", "idempotency_key", "metadata", "ttl", "continue_run")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    NEW_THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_RUN_FIELD_NUMBER: _ClassVar[int]
+    thread_id: str
+    at: Checkpoint
+    new_thread_id: str
+    idempotency_key: str
+    metadata: _containers.ScalarMap[str, str]
+    ttl: _duration_pb2.Duration
+    continue_run: bool
+    def __init__(self, thread_id: _Optional[str] = ..., at: _Optional[_Union[Checkpoint, _Mapping]] = ..., new_thread_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., continue_run: _Optional[bool] = ...) -> None: ...
+
+class ForkThreadResponse(_message.Message):
+    __slots__ = ("thread", "run")
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    thread: Thread
+    run: Run
+    def __init__(self, thread: _Optional[_Union[Thread, _Mapping]] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
+class RollbackThreadRequest(_message.Message):
+    __slots__ = ("thread_id", "to", "idempotency_key")
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    thread_id: str
+    to: Checkpoint
+    idempotency_key: str
+    def __init__(self, thread_id: _Optional[str] = ..., to: _Optional[_Union[Checkpoint, _Mapping]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class RollbackThreadResponse(_message.Message):
+    __slots__ = ("thread", "seq")
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    thread: Thread
+    seq: int
+    def __init__(self, thread: _Optional[_Union[Thread, _Mapping]] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class DeleteThreadRequest(_message.Message):
+    __slots__ = ("thread_id", "idempotency_key")
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    thread_id: str
+    idempotency_key: str
+    def __init__(self, thread_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class DeleteThreadResponse(_message.Message):
+    __slots__ = ("completed",)
+    COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    completed: bool
+    def __init__(self, completed: _Optional[bool] = ...) -> None: ...
 
 class CreateThreadRequest(_message.Message):
-    __slots__ = ("thread_id", "metadata", "idempotency_key")
+    __slots__ = ("thread_id", "metadata", "idempotency_key", "ttl")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,10 +180,12 @@ class CreateThreadRequest(_message.Message):
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     metadata: _containers.ScalarMap[str, str]
     idempotency_key: str
-    def __init__(self, thread_id: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, thread_id: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CreateThreadResponse(_message.Message):
     __slots__ = ("thread",)
@@ -129,7 +244,7 @@ class InputMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority")
+    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +266,7 @@ class Run(_message.Message):
     EXPECTED_WAIT_FIELD_NUMBER: _ClassVar[int]
     START_AT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_SEQ_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     thread_id: str
     agent: str
@@ -172,7 +288,8 @@ class Run(_message.Message):
     expected_wait: _duration_pb2.Duration
     start_at: _timestamp_pb2.Timestamp
     priority: int
-    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    rolled_back_seq: int
+    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ...) -> None: ...
 
 class RunError(_message.Message):
     __slots__ = ("reason", "message", "retryable")
@@ -386,3 +503,31 @@ class GetAgentResponse(_message.Message):
     AGENT_FIELD_NUMBER: _ClassVar[int]
     agent: Agent
     def __init__(self, agent: _Optional[_Union[Agent, _Mapping]] = ...) -> None: ...
+
+class RecordFeedbackRequest(_message.Message):
+    __slots__ = ("run_id", "idempotency_key", "rating", "thumbs", "text", "corrected_answer", "signal", "dwell")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    RATING_FIELD_NUMBER: _ClassVar[int]
+    THUMBS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    DWELL_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    idempotency_key: str
+    rating: int
+    thumbs: Thumbs
+    text: str
+    corrected_answer: str
+    signal: FeedbackSignal
+    dwell: _duration_pb2.Duration
+    def __init__(self, run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., rating: _Optional[int] = ..., thumbs: _Optional[_Union[Thumbs, str]] = ..., text: _Optional[str] = ..., corrected_answer: _Optional[str] = ..., signal: _Optional[_Union[FeedbackSignal, str]] = ..., dwell: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class RecordFeedbackResponse(_message.Message):
+    __slots__ = ("feedback_id", "seq")
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    feedback_id: str
+    seq: int
+    def __init__(self, feedback_id: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...

@@ -50,6 +50,21 @@ class ThreadServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListThreadsRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListThreadsResponse.FromString,
                 _registered_method=True)
+        self.ForkThread = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.ThreadService/ForkThread',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadResponse.FromString,
+                _registered_method=True)
+        self.RollbackThread = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.ThreadService/RollbackThread',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadResponse.FromString,
+                _registered_method=True)
+        self.DeleteThread = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.ThreadService/DeleteThread',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadResponse.FromString,
+                _registered_method=True)
 
 
 class ThreadServiceServicer:
@@ -77,6 +92,28 @@ class ThreadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkThread(self, request, context):
+        """Makes a thread that begins as another one was at a checkpoint. Without a checkpoint it is a copy. It is seen once it is whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackThread(self, request, context):
+        """Goes back to a checkpoint: what came after it stays in the log and is no longer part of the conversation. Runs that have not ended
+        are cancelled first. ABORTED with THREAD_CHANGING, and `retryable`, where they take too long: it goes on without the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteThread(self, request, context):
+        """Deletes a thread with its log, its runs and its session. Runs that have not ended are cancelled first. Again is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ThreadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +131,21 @@ def add_ThreadServiceServicer_to_server(servicer, server):
                     servicer.ListThreads,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListThreadsRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListThreadsResponse.SerializeToString,
+            ),
+            'ForkThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkThread,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadResponse.SerializeToString,
+            ),
+            'RollbackThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackThread,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadResponse.SerializeToString,
+            ),
+            'DeleteThread': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteThread,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +240,87 @@ class ThreadService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ForkThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.ThreadService/ForkThread',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ForkThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.ThreadService/RollbackThread',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RollbackThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteThread(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.ThreadService/DeleteThread',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DeleteThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class RunServiceStub:
     """Runs: one user input worked on to its end.
@@ -228,6 +361,11 @@ class RunServiceStub:
                 '/bulkhead.orchestrator.v1.RunService/StreamEvents',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsResponse.FromString,
+                _registered_method=True)
+        self.RecordFeedback = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/RecordFeedback',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackResponse.FromString,
                 _registered_method=True)
 
 
@@ -277,6 +415,13 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordFeedback(self, request, context):
+        """Records what a user thinks of a run, or did with its answer, also after its end. It becomes a `feedback` event of the thread.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -309,6 +454,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.StreamEvents,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsResponse.SerializeToString,
+            ),
+            'RecordFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFeedback,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -474,6 +624,33 @@ class RunService:
             '/bulkhead.orchestrator.v1.RunService/StreamEvents',
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/RecordFeedback',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RecordFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

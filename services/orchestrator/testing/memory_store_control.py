@@ -1,0 +1,66 @@
+"""What others ask of a run, in memory: the same steps as lua/control.lua."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from services.orchestrator.records import Command, Draft, Park, Posted, RunRef, Written
+from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
+
+MOST_COMMANDS = 1000
+PARKED_SCHEMA = 2
+
+
+class ControlSteps:
+    """Steps on one run's inbox; part of ThreadSteps."""
+
+    _clock: Clock
+    _thread: StoredThread
+    _ref: RunRef
+
+    def append(self, attempt: int, trace_id: str, drafts: Sequence[Draft]) -> tuple[int, int, int]:
+        """As ThreadSteps.append."""
+        raise NotImplementedError
+
+    @property
+    def found(self) -> StoredRun | None:
+        """The run, where it is there."""
+        return self._thread.runs.get(self._ref.run_id)
+
+    def post(self, kind: str, data: bytes, key: str, trace_id: str, events: Sequence[Draft]) -> Posted:
+        """As post_command."""
+        run, now = self.found, self._clock.now_ms
+        nothing = Written(0, 0, now, "")
+        if run is None:
+            return Posted("none", 0, "", nothing)
+        if key and key in run.posted:
+            return Posted("again", run.posted[key], run.status, nothing)
+        if run.ended:
+            return Posted("ended", 0, run.status, nothing)
+        if run.inbox >= MOST_COMMANDS:
+            return Posted("full", 0, run.status, nothing)
+        run.commands.append(Command(run.inbox + 1, kind, now, orjson.loads(data)))
+        if key:
+            run.posted[key] = run.inbox
+        first, last = self.append(run.attempt, trace_id, events)[:2] if events else (0, 0)
+        woken = run.status == "waiting"
+        if woken:
+            run.status, run.held, run.queued_ms = "queued", "2", now
+        return Posted("posted", run.inbox, run.status, Written(first, last, now, ""), woken)
+
+    def park(self, run: StoredRun, park: Park) -> str:
+        """Mode p of run_write; answers the run itself where it has to go on."""
+        called = run.inbox > park.absorbed or run.cancel
+        run.status, run.owner, run.lease_until, run.queued_ms = "queued" if called else "waiting", "", 0, self._clock.now_ms
+        run.parked_until, run.schema_version = park.until_ms, PARKED_SCHEMA
+        return self._ref.run_id if called else ""
+
+    def unpark(self) -> bool:
+        """As run_unpark."""
+        run, now = self.found, self._clock.now_ms
+        if run is None or run.status != "waiting":
+            return False
+        if not run.cancel and (not run.parked_until or run.parked_until > now):
+            return False
+        run.status, run.held, run.queued_ms = "queued", "" if run.cancel else "2", now
+        return True
