@@ -22,6 +22,7 @@ from services.tool_executor.adapters.http_tools import HttpTools
 from services.tool_executor.adapters.rate_limit import ToolCallRate
 from services.tool_executor.adapters.sandbox import MontySandbox
 from services.tool_executor.adapters.web import OpenWeb
+from services.tool_executor.approvals import Approvals
 from services.tool_executor.breaker import TOOL_BREAKER, ToolBreaker, tool_of
 from services.tool_executor.builtin.calculator import calculator
 from services.tool_executor.builtin.current_time import Clock
@@ -75,7 +76,9 @@ def build(settings: Settings) -> Service:
     # Short timeouts of its own: no call waits for what the breaker wants to know.
     shared = connect(settings.state_url, timeout_s=STORE_TIMEOUT_S, max_connections=8)
     breakers = Breakers(shared, key="tools:{{b:{}}}:breaker".format, channel="tools:breakers", policy=TOOL_BREAKER, label=tool_of)
-    executor = Executor(lambda: tools.current, claims, ToolCallRate(state, policies, settings.policy_set), ToolBreaker(breakers))
+    verifier = verifier_of(settings)
+    rate = ToolCallRate(state, policies, settings.policy_set)
+    executor = Executor(lambda: tools.current, claims, rate, ToolBreaker(breakers), Approvals(verifier))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,
@@ -85,7 +88,7 @@ def build(settings: Settings) -> Service:
         start=[watching.start, breakers.start],
         # Run from the last to the first: outcomes are stored before the store is let go.
         close=[state.aclose, shared.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, breakers.stop, watching.stop],
-        verifier=verifier_of(settings),
+        verifier=verifier,
         configs=[tools, policies],
     )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 
+from services.common import approval
 from services.tool_executor.coercion import coerce
 from services.tool_executor.failures import ToolFailure, Violation
 from services.tool_executor.tools import Tool
@@ -24,7 +25,7 @@ def parsed(arguments_json: bytes) -> Any:
 def canonical(arguments: Any) -> bytes:
     """The arguments in the one form that their digest is made of. Raises ToolFailure."""
     try:
-        return orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+        return approval.canonical(arguments)
     except orjson.JSONEncodeError as error:
         raise ToolFailure("input.invalid", "The arguments are nested too deeply.", violations=[Violation("", "maxDepth", 254)]) from error
 

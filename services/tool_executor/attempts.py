@@ -24,7 +24,11 @@ class TimedOut:
     """Stands in the queue of events for the end of an attempt's time."""
 
 
-Queue = asyncio.Queue[Event | Ended | TimedOut]
+class Stopped:
+    """Stands in the queue of events for somebody's wish that the call ends."""
+
+
+Queue = asyncio.Queue[Event | Ended | TimedOut | Stopped]
 
 
 class Slots:
@@ -59,6 +63,7 @@ class Attempt:
         slots.take(tool)
         self._tool = tool
         self.timeout_s = timeout_s
+        self.stopped = False
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(timeout_s, queue.put_nowait, TimedOut())
         self._task = loop.create_task(self._run(call, arguments, span), name=f"tool:{tool.name}")
@@ -90,6 +95,8 @@ class Attempt:
     def value(self) -> Any:
         """What the tool answered. Raises ToolFailure, also for an attempt that was cancelled or is still at work."""
         if not self._task.done() or self._task.cancelled():
+            if self.stopped:
+                raise ToolFailure("transport.cancelled", "The call was cancelled.")
             raise ToolFailure("transport.timeout", f"The tool {self._tool.name} did not answer within {self.timeout_s:.3g} s.")
         error = self._task.exception()
         if error is None:

@@ -6,7 +6,7 @@ is unknown, for good, unless its owner turns up with the result after all.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,9 @@ RENEW_EVERY_S = 1.5
 STORE_FOR_S = 10.0
 STORE_EVERY_S = 0.25
 JOIN_POLL_S = (0.01, 0.25)
+# How often a call at work looks whether its end was asked for at another process, and how long whoever asks waits for it.
+LOOK_EVERY_S = 0.3
+STOP_WITHIN_S = 2.5
 log = structlog.get_logger("bulkhead.tools")
 
 
@@ -32,6 +35,7 @@ class Claims:
     def __init__(self, ledger: CallLedger) -> None:
         self._ledger = ledger
         self._background: set[asyncio.Task] = set()
+        self._stops: dict[tuple[str, str], Callable[[], None]] = {}
 
     async def acquire(self, entry: Entry, deadline: float) -> Record:
         """A record with the verdict CLAIMED, DONE or UNKNOWN; waits while somebody else is at the call.
@@ -61,24 +65,47 @@ class Claims:
         """What is known of a call."""
         return await self._ledger.read(tenant, key)
 
+    async def stop(self, tenant: str, key: str, *, for_good: bool) -> Record | None:
+        """Ends a call, at whichever process it is at work, and waits a little for its end; the verdict is RUNNING where that was too
+        short. `for_good`: the key runs nothing from now on, also where it was never seen; else None stands for such a key."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + STOP_WITHIN_S
+        wait_s, longest_s = JOIN_POLL_S
+        while True:
+            record = await self._ledger.stop(tenant, key, cancelled("").meta(), for_good=for_good)
+            if record is None or record.verdict is not Verdict.RUNNING or loop.time() >= end:
+                return record
+            if (stop := self._stops.get((tenant, key))) is not None:
+                stop()
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 1.5, longest_s)
+
     @contextmanager
-    def kept(self, entry: Entry | None) -> Iterator[None]:
-        """Renews the lease of a repeatable call while the block runs."""
-        if entry is None or not entry.repeatable:
+    def kept(self, entry: Entry | None, stop: Callable[[], None]) -> Iterator[None]:
+        """While the block runs: renews the lease of a repeatable call, and calls `stop` where somebody asks for the call's end."""
+        if entry is None:
             yield
             return
         loop = asyncio.get_running_loop()
+        renewed = loop.time()
 
-        def beat() -> None:
-            nonlocal timer
-            self.in_background(self._renew(entry))
-            timer = loop.call_later(RENEW_EVERY_S, beat)
+        def look() -> None:
+            nonlocal timer, renewed
+            self.in_background(self._look(entry, stop))
+            if entry.repeatable and loop.time() - renewed >= RENEW_EVERY_S:
+                renewed = loop.time()
+                self.in_background(self._renew(entry))
+            timer = loop.call_later(LOOK_EVERY_S, look)
 
-        timer = loop.call_later(RENEW_EVERY_S, beat)
+        timer = loop.call_later(LOOK_EVERY_S, look)
+        self._stops[entry.tenant, entry.key] = stop
         try:
             yield
         finally:
             timer.cancel()
+            # A key that was free again may be at work a second time already.
+            if self._stops.get((entry.tenant, entry.key)) is stop:
+                del self._stops[entry.tenant, entry.key]
 
     async def finish(self, entry: Entry, result: CallResult, *, free: bool = False) -> None:
         """Stores the result. Without a store the caller still gets its answer, and storing goes on for a while."""
@@ -118,6 +145,13 @@ class Claims:
 
     async def _release(self, entry: Entry) -> None:
         await self.finish(entry, cancelled(entry.version), free=True)
+
+    async def _look(self, entry: Entry, stop: Callable[[], None]) -> None:
+        try:
+            if await self._ledger.stopping(entry):
+                stop()
+        except Overloaded:
+            log.debug("tool_stop_not_looked_for", tool=entry.tool, call=entry.key)
 
     async def _renew(self, entry: Entry) -> None:
         try:

@@ -69,6 +69,7 @@ class ToolConfig(_Strict):
     description: str | None = None
     scopes: tuple[str, ...] = ()
     annotations: AnnotationsConfig = AnnotationsConfig()
+    approval: Literal["by_annotations", "always", "never"] = "by_annotations"
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] | None = None
     max_output_bytes: Annotated[int, Field(ge=1, le=MAX_OUTPUT_BYTES)] | None = None
     concurrent_calls: Annotated[int, Field(ge=1)] | None = None

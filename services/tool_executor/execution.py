@@ -1,7 +1,7 @@
 """The order of operations of one call, on one page.
 
-resolve → scopes → rate limit → idempotency → validate → coerce, validate again → breaker → execute with a deadline, repeat
-where that is harmless → output schema and size → store → one log line. Source: design page "tools".
+resolve → scopes → rate limit → idempotency → validate → coerce, validate again → approval → breaker → execute with a deadline,
+repeat where that is harmless → output schema and size → store → one log line. Source: design page "tools".
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from opentelemetry.metrics import get_meter
 from services.common.errors import BulkheadError, DeadlineExceeded, InvalidInput
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
+from services.tool_executor.approvals import CODES, Approvals
 from services.tool_executor.arguments import canonical, output, parsed, valid
-from services.tool_executor.attempts import Attempt, Ended, Slots, TimedOut
+from services.tool_executor.attempts import Attempt, Ended, Slots, Stopped, TimedOut
 from services.tool_executor.breaker import ToolBreaker
 from services.tool_executor.claims import LEASE_S, Claims
 from services.tool_executor.failures import ToolFailure
@@ -52,6 +53,7 @@ class Request:
     key: str = ""
     run_id: str = ""
     thread_id: str = ""
+    approval: str = ""
 
 
 @dataclass(slots=True)
@@ -69,17 +71,27 @@ class _Work:
     attempt: Attempt | None = None
     replayed: bool = False
     free: bool = False
+    stopped: bool = False
     result: CallResult | None = None
+
+    def stop(self) -> None:
+        """Somebody asked for the end of the call, while its caller waits on."""
+        if not self.stopped:
+            self.stopped = True
+            self.queue.put_nowait(Stopped())
 
 
 class Executor:
     """Executes calls. `registry` answers the registry that holds at this moment."""
 
-    def __init__(self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit, breaker: ToolBreaker) -> None:
+    def __init__(
+        self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit, breaker: ToolBreaker, approvals: Approvals
+    ) -> None:
         self._registry = registry
         self._claims = claims
         self._rate = rate
         self._breaker = breaker
+        self._approvals = approvals
         self._slots = Slots()
 
     async def execute(self, request: Request, principal: Principal, remaining_s: float) -> AsyncIterator[Event | CallResult]:
@@ -114,7 +126,7 @@ class Executor:
                 work.replayed = True
                 yield self._told(work, stored(record))
                 return
-            with self._claims.kept(entry):
+            with self._claims.kept(entry, work.stop):
                 async for event in self._worked(work, arguments, deadline):
                     yield event
         except (asyncio.CancelledError, GeneratorExit):
@@ -123,10 +135,27 @@ class Executor:
         finally:
             work.span.end()
 
+    def checked(self, name: str, version: str, arguments_json: bytes, principal: Principal) -> tuple[Tool, bytes, list[str]]:
+        """The tool, the arguments that it would be given as canonical JSON, and what was coerced.
+
+        Raises NotFound, PermissionDenied, and ToolFailure where the arguments do not fit.
+        """
+        tool = self._registry().resolve(name, version)
+        principal.require(EXECUTE_SCOPE, *tool.scopes)
+        arguments, changed = valid(tool, parsed(arguments_json))
+        return tool, canonical(arguments), changed
+
     async def known(self, tenant: str, key: str) -> tuple[Record, CallResult] | None:
         """What is known of a call by its key, None when the key was never seen. Raises Overloaded without a store."""
         record = await self._claims.read(tenant, key)
         return None if record is None else (record, stored(record))
+
+    async def stop(self, tenant: str, key: str, *, for_good: bool) -> CallResult | None:
+        """Ends a call and answers what became of it: DONE where it was too late, FAILED (transport.cancelled) where it has certainly done
+        nothing or may be repeated, UNKNOWN, or RUNNING where it has not ended yet. `for_good` and None as Claims.stop. Raises Overloaded.
+        """
+        record = await self._claims.stop(tenant, key, for_good=for_good)
+        return None if record is None else stored(record)
 
     async def _claimed(
         self, request: Request, tool: Tool, principal: Principal, arguments: Any, deadline: float
@@ -147,6 +176,7 @@ class Executor:
             repeatable=tool.repeatable,
             token=secrets.token_hex(8),
             lease_s=LEASE_S if tool.repeatable else min(tool.limits.timeout_s, time_left_s) + LEASE_MARGIN_S,
+            again=self._approvals.again(tool, request.approval, principal.tenant, request.run_id, request.key),
         )
         record = await self._claims.acquire(entry, deadline)
         return entry, None if record.verdict is Verdict.CLAIMED else record
@@ -157,10 +187,13 @@ class Executor:
         result: CallResult | ToolFailure
         try:
             arguments, changed = valid(tool, arguments)
+            self._approvals.check(tool, work.request.approval, tenant, work.request.run_id, work.request.key, arguments)
             if changed:
                 yield Warned("arguments_coerced", "Some arguments were converted to the type that the tool declares.", {"paths": changed})
             while True:
                 try:
+                    if work.stopped:
+                        raise ToolFailure("transport.cancelled", "The call was cancelled.", certain=work.attempt is None)
                     cut_short = deadline - asyncio.get_running_loop().time() < tool.limits.timeout_s
                     async with self._breaker.attempt(tool, tenant, cut_short=cut_short):
                         async for event in self._attempted(work, arguments, deadline):
@@ -170,7 +203,7 @@ class Executor:
                     break
                 except ToolFailure as failure:
                     wait_s = _wait_before_retry(tool, failure, work.attempts, deadline)
-                    if wait_s is None or self._breaker.is_open(tool, tenant):
+                    if wait_s is None or work.stopped or self._breaker.is_open(tool, tenant):
                         raise
                     _retries.add(1, {"tool": tool.name})
                     yield Warned("tool_retried", f"The tool {tool.name} is tried again.", {"code": failure.code, "attempt": work.attempts})
@@ -178,7 +211,9 @@ class Executor:
         except ToolFailure as failure:
             result = failure
             # Nothing has happened and the tool may be free soon: the same key may be used again.
-            work.free = failure.code in ("limit.concurrency", "limit.breaker_open")
+            harmless = tool.repeatable or failure.certain or not work.call.effect_possible
+            work.free = failure.code in ("limit.concurrency", "limit.breaker_open") or failure.code in CODES
+            work.free = work.free or (failure.code == "transport.cancelled" and harmless)
         work.result = self._told(work, result)
         await self._finish(work)
         yield work.result
@@ -193,7 +228,8 @@ class Executor:
             item = await work.queue.get()
             if isinstance(item, Ended):
                 return
-            if isinstance(item, TimedOut):
+            if isinstance(item, (TimedOut, Stopped)):
+                work.attempt.stopped = isinstance(item, Stopped)
                 if await work.attempt.settle():
                     # Its end stands in the queue as well, and must not be taken for that of the next attempt.
                     while not isinstance(item, Ended):

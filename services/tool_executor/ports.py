@@ -34,7 +34,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A call to be claimed. `pinned`: the caller asked for this version and for no other."""
+    """A call to be claimed. `pinned`: the caller asked for this version and for no other.
+
+    `again`: how often a person had it made again after its outcome stayed unknown; each of these times claims it at most once.
+    """
 
     tenant: str
     key: str
@@ -45,6 +48,7 @@ class Entry:
     repeatable: bool
     token: str
     lease_s: float
+    again: int = 0
 
 
 class CallLedger(Protocol):
@@ -61,6 +65,13 @@ class CallLedger(Protocol):
 
     async def read(self, tenant: str, key: str) -> Record | None:
         """What is known of a call, None when the key was never seen."""
+
+    async def stop(self, tenant: str, key: str, never_begun: bytes, *, for_good: bool) -> Record | None:
+        """Asks for the end of a call and answers what is known of it now. `for_good`: the key is never to run anything again, also
+        where it was never seen; `never_begun` is the meta of such a call. None for an unknown key that may still be used."""
+
+    async def stopping(self, entry: Entry) -> bool:
+        """Whether somebody asked for the end of the call that this claim stands for."""
 
 
 class RateLimit(Protocol):

@@ -115,18 +115,27 @@ def _tool(config: ToolConfig, defaults: DefaultsConfig, known: Mapping[str, Mapp
     if problems:
         raise ConfigProblem(problems)
     assert input_schema is not None
+    annotations = _annotations(base, config.annotations)
     return Tool(
         name=config.name,
         version=version,
         description=description,
         input_schema=input_schema,
         output_schema=output_schema,
-        annotations=_annotations(base, config.annotations),
+        annotations=annotations,
         scopes=tuple(dict.fromkeys((*declared_scopes, *config.scopes))),
         limits=_limits(config, defaults),
         run=run,
         options=options,
+        approval=_approval(config, annotations),
     )
+
+
+def _approval(config: ToolConfig, annotations: Annotations) -> str:
+    """As Tool.approval: by default, what destroys and reaches beyond this installation needs one."""
+    if config.approval == "by_annotations":
+        return "waivable" if annotations.destructive and annotations.open_world else ""
+    return "required" if config.approval == "always" else ""
 
 
 def _chosen(config: ToolConfig, known: Mapping[str, Mapping[str, BuiltIn]]) -> BuiltIn:

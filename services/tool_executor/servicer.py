@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common.errors import InvalidInput, NotFound
 from services.common.rpc import context as call_context
 from services.tool_executor.execution import Executor, Request
+from services.tool_executor.failures import ToolFailure, Violation
 from services.tool_executor.outcomes import CallResult, Citation, Event, Failure, Outcome, PartialOutput, Progress, Warned
 from services.tool_executor.registry import EXECUTE_SCOPE, Registry
 from services.tool_executor.tools import MAX_TIMEOUT_S, Tool
@@ -22,6 +23,12 @@ _OUTCOMES = {
     Outcome.FAILED: tools_pb2.TOOL_OUTCOME_FAILED,
     Outcome.UNKNOWN: tools_pb2.TOOL_OUTCOME_UNKNOWN,
     Outcome.RUNNING: tools_pb2.TOOL_OUTCOME_RUNNING,
+}
+
+_APPROVALS = {
+    "": tools_pb2.TOOL_APPROVAL_NONE,
+    "waivable": tools_pb2.TOOL_APPROVAL_WAIVABLE,
+    "required": tools_pb2.TOOL_APPROVAL_REQUIRED,
 }
 
 
@@ -58,11 +65,27 @@ class ToolServicer(tools_pb2_grpc.ToolServiceServicer):
             key=request.idempotency_key,
             run_id=request.run_id,
             thread_id=request.thread_id,
+            approval=request.approval,
         )
         events = self._executor.execute(asked, call_context.principal(), MAX_TIMEOUT_S if remaining_s is None else remaining_s)
         async with aclosing(events):
             async for event in events:
                 yield _response(event)
+
+    async def CheckArguments(self, request, context):
+        """What a call with these arguments would be given."""
+        try:
+            tool, arguments, repaired = self._executor.checked(
+                _named(request.name), request.version, request.arguments_json, call_context.principal()
+            )
+        except ToolFailure as failure:
+            tool = self._registry().resolve(request.name, request.version)
+            return tools_pb2.CheckArgumentsResponse(
+                violations=[_violation(v) for v in failure.violations], input_schema_json=tool.input_schema.json, version=tool.version
+            )
+        return tools_pb2.CheckArgumentsResponse(
+            arguments_json=arguments, repaired_paths=repaired, input_schema_json=tool.input_schema.json, version=tool.version
+        )
 
     async def GetToolCall(self, request, context):
         """What is known of a call."""
@@ -106,6 +129,7 @@ def _tool(tool: Tool) -> tools_pb2.Tool:
         ),
         required_scopes=tool.scopes,
         digest=tool.digest,
+        approval=_APPROVALS[tool.approval],
     )
     message.timeout.FromMilliseconds(int(tool.limits.timeout_s * 1000))
     return message
@@ -145,16 +169,16 @@ def _error(failure: Failure) -> tools_pb2.ToolError:
         retryable=failure.retryable,
         agent_message=failure.agent_message,
         developer_message=failure.developer_message,
-        violations=[
-            tools_pb2.SchemaViolation(
-                path=v.path, keyword=v.keyword, expected_json=b"" if v.expected is None else orjson.dumps(v.expected, default=str)
-            )
-            for v in failure.violations
-        ],
+        violations=[_violation(v) for v in failure.violations],
     )
     if failure.retry_after_s is not None:
         error.retry_after.FromNanoseconds(int(failure.retry_after_s * 1e9))
     return error
+
+
+def _violation(v: Violation) -> tools_pb2.SchemaViolation:
+    expected = b"" if v.expected is None else orjson.dumps(v.expected, default=str)
+    return tools_pb2.SchemaViolation(path=v.path, keyword=v.keyword, expected_json=expected)
 
 
 def _citation(c: Citation) -> common_pb2.Citation:

@@ -112,6 +112,8 @@ class Tool:
     limits: Limits
     run: Run
     options: Any = None
+    # Whether a call needs an approval: '' no, waivable (unless the agent's rules waive it), required (by a person).
+    approval: str = ""
 
     @cached_property
     def repeatable(self) -> bool:

@@ -5,9 +5,11 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -98,12 +100,22 @@ class Minter:
             "tenant": principal.tenant, "sub": principal.user, "team": principal.team, "key": principal.key_id,
             "scopes": list(principal.scopes), "tier": principal.tier, "run": principal.run_id,
         }  # fmt: skip
-        token = jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self._kid})
+        token = self._encode(claims)
         self._cache[principal] = (token, claims["exp"] - RENEW_BEFORE.total_seconds())
         self._cache.move_to_end(principal)
         if len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return token
+
+    def sign(self, audience: str, claims: Mapping[str, Any]) -> str:
+        """`claims` as a token of this issuer for `audience`, which is no principal's; it lives as long as one of those."""
+        issued = int(time.time()) - CLOCK_SKEW_S
+        return self._encode(
+            {**claims, "iss": self._issuer, "aud": audience, "iat": issued, "exp": issued + int(LIFETIME.total_seconds())}
+        )  # fmt: skip
+
+    def _encode(self, claims: Mapping[str, Any]) -> str:
+        return jwt.encode(dict(claims), self._key, algorithm="EdDSA", headers={"kid": self._kid})
 
 
 class Verifier:
@@ -141,34 +153,55 @@ class Verifier:
     def verify(self, token: str) -> Principal:
         """The principal of `token`. Raises Unauthenticated when it is malformed, expired or of an unknown key."""
         now = time.time()
+        self._look()
+        cached = self._cache.get(token)
+        if cached is not None:
+            if cached[1] > now:
+                return cached[0]
+            raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED")
+        claims = self._decoded(token, AUDIENCE)
+        try:
+            principal = Principal(
+                tenant=claims["tenant"], user=claims["sub"], key_id=claims.get("key", ""), team=claims.get("team", ""),
+                scopes=tuple(claims.get("scopes", ())), tier=claims.get("tier", "free"), run_id=claims.get("run", ""),
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise _invalid() from error
+        if not principal.tenant:
+            raise _invalid()
+        self._cache[token] = (principal, claims["exp"])
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return principal
+
+    def claims(self, token: str, audience: str) -> dict[str, Any]:
+        """What `Minter.sign` signed for `audience`. Raises Unauthenticated (TOKEN_INVALID, TOKEN_EXPIRED)."""
+        self._look()
+        return self._decoded(token, audience)
+
+    def _look(self) -> None:
         if time.monotonic() - self._looked_at > RELOAD_EVERY_S:
             try:
                 self._reload()
             except (OSError, ValueError):
                 # A key set caught half-written: the last good one stays, and the file is read again in a second.
                 self._looked_at = time.monotonic()
-        cached = self._cache.get(token)
-        if cached is not None:
-            if cached[1] > now:
-                return cached[0]
-            raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED")
+
+    def _decoded(self, token: str, audience: str) -> dict[str, Any]:
         try:
             kid = jwt.get_unverified_header(token).get("kid", "")
             key = self._keys.get(kid)
             if key is None:
                 raise Unauthenticated("the internal token is signed by an unknown key", reason="TOKEN_INVALID")
-            claims = jwt.decode(token, key, algorithms=["EdDSA"], audience=AUDIENCE, options={"require": ["exp", "iat", "iss"]})
-            principal = Principal(
-                tenant=claims["tenant"], user=claims["sub"], key_id=claims.get("key", ""), team=claims.get("team", ""),
-                scopes=tuple(claims.get("scopes", ())), tier=claims.get("tier", "free"), run_id=claims.get("run", ""),
-            )  # fmt: skip
+            claims = jwt.decode(token, key, algorithms=["EdDSA"], audience=audience, options={"require": ["exp", "iat", "iss"]})
         except jwt.ExpiredSignatureError as error:
             raise Unauthenticated("the internal token has expired", reason="TOKEN_EXPIRED") from error
-        except (jwt.PyJWTError, KeyError, ValueError, TypeError, RecursionError) as error:
-            raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID") from error
-        if not principal.tenant or claims["exp"] - claims["iat"] > LIFETIME.total_seconds():
-            raise Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID")
-        self._cache[token] = (principal, claims["exp"])
-        if len(self._cache) > CACHE_SIZE:
-            self._cache.popitem(last=False)
-        return principal
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            raise _invalid() from error
+        if claims["exp"] - claims["iat"] > LIFETIME.total_seconds():
+            raise _invalid()
+        return claims
+
+
+def _invalid() -> Unauthenticated:
+    return Unauthenticated("the internal token is not valid", reason="TOKEN_INVALID")

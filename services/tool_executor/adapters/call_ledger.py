@@ -39,6 +39,7 @@ class ValkeyCallLedger:
                 int(entry.lease_s * 1000),
                 _KEPT_MS,
                 int(entry.repeatable),
+                entry.again,
             ],
         )
         return _record(answer)
@@ -56,6 +57,15 @@ class ValkeyCallLedger:
         """As the port says."""
         answer = await self._call("tool_call_read_v1", _name(tenant, key), [])
         return _record(answer) if answer else None
+
+    async def stop(self, tenant: str, key: str, never_begun: bytes, *, for_good: bool) -> Record | None:
+        """As the port says."""
+        answer = await self._call("tool_call_stop_v1", _name(tenant, key), [int(for_good), _KEPT_MS, never_begun])
+        return _record(answer) if answer else None
+
+    async def stopping(self, entry: Entry) -> bool:
+        """As the port says."""
+        return bool(await self._call("tool_call_stopping_v1", _name(entry.tenant, entry.key), [entry.token]))
 
     async def _call(self, function: str, name: str, args: Sequence[Any]) -> Any:
         try:

@@ -99,6 +99,7 @@ def http_tool(outside: Outside, name: str, path: str, **more: Any) -> dict[str, 
         "description": f"Asks {path}.",
         "input_schema": {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False},
         "retry": {"times": 2, "backoff_s": [0, 0.01]},
+        "approval": "never",
         "http": http,
         **more,
     }

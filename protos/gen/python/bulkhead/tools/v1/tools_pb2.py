@@ -27,45 +27,57 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62ulkhead/tools/v1/tools.proto\x12\x11\x62ulkhead.tools.v1\x1a\x1f\x62ulkhead/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x19\n\x11input_schema_json\x18\x04 \x01(\x0c\x12\x1a\n\x12output_schema_json\x18\x05 \x01(\x0c\x12\x37\n\x0b\x61nnotations\x18\x06 \x01(\x0b\x32\".bulkhead.tools.v1.ToolAnnotations\x12\x17\n\x0frequired_scopes\x18\x07 \x03(\t\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64igest\x18\t \x01(\t\"a\n\x0fToolAnnotations\x12\x11\n\tread_only\x18\x01 \x01(\x08\x12\x13\n\x0b\x64\x65structive\x18\x02 \x01(\x08\x12\x12\n\nidempotent\x18\x03 \x01(\x08\x12\x12\n\nopen_world\x18\x04 \x01(\x08\"^\n\x10ListToolsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x14\n\x0c\x61ll_versions\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"T\n\x11ListToolsResponse\x12&\n\x05tools\x18\x01 \x03(\x0b\x32\x17.bulkhead.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"8\n\x0fGetToolResponse\x12%\n\x04tool\x18\x01 \x01(\x0b\x32\x17.bulkhead.tools.v1.Tool\"\x87\x01\n\x12\x45xecuteToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\x0c\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x11\n\tthread_id\x18\x06 \x01(\t\"\xf4\x01\n\x13\x45xecuteToolResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.bulkhead.tools.v1.ToolProgressH\x00\x12>\n\x0epartial_output\x18\x02 \x01(\x0b\x32$.bulkhead.tools.v1.ToolPartialOutputH\x00\x12.\n\x07warning\x18\x03 \x01(\x0b\x32\x1b.bulkhead.common.v1.WarningH\x00\x12/\n\x06result\x18\x04 \x01(\x0b\x32\x1d.bulkhead.tools.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"1\n\x0cToolProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x0f\n\x07message\x18\x02 \x01(\t\"!\n\x11ToolPartialOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x92\x02\n\nToolResult\x12/\n\x07outcome\x18\x01 \x01(\x0e\x32\x1e.bulkhead.tools.v1.ToolOutcome\x12\x13\n\x0boutput_json\x18\x02 \x01(\x0c\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.bulkhead.tools.v1.ToolError\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\tcitations\x18\x08 \x03(\x0b\x32\x1c.bulkhead.common.v1.Citation\"\xc6\x01\n\tToolError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\ragent_message\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65veloper_message\x18\x05 \x01(\t\x12\x36\n\nviolations\x18\x06 \x03(\x0b\x32\".bulkhead.tools.v1.SchemaViolation\"G\n\x0fSchemaViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07keyword\x18\x02 \x01(\t\x12\x15\n\rexpected_json\x18\x03 \x01(\x0c\"-\n\x12GetToolCallRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\"\x93\x01\n\x13GetToolCallResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1d.bulkhead.tools.v1.ToolResult\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x8f\x01\n\x0bToolOutcome\x12\x1c\n\x18TOOL_OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11TOOL_OUTCOME_DONE\x10\x01\x12\x17\n\x13TOOL_OUTCOME_FAILED\x10\x02\x12\x18\n\x14TOOL_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14TOOL_OUTCOME_RUNNING\x10\x04\x32\xf5\x02\n\x0bToolService\x12V\n\tListTools\x12#.bulkhead.tools.v1.ListToolsRequest\x1a$.bulkhead.tools.v1.ListToolsResponse\x12P\n\x07GetTool\x12!.bulkhead.tools.v1.GetToolRequest\x1a\".bulkhead.tools.v1.GetToolResponse\x12^\n\x0b\x45xecuteTool\x12%.bulkhead.tools.v1.ExecuteToolRequest\x1a&.bulkhead.tools.v1.ExecuteToolResponse0\x01\x12\\\n\x0bGetToolCall\x12%.bulkhead.tools.v1.GetToolCallRequest\x1a&.bulkhead.tools.v1.GetToolCallResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62ulkhead/tools/v1/tools.proto\x12\x11\x62ulkhead.tools.v1\x1a\x1f\x62ulkhead/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x02\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x19\n\x11input_schema_json\x18\x04 \x01(\x0c\x12\x1a\n\x12output_schema_json\x18\x05 \x01(\x0c\x12\x37\n\x0b\x61nnotations\x18\x06 \x01(\x0b\x32\".bulkhead.tools.v1.ToolAnnotations\x12\x17\n\x0frequired_scopes\x18\x07 \x03(\t\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12\x31\n\x08\x61pproval\x18\n \x01(\x0e\x32\x1f.bulkhead.tools.v1.ToolApproval\"a\n\x0fToolAnnotations\x12\x11\n\tread_only\x18\x01 \x01(\x08\x12\x13\n\x0b\x64\x65structive\x18\x02 \x01(\x08\x12\x12\n\nidempotent\x18\x03 \x01(\x08\x12\x12\n\nopen_world\x18\x04 \x01(\x08\"^\n\x10ListToolsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x14\n\x0c\x61ll_versions\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"T\n\x11ListToolsResponse\x12&\n\x05tools\x18\x01 \x03(\x0b\x32\x17.bulkhead.tools.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x0eGetToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"8\n\x0fGetToolResponse\x12%\n\x04tool\x18\x01 \x01(\x0b\x32\x17.bulkhead.tools.v1.Tool\"\x99\x01\n\x12\x45xecuteToolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\x0c\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x11\n\tthread_id\x18\x06 \x01(\t\x12\x10\n\x08\x61pproval\x18\x07 \x01(\t\"\xf4\x01\n\x13\x45xecuteToolResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.bulkhead.tools.v1.ToolProgressH\x00\x12>\n\x0epartial_output\x18\x02 \x01(\x0b\x32$.bulkhead.tools.v1.ToolPartialOutputH\x00\x12.\n\x07warning\x18\x03 \x01(\x0b\x32\x1b.bulkhead.common.v1.WarningH\x00\x12/\n\x06result\x18\x04 \x01(\x0b\x32\x1d.bulkhead.tools.v1.ToolResultH\x00\x42\x07\n\x05\x65vent\"1\n\x0cToolProgress\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x0f\n\x07message\x18\x02 \x01(\t\"!\n\x11ToolPartialOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x92\x02\n\nToolResult\x12/\n\x07outcome\x18\x01 \x01(\x0e\x32\x1e.bulkhead.tools.v1.ToolOutcome\x12\x13\n\x0boutput_json\x18\x02 \x01(\x0c\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1c.bulkhead.tools.v1.ToolError\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x12\x10\n\x08replayed\x18\x06 \x01(\x08\x12+\n\x08\x64uration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\tcitations\x18\x08 \x03(\x0b\x32\x1c.bulkhead.common.v1.Citation\"\xc6\x01\n\tToolError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\ragent_message\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65veloper_message\x18\x05 \x01(\t\x12\x36\n\nviolations\x18\x06 \x03(\x0b\x32\".bulkhead.tools.v1.SchemaViolation\"G\n\x0fSchemaViolation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07keyword\x18\x02 \x01(\t\x12\x15\n\rexpected_json\x18\x03 \x01(\x0c\"-\n\x12GetToolCallRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\"\x93\x01\n\x13GetToolCallResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1d.bulkhead.tools.v1.ToolResult\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x15\x43heckArgumentsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\x0c\"\xac\x01\n\x16\x43heckArgumentsResponse\x12\x16\n\x0e\x61rguments_json\x18\x01 \x01(\x0c\x12\x16\n\x0erepaired_paths\x18\x02 \x03(\t\x12\x36\n\nviolations\x18\x03 \x03(\x0b\x32\".bulkhead.tools.v1.SchemaViolation\x12\x19\n\x11input_schema_json\x18\x04 \x01(\x0c\x12\x0f\n\x07version\x18\x05 \x01(\t\"<\n\x13\x45raseSubjectRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"E\n\x14\x45raseSubjectResponse\x12-\n\x06\x65rased\x18\x01 \x03(\x0b\x32\x1d.bulkhead.tools.v1.ErasedKind\")\n\nErasedKind\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03*}\n\x0cToolApproval\x12\x1d\n\x19TOOL_APPROVAL_UNSPECIFIED\x10\x00\x12\x16\n\x12TOOL_APPROVAL_NONE\x10\x01\x12\x1a\n\x16TOOL_APPROVAL_WAIVABLE\x10\x02\x12\x1a\n\x16TOOL_APPROVAL_REQUIRED\x10\x03*\x8f\x01\n\x0bToolOutcome\x12\x1c\n\x18TOOL_OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11TOOL_OUTCOME_DONE\x10\x01\x12\x17\n\x13TOOL_OUTCOME_FAILED\x10\x02\x12\x18\n\x14TOOL_OUTCOME_UNKNOWN\x10\x03\x12\x18\n\x14TOOL_OUTCOME_RUNNING\x10\x04\x32\xbd\x04\n\x0bToolService\x12V\n\tListTools\x12#.bulkhead.tools.v1.ListToolsRequest\x1a$.bulkhead.tools.v1.ListToolsResponse\x12P\n\x07GetTool\x12!.bulkhead.tools.v1.GetToolRequest\x1a\".bulkhead.tools.v1.GetToolResponse\x12^\n\x0b\x45xecuteTool\x12%.bulkhead.tools.v1.ExecuteToolRequest\x1a&.bulkhead.tools.v1.ExecuteToolResponse0\x01\x12\\\n\x0bGetToolCall\x12%.bulkhead.tools.v1.GetToolCallRequest\x1a&.bulkhead.tools.v1.GetToolCallResponse\x12_\n\x0c\x45raseSubject\x12&.bulkhead.tools.v1.EraseSubjectRequest\x1a\'.bulkhead.tools.v1.EraseSubjectResponse\x12\x65\n\x0e\x43heckArguments\x12(.bulkhead.tools.v1.CheckArgumentsRequest\x1a).bulkhead.tools.v1.CheckArgumentsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bulkhead.tools.v1.tools_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLOUTCOME']._serialized_start=2016
-  _globals['_TOOLOUTCOME']._serialized_end=2159
+  _globals['_TOOLAPPROVAL']._serialized_start=2515
+  _globals['_TOOLAPPROVAL']._serialized_end=2640
+  _globals['_TOOLOUTCOME']._serialized_start=2643
+  _globals['_TOOLOUTCOME']._serialized_end=2786
   _globals['_TOOL']._serialized_start=151
-  _globals['_TOOL']._serialized_end=406
-  _globals['_TOOLANNOTATIONS']._serialized_start=408
-  _globals['_TOOLANNOTATIONS']._serialized_end=505
-  _globals['_LISTTOOLSREQUEST']._serialized_start=507
-  _globals['_LISTTOOLSREQUEST']._serialized_end=601
-  _globals['_LISTTOOLSRESPONSE']._serialized_start=603
-  _globals['_LISTTOOLSRESPONSE']._serialized_end=687
-  _globals['_GETTOOLREQUEST']._serialized_start=689
-  _globals['_GETTOOLREQUEST']._serialized_end=736
-  _globals['_GETTOOLRESPONSE']._serialized_start=738
-  _globals['_GETTOOLRESPONSE']._serialized_end=794
-  _globals['_EXECUTETOOLREQUEST']._serialized_start=797
-  _globals['_EXECUTETOOLREQUEST']._serialized_end=932
-  _globals['_EXECUTETOOLRESPONSE']._serialized_start=935
-  _globals['_EXECUTETOOLRESPONSE']._serialized_end=1179
-  _globals['_TOOLPROGRESS']._serialized_start=1181
-  _globals['_TOOLPROGRESS']._serialized_end=1230
-  _globals['_TOOLPARTIALOUTPUT']._serialized_start=1232
-  _globals['_TOOLPARTIALOUTPUT']._serialized_end=1265
-  _globals['_TOOLRESULT']._serialized_start=1268
-  _globals['_TOOLRESULT']._serialized_end=1542
-  _globals['_TOOLERROR']._serialized_start=1545
-  _globals['_TOOLERROR']._serialized_end=1743
-  _globals['_SCHEMAVIOLATION']._serialized_start=1745
-  _globals['_SCHEMAVIOLATION']._serialized_end=1816
-  _globals['_GETTOOLCALLREQUEST']._serialized_start=1818
-  _globals['_GETTOOLCALLREQUEST']._serialized_end=1863
-  _globals['_GETTOOLCALLRESPONSE']._serialized_start=1866
-  _globals['_GETTOOLCALLRESPONSE']._serialized_end=2013
-  _globals['_TOOLSERVICE']._serialized_start=2162
-  _globals['_TOOLSERVICE']._serialized_end=2535
+  _globals['_TOOL']._serialized_end=457
+  _globals['_TOOLANNOTATIONS']._serialized_start=459
+  _globals['_TOOLANNOTATIONS']._serialized_end=556
+  _globals['_LISTTOOLSREQUEST']._serialized_start=558
+  _globals['_LISTTOOLSREQUEST']._serialized_end=652
+  _globals['_LISTTOOLSRESPONSE']._serialized_start=654
+  _globals['_LISTTOOLSRESPONSE']._serialized_end=738
+  _globals['_GETTOOLREQUEST']._serialized_start=740
+  _globals['_GETTOOLREQUEST']._serialized_end=787
+  _globals['_GETTOOLRESPONSE']._serialized_start=789
+  _globals['_GETTOOLRESPONSE']._serialized_end=845
+  _globals['_EXECUTETOOLREQUEST']._serialized_start=848
+  _globals['_EXECUTETOOLREQUEST']._serialized_end=1001
+  _globals['_EXECUTETOOLRESPONSE']._serialized_start=1004
+  _globals['_EXECUTETOOLRESPONSE']._serialized_end=1248
+  _globals['_TOOLPROGRESS']._serialized_start=1250
+  _globals['_TOOLPROGRESS']._serialized_end=1299
+  _globals['_TOOLPARTIALOUTPUT']._serialized_start=1301
+  _globals['_TOOLPARTIALOUTPUT']._serialized_end=1334
+  _globals['_TOOLRESULT']._serialized_start=1337
+  _globals['_TOOLRESULT']._serialized_end=1611
+  _globals['_TOOLERROR']._serialized_start=1614
+  _globals['_TOOLERROR']._serialized_end=1812
+  _globals['_SCHEMAVIOLATION']._serialized_start=1814
+  _globals['_SCHEMAVIOLATION']._serialized_end=1885
+  _globals['_GETTOOLCALLREQUEST']._serialized_start=1887
+  _globals['_GETTOOLCALLREQUEST']._serialized_end=1932
+  _globals['_GETTOOLCALLRESPONSE']._serialized_start=1935
+  _globals['_GETTOOLCALLRESPONSE']._serialized_end=2082
+  _globals['_CHECKARGUMENTSREQUEST']._serialized_start=2084
+  _globals['_CHECKARGUMENTSREQUEST']._serialized_end=2162
+  _globals['_CHECKARGUMENTSRESPONSE']._serialized_start=2165
+  _globals['_CHECKARGUMENTSRESPONSE']._serialized_end=2337
+  _globals['_ERASESUBJECTREQUEST']._serialized_start=2339
+  _globals['_ERASESUBJECTREQUEST']._serialized_end=2399
+  _globals['_ERASESUBJECTRESPONSE']._serialized_start=2401
+  _globals['_ERASESUBJECTRESPONSE']._serialized_end=2470
+  _globals['_ERASEDKIND']._serialized_start=2472
+  _globals['_ERASEDKIND']._serialized_end=2513
+  _globals['_TOOLSERVICE']._serialized_start=2789
+  _globals['_TOOLSERVICE']._serialized_end=3362
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ToolApproval(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOOL_APPROVAL_UNSPECIFIED: _ClassVar[ToolApproval]
+    TOOL_APPROVAL_NONE: _ClassVar[ToolApproval]
+    TOOL_APPROVAL_WAIVABLE: _ClassVar[ToolApproval]
+    TOOL_APPROVAL_REQUIRED: _ClassVar[ToolApproval]
+
 class ToolOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TOOL_OUTCOME_UNSPECIFIED: _ClassVar[ToolOutcome]
@@ -19,6 +26,10 @@ class ToolOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TOOL_OUTCOME_FAILED: _ClassVar[ToolOutcome]
     TOOL_OUTCOME_UNKNOWN: _ClassVar[ToolOutcome]
     TOOL_OUTCOME_RUNNING: _ClassVar[ToolOutcome]
+TOOL_APPROVAL_UNSPECIFIED: ToolApproval
+TOOL_APPROVAL_NONE: ToolApproval
+TOOL_APPROVAL_WAIVABLE: ToolApproval
+TOOL_APPROVAL_REQUIRED: ToolApproval
 TOOL_OUTCOME_UNSPECIFIED: ToolOutcome
 TOOL_OUTCOME_DONE: ToolOutcome
 TOOL_OUTCOME_FAILED: ToolOutcome
@@ -26,7 +37,7 @@ TOOL_OUTCOME_UNKNOWN: ToolOutcome
 TOOL_OUTCOME_RUNNING: ToolOutcome
 
 class Tool(_message.Message):
-    __slots__ = ("name", "version", "description", "input_schema_json", "output_schema_json", "annotations", "required_scopes", "timeout", "digest")
+    __slots__ = ("name", "version", "description", "input_schema_json", "output_schema_json", "annotations", "required_scopes", "timeout", "digest", "approval")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +47,7 @@ class Tool(_message.Message):
     REQUIRED_SCOPES_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     description: str
@@ -45,7 +57,8 @@ class Tool(_message.Message):
     required_scopes: _containers.RepeatedScalarFieldContainer[str]
     timeout: _duration_pb2.Duration
     digest: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., input_schema_json: _Optional[bytes] = ..., output_schema_json: _Optional[bytes] = ..., annotations: _Optional[_Union[ToolAnnotations, _Mapping]] = ..., required_scopes: _Optional[_Iterable[str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., digest: _Optional[str] = ...) -> None: ...
+    approval: ToolApproval
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., input_schema_json: _Optional[bytes] = ..., output_schema_json: _Optional[bytes] = ..., annotations: _Optional[_Union[ToolAnnotations, _Mapping]] = ..., required_scopes: _Optional[_Iterable[str]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., digest: _Optional[str] = ..., approval: _Optional[_Union[ToolApproval, str]] = ...) -> None: ...
 
 class ToolAnnotations(_message.Message):
     __slots__ = ("read_only", "destructive", "idempotent", "open_world")
@@ -94,20 +107,22 @@ class GetToolResponse(_message.Message):
     def __init__(self, tool: _Optional[_Union[Tool, _Mapping]] = ...) -> None: ...
 
 class ExecuteToolRequest(_message.Message):
-    __slots__ = ("name", "version", "arguments_json", "idempotency_key", "run_id", "thread_id")
+    __slots__ = ("name", "version", "arguments_json", "idempotency_key", "run_id", "thread_id", "approval")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    APPROVAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     arguments_json: bytes
     idempotency_key: str
     run_id: str
     thread_id: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., arguments_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ...) -> None: ...
+    approval: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., arguments_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., approval: _Optional[str] = ...) -> None: ...
 
 class ExecuteToolResponse(_message.Message):
     __slots__ = ("progress", "partial_output", "warning", "result")
@@ -198,3 +213,49 @@ class GetToolCallResponse(_message.Message):
     result: ToolResult
     started_at: _timestamp_pb2.Timestamp
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., result: _Optional[_Union[ToolResult, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class CheckArgumentsRequest(_message.Message):
+    __slots__ = ("name", "version", "arguments_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    arguments_json: bytes
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., arguments_json: _Optional[bytes] = ...) -> None: ...
+
+class CheckArgumentsResponse(_message.Message):
+    __slots__ = ("arguments_json", "repaired_paths", "violations", "input_schema_json", "version")
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_PATHS_FIELD_NUMBER: _ClassVar[int]
+    VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_SCHEMA_JSON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    arguments_json: bytes
+    repaired_paths: _containers.RepeatedScalarFieldContainer[str]
+    violations: _containers.RepeatedCompositeFieldContainer[SchemaViolation]
+    input_schema_json: bytes
+    version: str
+    def __init__(self, arguments_json: _Optional[bytes] = ..., repaired_paths: _Optional[_Iterable[str]] = ..., violations: _Optional[_Iterable[_Union[SchemaViolation, _Mapping]]] = ..., input_schema_json: _Optional[bytes] = ..., version: _Optional[str] = ...) -> None: ...
+
+class EraseSubjectRequest(_message.Message):
+    __slots__ = ("user", "idempotency_key")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    idempotency_key: str
+    def __init__(self, user: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class EraseSubjectResponse(_message.Message):
+    __slots__ = ("erased",)
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    erased: _containers.RepeatedCompositeFieldContainer[ErasedKind]
+    def __init__(self, erased: _Optional[_Iterable[_Union[ErasedKind, _Mapping]]] = ...) -> None: ...
+
+class ErasedKind(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...

@@ -55,6 +55,16 @@ class ToolServiceStub:
                 request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.FromString,
                 _registered_method=True)
+        self.EraseSubject = channel.unary_unary(
+                '/bulkhead.tools.v1.ToolService/EraseSubject',
+                request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectResponse.FromString,
+                _registered_method=True)
+        self.CheckArguments = channel.unary_unary(
+                '/bulkhead.tools.v1.ToolService/CheckArguments',
+                request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsResponse.FromString,
+                _registered_method=True)
 
 
 class ToolServiceServicer:
@@ -89,6 +99,20 @@ class ToolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseSubject(self, request, context):
+        """Erases the calls of a user of the caller's tenant with their arguments' digests and results. Needs the scope `admin`; again is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckArguments(self, request, context):
+        """What a call with these arguments would be given, without running anything: repaired where that is safe, or what is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ToolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +135,16 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.GetToolCall,
                     request_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.FromString,
                     response_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.SerializeToString,
+            ),
+            'EraseSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubject,
+                    request_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectRequest.FromString,
+                    response_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectResponse.SerializeToString,
+            ),
+            'CheckArguments': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckArguments,
+                    request_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsRequest.FromString,
+                    response_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +256,60 @@ class ToolService:
             '/bulkhead.tools.v1.ToolService/GetToolCall',
             bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.SerializeToString,
             bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.tools.v1.ToolService/EraseSubject',
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectRequest.SerializeToString,
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckArguments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.tools.v1.ToolService/CheckArguments',
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsRequest.SerializeToString,
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.CheckArgumentsResponse.FromString,
             options,
             channel_credentials,
             insecure,
