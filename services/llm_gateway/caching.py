@@ -8,6 +8,7 @@ body is the provider's own, its usage object included, so that a caller sees wha
                               no-store     is not kept
                               max-age=60   is answered by what is at most that old, never by a stale answer
                               ttl=60       is kept so long
+                              stale-if-error=60  is answered by what is at most that old where every provider fails, and kept for that
 
 Embeddings are kept text by text (see `caching_vectors`), rankings whole.
 """
@@ -23,7 +24,15 @@ from services.llm_gateway.answer_forms import finished_of
 from services.llm_gateway.cache_telemetry import answered, counted
 from services.llm_gateway.caching_levels import MAX_RECORD_BYTES, Levels
 from services.llm_gateway.caching_records import Record, record_of_answer, record_of_ranking, record_of_stream
-from services.llm_gateway.caching_rules import CachePolicy, acceptable, keepable_answer, keepable_stream, stale_helps, stale_notice
+from services.llm_gateway.caching_rules import (
+    CachePolicy,
+    acceptable,
+    keepable_answer,
+    keepable_stream,
+    stale_helps,
+    stale_notice,
+    stale_until,
+)
 from services.llm_gateway.caching_vectors import CachedVectors
 from services.llm_gateway.canonical_key import canonical, digest_of, request_key
 from services.llm_gateway.chat import ChatCall, Chunk
@@ -91,7 +100,7 @@ class Caches:
         try:
             completed = await self._inner.complete(call)
         except BulkheadError as error:
-            stale = self._stale(look, error)
+            stale = await self._stale(look, error)
             if stale is None or (completed := await self._completed(look, call, stale, "stale")) is None:
                 raise
             return replace(completed, notices=[stale_notice(stale, self._levels.clock())])
@@ -123,7 +132,7 @@ class Caches:
         try:
             ranked = await self._inner.rerank(call)
         except BulkheadError as error:
-            stale = self._stale(look, error)
+            stale = await self._stale(look, error)
             if stale is None or (outcome := await self._outcome(look, call, stale, "stale")) is None:
                 raise
             return Ranked(stale.ranking(), outcome, [stale_notice(stale, self._levels.clock())])
@@ -142,7 +151,9 @@ class Caches:
 
     def _look(self, operation: str, call: ChatCall | EmbedCall | RerankCall) -> _Look | None:
         policy, cache = self._policy(), call.terms.cache
-        if not policy.concerns(operation, cache) or call.body.get("store"):
+        # Of embeddings no old ones are kept for a failure that nobody else would use.
+        concerned = policy.serves if operation == "embed" else policy.concerns
+        if not concerned(operation, cache) or call.body.get("store"):
             return None
         if not call.model and operation != "embed":
             return None  # which model that is, and who may use it, is only known further in
@@ -158,7 +169,7 @@ class Caches:
         return _Look(operation, principal.tenant, key, owner, scope, cache, policy, time.perf_counter())
 
     async def _find(self, look: _Look, call: ChatCall | RerankCall) -> tuple[Record, str] | None:
-        if not look.cache.read:
+        if not look.cache.read or not look.policy.serves(look.operation, look.cache):
             return None
         (record,) = await self._levels.get(look.tenant, [look.key])
         if record is not None and acceptable(record, look.cache, self._levels.clock()):
@@ -173,11 +184,14 @@ class Caches:
                     return record, "semantic"
         return None
 
-    def _stale(self, look: _Look, error: BulkheadError) -> Record | None:
-        record = look.expired
-        if record is None or not stale_helps(error, look.cache):
+    async def _stale(self, look: _Look, error: BulkheadError) -> Record | None:
+        if not stale_helps(error, look.cache):
             return None
-        return record if record.fresh_until + look.policy.stale_s > self._levels.clock() else None
+        record = look.expired
+        if record is None and look.cache.stale_if_error_s is not None:
+            # Nobody has looked: while providers answer, the call has no use for what is kept.
+            (record,) = await self._levels.get(look.tenant, [look.key])
+        return record if record is not None and stale_until(record, look.policy, look.cache) > self._levels.clock() else None
 
     async def _outcome(self, look: _Look, call: ChatCall | RerankCall, record: Record, cached: str) -> Outcome | None:
         """How a cached answer came about; None when it can no longer be given. Raises PermissionDenied."""
@@ -198,10 +212,13 @@ class Caches:
     def _keep(self, look: _Look, call: ChatCall | RerankCall, record: Callable[[float, float], Record], outcome: Outcome) -> None:
         now = self._levels.clock()
         ttl_s = look.policy.ttl_s if look.cache.ttl_s is None else look.cache.ttl_s
-        if ttl_s <= 0:
+        if not look.policy.serves(look.operation, look.cache):
+            ttl_s = 0.0
+        keep_s = max(ttl_s + look.policy.stale_s if ttl_s > 0 else 0.0, look.cache.stale_if_error_s or 0.0)
+        if keep_s <= 0:
             return
         made = record(now, now + ttl_s)
-        self._levels.put(look.tenant, [(look.key, made)], ttl_s + look.policy.stale_s)
+        self._levels.put(look.tenant, [(look.key, made)], keep_s)
         counted("exact", "stored")
         if look.cache.semantic and self._semantic is not None and isinstance(call, ChatCall):
             question = look.question or self._semantic.question(call, look.tenant, look.scope)
@@ -236,7 +253,7 @@ class Caches:
                         self._keep_stream(look, call, chunks, event.outcome)
                     yield event
         except BulkheadError as error:
-            stale = None if began else self._stale(look, error)
+            stale = None if began else await self._stale(look, error)
             outcome = None if stale is None else await self._outcome(look, call, stale, "stale")
             if stale is None or outcome is None:
                 raise

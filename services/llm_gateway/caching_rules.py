@@ -35,6 +35,10 @@ class CachePolicy:
 
     def concerns(self, operation: str, cache: CacheTerms) -> bool:
         """Whether a call has anything to do with a cache."""
+        return cache.stale_if_error_s is not None or self.serves(operation, cache)
+
+    def serves(self, operation: str, cache: CacheTerms) -> bool:
+        """Whether it has while providers answer."""
         if cache.semantic or cache.max_age_s is not None or cache.ttl_s is not None:
             return cache.read or cache.write
         return self.enabled and operation in self.operations and (cache.read or cache.write)
@@ -46,15 +50,20 @@ def acceptable(record: Record, cache: CacheTerms, now: float) -> bool:
 
 
 def stale_helps(error: BulkheadError, cache: CacheTerms) -> bool:
-    """Whether an expired answer may stand in for this failure: every provider failed, and the caller set no bounds to its age.
+    """Whether an old answer may stand in for this failure: every provider failed, and the caller asked for it or set no bounds to its age.
 
     Faults of the caller, budgets, full queues, limits that we set a deployment ourselves and our own stores are none of it.
     """
-    if not cache.read or not cache.write or cache.max_age_s is not None:
+    if cache.stale_if_error_s is None and (not cache.read or not cache.write or cache.max_age_s is not None):
         return False
     if isinstance(error, Overloaded):
         return error.metadata.get("failure_class", FailureClass.SATURATED) != FailureClass.SATURATED
     return isinstance(error, UpstreamFailed | DeadlineExceeded)
+
+
+def stale_until(record: Record, policy: CachePolicy, cache: CacheTerms) -> float:
+    """Until when a record may stand in for a failure."""
+    return record.fresh_until + policy.stale_s if cache.stale_if_error_s is None else record.at + cache.stale_if_error_s
 
 
 def keepable_answer(body: Mapping[str, Any], data: Mapping[str, Any], outcome: Outcome) -> bool:

@@ -64,6 +64,7 @@ def terms_of(wanted: Any, idempotency_key: str = "", prefix: str = "") -> Terms:
             ttl_s=_seconds(asked.ttl, f"{prefix}cache.ttl") if asked.HasField("ttl") else None,
             semantic=asked.semantic,
             importance=asked.importance,
+            stale_if_error_s=_seconds(asked.stale_if_error, f"{prefix}cache.stale_if_error") if asked.HasField("stale_if_error") else None,
         )
     if idempotency_key and not (len(idempotency_key) <= MAX_IDEMPOTENCY_KEY and idempotency_key.isprintable()):
         raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} printable characters")

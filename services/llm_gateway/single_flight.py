@@ -84,7 +84,7 @@ class SingleFlight:
             return False
         if body.get("temperature") == 0 or body.get("seed") is not None:
             return True
-        return self._policy().concerns("chat", cache)
+        return self._policy().serves("chat", cache)
 
     def _key(self, operation: str, call: ChatCall | EmbedCall | RerankCall, context: CallContext | None) -> str | None:
         if context is None or context.principal is None or not call.model:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 class CacheTerms:
     """How this call may use the caches. `max_age_s` bounds the age of an answer that is taken, `ttl_s` sets that of one that is
     stored; None stands for the setting. `semantic` opts in to answers of similar questions; `importance` is the caller's mark
-    (0 to 1) that decides whether an answer is worth keeping there.
+    (0 to 1) that decides whether an answer is worth keeping there. `stale_if_error_s` asks for answers of at most that age where
+    every provider fails, and keeps this call's for as long (RFC 5861); None stands for the setting.
     """
 
     read: bool = True
@@ -16,6 +17,7 @@ class CacheTerms:
     ttl_s: float | None = None
     semantic: bool = False
     importance: float = 0.0
+    stale_if_error_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def _cache_terms(control: str, semantic: str | None) -> CacheTerms:
     read, write = True, True
     max_age_s: float | None = None
     ttl_s: float | None = None
+    stale_s: float | None = None
     for directive in filter(None, (part.strip().lower() for part in control.split(","))):
         name, _, value = directive.partition("=")
         match name:
@@ -42,8 +43,11 @@ def _cache_terms(control: str, semantic: str | None) -> CacheTerms:
                 max_age_s = float(_whole(value, CACHE_CONTROL))
             case "ttl":
                 ttl_s = float(_whole(value, CACHE_CONTROL))
+            case "stale-if-error":
+                stale_s = float(_whole(value, CACHE_CONTROL))
             case _:
-                raise InvalidInput.field(CACHE_CONTROL, "takes no-cache, no-store, max-age=SECONDS and ttl=SECONDS")
+                wanted = "takes no-cache, no-store, max-age=SECONDS, ttl=SECONDS and stale-if-error=SECONDS"
+                raise InvalidInput.field(CACHE_CONTROL, wanted)
     importance = 0.0
     if semantic is not None:
         # The value is the importance of the answer, 0 to 1: only what its caller calls important is kept for similar questions.
@@ -53,7 +57,7 @@ def _cache_terms(control: str, semantic: str | None) -> CacheTerms:
             importance = -1.0
         if not 0.0 <= importance <= 1.0:
             raise InvalidInput.field(SEMANTIC, "must be the importance of the answer, a number from 0 to 1")
-    return CacheTerms(read, write, max_age_s, ttl_s, semantic is not None, importance)
+    return CacheTerms(read, write, max_age_s, ttl_s, semantic is not None, importance, stale_s)
 
 
 def _whole(value: str, where: str) -> int:

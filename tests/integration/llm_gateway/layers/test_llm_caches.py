@@ -154,6 +154,33 @@ async def test_an_old_answer_when_every_provider_fails(layers, streamed):
             await once()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_old_answer_is_taken_and_kept_for_those_who_ask_for_it_where_nothing_is_cached(layers, streamed):
+    layers.policy = CachePolicy(enabled=False, ttl_s=100.0, stale_s=1_000.0)
+
+    async def once(**fields):
+        terms = layers.terms(**fields)
+        if streamed:
+            _, notices, end = await layers.collected(layers.caches.stream(layers.chat(terms=terms)))
+            return end.outcome.cached, notices
+        completed = await layers.caches.complete(layers.chat(terms=terms))
+        return completed.outcome.cached, [notice.code for notice in completed.notices]
+
+    async with layers.as_user():
+        assert await once(stale_if_error_s=500.0) == ("", [])
+        # While a provider answers, nothing comes from what is kept for its absence.
+        assert await once(stale_if_error_s=500.0) == ("", [])
+        assert await once() == ("", [])
+        assert await layers.asked() == 3
+        layers.clock.now += 400
+        await layers.sim.order("status=503")
+        assert await once(stale_if_error_s=500.0, read=False) == ("stale", ["stale_answer"])
+        with pytest.raises(BulkheadError):
+            await once()
+        with pytest.raises(BulkheadError):
+            await once(stale_if_error_s=300.0)
+
+
 async def test_an_old_answer_is_none_against_the_callers_own_fault(layers):
     async with layers.as_user():
         await layers.caches.complete(layers.chat())

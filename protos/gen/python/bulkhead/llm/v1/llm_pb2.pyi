@@ -94,20 +94,22 @@ class CompletionInput(_message.Message):
     def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., tool_choice_json: _Optional[bytes] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., response_format_json: _Optional[bytes] = ..., extra_json: _Optional[bytes] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., cache: _Optional[_Union[CacheControl, _Mapping]] = ..., run_budget_microusd: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., low_priority: _Optional[bool] = ..., arm: _Optional[str] = ..., finish_unattended: _Optional[bool] = ...) -> None: ...
 
 class CacheControl(_message.Message):
-    __slots__ = ("no_cache", "no_store", "max_age", "ttl", "semantic", "importance")
+    __slots__ = ("no_cache", "no_store", "max_age", "ttl", "semantic", "importance", "stale_if_error")
     NO_CACHE_FIELD_NUMBER: _ClassVar[int]
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
     SEMANTIC_FIELD_NUMBER: _ClassVar[int]
     IMPORTANCE_FIELD_NUMBER: _ClassVar[int]
+    STALE_IF_ERROR_FIELD_NUMBER: _ClassVar[int]
     no_cache: bool
     no_store: bool
     max_age: _duration_pb2.Duration
     ttl: _duration_pb2.Duration
     semantic: bool
     importance: float
-    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., semantic: _Optional[bool] = ..., importance: _Optional[float] = ...) -> None: ...
+    stale_if_error: _duration_pb2.Duration
+    def __init__(self, no_cache: _Optional[bool] = ..., no_store: _Optional[bool] = ..., max_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., semantic: _Optional[bool] = ..., importance: _Optional[float] = ..., stale_if_error: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
     __slots__ = ("input", "idempotency_key")
