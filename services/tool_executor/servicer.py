@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidInput, NotFound
 from services.common.rpc import context as call_context
-from services.tool_executor.execution import Executor, Request
+from services.tool_executor.execution import MAX_ID, Executor, Request
 from services.tool_executor.failures import ToolFailure, Violation
 from services.tool_executor.outcomes import CallResult, Citation, Event, Failure, Outcome, PartialOutput, Progress, Warned
 from services.tool_executor.registry import EXECUTE_SCOPE, Registry
@@ -18,6 +18,7 @@ from services.tool_executor.tools import MAX_TIMEOUT_S, Tool
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+ERASE_SCOPE = "admin"
 _OUTCOMES = {
     Outcome.DONE: tools_pb2.TOOL_OUTCOME_DONE,
     Outcome.FAILED: tools_pb2.TOOL_OUTCOME_FAILED,
@@ -100,6 +101,26 @@ class ToolServicer(tools_pb2_grpc.ToolServiceServicer):
         started_at = Timestamp()
         started_at.FromMilliseconds(int(record.started_at * 1000))
         return tools_pb2.GetToolCallResponse(name=record.tool, version=record.version, result=_result(result), started_at=started_at)
+
+    async def CancelToolCall(self, request, context):
+        """Ends a call."""
+        principal = call_context.principal()
+        principal.require(EXECUTE_SCOPE)
+        if not 0 < len(request.idempotency_key.encode()) <= MAX_ID:
+            raise InvalidInput.field("idempotency_key", f"must be 1 to {MAX_ID} bytes")
+        result = await self._executor.stop(principal.tenant, request.idempotency_key, for_good=request.for_good)
+        if result is None:
+            raise NotFound("no tool call has this key", reason="TOOL_CALL_NOT_FOUND")
+        return tools_pb2.CancelToolCallResponse(result=_result(result))
+
+    async def EraseSubject(self, request, context):
+        """Erases the calls of a user. Doing it again is harmless, so the key needs no record."""
+        principal = call_context.principal()
+        principal.require(ERASE_SCOPE)
+        if not request.user:
+            raise InvalidInput.field("user", "is required")
+        count = await self._executor.erase(principal.tenant, request.user)
+        return tools_pb2.EraseSubjectResponse(erased=[tools_pb2.ErasedKind(kind="tool_calls", count=count)])
 
 
 def _named(name: str) -> str:

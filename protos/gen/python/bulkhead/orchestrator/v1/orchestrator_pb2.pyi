@@ -28,6 +28,23 @@ class OnDisconnect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ON_DISCONNECT_CONTINUE: _ClassVar[OnDisconnect]
     ON_DISCONNECT_CANCEL: _ClassVar[OnDisconnect]
 
+class OnBusy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_BUSY_UNSPECIFIED: _ClassVar[OnBusy]
+    ON_BUSY_ENQUEUE: _ClassVar[OnBusy]
+    ON_BUSY_REJECT: _ClassVar[OnBusy]
+    ON_BUSY_INTERRUPT: _ClassVar[OnBusy]
+    ON_BUSY_ROLLBACK: _ClassVar[OnBusy]
+    ON_BUSY_STEER: _ClassVar[OnBusy]
+
+class ToolCallContinuation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOOL_CALL_CONTINUATION_UNSPECIFIED: _ClassVar[ToolCallContinuation]
+    TOOL_CALL_CONTINUATION_SKIP: _ClassVar[ToolCallContinuation]
+    TOOL_CALL_CONTINUATION_FAIL: _ClassVar[ToolCallContinuation]
+    TOOL_CALL_CONTINUATION_RETRY: _ClassVar[ToolCallContinuation]
+    TOOL_CALL_CONTINUATION_SUBSTITUTE: _ClassVar[ToolCallContinuation]
+
 class Thumbs(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     THUMBS_UNSPECIFIED: _ClassVar[Thumbs]
@@ -54,6 +71,17 @@ RUN_STATUS_WAITING: RunStatus
 ON_DISCONNECT_UNSPECIFIED: OnDisconnect
 ON_DISCONNECT_CONTINUE: OnDisconnect
 ON_DISCONNECT_CANCEL: OnDisconnect
+ON_BUSY_UNSPECIFIED: OnBusy
+ON_BUSY_ENQUEUE: OnBusy
+ON_BUSY_REJECT: OnBusy
+ON_BUSY_INTERRUPT: OnBusy
+ON_BUSY_ROLLBACK: OnBusy
+ON_BUSY_STEER: OnBusy
+TOOL_CALL_CONTINUATION_UNSPECIFIED: ToolCallContinuation
+TOOL_CALL_CONTINUATION_SKIP: ToolCallContinuation
+TOOL_CALL_CONTINUATION_FAIL: ToolCallContinuation
+TOOL_CALL_CONTINUATION_RETRY: ToolCallContinuation
+TOOL_CALL_CONTINUATION_SUBSTITUTE: ToolCallContinuation
 THUMBS_UNSPECIFIED: Thumbs
 THUMBS_UP: Thumbs
 THUMBS_DOWN: Thumbs
@@ -302,7 +330,7 @@ class RunError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
-    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority")
+    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority", "on_busy")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +351,7 @@ class CreateRunRequest(_message.Message):
     ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
     START_AT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ON_BUSY_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     agent: str
     input: _containers.RepeatedCompositeFieldContainer[InputMessage]
@@ -336,15 +365,18 @@ class CreateRunRequest(_message.Message):
     on_disconnect: OnDisconnect
     start_at: _timestamp_pb2.Timestamp
     priority: int
-    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    on_busy: OnBusy
+    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
-    __slots__ = ("run", "created")
+    __slots__ = ("run", "created", "steer_number")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
+    STEER_NUMBER_FIELD_NUMBER: _ClassVar[int]
     run: Run
     created: bool
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
+    steer_number: int
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ..., steer_number: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
     __slots__ = ("run_id",)
@@ -389,20 +421,78 @@ class WaitRunResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class CancelRunRequest(_message.Message):
-    __slots__ = ("run_id", "idempotency_key", "reason")
+    __slots__ = ("run_id", "idempotency_key", "reason", "wait")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     idempotency_key: str
     reason: str
-    def __init__(self, run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    wait: bool
+    def __init__(self, run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., reason: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
 
 class CancelRunResponse(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: Run
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
+class StopGenerationRequest(_message.Message):
+    __slots__ = ("run_id", "idempotency_key", "wait")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    idempotency_key: str
+    wait: bool
+    def __init__(self, run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class StopGenerationResponse(_message.Message):
+    __slots__ = ("run", "number")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    run: Run
+    number: int
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
+
+class CancelToolCallRequest(_message.Message):
+    __slots__ = ("run_id", "call_id", "idempotency_key", "continuation", "result_json")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    RESULT_JSON_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    call_id: str
+    idempotency_key: str
+    continuation: ToolCallContinuation
+    result_json: bytes
+    def __init__(self, run_id: _Optional[str] = ..., call_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., continuation: _Optional[_Union[ToolCallContinuation, str]] = ..., result_json: _Optional[bytes] = ...) -> None: ...
+
+class CancelToolCallResponse(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class SteerRunRequest(_message.Message):
+    __slots__ = ("run_id", "text", "idempotency_key")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    text: str
+    idempotency_key: str
+    def __init__(self, run_id: _Optional[str] = ..., text: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class SteerRunResponse(_message.Message):
+    __slots__ = ("number", "run")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    run: Run
+    def __init__(self, number: _Optional[int] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("seq", "occurred_at", "thread_id", "run_id", "attempt", "type", "data_json", "provisional", "trace_id", "schema_version")

@@ -357,6 +357,21 @@ class RunServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.StopGeneration = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/StopGeneration',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationResponse.FromString,
+                _registered_method=True)
+        self.CancelToolCall = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/CancelToolCall',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallResponse.FromString,
+                _registered_method=True)
+        self.SteerRun = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/SteerRun',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.FromString,
+                _registered_method=True)
         self.StreamEvents = channel.unary_stream(
                 '/bulkhead.orchestrator.v1.RunService/StreamEvents',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsRequest.SerializeToString,
@@ -408,6 +423,28 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StopGeneration(self, request, context):
+        """Ends the model call under way, or the next one: its text so far is the answer of that step. The run ends with it, succeeded, unless a
+        message that steers it waits to be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelToolCall(self, request, context):
+        """Ends one tool call of a run at work, at the tool executor, and says how the run goes on without it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SteerRun(self, request, context):
+        """Puts a user message into a run at work. Its model sees it before its next step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamEvents(self, request, context):
         """The event log of a thread or a run from a cursor on, then live. It may be called without a deadline.
         """
@@ -449,6 +486,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'StopGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopGeneration,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationResponse.SerializeToString,
+            ),
+            'CancelToolCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelToolCall,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallResponse.SerializeToString,
+            ),
+            'SteerRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SteerRun,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.SerializeToString,
             ),
             'StreamEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamEvents,
@@ -597,6 +649,87 @@ class RunService:
             '/bulkhead.orchestrator.v1.RunService/CancelRun',
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/StopGeneration',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelToolCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/CancelToolCall',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelToolCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SteerRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/SteerRun',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -214,6 +214,20 @@ class GetToolCallResponse(_message.Message):
     started_at: _timestamp_pb2.Timestamp
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., result: _Optional[_Union[ToolResult, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
+class CancelToolCallRequest(_message.Message):
+    __slots__ = ("idempotency_key", "for_good")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    FOR_GOOD_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: str
+    for_good: bool
+    def __init__(self, idempotency_key: _Optional[str] = ..., for_good: _Optional[bool] = ...) -> None: ...
+
+class CancelToolCallResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: ToolResult
+    def __init__(self, result: _Optional[_Union[ToolResult, _Mapping]] = ...) -> None: ...
+
 class CheckArgumentsRequest(_message.Message):
     __slots__ = ("name", "version", "arguments_json")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class ToolServiceStub:
                 request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.FromString,
                 _registered_method=True)
+        self.CancelToolCall = channel.unary_unary(
+                '/bulkhead.tools.v1.ToolService/CancelToolCall',
+                request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallResponse.FromString,
+                _registered_method=True)
         self.EraseSubject = channel.unary_unary(
                 '/bulkhead.tools.v1.ToolService/EraseSubject',
                 request_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.EraseSubjectRequest.SerializeToString,
@@ -99,6 +104,13 @@ class ToolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelToolCall(self, request, context):
+        """Ends a call of the caller's tenant by its idempotency key and says what became of it. Again is harmless, and answers the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EraseSubject(self, request, context):
         """Erases the calls of a user of the caller's tenant with their arguments' digests and results. Needs the scope `admin`; again is harmless.
         """
@@ -135,6 +147,11 @@ def add_ToolServiceServicer_to_server(servicer, server):
                     servicer.GetToolCall,
                     request_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.FromString,
                     response_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.SerializeToString,
+            ),
+            'CancelToolCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelToolCall,
+                    request_deserializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallRequest.FromString,
+                    response_serializer=bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallResponse.SerializeToString,
             ),
             'EraseSubject': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseSubject,
@@ -256,6 +273,33 @@ class ToolService:
             '/bulkhead.tools.v1.ToolService/GetToolCall',
             bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallRequest.SerializeToString,
             bulkhead_dot_tools_dot_v1_dot_tools__pb2.GetToolCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelToolCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.tools.v1.ToolService/CancelToolCall',
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallRequest.SerializeToString,
+            bulkhead_dot_tools_dot_v1_dot_tools__pb2.CancelToolCallResponse.FromString,
             options,
             channel_credentials,
             insecure,
