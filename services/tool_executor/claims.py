@@ -61,6 +61,10 @@ class Claims:
             await asyncio.sleep(min(wait_s, left_s, record.left_s + 0.001))
             wait_s = min(wait_s * 1.5, longest_s)
 
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes the calls of a user."""
+        return await self._ledger.erase(tenant, user)
+
     async def read(self, tenant: str, key: str) -> Record | None:
         """What is known of a call."""
         return await self._ledger.read(tenant, key)

@@ -145,6 +145,10 @@ class Executor:
         arguments, changed = valid(tool, parsed(arguments_json))
         return tool, canonical(arguments), changed
 
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes what is known of a user's calls; answers how many there were. Raises Overloaded without a store."""
+        return await self._claims.erase(tenant, user)
+
     async def known(self, tenant: str, key: str) -> tuple[Record, CallResult] | None:
         """What is known of a call by its key, None when the key was never seen. Raises Overloaded without a store."""
         record = await self._claims.read(tenant, key)
@@ -176,6 +180,7 @@ class Executor:
             repeatable=tool.repeatable,
             token=secrets.token_hex(8),
             lease_s=LEASE_S if tool.repeatable else min(tool.limits.timeout_s, time_left_s) + LEASE_MARGIN_S,
+            user=principal.user,
             again=self._approvals.again(tool, request.approval, principal.tenant, request.run_id, request.key),
         )
         record = await self._claims.acquire(entry, deadline)

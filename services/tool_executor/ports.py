@@ -49,6 +49,8 @@ class Entry:
     token: str
     lease_s: float
     again: int = 0
+    # Whose call it is; "" where nobody is to be found by it.
+    user: str = ""
 
 
 class CallLedger(Protocol):
@@ -72,6 +74,9 @@ class CallLedger(Protocol):
 
     async def stopping(self, entry: Entry) -> bool:
         """Whether somebody asked for the end of the call that this claim stands for."""
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes the calls of a user; answers how many. What is at work then stores no result."""
 
 
 class RateLimit(Protocol):

@@ -41,6 +41,7 @@ class ValkeyCallLedger:
                 int(entry.repeatable),
                 entry.again,
             ],
+            *([_of_user(entry.tenant, entry.user)] if entry.user else []),
         )
         return _record(answer)
 
@@ -67,9 +68,13 @@ class ValkeyCallLedger:
         """As the port says."""
         return bool(await self._call("tool_call_stopping_v1", _name(entry.tenant, entry.key), [entry.token]))
 
-    async def _call(self, function: str, name: str, args: Sequence[Any]) -> Any:
+    async def erase(self, tenant: str, user: str) -> int:
+        """As the port says."""
+        return int(await self._call("tool_call_erase_v1", _of_user(tenant, user), []))
+
+    async def _call(self, function: str, name: str, args: Sequence[Any], *more: str) -> Any:
         try:
-            return await self._library.batched(function, [name], args)
+            return await self._library.batched(function, [name, *more], args)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
 
@@ -77,6 +82,10 @@ class ValkeyCallLedger:
 def _name(tenant: str, key: str) -> str:
     # The tenant is the hash tag, as for every idempotency record: what belongs to one tenant is atomic together.
     return f"tool_calls:{{{tenant}}}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _of_user(tenant: str, user: str) -> str:
+    return f"tool_calls:{{{tenant}}}:of:{hashlib.sha256(user.encode()).hexdigest()[:32]}"
 
 
 def _record(answer: Sequence[bytes]) -> Record:

@@ -9,6 +9,7 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+-- KEYS: the call, and where it is known whose it is, the calls of that user.
 -- ARGV: print, tool, version, pinned, token, lease ms, kept ms, repeatable, again (times that a person had the call made again whose
 -- outcome stayed unknown; each of them claims it once).
 -- Answers {verdict, tool, version, started_at, left ms, meta, output}.
@@ -36,6 +37,12 @@ local function begin(keys, args)
     'started_at', now, 'until', now + tonumber(args[6]), 'repeatable', args[8])
   if again > 0 then redis.call('HSET', keys[1], 'again', again) end
   redis.call('PEXPIRE', keys[1], args[7])
+  if keys[2] then
+    -- A result keeps its call for as long again from its end.
+    redis.call('ZREMRANGEBYSCORE', keys[2], '-inf', now)
+    redis.call('ZADD', keys[2], now + 2 * tonumber(args[7]), keys[1])
+    redis.call('PEXPIRE', keys[2], 2 * tonumber(args[7]))
+  end
   return {'claimed', args[2], args[3], tostring(now), args[6], '', ''}
 end
 
@@ -93,6 +100,15 @@ local function stopping(keys, args)
   return stored[1] == args[1] and stored[2] and 1 or 0
 end
 
+-- KEYS: the calls of a user, which share its hash tag. A call at work finds its claim gone and stores nothing. Answers how many there were.
+local function erase(keys)
+  local count = 0
+  for _, call in ipairs(redis.call('ZRANGE', keys[1], 0, -1)) do count = count + redis.call('DEL', call) end
+  redis.call('DEL', keys[1])
+  return count
+end
+
+redis.register_function('tool_call_erase_v1', erase)
 redis.register_function('tool_call_begin_v1', begin)
 redis.register_function('tool_call_renew_v1', renew)
 redis.register_function('tool_call_finish_v1', finish)
