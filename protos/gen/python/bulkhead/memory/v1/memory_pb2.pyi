@@ -78,6 +78,38 @@ class ResetSessionResponse(_message.Message):
     forgotten_turns: int
     def __init__(self, forgotten_turns: _Optional[int] = ...) -> None: ...
 
+class ReplaceSessionRequest(_message.Message):
+    __slots__ = ("session_id", "turns", "forgotten_run_ids", "idempotency_key")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    forgotten_run_ids: _containers.RepeatedScalarFieldContainer[str]
+    idempotency_key: str
+    def __init__(self, session_id: _Optional[str] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., forgotten_run_ids: _Optional[_Iterable[str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class ReplaceSessionResponse(_message.Message):
+    __slots__ = ("window_turns",)
+    WINDOW_TURNS_FIELD_NUMBER: _ClassVar[int]
+    window_turns: int
+    def __init__(self, window_turns: _Optional[int] = ...) -> None: ...
+
+class DeleteSessionRequest(_message.Message):
+    __slots__ = ("session_id", "idempotency_key")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    idempotency_key: str
+    def __init__(self, session_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class DeleteSessionResponse(_message.Message):
+    __slots__ = ("deleted_turns",)
+    DELETED_TURNS_FIELD_NUMBER: _ClassVar[int]
+    deleted_turns: int
+    def __init__(self, deleted_turns: _Optional[int] = ...) -> None: ...
+
 class RecallRequest(_message.Message):
     __slots__ = ("session_id", "query", "token_budget", "include_documents", "include_memories", "run_id")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -329,3 +361,27 @@ class SearchDocumentsResponse(_message.Message):
     passages: _containers.RepeatedCompositeFieldContainer[Passage]
     warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
     def __init__(self, passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
+
+class EraseSubjectRequest(_message.Message):
+    __slots__ = ("user", "idempotency_key", "session_ids")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_IDS_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    idempotency_key: str
+    session_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, user: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., session_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EraseSubjectResponse(_message.Message):
+    __slots__ = ("erased",)
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    erased: _containers.RepeatedCompositeFieldContainer[ErasedKind]
+    def __init__(self, erased: _Optional[_Iterable[_Union[ErasedKind, _Mapping]]] = ...) -> None: ...
+
+class ErasedKind(_message.Message):
+    __slots__ = ("kind", "count")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...

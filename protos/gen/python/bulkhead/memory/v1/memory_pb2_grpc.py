@@ -50,6 +50,16 @@ class SessionServiceStub:
                 request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ResetSessionRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ResetSessionResponse.FromString,
                 _registered_method=True)
+        self.ReplaceSession = channel.unary_unary(
+                '/bulkhead.memory.v1.SessionService/ReplaceSession',
+                request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/bulkhead.memory.v1.SessionService/DeleteSession',
+                request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
         self.Recall = channel.unary_unary(
                 '/bulkhead.memory.v1.SessionService/Recall',
                 request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.RecallRequest.SerializeToString,
@@ -82,6 +92,20 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceSession(self, request, context):
+        """Makes these turns the window of a session, which need not be there. What it had and is not among them is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Deletes a session. Turns that arrive late stay away. A session that is not there is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Recall(self, request, context):
         """Fused context for one turn: recent turns, long-term memories and document passages, fitted to a token budget.
         """
@@ -106,6 +130,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ResetSession,
                     request_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ResetSessionRequest.FromString,
                     response_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ResetSessionResponse.SerializeToString,
+            ),
+            'ReplaceSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceSession,
+                    request_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionRequest.FromString,
+                    response_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionResponse.SerializeToString,
             ),
             'Recall': grpc.unary_unary_rpc_method_handler(
                     servicer.Recall,
@@ -206,6 +240,60 @@ class SessionService:
             _registered_method=True)
 
     @staticmethod
+    def ReplaceSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.memory.v1.SessionService/ReplaceSession',
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionRequest.SerializeToString,
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.ReplaceSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.memory.v1.SessionService/DeleteSession',
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionRequest.SerializeToString,
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Recall(request,
             target,
             options=(),
@@ -268,6 +356,11 @@ class MemoryServiceStub:
                 request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
                 _registered_method=True)
+        self.EraseSubject = channel.unary_unary(
+                '/bulkhead.memory.v1.MemoryService/EraseSubject',
+                request_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer:
@@ -309,6 +402,14 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseSubject(self, request, context):
+        """Erases what the service holds of a user of the caller's tenant: sessions, memories and their vectors, documents that the user
+        brought, stored answers, and the keys that the user's records are encrypted with. Needs the scope `admin`; again is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -336,6 +437,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.DeleteMemory,
                     request_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.FromString,
                     response_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.SerializeToString,
+            ),
+            'EraseSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubject,
+                    request_deserializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectRequest.FromString,
+                    response_serializer=bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -474,6 +580,33 @@ class MemoryService:
             '/bulkhead.memory.v1.MemoryService/DeleteMemory',
             bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryRequest.SerializeToString,
             bulkhead_dot_memory_dot_v1_dot_memory__pb2.DeleteMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.memory.v1.MemoryService/EraseSubject',
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectRequest.SerializeToString,
+            bulkhead_dot_memory_dot_v1_dot_memory__pb2.EraseSubjectResponse.FromString,
             options,
             channel_credentials,
             insecure,
