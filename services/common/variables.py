@@ -29,6 +29,7 @@ KNOWN = frozenset(
         "DUPLICATE_SIMILARITY",
         "EMBEDDING_MODEL",
         "ENV",
+        "ENVELOPE_KEYS_FILE",
         "FILES_DIR",
         "FILES_MAX_BYTES",
         "FILES_TENANT_BYTES",

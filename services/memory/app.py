@@ -5,6 +5,7 @@ from functools import partial
 from bulkhead.llm.v1 import llm_pb2_grpc
 from bulkhead.memory.v1 import memory_pb2_grpc
 
+from services.common.envelope import opened_envelope
 from services.common.idempotency import IdempotencyStore
 from services.common.identity import Minter, Verifier
 from services.common.rpc.addresses import Addresses
@@ -20,6 +21,7 @@ from services.memory.adapters.valkey_memories import ValkeyMemories
 from services.memory.adapters.valkey_sessions import ValkeySessions
 from services.memory.adapters.valkey_work import ValkeyWork
 from services.memory.documents import TenantDocuments
+from services.memory.erasure import Erasure
 from services.memory.memories import LongTermMemories
 from services.memory.once import Once
 from services.memory.recall import Recall
@@ -58,11 +60,14 @@ def build(settings: Settings) -> Service:
         on_new=partial(work.intend, REINDEX, 0),
     )
     search = HybridSearch(index, embedder)
-    session_store = ValkeySessions(state, settings.window_turns, settings.session_ttl_s)
-    memories = LongTermMemories(ValkeyMemories(state), index, embedder, search, work, settings.duplicate_similarity)
+    envelope = opened_envelope(state, settings.envelope_keys_file)
+    session_store = ValkeySessions(state, settings.window_turns, settings.session_ttl_s, envelope)
+    records = ValkeyMemories(state, envelope)
+    memories = LongTermMemories(records, index, embedder, search, work, settings.duplicate_similarity)
     documents = TenantDocuments(ValkeyDocuments(state), index, embedder, search, work, settings.chunk_chars, settings.chunk_overlap_chars)
     upkeep = Upkeep(work, memories, documents, minter, index.maintain)
     once = Once(IdempotencyStore(state))
+    erasure = Erasure(session_store, records, documents, index, work, once, envelope)
     sessions = SessionServicer(
         SessionWindows(session_store, settings.window_tokens),
         Recall(session_store, memories, documents, search, settings.recall_top_k),
@@ -73,7 +78,7 @@ def build(settings: Settings) -> Service:
         "memory",
         [
             partial(memory_pb2_grpc.add_SessionServiceServicer_to_server, sessions),
-            partial(memory_pb2_grpc.add_MemoryServiceServicer_to_server, MemoryServicer(memories, once)),
+            partial(memory_pb2_grpc.add_MemoryServiceServicer_to_server, MemoryServicer(memories, once, erasure)),
             partial(memory_pb2_grpc.add_DocumentServiceServicer_to_server, DocumentServicer(documents, once)),
         ],
         # llm_gateway is not among them: without embeddings memory still answers, with a warning.

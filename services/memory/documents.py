@@ -16,6 +16,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded
+from services.common.idempotency import fingerprint
 from services.common.identity import Principal
 from services.memory.chunking import Passage, passages
 from services.memory.degradation import Degradation
@@ -29,6 +30,7 @@ BATCH = 256
 INTENT_S = 180.0
 INGEST_S = 150.0
 RETRY_S = 1.0
+ERASE_PAGE = 200
 # Rows that are not live crowd out others only while a document is being replaced.
 DEEPEST = 8
 LOOKS = 4
@@ -110,6 +112,7 @@ class TenantDocuments:
             content_hash=digest,
             created_ms=int(time.time() * 1000),
             collection=collection,
+            owner=owner_of(principal.tenant, principal.user),
         )
         published = await self._records.publish(tenant, record)
         await self._sweep(tenant, document.document_id, version, ticket)
@@ -203,15 +206,38 @@ class TenantDocuments:
         """How many documents the tenant has."""
         return await self._records.count(principal.tenant)
 
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes the documents whose live version the user brought; answers how many."""
+        owner, after, more, count = owner_of(tenant, user), None, True, 0
+        while more:
+            page, more = await self._records.page(tenant, ERASE_PAGE, after)
+            after = (page[-1].created_ms, page[-1].document_id) if page else None
+            for record in page:
+                if record.owner == owner:
+                    await self._delete(tenant, record.document_id)
+                    count += 1
+        return count
+
     async def delete(self, principal: Principal, document_id: str) -> int:
         """Deletes a document: hidden at once, its rows removed now or by upkeep; answers its passages. Raises NotFound."""
-        removed = await self._records.remove(principal.tenant, document_id)
-        if removed is None:
+        count = await self._delete(principal.tenant, document_id)
+        if count is None:
             raise NotFound("no such document")
+        return count
+
+    async def _delete(self, tenant: str, document_id: str) -> int | None:
+        removed = await self._records.remove(tenant, document_id)
+        if removed is None:
+            return None
         record, highest = removed
-        ticket = await self._work.intend(_item(principal.tenant, document_id, highest), INTENT_S)
-        await self._sweep(principal.tenant, document_id, record.version, ticket)
+        ticket = await self._work.intend(_item(tenant, document_id, highest), INTENT_S)
+        await self._sweep(tenant, document_id, record.version, ticket)
         return record.chunk_count
+
+
+def owner_of(tenant: str, user: str) -> str:
+    """How who brought a document stands in its record, which outlives them and must not name them."""
+    return fingerprint("document owner", tenant, user)[:32]
 
 
 def _is_live(hit: Hit, records: dict[str, DocumentRecord]) -> bool:

@@ -20,6 +20,10 @@ class Once:
     def __init__(self, store: IdempotencyStore) -> None:
         self._store = store
 
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes the stored answers of a user; answers how many. Raises Overloaded."""
+        return await self._store.erase(tenant, user)
+
     async def __call__(
         self,
         principal: Principal,
@@ -39,5 +43,5 @@ class Once:
         except BaseException:
             await self._store.abandon(claim)
             raise
-        await self._store.finish(claim, answer.SerializeToString())
+        await self._store.finish(claim, answer.SerializeToString(), owner=principal.user)
         return answer

@@ -52,6 +52,8 @@ class DocumentRecord:
     content_hash: str
     created_ms: int
     collection: str
+    # Digest of who brought it; "" where that is not known.
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,19 @@ class Sessions(Protocol):
     async def window(self, tenant: str, user: str, session: str) -> list[Turn] | None:
         """Turns oldest first; None for a session that is not there or not the user's."""
 
+    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
+        """Makes `turns` the window, and keeps those of the runs `forgotten` away; answers the turns in the window.
+
+        Raises NotFound for another user's session, and for one that was deleted."""
+
+    async def delete(self, tenant: str, user: str, session: str) -> int | None:
+        """Deletes the session; answers how many turns, None for another user's. What arrives late is dropped."""
+
     async def reset(self, tenant: str, user: str, session: str) -> int | None:
         """Forgets the window; answers how many turns, None as `window`."""
+
+    async def erase(self, tenant: str, user: str, sessions: Sequence[str]) -> int:
+        """Deletes all sessions of the user, and those of `sessions` that are the user's; answers how many."""
 
 
 class Memories(Protocol):
@@ -133,6 +146,9 @@ class Memories(Protocol):
 
     async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
         """Deletes a record; False when it was not there."""
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes all records of the user; answers how many."""
 
 
 class Documents(Protocol):
@@ -169,6 +185,9 @@ class Work(Protocol):
     async def settle(self, ticket: str) -> None:
         """The item is done."""
 
+    async def drop(self, tenant: str, user: str) -> int:
+        """Takes out the items that are to be done for a user; answers how many."""
+
     async def claim(self, count: int, lease_s: float) -> list[tuple[str, dict[str, Any]]]:
         """Due items with their tickets; they come again after `lease_s` unless settled."""
 
@@ -187,6 +206,9 @@ class Index(Protocol):
 
     async def delete_memory(self, tenant: str, memory_id: str) -> None:
         """Deletes the row of a memory from every collection that this model has."""
+
+    async def delete_subject(self, tenant: str, user: str) -> None:
+        """Deletes the rows of all memories of a user from every collection."""
 
     async def delete_versions(self, tenant: str, document_id: str, first: int, last: int) -> None:
         """Deletes the rows of a document's versions `first` to `last`."""

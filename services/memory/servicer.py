@@ -14,6 +14,7 @@ from services.common.rpc.context import principal
 from services.memory import checks
 from services.memory.degradation import Degradation
 from services.memory.documents import NewDocument, ScoredPassage, TenantDocuments
+from services.memory.erasure import Erasure
 from services.memory.memories import LongTermMemories, Scored
 from services.memory.once import Once
 from services.memory.ports import NEVER_MS, DocumentRecord, MemoryRecord, Turn
@@ -106,6 +107,24 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
 
         return await self._once(who, "ResetSession", request, memory_pb2.ResetSessionResponse, work)
 
+    async def ReplaceSession(self, request, context):
+        """See memory.proto. Done twice it is the same, so the key needs no record."""
+        session = checks.identifier("session_id", request.session_id)
+        checks.key(request.idempotency_key)
+        if len(request.turns) > checks.MAX_TURNS:
+            raise InvalidInput.field("turns", f"must hold at most {checks.MAX_TURNS} turns")
+        if len(request.forgotten_run_ids) > checks.MAX_FORGOTTEN:
+            raise InvalidInput.field("forgotten_run_ids", f"must hold at most {checks.MAX_FORGOTTEN:,} ids")
+        turns = [_turn(f"turns[{position}]", turn) for position, turn in enumerate(request.turns)]
+        forgotten = [checks.identifier(f"forgotten_run_ids[{position}]", run) for position, run in enumerate(request.forgotten_run_ids)]
+        return memory_pb2.ReplaceSessionResponse(window_turns=await self._sessions.replace(principal(), session, turns, forgotten))
+
+    async def DeleteSession(self, request, context):
+        """See memory.proto. Done twice it is the same, so the key needs no record."""
+        session = checks.identifier("session_id", request.session_id)
+        checks.key(request.idempotency_key)
+        return memory_pb2.DeleteSessionResponse(deleted_turns=await self._sessions.delete(principal(), session))
+
     async def Recall(self, request, context):
         """See memory.proto."""
         if not 0 <= request.token_budget <= MAX_TOKEN_BUDGET:
@@ -162,8 +181,9 @@ def _parts(found: Context) -> list[memory_pb2.RecallPart]:
 class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
     """Scopes memories:read and memories:write."""
 
-    def __init__(self, memories: LongTermMemories, once: Once) -> None:
+    def __init__(self, memories: LongTermMemories, once: Once, erasure: Erasure) -> None:
         self._memories = memories
+        self._erasure = erasure
         self._once = once
 
     async def AddMemories(self, request, context):
@@ -219,6 +239,18 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
             return memory_pb2.DeleteMemoryResponse()
 
         return await self._once(who, "DeleteMemory", request, memory_pb2.DeleteMemoryResponse, work)
+
+    async def EraseSubject(self, request, context):
+        """See memory.proto. Doing it again is harmless, so the key needs no record."""
+        who = principal()
+        who.require("admin")
+        checks.key(request.idempotency_key)
+        if not request.user:
+            raise InvalidInput.field("user", "is required")
+        if len(request.session_ids) > checks.MAX_ERASED_SESSIONS:
+            raise InvalidInput.field("session_ids", f"must hold at most {checks.MAX_ERASED_SESSIONS} sessions")
+        erased = await self._erasure(who.tenant, request.user, list(request.session_ids))
+        return memory_pb2.EraseSubjectResponse(erased=[memory_pb2.ErasedKind(kind=kind, count=count) for kind, count in erased])
 
 
 def _new_memory(field: str, memory: memory_pb2.NewMemory) -> MemoryRecord:

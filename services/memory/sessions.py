@@ -29,6 +29,17 @@ class SessionWindows:
             raise NotFound("no such session")
         return fit(turns, self._window_tokens)
 
+    async def replace(self, principal: Principal, session_id: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
+        """Makes `turns` the window; answers the turns in it. Raises NotFound for another user's session, and for a deleted one."""
+        return await self._store.replace(principal.tenant, principal.user, session_id, turns, forgotten)
+
+    async def delete(self, principal: Principal, session_id: str) -> int:
+        """Deletes the session, where it is there; answers how many turns. Raises NotFound for another user's."""
+        count = await self._store.delete(principal.tenant, principal.user, session_id)
+        if count is None:
+            raise NotFound("no such session")
+        return count
+
     async def reset(self, principal: Principal, session_id: str) -> int:
         """Forgets the window; answers how many turns. Raises NotFound."""
         count = await self._store.reset(principal.tenant, principal.user, session_id)

@@ -1,5 +1,6 @@
 """Settings of the memory service."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, SecretStr
@@ -22,6 +23,9 @@ class Settings(ServiceSettings):
     grpc_port: Port = Field(50054, description="Port of the gRPC listener.")
     metrics_port: Port = Field(9465, description="Port of the Prometheus metrics; 0 turns them off.")
     state_url: str = Field("", description="Valkey of the kind `state`: sessions, records of memories and documents.")
+    envelope_keys_file: Path | None = Field(
+        None, description="Root keys that encrypt personal data, the same for orchestrator and memory; absent: nothing is encrypted."
+    )
     milvus_uri: str = Field("", description="Milvus or Milvus Lite server, as http(s)://host:port.")
     milvus_token: SecretStr = Field(SecretStr(""), description="Token or user:password of Milvus; empty for none.")
     milvus_consistency: str = Field(

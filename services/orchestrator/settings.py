@@ -46,12 +46,19 @@ class Settings(ServiceSettings):
     segments_after_s: PositiveSeconds = Field(
         300.0, description="Time after a run's end at which its log moves to the folder of segments, in seconds."
     )
+    envelope_keys_file: Path | None = Field(
+        None, description="Root keys that encrypt personal data, the same for orchestrator and memory; absent: nothing is encrypted."
+    )
     webhook_allow_private: bool = Field(
         False, description="Lets webhooks go to private addresses and over plain http; for development only."
     )
     webhook_retries_s: tuple[float, ...] = Field(
         WEBHOOK_RETRIES_S, description="Longest waits before each further try to deliver a webhook, in seconds, as a JSON list."
     )
+    schedule_grace_s: PositiveSeconds = Field(
+        60.0, description="How late a tick of a schedule may be and is still made up, in seconds, whatever its catch-up policy."
+    )
+    schedule_least_interval_s: PositiveSeconds = Field(60.0, description="Shortest fixed interval of a schedule, in seconds.")
 
     def problems(self) -> list[str]:
         """Required settings, readable files, and a lease that outlives its heartbeats."""

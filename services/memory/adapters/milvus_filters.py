@@ -16,6 +16,7 @@ DOCUMENTS = Template('tenant_id == $tenant and kind == "document" and expires_at
 SOME_DOCUMENTS = Template('tenant_id == $tenant and kind == "document" and doc_id in $ids and expires_at > $now')
 MEMORIES = Template('tenant_id == $tenant and subject_id == $subject and kind == "memory" and expires_at > $now')
 VERSIONS = Template('tenant_id == $tenant and kind == "document" and doc_id == $doc and doc_version >= $first and doc_version <= $last')
+OF_SUBJECT = Template('tenant_id == $tenant and subject_id == $subject and kind == "memory"')
 ONE_MEMORY = Template('tenant_id == $tenant and pk == $pk and kind == "memory"')
 # The same filter text for a while is found in the store's cache of parsed filters; records are checked to the millisecond.
 NOW_STEP_MS = 10_000

@@ -15,7 +15,7 @@ from services.common.errors import Internal
 from services.common.valkey import UNAVAILABLE, store_unavailable
 from services.memory.adapters.barrier import Barrier
 from services.memory.adapters.milvus_client import CollectionMissing, MilvusConnection
-from services.memory.adapters.milvus_filters import ONE_MEMORY, VERSIONS, render, stored_id, visible
+from services.memory.adapters.milvus_filters import OF_SUBJECT, ONE_MEMORY, VERSIONS, render, stored_id, visible
 from services.memory.adapters.write_lock import WriteLock
 from services.memory.ports import Among, Hit, Row
 
@@ -132,6 +132,10 @@ class MilvusIndex:
     async def delete_memory(self, tenant: str, memory_id: str) -> None:
         """See `Index`."""
         await self._delete(render(ONE_MEMORY, tenant=tenant, pk=memory_id))
+
+    async def delete_subject(self, tenant: str, user: str) -> None:
+        """See `Index`."""
+        await self._delete(render(OF_SUBJECT, tenant=tenant, subject=user))
 
     async def delete_versions(self, tenant: str, document_id: str, first: int, last: int) -> None:
         """See `Index`."""

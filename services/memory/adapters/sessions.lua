@@ -8,11 +8,12 @@ local function owned(key, user)
 end
 
 -- ARGV: user, window turns, ttl ms, idempotency field ('' for none), fingerprint, then per turn: run id, ended ms, turn JSON.
--- Answers {verdict, turns in the window}.
+-- Answers {verdict, turns in the window}. What is for a deleted session is dropped: it was late.
 local function append(keys, args)
   local meta, turns, seen = keys[1], keys[2], keys[3]
   local user, window, ttl, idem, print = args[1], tonumber(args[2]), tonumber(args[3]), args[4], args[5]
   if not owned(meta, user) then return {'foreign', 0} end
+  if redis.call('HEXISTS', meta, 'deleted') == 1 then return {'deleted', 0} end
   if idem ~= '' then
     local before = redis.call('HGET', seen, idem)
     if before then
@@ -51,6 +52,47 @@ local function reset(keys, args)
   return count
 end
 
+-- ARGV: user, window turns, ttl ms, forgotten runs, run id…, then per turn as append. Answers {verdict, turns in the window}.
+local function replace(keys, args)
+  local meta, turns, seen = keys[1], keys[2], keys[3]
+  local window, ttl, forgotten = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  if not owned(meta, args[1]) then return {'foreign', 0} end
+  if redis.call('HEXISTS', meta, 'deleted') == 1 then return {'deleted', 0} end
+  redis.call('HSET', meta, 'user', args[1], 'schema_version', 1)
+  redis.call('DEL', turns)
+  for i = 5, 4 + forgotten do redis.call('HSET', seen, 'run:' .. args[i], '1') end
+  for i = 5 + forgotten, #args, 3 do
+    redis.call('HSET', seen, 'run:' .. args[i], '1')
+    local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
+    redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])
+  end
+  local extra = redis.call('ZCARD', turns) - window
+  if extra > 0 then redis.call('ZREMRANGEBYRANK', turns, 0, extra - 1) end
+  for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
+  return {'ok', redis.call('ZCARD', turns)}
+end
+
+-- ARGV: user, ms that the tombstone stays. Answers how many turns were deleted, -1 for another user's session.
+local function delete(keys, args)
+  if not owned(keys[1], args[1]) then return -1 end
+  local count = redis.call('ZCARD', keys[2])
+  redis.call('DEL', keys[2], keys[3])
+  redis.call('DEL', keys[1])
+  redis.call('HSET', keys[1], 'user', args[1], 'deleted', '1', 'schema_version', 1)
+  redis.call('PEXPIRE', keys[1], args[2])
+  return count
+end
+
+-- ARGV: user. Nothing of the session is left. Answers 1, or 0 where it is not there or not the user's.
+local function erase(keys, args)
+  if redis.call('HGET', keys[1], 'user') ~= args[1] then return 0 end
+  redis.call('DEL', keys[1], keys[2], keys[3])
+  return 1
+end
+
+redis.register_function('memory_session_erase_v1', erase)
 redis.register_function('memory_session_append_v1', append)
+redis.register_function('memory_session_replace_v1', replace)
+redis.register_function('memory_session_delete_v1', delete)
 redis.register_function{function_name='memory_session_window_v1', callback=window, flags={'no-writes'}}
 redis.register_function('memory_session_reset_v1', reset)

@@ -77,4 +77,4 @@ def _packed(record: DocumentRecord) -> bytes:
 
 def _record(raw: bytes) -> DocumentRecord:
     data = orjson.loads(raw)
-    return DocumentRecord(**{name: data[name] for name in DocumentRecord.__dataclass_fields__})
+    return DocumentRecord(**{name: data[name] for name in DocumentRecord.__dataclass_fields__ if name in data})

@@ -1,5 +1,7 @@
 """Records of memories in Valkey: the truth that the index follows."""
 
+import asyncio
+import base64
 import hashlib
 import time
 from collections.abc import Sequence
@@ -9,6 +11,8 @@ from pathlib import Path
 import orjson
 import redis.asyncio as redis
 
+from services.common.envelope import Envelope
+from services.common.errors import Overloaded
 from services.common.identity import Principal
 from services.common.valkey import UNAVAILABLE, Library, store_unavailable
 from services.memory.adapters.keys import tag
@@ -16,13 +20,15 @@ from services.memory.adapters.paging import newest_first
 from services.memory.ports import MemoryRecord
 
 OWNER = ":owner"
+KIND = "memory"
 
 
 class ValkeyMemories:
     """One hash of records a user; an expired record counts as gone and is purged by upkeep."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+    def __init__(self, client: redis.Redis, envelope: Envelope | None = None) -> None:
+        """`envelope` encrypts what is remembered, where there is one."""
+        self._client, self._envelope = client, envelope
         self._library = Library(client, Path(__file__).with_name("memories.lua"))
 
     def _keys(self, tenant: str, user: str) -> list[str]:
@@ -32,12 +38,15 @@ class ValkeyMemories:
     async def add(self, principal: Principal, record: MemoryRecord) -> MemoryRecord:
         """See `Memories`."""
         now_ms = int(time.time() * 1000)
-        args = [record.memory_id, record.created_ms, orjson.dumps({"v": 1, **asdict(record)}), _digest(record.text), now_ms]
+        raw = await self._packed(principal.tenant, principal.user, record)
+        args = [record.memory_id, record.created_ms, raw, _digest(record.text), now_ms]
         args.append(orjson.dumps(principal.as_dict()))
         try:
-            return _record(await self._library.batched("memory_memories_add_v1", self._keys(principal.tenant, principal.user), args))
+            standing = await self._library.batched("memory_memories_add_v1", self._keys(principal.tenant, principal.user), args)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
+        # One that is there and cannot be opened is of a key that was destroyed since.
+        return await self._record(principal.tenant, standing) or record
 
     async def find(self, tenant: str, user: str, memory_ids: Sequence[str]) -> dict[str, MemoryRecord]:
         """See `Memories`."""
@@ -48,7 +57,7 @@ class ValkeyMemories:
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         now_ms = int(time.time() * 1000)
-        records = [_record(raw) for raw in found if raw]
+        records = await self._records(tenant, [raw for raw in found if raw])
         return {record.memory_id: record for record in records if record.expires_ms > now_ms}
 
     async def page(self, tenant: str, user: str, size: int, after: tuple[int, str] | None) -> tuple[list[MemoryRecord], bool]:
@@ -61,7 +70,7 @@ class ValkeyMemories:
             )
         except UNAVAILABLE as error:
             raise store_unavailable() from error
-        return [_record(entry) for entry in raw], more
+        return await self._records(tenant, raw), more
 
     async def count(self, tenant: str, user: str) -> int:
         """See `Memories`."""
@@ -86,15 +95,45 @@ class ValkeyMemories:
             raw = await self._client.hget(keys[0], memory_id)
             if raw is None:
                 return False
-            return bool(await self._library.call("memory_memories_remove_v1", keys, [memory_id, _digest(_record(raw).text)]))
+            record = await self._record(tenant, raw)
+            return bool(await self._library.call("memory_memories_remove_v1", keys, [memory_id, _digest(record.text) if record else ""]))
         except UNAVAILABLE as error:
             raise store_unavailable() from error
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """See `Memories`."""
+        keys = self._keys(tenant, user)
+        try:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hlen(keys[0])
+                pipeline.delete(*keys)
+                count, _ = await pipeline.execute()
+        except UNAVAILABLE as error:
+            raise store_unavailable() from error
+        return int(count)
+
+    async def _packed(self, tenant: str, user: str, record: MemoryRecord) -> bytes:
+        raw = orjson.dumps({"v": 1, **asdict(record)})
+        if self._envelope is None:
+            return raw
+        sealed = await self._envelope.seal(tenant, user, KIND, raw)
+        # The store's functions compare the time outside.
+        return orjson.dumps({"v": 2, "expires_ms": record.expires_ms, "sealed": base64.b64encode(sealed).decode()})
+
+    async def _record(self, tenant: str, raw: bytes) -> MemoryRecord | None:
+        data = orjson.loads(raw)
+        if "sealed" in data:
+            if self._envelope is None:
+                raise Overloaded("memories are encrypted, and this process has no keys", reason="ENVELOPE_KEY_MISSING", retry_after_s=5.0)
+            opened = await self._envelope.open(tenant, KIND, base64.b64decode(data["sealed"]))
+            if opened is None:
+                return None
+            data = orjson.loads(opened)
+        return MemoryRecord(**{name: data[name] for name in MemoryRecord.__dataclass_fields__})
+
+    async def _records(self, tenant: str, found: Sequence[bytes]) -> list[MemoryRecord]:
+        return [record for record in await asyncio.gather(*(self._record(tenant, raw) for raw in found)) if record is not None]
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _record(raw: bytes) -> MemoryRecord:
-    data = orjson.loads(raw)
-    return MemoryRecord(**{name: data[name] for name in MemoryRecord.__dataclass_fields__})

@@ -1,22 +1,34 @@
 """Session windows in Valkey: the last turns by the time they ended, each run once."""
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import orjson
 import redis.asyncio as redis
 
-from services.common.errors import IdempotencyMismatch, NotFound
+from services.common.envelope import Envelope, is_sealed
+from services.common.errors import IdempotencyMismatch, NotFound, Overloaded
 from services.common.valkey import UNAVAILABLE, Library, store_unavailable
 from services.memory.adapters.keys import tag
 from services.memory.ports import Turn
+
+# Longer than a turn may be on its way: an outbox that cannot reach this service tries once a minute, and goes with its thread.
+TOMBSTONE_KEPT = timedelta(days=2)
+
+
+KIND = "session"
 
 
 class ValkeySessions:
     """Sessions belong to the tenant and the user that appended first; nobody else sees that they exist."""
 
-    def __init__(self, client: redis.Redis, window_turns: int, ttl_s: float) -> None:
+    def __init__(self, client: redis.Redis, window_turns: int, ttl_s: float, envelope: Envelope | None = None) -> None:
+        """`envelope` encrypts what is said, where there is one."""
+        self._client, self._envelope = client, envelope
         self._library = Library(client, Path(__file__).with_name("sessions.lua"))
         self._window_turns = window_turns
         self._ttl_ms = int(ttl_s * 1000)
@@ -29,9 +41,14 @@ class ValkeySessions:
         """See `Sessions`. Raises IdempotencyMismatch when `key` was used with another fingerprint."""
         field = f"key:{hashlib.sha256(key.encode()).hexdigest()}" if key else ""
         args: list = [user, self._window_turns, self._ttl_ms, field, print_]
-        for turn in turns:
-            args += [turn.run_id, turn.ended_ms, _packed(turn)]
+        packed = [_packed(turn) for turn in turns]
+        if self._envelope is not None:
+            packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])
+        for turn, raw in zip(turns, packed, strict=True):
+            args += [turn.run_id, turn.ended_ms, raw]
         try:
+            # A session that is listed and not there is harmless; one that is there and not listed would outlive its user's erasure.
+            await self._list(tenant, user, session)
             verdict, count = await self._library.batched("memory_session_append_v1", self._keys(tenant, session), args)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
@@ -41,13 +58,42 @@ class ValkeySessions:
             raise IdempotencyMismatch("the idempotency key was used before with other turns")
         return int(count)
 
+    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
+        """See `Sessions`."""
+        args: list = [user, self._window_turns, self._ttl_ms, len(forgotten), *forgotten]
+        for turn in turns:
+            args += [turn.run_id, turn.ended_ms, _packed(turn)]
+        try:
+            verdict, count = await self._library.call("memory_session_replace_v1", self._keys(tenant, session), args)
+        except UNAVAILABLE as error:
+            raise store_unavailable() from error
+        if verdict in (b"foreign", b"deleted"):
+            raise NotFound("no such session")
+        return int(count)
+
+    async def delete(self, tenant: str, user: str, session: str) -> int | None:
+        """See `Sessions`."""
+        args = [user, int(TOMBSTONE_KEPT.total_seconds() * 1000)]
+        try:
+            count = int(await self._library.call("memory_session_delete_v1", self._keys(tenant, session), args))
+        except UNAVAILABLE as error:
+            raise store_unavailable() from error
+        return None if count < 0 else count
+
     async def window(self, tenant: str, user: str, session: str) -> list[Turn] | None:
         """See `Sessions`."""
         try:
             found = await self._library.batched("memory_session_window_v1", self._keys(tenant, session)[:2], [user])
         except UNAVAILABLE as error:
             raise store_unavailable() from error
-        return None if found is None else [_unpacked(raw) for raw in found]
+        if found is None:
+            return None
+        if self._envelope is not None:
+            opened = await asyncio.gather(*(self._envelope.open(tenant, KIND, raw) for raw in found))
+            found = [raw for raw in opened if raw is not None]
+        elif any(map(is_sealed, found)):
+            raise Overloaded("sessions are encrypted, and this process has no keys", reason="ENVELOPE_KEY_MISSING", retry_after_s=5.0)
+        return [_unpacked(raw) for raw in found]
 
     async def reset(self, tenant: str, user: str, session: str) -> int | None:
         """See `Sessions`."""
@@ -56,6 +102,31 @@ class ValkeySessions:
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return None if count < 0 else count
+
+    async def _list(self, tenant: str, user: str, session: str) -> None:
+        now_ms, key = time.time() * 1000, _listed(tenant, user)
+        async with self._client.pipeline(transaction=True) as pipeline:
+            pipeline.zremrangebyscore(key, "-inf", now_ms)
+            pipeline.zadd(key, {session: now_ms + self._ttl_ms})
+            pipeline.pexpire(key, self._ttl_ms)
+            await pipeline.execute()
+
+    async def erase(self, tenant: str, user: str, sessions: Sequence[str]) -> int:
+        """See `Sessions`."""
+        try:
+            listed = [member.decode() for member in await self._client.zrange(_listed(tenant, user), 0, -1)]
+            names = sorted({*listed, *sessions})
+            done = await asyncio.gather(
+                *(self._library.batched("memory_session_erase_v1", self._keys(tenant, session), [user]) for session in names)
+            )
+            await self._client.delete(_listed(tenant, user))
+        except UNAVAILABLE as error:
+            raise store_unavailable() from error
+        return sum(map(int, done))
+
+
+def _listed(tenant: str, user: str) -> str:
+    return f"memory:sessions:{tag('sessions', tenant, user)}"
 
 
 def _packed(turn: Turn) -> bytes:

@@ -35,6 +35,15 @@ class ValkeyWork:
         except UNAVAILABLE as error:
             raise store_unavailable() from error
 
+    async def drop(self, tenant: str, user: str) -> int:
+        """See `Work`."""
+        try:
+            found = [item async for item, _ in self._client.zscan_iter(KEY, count=500)]
+            theirs = [item for item in found if _belongs(orjson.loads(item), tenant, user)]
+            return int(await self._client.zrem(KEY, *theirs)) if theirs else 0
+        except UNAVAILABLE as error:
+            raise store_unavailable() from error
+
     async def claim(self, count: int, lease_s: float) -> list[tuple[str, dict[str, Any]]]:
         """See `Work`."""
         try:
@@ -42,3 +51,8 @@ class ValkeyWork:
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return [(raw.decode(), orjson.loads(raw)) for raw in due]
+
+
+def _belongs(item: Mapping[str, Any], tenant: str, user: str) -> bool:
+    principal = item.get("principal", {})
+    return principal.get("tenant") == tenant and principal.get("user") == user
