@@ -16,9 +16,12 @@ from services.common.errors import NotFound
 LOOK_EVERY_S = 1.0
 # The tool with which an agent of the strategy plan_execute writes its plan.
 UPDATE_PLAN = "update_plan"
+# The tool with which an agent ends its run and passes the conversation on to a person.
+HAND_OFF = "hand_off_to_human"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tool = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(@[A-Za-z0-9.+_-]{1,32})?$")]
 Strategy = Literal["react", "plan_execute"]
+Rung = Literal["without_tools", "without_memory", "shorter_context"]
 log = structlog.get_logger("bulkhead.agents")
 
 
@@ -51,6 +54,27 @@ class LoopGuard(_Strict):
     idle_steps: Annotated[int, Field(ge=2, le=1_000)] = 5
 
 
+class HandOff(_Strict):
+    """Who takes over where the agent cannot go on: `target` for those who route it, `label` and `text` for the user."""
+
+    target: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+    label: Annotated[str, Field(min_length=1, max_length=100)] = "a person"
+    text: Annotated[str, Field(min_length=1, max_length=2_000)] = "I cannot go on alone here. {label} will take over this conversation."
+
+
+class Degradation(_Strict):
+    """What a run may give up when a part fails, before it fails itself. The rungs that are declared by a value are off without it.
+
+    `stale_answers_s`: how old an answer of before may be that is given where every model fails, in seconds.
+    """
+
+    rungs: Sequence[Rung] = ("without_tools", "without_memory", "shorter_context")
+    stale_answers_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 0.0
+    cheaper_model: Annotated[str, Field(max_length=256)] = ""
+    rephrase: Annotated[str, Field(max_length=2_000)] = ""
+    hand_off: HandOff | None = None
+
+
 class _Working(_Strict):
     """How a version works, where it is not as all do."""
 
@@ -59,6 +83,7 @@ class _Working(_Strict):
     parallel_tool_calls: bool = True
     tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
     loop_guard: LoopGuard = LoopGuard()
+    degradation: Degradation = Degradation()
 
     @property
     def most_at_once(self) -> int | None:
@@ -179,6 +204,8 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
         found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
     if version.strategy == "plan_execute" and UPDATE_PLAN in names:
         found.append(f"tools: {UPDATE_PLAN!r} is the name of a tool that the strategy plan_execute brings itself")
+    if HAND_OFF in names and version.degradation.hand_off is None:
+        found.append(f"tools: {HAND_OFF!r} needs degradation.hand_off, which says to whom")
     return found
 
 

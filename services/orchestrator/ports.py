@@ -93,7 +93,7 @@ class ModelFinished:
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What to ask a model."""
+    """What to ask a model. `stale_s`: how old an answer of before may be that is taken where every model fails; 0 for none."""
 
     model: str
     messages: Sequence[Message]
@@ -103,6 +103,7 @@ class ModelCall:
     run_id: str
     thread_id: str
     key: str
+    stale_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

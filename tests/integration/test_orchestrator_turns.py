@@ -310,7 +310,7 @@ async def test_a_model_that_fails_fails_the_run_with_its_reason(client, behind):
     run = await client.start("say hi")
     ended = await client.wait(run.run_id)
     assert (ended.status, ended.error.reason, ended.error.message, ended.error.retryable) == (
-        FAILED, "ALL_MODELS_FAILED", "all models failed", True,
+        FAILED, "ALL_MODELS_FAILED", "The model is not available at the moment. Please try again later.", True,
     )  # fmt: skip
     behind.models.failure = InvalidInput("too long", reason="CONTEXT_LENGTH_EXCEEDED")
     ended = await client.wait((await client.start("say hi")).run_id)

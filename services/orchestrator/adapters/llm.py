@@ -47,6 +47,8 @@ class LlmGateway:
             source.temperature = call.temperature
         if call.max_tokens is not None:
             source.max_tokens = call.max_tokens
+        if call.stale_s:
+            source.cache.stale_if_error.FromMilliseconds(int(call.stale_s * 1000))
         stream = self._stub.StreamComplete(llm_pb2.StreamCompleteRequest(input=source, idempotency_key=call.key))
         answer: ModelFinished | None = None
         try:

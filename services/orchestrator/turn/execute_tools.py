@@ -14,7 +14,7 @@ import orjson
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
-from services.orchestrator.turn import guard
+from services.orchestrator.turn import degradation, guard, handoff
 from services.orchestrator.turn.citations import issue
 from services.orchestrator.turn.plan_tools import start_next
 from services.orchestrator.turn.state import PendingCall, Turn
@@ -31,6 +31,8 @@ AWAY_WAIT_S = 0.25
 UNKNOWN = "tool_outcome_unknown"
 # What the executor notes of a call whose caller went away before it could take effect.
 CANCELLED = ("failed", "transport.cancelled")
+# The outcome of a call that comes from elsewhere, later, as a command; until then it stays pending and nothing is done for it.
+DEFERRED = ToolOutcome("deferred")
 _UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
 
 
@@ -38,7 +40,7 @@ class BuiltIn(Protocol):
     """Answers the calls of tools that are the strategy's own."""
 
     def __call__(self, turn: Turn, call: PendingCall) -> ToolOutcome | None:
-        """The outcome of a call; None where the tool is the executor's. What it changes of the state is written with it."""
+        """The outcome of a call, or DEFERRED; None where the tool is the executor's. What it changes of the state is written with it."""
         ...
 
 
@@ -76,10 +78,12 @@ async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall
 
 async def _one(turn: Turn, built_in: BuiltIn, call: PendingCall, sent_before: bool) -> list[PendingCall]:
     """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
-    outcome = _refusal(call) or built_in(turn, call)
+    outcome = _refusal(call) or handoff.called(turn, call) or built_in(turn, call)
     if outcome is None:
         key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
         outcome = await _resolve(turn, call, key) if sent_before else await _execute(turn, call, key)
+    if outcome is DEFERRED:
+        return []
     return await _record(turn, call, outcome)
 
 
@@ -124,7 +128,7 @@ async def _send(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
             if isinstance(item, ToolProgress):
                 turn.writer.emit("tool_call_progress", {"call_id": call.call_id, **item.data})
             elif isinstance(item, Warned):
-                turn.writer.emit("warning", item.data)
+                degradation.relay(turn, item.data)
             turn.writer.flush_soon()
     raise AssertionError("a tool call ends with its outcome or an error")
 
@@ -184,6 +188,7 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         if outcome.outcome == "unknown":
             error = {"code": UNKNOWN, "message": _UNKNOWN_TEXT}
         turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
+        degradation.tool_failed(turn, call.name, error["code"])
         content = orjson.dumps({"error": error}).decode()
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})
     if len(content) > MOST_OUTPUT_CHARS:

@@ -9,7 +9,9 @@ import orjson
 
 from services.orchestrator.ports import ModelFinished
 from services.orchestrator.records import Event, Terminal
+from services.orchestrator.turn import degradation, handoff
 from services.orchestrator.turn.citations import resolve
+from services.orchestrator.turn.degradation import Concluded
 from services.orchestrator.turn.prepare import question
 from services.orchestrator.turn.state import RunStopped, Turn
 
@@ -31,16 +33,8 @@ def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
     for citation in cited:
         writer.emit("citation", citation)
     for mark in unknown:
-        writer.emit(
-            "warning",
-            {
-                "code": "citation_unresolved",
-                "capability_lost": "",
-                "fallback": "",
-                "attributes": {"citation_id": mark},
-                "user_message": f"The answer cites [{mark}], which is no source that it was given.",
-            },
-        )
+        message = f"The answer cites [{mark}], which is no source that it was given."
+        degradation.warn(turn, "citation_unresolved", reason="unknown_source", user_message=message, citation_id=mark)
     writer.emit("step_completed", {"step": step, "usage": turn.state.usage})
     finish_reason = _FINISH_REASONS.get(answer.finish_reason, answer.finish_reason)
     data = orjson.dumps({"output_text": text, "finish_reason": finish_reason, "usage": turn.state.usage, "citations": cited})
@@ -48,11 +42,28 @@ def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
 
 
 def fail(turn: Turn, stop: RunStopped) -> Terminal:
-    """The end of a turn with an error. What was shown so far is kept with the run."""
+    """The end of a turn that was stopped: as the ladder has it, else with an error. What was shown so far is kept with the run."""
+    conclusion = handoff.conclusion(turn, stop)
+    if conclusion is not None:
+        return _conclude(turn, conclusion)
     error = {"reason": stop.reason, "message": stop.message, "retryable": stop.retryable}
     data = orjson.dumps({"error": error, "usage": turn.state.usage})
     result = orjson.dumps({"error": error, "usage": turn.state.usage, "output_text": turn.delivered})
     return Terminal("failed", result, "run_failed", data)
+
+
+def _conclude(turn: Turn, end: Concluded) -> Terminal:
+    handoff.told(turn, end)
+    added = f"\n\n{end.message}" if turn.delivered else end.message
+    text, message_id = turn.delivered + added, f"{turn.ref.run_id}/{turn.state.step + 1}"
+    turn.writer.delta(message_id, added)
+    turn.writer.emit("message_completed", {"text": text, "message_id": message_id})
+    result: dict[str, Any] = {"output_text": text, "finish_reason": end.finish_reason, "usage": turn.state.usage, "citations": []}
+    if end.handoff:
+        result["handoff"] = end.handoff
+    data = orjson.dumps(result)
+    # What was refused would only be refused again in the next turn; what a person takes over belongs to the conversation.
+    return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text) if end.handoff else b"")
 
 
 def cancel(turn: Turn) -> Terminal:

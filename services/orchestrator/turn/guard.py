@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from services.orchestrator.turn import degradation
 from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
 
 REASON = "ABNORMAL_USAGE"
@@ -50,12 +51,9 @@ def step_ended(turn: Turn) -> None:
             raise RunStopped(REASON, _IDLE)
         return
     state.warned_step = state.step
-    turn.writer.emit(
-        "warning",
-        {
-            "code": WARNING, "capability_lost": "", "fallback": "", "user_message": _IDLE if idle else _REPEATED,
-            "attributes": {"idle_steps": state.idle_steps, "repeats": max(state.asked.values(), default=0)},
-        },
+    degradation.warn(
+        turn, WARNING, reason="idle" if idle else "repeated", user_message=_IDLE if idle else _REPEATED,
+        idle_steps=state.idle_steps, repeats=max(state.asked.values(), default=0),
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import structlog
 
 from services.common.errors import BulkheadError
+from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn import limits
+from services.orchestrator.turn import degradation, handoff, limits
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
@@ -34,36 +35,47 @@ class Asked:
 
 
 async def model_step(turn: Turn, asked: Asked) -> ModelFinished:
-    """Makes the call and answers its result, whose text is the text that was shown. Raises RunStopped."""
+    """Makes the call and answers its result, whose text is the text that was shown; a call that fails goes down the ladder.
+
+    Raises RunStopped.
+    """
+    descent = degradation.Descent(turn, asked.tools, asked.notes)
     # Counted from the first loss: an answer may take longer than this before it is lost.
     give_up, wait_s = 0.0, WAIT_FIRST_S
     while True:
         turn.check_time()
         turn.enter_call()
         try:
-            return await _stream(turn, asked)
+            return _unfiltered(turn, await _stream(turn, descent))
         except BulkheadError as error:
             turn.check_time()
             give_up = give_up or time.monotonic() + PATIENCE_S
-            if error.reason not in LOST or time.monotonic() > give_up:
-                raise RunStopped(error.reason, error.message, error.retryable) from error
-            log.warning("model_call_lost", run_id=turn.ref.run_id, reason=error.reason)
+            if error.reason in LOST and time.monotonic() <= give_up:
+                log.warning("model_call_lost", run_id=turn.ref.run_id, reason=error.reason)
+            elif error.reason in LOST or (turn.delivered and turn.spec.append_only) or not descent.down(error):
+                # Nobody is there to ask for less; and less would not go on from text that was shown and cannot be taken back.
+                raise descent.end(error) from error
+            else:
+                give_up, wait_s = 0.0, 0.0
+                turn.writer.flush_soon()
         if turn.delivered and not turn.spec.append_only:
             await turn.writer.supersede()
             turn.delivered = ""
         await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        wait_s = min(wait_s * 2, WAIT_MOST_S)
+        wait_s = min(max(wait_s * 2, WAIT_FIRST_S), WAIT_MOST_S)
 
 
 async def find_tools(turn: Turn) -> list[ToolDefinition]:
     """The agent's tools that the caller may use; none, with a warning, where that cannot be found out. Raises RunStopped."""
-    if not turn.agent.tools:
-        return []
+    names = [name for name in turn.agent.tools if name != HAND_OFF]
+    own = [handoff.TOOL] if len(names) < len(turn.agent.tools) else []
+    if not names:
+        return own
     give_up = time.monotonic() + TOOLS_PATIENCE_S
     while True:
         turn.enter_call()
         try:
-            return await turn.services.tools.definitions(turn.agent.tools)
+            return [*await turn.services.tools.definitions(names), *own]
         except BulkheadError as error:
             turn.check_time()
             # An executor that is being replaced is back in seconds, and an answer without tools is a poor one.
@@ -71,37 +83,39 @@ async def find_tools(turn: Turn) -> list[ToolDefinition]:
                 await asyncio.sleep(WAIT_FIRST_S)
                 continue
             failure = error
-        turn.writer.emit(
-            "warning",
-            {
-                "code": "tools_unavailable",
-                "capability_lost": "tools",
-                "fallback": "",
-                "user_message": "Tools are not available, so this answer is made without them.",
-                "attributes": {"reason": failure.reason},
-            },
-        )
-        return []
+        degradation.warn(turn, "tools_unavailable", reason=failure.reason)
+        return own
 
 
-async def _stream(turn: Turn, asked: Asked) -> ModelFinished:
+def _unfiltered(turn: Turn, answer: ModelFinished) -> ModelFinished:
+    """The answer with a text in it, also where a content filter left none."""
+    added = degradation.filtered(turn, answer)
+    if not added:
+        return answer
+    turn.writer.delta(f"{turn.ref.run_id}/{turn.state.step + 1}", added)
+    turn.delivered += added
+    return replace(answer, message=replace(answer.message, text=answer.message.text + added))
+
+
+async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
     step = turn.state.step + 1
     message_id = f"{turn.ref.run_id}/{step}"
     # Text that was shown and cannot be taken back: the model goes on from it, or must say it again word for word.
     shown = turn.delivered
-    messages = _noted(turn.messages, asked.notes)
+    messages = _noted(degradation.conversation(turn), asked.notes)
     continues = bool(shown) and turn.agent.continues_prefix
     if continues:
         messages.append(Message("assistant", shown))
     # A second owner of a step may ask for something else than the first: for the rest of an answer, or knowing that time is short.
     # Under the key of the first that would be refused.
-    key = f"{turn.ref.run_id}/{step}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if continues else "")
+    model = degradation.model_of(turn)
+    key = f"{turn.ref.run_id}/{step}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if continues else "") + asked.marks()
     call = ModelCall(
-        model=turn.agent.model, messages=messages, tools=asked.tools,
+        model=model, messages=messages, tools=asked.tools,
         temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
         max_tokens=limits.most_output(turn, turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens),
         run_id=turn.ref.run_id, thread_id=turn.ref.thread_id,
-        key=key,
+        key=key, stale_s=turn.agent.degradation.stale_answers_s,
     )  # fmt: skip
     said = shown if continues else ""
     async with aclosing(turn.services.models.stream(call)) as stream:
@@ -123,7 +137,7 @@ async def _stream(turn: Turn, asked: Asked) -> ModelFinished:
                     turn.delivered = whole
                 return replace(item, message=replace(item.message, text=whole))
             else:
-                turn.writer.emit("warning", item.data)
+                degradation.relay(turn, item.data)
                 turn.writer.flush_soon()
     raise AssertionError("a model stream ends with its result or an error")
 

@@ -2,6 +2,7 @@
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, Recalled
+from services.orchestrator.turn import degradation
 from services.orchestrator.turn.context import context_message, earlier_turns
 from services.orchestrator.turn.state import Turn
 
@@ -29,13 +30,15 @@ async def prepare(turn: Turn) -> None:
         if part.kind == "document":
             turn.state.citations[part.citation["citation_id"]] = dict(part.citation)
     context = context_message(recalled.parts)
-    turn.messages[:] = [*instructions, *([context] if context else []), *earlier_turns(recalled.parts), *said]
+    given = [*([context] if context else []), *earlier_turns(recalled.parts)]
+    degradation.recalled(turn, len(instructions), len(given))
+    turn.messages[:] = [*instructions, *given, *said]
     kinds: dict[str, int] = {}
     for part in recalled.parts:
         kinds[part.kind] = kinds.get(part.kind, 0) + 1
     turn.writer.emit("memory_recalled", {"parts": len(recalled.parts), "kinds": kinds})
     for warning in recalled.warnings:
-        turn.writer.emit("warning", warning)
+        degradation.relay(turn, warning)
     turn.state.phase = "model"
     start_step(turn)
     # The same context for whoever takes over: recalled twice, it might differ.
@@ -52,15 +55,7 @@ def start_step(turn: Turn) -> None:
 
 async def _recall(turn: Turn) -> Recalled:
     if turn.wait_for_memory is not None and not await turn.wait_for_memory():
-        turn.writer.emit(
-            "warning",
-            {
-                "code": "memory_behind",
-                "capability_lost": "recent_turns",
-                "fallback": "",
-                "user_message": "The last turn of this conversation is not stored yet and may be missing from the context.",
-            },
-        )
+        degradation.warn(turn, "memory_behind", reason="not_stored_yet")
     turn.enter_call()
     recall = turn.agent.recall
     assert recall is not None
@@ -70,15 +65,5 @@ async def _recall(turn: Turn) -> Recalled:
         )
     except BulkheadError as error:
         turn.check_time()
-        return Recalled(
-            [],
-            [
-                {
-                    "code": "memory_unavailable",
-                    "capability_lost": "memory",
-                    "fallback": "",
-                    "user_message": "Memory is not available, so earlier turns and documents are missing from this answer.",
-                    "attributes": {"reason": error.reason},
-                }
-            ],
-        )
+        degradation.warn(turn, "memory_unavailable", reason=error.reason)
+        return Recalled([], [])

@@ -22,10 +22,11 @@ from services.llm_gateway.terms import CacheTerms, Terms
 
 HELLO = [llm_pb2.Message(role="user", text="hello")]
 CACHE = llm_pb2.CacheControl(
-    no_cache=True, no_store=True, max_age=Duration(seconds=7), ttl=Duration(seconds=8), semantic=True, importance=0.5
-)
+    no_cache=True, no_store=True, max_age=Duration(seconds=7), ttl=Duration(seconds=8), semantic=True, importance=0.5,
+    stale_if_error=Duration(seconds=6),
+)  # fmt: skip
 HEADERS = {
-    "x-bulkhead-cache-control": "no-cache, no-store, max-age=7, ttl=8",
+    "x-bulkhead-cache-control": "no-cache, no-store, max-age=7, ttl=8, stale-if-error=6",
     "x-bulkhead-semantic-cache": "0.5",
     "x-bulkhead-max-cost-microusd": "9",
     "idempotency-key": "k-1",
