@@ -1,0 +1,43 @@
+"""Making child runs, and asking for their end, on behalf of the run that needs them."""
+
+from collections.abc import Mapping
+
+from services.common.errors import BulkheadError, NotFound, Overloaded
+from services.common.identity import Principal
+from services.orchestrator.accepting import Accepting, RunRequest
+from services.orchestrator.ports import ChildRun
+
+# agents.yaml allows no circles; a run that is pinned to an older one might still be part of one.
+MOST_DEPTH = 8
+
+
+class Spawning:
+    """ports.Children over what accepts any run."""
+
+    def __init__(self, accepting: Accepting) -> None:
+        self._accepting = accepting
+
+    async def create(self, run: ChildRun, principal: Principal) -> Mapping[str, str] | None:
+        """As ports.Children.create."""
+        if run.depth > MOST_DEPTH:
+            message = f"Agents may ask other agents {MOST_DEPTH} levels deep, and this would be one more."
+            return {"reason": "AGENT_DEPTH", "message": message}
+        request = RunRequest(
+            thread_id=run.thread_id, agent=run.agent, input=run.input, limits=run.limits, run_id=run.run_id,
+            idempotency_key=f"child/{run.run_id}",
+        )  # fmt: skip
+        try:
+            await self._accepting.create_run(principal, request, child_of={"ref": run.parent.encode(), "depth": run.depth})
+        except Overloaded:
+            raise
+        except BulkheadError as error:
+            return {"reason": error.reason, "message": error.message}
+        return None
+
+    async def cancel(self, run_id: str, principal: Principal) -> None:
+        """As ports.Children.cancel."""
+        try:
+            await self._accepting.cancel_run(principal, run_id, "the run that asked for it ended")
+        except NotFound:
+            # It was refused, so there is nothing to end.
+            return

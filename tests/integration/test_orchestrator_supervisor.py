@@ -1,0 +1,173 @@
+"""Agents that have other agents work for them: child runs, over a real store and with real processes that are killed."""
+
+import json
+
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common import testing
+from services.common.errors import NotFound
+from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
+
+OK, FAILED, CANCELLED, WAITING = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED, pb.RUN_STATUS_WAITING
+AGENTS = """
+agents:
+  quick:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail]}
+  lead:
+    current: "1"
+    versions:
+      "1":
+        prompt: helper.md
+        model: m
+        strategy: supervisor
+        tools: [calculator, send_mail]
+        agents: [{name: quick, mode: both}]
+        limits: {max_tool_calls: 10, max_steps: 10}
+  head:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, strategy: supervisor, agents: [{name: lead}]}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = write_config(tmp_path / "config")
+    (folder / "agents.yaml").write_text(AGENTS)
+    return folder
+
+
+@pytest.fixture
+async def client(identities, behind, state_url, config):
+    async with served(settings_for(identities, behind, state_url, config), identities) as client:
+        yield client
+
+
+def asking(name, task):
+    return f"tool {name} {json.dumps({'task': task})}"
+
+
+async def child_at_work(client, behind):
+    """A run of the lead whose child waits in the middle of its answer."""
+    obedient = behind.models.reply
+
+    def reply(request):
+        if request.messages[-1].text.startswith("say one"):
+            behind.models.gate.close()
+        return obedient(request)
+
+    behind.models.reply = reply
+    run = await client.start(asking("delegate_to_quick", "say one two three four"), agent="lead")
+    await testing.eventually_async(lambda: behind.models.gate.waiting == 1, "the child's model is at work")
+    return run
+
+
+async def test_another_agent_works_in_a_run_of_its_own_and_its_answer_is_the_tools_result(client, behind):
+    run = await client.start(asking("delegate_to_quick", "say fresh fish"), agent="lead")
+    ended = await client.wait(run.run_id)
+    assert ended.status == OK
+    assert ended.output_text == 'Results: {"agent":"quick","answer":"fresh fish"}'
+    events = await client.log(run.run_id)
+    started, finished = (data_of(next(e for e in events if e.type == f"child_run_{how}")) for how in ("started", "finished"))
+    assert types(events).index("tool_call_started") < types(events).index("child_run_started") < types(events).index("tool_call_completed")
+    assert (started["agent"], finished["status"], finished["run_id"]) == ("quick", "succeeded", started["run_id"])
+    child = await client.get(started["run_id"])
+    assert (child.parent_run_id, child.agent, child.status) == (run.run_id, "quick", OK)
+    assert (child.thread_id, child.run_id) == (started["thread_id"], f"{run.run_id}.1.0")
+    # Two calls of the lead's model and one of the child's.
+    assert ended.usage.model_calls == 3
+    assert ended.usage.cost_microusd == 3 * 7
+    assert ended.usage.output_tokens == sum(e.usage.output_tokens for e in [child]) + sum(
+        data_of(e)["output_tokens"] for e in events if e.type == "usage"
+    )
+
+
+async def test_a_run_whose_children_work_is_parked_and_watchers_see_both(client, behind):
+    run = await child_at_work(client, behind)
+
+    async def parked():
+        return (await client.get(run.run_id)).status == WAITING
+
+    await testing.eventually_async(parked, "the parent is parked")
+    behind.models.gate.open()
+    assert (await client.wait(run.run_id)).status == OK
+
+
+async def test_children_of_one_step_work_side_by_side_beside_tools(client, behind):
+    text = "\n".join([
+        "tools", asking("delegate_to_quick", "say a"), 'tool calculator {"expression": "1+2"}', asking("delegate_to_quick", "say b"),
+    ])  # fmt: skip
+    ended = await client.wait((await client.start(text, agent="lead")).run_id)
+    answers = ['{"agent":"quick","answer":"a"}', '{"agent":"quick","answer":"b"}', '{"result": 3}']
+    assert sorted(ended.output_text.removeprefix("Results: ").split(" ; ")) == answers
+    assert ended.usage.tool_calls == 3
+
+
+async def test_a_handed_over_conversation_ends_with_the_other_agents_answer(client, behind):
+    run = await client.start(asking("hand_over_to_quick", "billing"), agent="lead")
+    # The other agent sees the same conversation, whose call it cannot make.
+    ended = await client.wait(run.run_id)
+    assert ended.status == OK
+    assert ended.output_text.startswith("Results: ")
+    assert "input.unknown_tool" in ended.output_text
+    assert types(await client.log(run.run_id))[-1] == "run_finished"
+    assert [data_of(e)["output_text"] for e in await client.log(run.run_id) if e.type == "run_finished"] == [ended.output_text]
+
+
+async def test_a_childs_failure_is_told_to_the_model(client, behind):
+    def reply(request):
+        if request.messages[-1].text == "fail":
+            raise NotFound("there is no such model", reason="MODEL_NOT_FOUND")
+        return obedient(request)
+
+    obedient = behind.models.reply
+    behind.models.reply = reply
+    ended = await client.wait((await client.start(asking("delegate_to_quick", "fail"), agent="lead")).run_id)
+    assert ended.status == OK
+    assert "agent.model_not_found" in ended.output_text
+
+
+@pytest.mark.parametrize("task", ["", "  ", 7])
+async def test_a_task_that_is_none_is_told_to_the_model_and_makes_no_run(client, behind, task):
+    ended = await client.wait((await client.start(asking("delegate_to_quick", task), agent="lead")).run_id)
+    assert "input.invalid" in ended.output_text
+    assert "child_run_started" not in types(await client.log(ended.run_id))
+
+
+async def test_agents_work_for_agents_that_work_for_agents(client, behind):
+    task = asking("delegate_to_quick", "say deep")
+    ended = await client.wait((await client.start(asking("delegate_to_lead", task), agent="head")).run_id)
+    assert "deep" in ended.output_text
+    assert ended.usage.model_calls == 5
+
+
+async def test_whoever_cancels_a_run_cancels_its_children(client, behind):
+    run = await child_at_work(client, behind)
+    await client.cancel(run.run_id)
+    assert (await client.wait(run.run_id)).status == CANCELLED
+    assert (await client.wait(f"{run.run_id}.1.0")).status == CANCELLED
+    await testing.eventually_async(lambda: behind.models.calls[-1].cancelled, "the child's model call is cancelled")
+
+
+async def test_a_cancelled_child_is_told_to_the_model(client, behind):
+    run = await child_at_work(client, behind)
+    await client.cancel(f"{run.run_id}.1.0")
+    behind.models.gate.open()
+    ended = await client.wait(run.run_id)
+    assert ended.status == OK
+    assert "agent.cancelled" in ended.output_text
+
+
+async def test_a_child_gets_its_share_of_what_is_left(client, behind):
+    run = await client.start(
+        asking("delegate_to_quick", '\n'.join(['tool calculator {"expression": "1+1"}'] * 9)), agent="lead",
+        limits=pb.RunLimits(max_tool_calls=5, max_cost_microusd=10_000),
+    )  # fmt: skip
+    ended = await client.wait(run.run_id)
+    child = await client.get(f"{run.run_id}.1.0")
+    # One call is the delegation; of the four that are left half is the child's.
+    assert child.usage.tool_calls == 2
+    assert ended.usage.tool_calls == 3
