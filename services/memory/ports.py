@@ -119,8 +119,8 @@ class Sessions(Protocol):
     async def delete(self, tenant: str, user: str, session: str) -> int | None:
         """Deletes the session; answers how many turns, None for another user's. What arrives late is dropped."""
 
-    async def reset(self, tenant: str, user: str, session: str) -> int | None:
-        """Forgets the window; answers how many turns, None as `window`."""
+    async def reset(self, tenant: str, user: str, session: str, ended_before_ms: int = 0) -> int | None:
+        """Forgets the window, or of it what ended before that time, late arrivals included; answers how many turns, None as `window`."""
 
     async def erase(self, tenant: str, user: str, sessions: Sequence[str]) -> int:
         """Deletes all sessions of the user, and those of `sessions` that are the user's; answers how many."""

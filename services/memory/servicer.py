@@ -100,10 +100,15 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
         """See memory.proto."""
         session = checks.identifier("session_id", request.session_id)
         checks.key(request.idempotency_key)
+        ended_before_ms = 0
+        if request.HasField("ended_before"):
+            ended_before_ms = request.ended_before.ToMilliseconds()
+            if ended_before_ms <= 0:
+                raise InvalidInput.field("ended_before", "must be a time after 1970")
         who = principal()
 
         async def work() -> memory_pb2.ResetSessionResponse:
-            return memory_pb2.ResetSessionResponse(forgotten_turns=await self._sessions.reset(who, session))
+            return memory_pb2.ResetSessionResponse(forgotten_turns=await self._sessions.reset(who, session, ended_before_ms))
 
         return await self._once(who, "ResetSession", request, memory_pb2.ResetSessionResponse, work)
 

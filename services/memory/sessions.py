@@ -40,9 +40,9 @@ class SessionWindows:
             raise NotFound("no such session")
         return count
 
-    async def reset(self, principal: Principal, session_id: str) -> int:
-        """Forgets the window; answers how many turns. Raises NotFound."""
-        count = await self._store.reset(principal.tenant, principal.user, session_id)
+    async def reset(self, principal: Principal, session_id: str, ended_before_ms: int = 0) -> int:
+        """Forgets the window, or what of it ended before that time; answers how many turns. Raises NotFound."""
+        count = await self._store.reset(principal.tenant, principal.user, session_id, ended_before_ms)
         if count is None:
             raise NotFound("no such session")
         return count

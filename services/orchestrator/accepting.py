@@ -68,6 +68,9 @@ class RunRequest:
     priority: int = 0
     start_ms: int = 0
 
+    reset_memory: bool = False
+    # Goes on with the run that its thread was forked in; `input` is that run's.
+    continues: bool = False
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it."""
         found = [*_id("thread_id", self.thread_id), *_id("run_id", self.run_id), *_labels(self.metadata), *_key(self.idempotency_key)]
@@ -113,6 +116,10 @@ class RunRequest:
             # Only where they are asked for: the same request keeps its digest over versions.
             body += [self.priority, self.start_ms]
         return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
+        if self.reset_memory:
+            body.append("reset_memory")
+        if self.continues:
+            body.append("continues")
 
 
 def _id(name: str, value: str) -> list[FieldViolation]:
@@ -262,6 +269,8 @@ class Accepting:
             elif not held:
                 await self._store.wake(ref, record.track, record.created_ms, schedule=schedule)
             elif schedule.start_ms:
+            continues=request.continues,
+            reset_memory=request.reset_memory,
                 # The look that accepting noted comes too early, or too late for a start within the second.
                 await self._store.note(ref, max(0.0, schedule.start_ms / 1000 - time.time()))
         except Overloaded:

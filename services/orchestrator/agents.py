@@ -65,7 +65,8 @@ class HandOff(_Strict):
 class Degradation(_Strict):
     """What a run may give up when a part fails, before it fails itself. The rungs that are declared by a value are off without it.
 
-    `stale_answers_s`: how old an answer of before may be that is given where every model fails, in seconds.
+    `stale_answers_s`: how old an answer of before may be that is given where every model fails, in seconds. `reset_memory`: the session
+    is forgotten where a model answers only without it.
     """
 
     rungs: Sequence[Rung] = ("without_tools", "without_memory", "shorter_context")
@@ -80,6 +81,7 @@ class _Working(_Strict):
 
     strategy: Strategy = "react"
     sequential_tools: Sequence[Name] = ()
+    reset_memory: bool = False
     parallel_tool_calls: bool = True
     tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
     loop_guard: LoopGuard = LoopGuard()

@@ -22,6 +22,7 @@ from services.orchestrator.ports import Memory
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.turn.finish import IMPORTANCE
+from services.orchestrator.turn.forgetting import key_of
 from services.orchestrator.webhooks.announcing import Announcing
 
 LEASE_S = 30.0
@@ -97,6 +98,10 @@ class Outbox:
             await self._memory.append_turn(ref.thread_id, turn, f"{ref.run_id}/turn")
             if entry["remember"]:
                 await self._memory.add_memory(ref.thread_id, entry["remember"], IMPORTANCE, f"{ref.run_id}/remember")
+            if before_ms := entry.get("forget_before_ms", 0):
+                await self._memory.reset_session(ref.thread_id, before_ms, key_of(ref.run_id, before_ms))
+            if not entry.get("kept", True):
+                return
 
     async def caught_up(self, ref: RunRef) -> bool:
         """Waits until the earlier turns of the thread are delivered; False when that takes too long or has failed before."""

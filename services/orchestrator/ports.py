@@ -185,3 +185,7 @@ class Memory(Protocol):
     async def add_memory(self, session_id: str, text: str, importance: float, key: str) -> None:
         """Stores a long-term memory. Raises BulkheadError."""
         ...
+    async def reset_session(self, session_id: str, ended_before_ms: int, key: str) -> bool:
+        """Forgets the turns that ended before that time; False where there is no such session. Raises BulkheadError."""
+        ...
+

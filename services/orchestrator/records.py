@@ -109,10 +109,21 @@ class RunSpec:
     on_disconnect: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     schedule: Schedule = UNSCHEDULED
+    reset_memory: bool = False
+    # Goes on with the run that its thread was forked in: its input is said already.
+    continues: bool = False
+    # Of a run that another run asked for: `ref` of that one, and the `depth` from 1.
+    child_of: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         found = {name: getattr(self, name) for name in self.__slots__ if name not in ("limits", "schedule")}
+        if not self.reset_memory:
+            del found["reset_memory"]
+        if not self.continues:
+            del found["continues"]
+        if not self.child_of:
+            del found["child_of"]
         if self.schedule != UNSCHEDULED:
             found["schedule"] = self.schedule.encode()
         found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]

@@ -138,6 +138,7 @@ class ThreadServicer(rpc.ThreadServiceServicer):
 
     async def ListThreads(self, request, context):
         """Threads of the caller, newest first."""
+                reset_memory=request.reset_memory,
         caller = principal()
         caller.require("threads:read")
         size, before = page(request.page_size, request.page_token)

@@ -7,7 +7,7 @@ import pytest
 from bulkhead.memory.v1 import memory_pb2
 
 from services.common import testing
-from services.common.errors import IdempotencyMismatch, NotFound, PermissionDenied
+from services.common.errors import IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied
 from services.memory import fakes
 
 GUIDE = """# Lanterns
@@ -156,6 +156,25 @@ async def test_reset_forgets_the_window_and_a_late_append_stays_away(memory, ide
         assert again == answer
         assert await append(memory, "s", turn("a")) == 0
         assert await recalled(memory, "s") == []
+
+
+async def test_a_reset_with_a_time_forgets_what_ended_before_it_late_arrivals_included(memory, identities):
+    def ended(run_id, at_ms):
+        made = turn(run_id)
+        made.ended_at.FromMilliseconds(at_ms)
+        return made
+
+    with testing.calling(identities):
+        await append(memory, "s", ended("old", 1_000), ended("at", 2_000), ended("new", 2_001))
+        request = memory_pb2.ResetSessionRequest(session_id="s")
+        request.ended_before.FromMilliseconds(2_000)
+        assert (await memory.sessions.ResetSession(request)).forgotten_turns == 1
+        assert await append(memory, "s", ended("late", 1_999)) == 2
+        assert await append(memory, "s", ended("newer", 2_002)) == 3
+        assert await recalled(memory, "s") == ["at", "new", "newer"]
+        request.ended_before.FromMilliseconds(0)
+        with pytest.raises(InvalidInput):
+            await memory.sessions.ResetSession(request)
 
 
 async def test_a_session_is_forgotten_after_its_time(identities, state_url, milvus_uri, llm):

@@ -23,8 +23,9 @@ local function append(keys, args)
     redis.call('HSET', seen, idem, print)
   end
   redis.call('HSET', meta, 'user', user, 'schema_version', 1)
+  local forgotten = tonumber(redis.call('HGET', meta, 'forgotten_ms') or '0')
   for i = 6, #args, 3 do
-    if redis.call('HSETNX', seen, 'run:' .. args[i], '1') == 1 then
+    if redis.call('HSETNX', seen, 'run:' .. args[i], '1') == 1 and tonumber(args[i + 1]) >= forgotten then
       -- Turns that ended in the same millisecond stay in the order in which they came.
       local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
       redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])
@@ -43,10 +44,16 @@ local function window(keys, args)
   return redis.call('ZRANGE', keys[2], 0, -1)
 end
 
--- ARGV: user. Answers how many turns were forgotten, -1 as above. What was seen stays, so that a late append stays away.
+-- ARGV: user, ms before which a turn has ended that is forgotten ('' for all there is). Answers how many turns were forgotten, -1 as above.
+-- What was seen stays, and with a time all that ended before it, so that a late append stays away.
 local function reset(keys, args)
   local owner = redis.call('HGET', keys[1], 'user')
   if owner ~= args[1] then return -1 end
+  if (args[2] or '') ~= '' then
+    local before = math.max(tonumber(args[2]), tonumber(redis.call('HGET', keys[1], 'forgotten_ms') or '0'))
+    redis.call('HSET', keys[1], 'forgotten_ms', string.format('%d', before))
+    return redis.call('ZREMRANGEBYSCORE', keys[2], '-inf', '(' .. args[2])
+  end
   local count = redis.call('ZCARD', keys[2])
   redis.call('DEL', keys[2])
   return count

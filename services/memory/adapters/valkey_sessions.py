@@ -95,10 +95,11 @@ class ValkeySessions:
             raise Overloaded("sessions are encrypted, and this process has no keys", reason="ENVELOPE_KEY_MISSING", retry_after_s=5.0)
         return [_unpacked(raw) for raw in found]
 
-    async def reset(self, tenant: str, user: str, session: str) -> int | None:
+    async def reset(self, tenant: str, user: str, session: str, ended_before_ms: int = 0) -> int | None:
         """See `Sessions`."""
         try:
-            count = int(await self._library.call("memory_session_reset_v1", self._keys(tenant, session)[:2], [user]))
+            args = [user, ended_before_ms or ""]
+            count = int(await self._library.call("memory_session_reset_v1", self._keys(tenant, session)[:2], args))
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return None if count < 0 else count

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 
+from services.common.errors import NotFound
 from services.common.rpc.channel import Dialer
 from services.orchestrator.adapters.llm import warned
 from services.orchestrator.adapters.tools import citation
@@ -44,6 +45,16 @@ class MemoryService:
             if p.kind in _KINDS
         ]
         return Recalled(parts, [warned(w) for w in answer.warnings])
+
+    async def reset_session(self, session_id: str, ended_before_ms: int, key: str) -> bool:
+        """As ports.Memory.reset_session."""
+        request = memory_pb2.ResetSessionRequest(session_id=session_id, idempotency_key=key)
+        request.ended_before.FromMilliseconds(ended_before_ms)
+        try:
+            await self._sessions.ResetSession(request)
+        except NotFound:
+            return False
+        return True
 
     async def append_turn(self, session_id: str, turn: Mapping[str, Any], key: str) -> None:
         """As ports.Memory.append_turn."""

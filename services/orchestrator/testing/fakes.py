@@ -152,6 +152,7 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         """Both tools."""
         self.listed += 1
         notes = {"calculator": tools_pb2.ToolAnnotations(read_only=True, idempotent=True), "send_mail": tools_pb2.ToolAnnotations()}
+        self.failure: BulkheadError | None = None
         return tools_pb2.ListToolsResponse(
             tools=[
                 tools_pb2.Tool(name=name, version="1.0.0", description=name, input_schema_json=b'{"type":"object"}', annotations=note)
@@ -161,7 +162,9 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         )
 
     async def ExecuteTool(self, request, context):
-        """Runs once a key."""
+        """Runs once a key, or raises `failure`."""
+        if self.failure is not None:
+            raise self.failure
         key = request.idempotency_key
         seen = self.calls.get(key)
         if seen is None:
@@ -241,6 +244,7 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         return memory_pb2.AppendTurnsResponse(window_turns=len(session))
 
 
+        self.resets: list[str] = []
 class FakeMemories(memory_pb2_grpc.MemoryServiceServicer):
     """MemoryService: keeps what is added, once a key."""
 
@@ -261,6 +265,17 @@ class Fakes:
     tools: FakeTools = field(default_factory=FakeTools)
     sessions: FakeSessions = field(default_factory=FakeSessions)
     memories: FakeMemories = field(default_factory=FakeMemories)
+    async def ResetSession(self, request, context):
+        """Forgets what ended before the time that is given."""
+        if self.failure is not None:
+            raise self.failure
+        self.resets.append(request.idempotency_key)
+        turns = self.turns[call_context.principal().tenant, request.session_id]
+        before_ms = request.ended_before.ToMilliseconds()
+        for run_id in [run_id for run_id, turn in turns.items() if turn.ended_at.ToMilliseconds() < before_ms]:
+            del turns[run_id]
+        return memory_pb2.ResetSessionResponse()
+
     addresses: dict[str, str] = field(default_factory=dict)
 
 

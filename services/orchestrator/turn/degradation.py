@@ -142,6 +142,7 @@ MESSAGES: Mapping[str, str] = {
     "quota": "Too many model calls were made in a short time. Please try again later.",
     "internal": "Something went wrong while the model was asked.",
 }
+_POISONED = {"context": "context_too_long", "policy": "content_refused"}
 _BUDGETS = frozenset({"MAX_COST_EXCEEDED", "BUDGET_EXCEEDED"})
 _WITHHELD = "The answer was held back by the content filter of the model."
 
@@ -239,7 +240,7 @@ class Descent:
         self._turn = turn
         self.tools, self.notes = tools, notes
         self._cause = ""
-        self._tools_given_up = False
+        self._tools_given_up = self._memory_given_up = False
         self._rungs: Mapping[str, Callable[[str], bool]] = {
             "without_tools": self._without_tools, "without_memory": self._without_memory,
             "shorter_context": self._shorter_context, "cheaper_model": self._cheaper_model,
@@ -265,6 +266,11 @@ class Descent:
             return Concluded(error.reason, rephrase, "rephrase")
         return RunStopped(error.reason, MESSAGES[cause], error.retryable)
 
+    def poison(self) -> str | None:
+        """Why memory is to forget the session, where the agent allows it and only leaving it out has brought the answer."""
+        memory_given_up = self._turn.agent.degradation.reset_memory and self._memory_given_up
+        return _POISONED.get(self._cause) if memory_given_up else None
+
     def _without_tools(self, reason: str) -> bool:
         if not self.tools:
             return False
@@ -277,7 +283,7 @@ class Descent:
         kept = part(self._turn)
         if kept.get("without_memory") or not kept.get("recalled"):
             return False
-        kept["without_memory"] = True
+        kept["without_memory"] = self._memory_given_up = True
         warn(self._turn, "answered_without_memory", reason=reason)
         return True
 

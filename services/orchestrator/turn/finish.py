@@ -9,7 +9,7 @@ import orjson
 
 from services.orchestrator.ports import ModelFinished
 from services.orchestrator.records import Event, Terminal
-from services.orchestrator.turn import degradation, handoff
+from services.orchestrator.turn import degradation, forgetting, handoff
 from services.orchestrator.turn.citations import resolve
 from services.orchestrator.turn.degradation import Concluded
 from services.orchestrator.turn.prepare import question
@@ -49,7 +49,7 @@ def fail(turn: Turn, stop: RunStopped) -> Terminal:
     error = {"reason": stop.reason, "message": stop.message, "retryable": stop.retryable}
     data = orjson.dumps({"error": error, "usage": turn.state.usage})
     result = orjson.dumps({"error": error, "usage": turn.state.usage, "output_text": turn.delivered})
-    return Terminal("failed", result, "run_failed", data)
+    return Terminal("failed", result, "run_failed", data, _only_forgetting(turn))
 
 
 def _conclude(turn: Turn, end: Concluded) -> Terminal:
@@ -63,13 +63,13 @@ def _conclude(turn: Turn, end: Concluded) -> Terminal:
         result["handoff"] = end.handoff
     data = orjson.dumps(result)
     # What was refused would only be refused again in the next turn; what a person takes over belongs to the conversation.
-    return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text) if end.handoff else b"")
+    return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text) if end.handoff else _only_forgetting(turn))
 
 
 def cancel(turn: Turn) -> Terminal:
     """The end of a turn that somebody asked to end: the text so far is kept."""
     data = cancelled_data(turn.delivered, turn.state.usage)
-    return Terminal("cancelled", data, "run_cancelled", data)
+    return Terminal("cancelled", data, "run_cancelled", data, _only_forgetting(turn))
 
 
 def cancelled_data(text: str, usage: Mapping[str, int]) -> bytes:
@@ -91,7 +91,7 @@ def to_remember(text: str) -> str:
 
 def _outbox(turn: Turn, text: str) -> bytes:
     if turn.agent.recall is None:
-        return b""
+        return _only_forgetting(turn)
     entry: dict[str, Any] = {
         "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
         "trace": dict(turn.spec.trace), "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
@@ -99,6 +99,20 @@ def _outbox(turn: Turn, text: str) -> bytes:
     }  # fmt: skip
     return orjson.dumps(entry)
 
+    if before_ms := forgetting.pending(turn):
+        entry["forget_before_ms"] = before_ms
+    return orjson.dumps(entry)
+
+
+def _only_forgetting(turn: Turn) -> bytes:
+    """What leaves a run whose own turn is not kept."""
+    before_ms = forgetting.pending(turn)
+    if not before_ms:
+        return b""
+    entry: dict[str, Any] = {
+        "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
+        "trace": dict(turn.spec.trace), "forget_before_ms": before_ms, "kept": False,
+    }  # fmt: skip
 
 def text_of(event: Event) -> str:
     """Text of a message_delta."""

@@ -12,7 +12,7 @@ import structlog
 from services.common.errors import BulkheadError
 from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn import degradation, handoff, limits
+from services.orchestrator.turn import degradation, forgetting, handoff, limits
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
@@ -46,7 +46,10 @@ async def model_step(turn: Turn, asked: Asked) -> ModelFinished:
         turn.check_time()
         turn.enter_call()
         try:
-            return _unfiltered(turn, await _stream(turn, descent))
+            answer = _unfiltered(turn, await _stream(turn, descent))
+            if (reason := descent.poison()) is not None:
+                forgetting.by_ladder(turn, reason)
+            return answer
         except BulkheadError as error:
             turn.check_time()
             give_up = give_up or time.monotonic() + PATIENCE_S

@@ -2,7 +2,7 @@
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, Recalled
-from services.orchestrator.turn import degradation
+from services.orchestrator.turn import degradation, forgetting
 from services.orchestrator.turn.context import context_message, earlier_turns
 from services.orchestrator.turn.state import Turn
 
@@ -22,6 +22,8 @@ async def prepare(turn: Turn) -> None:
         leading += 1
     instructions, said = [prompt, *said[:leading]], said[leading:]
     if turn.agent.recall is None:
+    if turn.spec.reset_memory:
+        await forgetting.as_asked(turn)
         turn.messages[:] = [*instructions, *said]
         turn.state.phase = "model"
         return
@@ -54,16 +56,21 @@ def start_step(turn: Turn) -> None:
 
 
 async def _recall(turn: Turn) -> Recalled:
-    if turn.wait_for_memory is not None and not await turn.wait_for_memory():
+    # What is forgotten need not be waited for.
+    if turn.wait_for_memory is not None and not turn.spec.reset_memory and not await turn.wait_for_memory():
         degradation.warn(turn, "memory_behind", reason="not_stored_yet")
     turn.enter_call()
     recall = turn.agent.recall
     assert recall is not None
     try:
-        return await turn.services.memory.recall(
+        recalled = await turn.services.memory.recall(
             turn.ref.thread_id, question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
         )
     except BulkheadError as error:
+        if turn.spec.reset_memory:
+            # Memory that could not be told yet would still give them.
+            return Recalled([part for part in recalled.parts if part.kind != "turn"], recalled.warnings)
+        return recalled
         turn.check_time()
         degradation.warn(turn, "memory_unavailable", reason=error.reason)
         return Recalled([], [])

@@ -15,7 +15,7 @@ from opentelemetry.metrics import get_meter
 from services.common.errors import Overloaded
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.webhooks.payload import message_of
+from services.orchestrator.webhooks.payload import messages_of
 from services.orchestrator.webhooks.ports import WebhookStore
 from services.orchestrator.webhooks.records import DeliveryRef
 
@@ -65,13 +65,17 @@ class Announcing:
         record, endpoints = await asyncio.gather(self._runs.run(ref), self._webhooks.endpoints(ref.tenant))
         if record is None or not record.ended:
             return
-        message = message_of(ref, record)
-        wanted = [e.endpoint_id for e in endpoints if e.wants(message.event_type, record.ended_ms)]
-        if not wanted:
+        noted: list[DeliveryRef] = []
+        for message in messages_of(ref, record):
+            wanted = [e.endpoint_id for e in endpoints if e.wants(message.event_type, record.ended_ms)]
+            if not wanted:
+                continue
+            if await self._webhooks.fan_out(ref.tenant, message, wanted):
+                _made.add(1, {"event_type": message.event_type})
+                log.info("webhook_message_made", run_id=ref.run_id, message_id=message.message_id, endpoints=len(wanted))
+            noted += [DeliveryRef(ref.tenant, message.message_id, endpoint_id) for endpoint_id in wanted]
+        if not noted:
             return
-        if await self._webhooks.fan_out(ref.tenant, message, wanted):
-            _made.add(1, {"event_type": message.event_type})
-            log.info("webhook_message_made", run_id=ref.run_id, message_id=message.message_id, endpoints=len(wanted))
         # Also where they were made before: whoever made them may not have come to this.
-        await self._webhooks.note([DeliveryRef(ref.tenant, message.message_id, endpoint_id) for endpoint_id in wanted], 0.0)
+        await self._webhooks.note(noted, 0.0)
         self._wake()

@@ -14,7 +14,7 @@ from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
 from services.orchestrator.webhooks.announcing import KNOWN_FOR_S
 from services.orchestrator.webhooks.ports import Sender, SendFailed, WebhookStore
-from services.orchestrator.webhooks.records import EVENT_TYPES, Delivery, DeliveryRef, Endpoint, Secret
+from services.orchestrator.webhooks.records import ALL_EVENT_TYPES, Delivery, DeliveryRef, Endpoint, Secret
 from services.orchestrator.webhooks.signing import new_secret
 from services.orchestrator.webhooks.targets import checked, parsed
 
@@ -71,7 +71,7 @@ class Endpoints:
                 # that; whoever has made an endpoint has waited.
                 await asyncio.sleep(self._known_for_s)
             now_ms = await self._store.now_ms()
-            types = [name for name in EVENT_TYPES.values() if name in request.event_types]
+            types = [name for name in ALL_EVENT_TYPES if name in request.event_types]
             endpoint = Endpoint(endpoint_id, request.url, types, request.description, now_ms, (Secret(new_secret()),))
             if not await self._store.add(tenant, endpoint, MOST_ENDPOINTS):
                 await self._keys.abandon(claim)
@@ -186,7 +186,7 @@ def _words(request: EndpointRequest) -> list[FieldViolation]:
     found = []
     if not request.event_types:
         found.append(FieldViolation("event_types", "must hold at least one type"))
-    known = set(EVENT_TYPES.values())
+    known = set(ALL_EVENT_TYPES)
     if set(request.event_types) - known or len(set(request.event_types)) != len(request.event_types):
         found.append(FieldViolation("event_types", f"must be different ones of {', '.join(sorted(known))}"))
     if len(request.description) > MOST_DESCRIPTION:

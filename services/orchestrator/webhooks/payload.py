@@ -1,4 +1,4 @@
-"""The body of a message about the end of a run."""
+"""The bodies of the messages about the end of a run."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,17 +6,29 @@ from typing import Any
 import orjson
 
 from services.orchestrator.records import RunRecord, RunRef
-from services.orchestrator.webhooks.records import EVENT_TYPES, Message, message_id_of
+from services.orchestrator.webhooks.records import EVENT_TYPES, HANDED_OFF, Message, message_id_of
 
 # The specification asks for small bodies; whoever wants the whole of a long answer asks for the run.
 MOST_BODY_BYTES = 64 * 1024
 _SHRINK = 0.95
 
 
+def messages_of(ref: RunRef, record: RunRecord) -> list[Message]:
+    """All messages about a run that has ended: its end and, where that is so, that a person is to take over."""
+    found = [message_of(ref, record)]
+    if (handoff := record.result.get("handoff")) is not None:
+        data = {
+            "run_id": ref.run_id, "thread_id": ref.thread_id, "agent": record.spec.agent, "agent_version": record.spec.agent_version,
+            "handoff": handoff, "metadata": dict(record.spec.metadata),
+        }  # fmt: skip
+        payload = {"type": HANDED_OFF, "timestamp": _timestamp(record), "data": data}
+        found.append(Message(message_id_of(ref, HANDED_OFF), HANDED_OFF, ref.run_id, orjson.dumps(payload)))
+    return found
+
+
 def message_of(ref: RunRef, record: RunRecord) -> Message:
     """The message about a run that has ended: the same bytes whoever makes it."""
     event_type = EVENT_TYPES[record.status]
-    ended_at = datetime.fromtimestamp(record.ended_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     result = record.result
     text = result.get("output_text", "")
     data: dict[str, Any] = {
@@ -24,7 +36,12 @@ def message_of(ref: RunRef, record: RunRecord) -> Message:
         "status": record.status, "output_text": text, "output_truncated": False, "finish_reason": result.get("finish_reason", ""),
         "usage": result.get("usage", {}), "error": result.get("error"), "metadata": dict(record.spec.metadata),
     }  # fmt: skip
-    return Message(message_id_of(ref), event_type, ref.run_id, _body({"type": event_type, "timestamp": ended_at, "data": data}, text))
+    payload = {"type": event_type, "timestamp": _timestamp(record), "data": data}
+    return Message(message_id_of(ref), event_type, ref.run_id, _body(payload, text))
+
+
+def _timestamp(record: RunRecord) -> str:
+    return datetime.fromtimestamp(record.ended_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _body(payload: dict[str, Any], text: str) -> bytes:

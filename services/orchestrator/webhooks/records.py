@@ -12,6 +12,9 @@ from services.orchestrator.records import RunRef
 
 # By how a run ended.
 EVENT_TYPES: Mapping[str, str] = {"succeeded": "run.finished", "failed": "run.failed", "cancelled": "run.cancelled"}
+# Beside the former, where the run ended in human hands.
+HANDED_OFF = "run.handed_off"
+ALL_EVENT_TYPES = (*EVENT_TYPES.values(), HANDED_OFF)
 ENDPOINT_SCHEMA = 1
 
 
@@ -145,9 +148,9 @@ class Taken:
     now_ms: int = 0
 
 
-def message_id_of(ref: RunRef) -> str:
-    """The webhook-id of a run's end: the same whoever makes the message, and however often."""
-    name = "\n".join((ref.tenant, ref.thread_id, ref.run_id))
+def message_id_of(ref: RunRef, about: str = "") -> str:
+    """The webhook-id of a run's end, or of what else it tells `about`: the same whoever makes the message, and however often."""
+    name = "\n".join((ref.tenant, ref.thread_id, ref.run_id, *([about] if about else [])))
     return f"msg_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 

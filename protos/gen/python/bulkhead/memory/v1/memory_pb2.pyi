@@ -65,12 +65,14 @@ class GetSessionResponse(_message.Message):
     def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ...) -> None: ...
 
 class ResetSessionRequest(_message.Message):
-    __slots__ = ("session_id", "idempotency_key")
+    __slots__ = ("session_id", "idempotency_key", "ended_before")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    ENDED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     idempotency_key: str
-    def __init__(self, session_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    ended_before: _timestamp_pb2.Timestamp
+    def __init__(self, session_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., ended_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ResetSessionResponse(_message.Message):
     __slots__ = ("forgotten_turns",)

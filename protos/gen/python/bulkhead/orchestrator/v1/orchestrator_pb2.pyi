@@ -369,14 +369,16 @@ class CreateRunRequest(_message.Message):
     def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
-    __slots__ = ("run", "created", "steer_number")
+    __slots__ = ("reset_memory", "run", "created", "steer_number")
+    RESET_MEMORY_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     STEER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    reset_memory: bool
     run: Run
     created: bool
     steer_number: int
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ..., steer_number: _Optional[int] = ...) -> None: ...
+    def __init__(self, reset_memory: _Optional[bool] = ..., run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ..., steer_number: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
     __slots__ = ("run_id",)
