@@ -67,10 +67,10 @@ class RunRequest:
     on_disconnect: str = ""
     priority: int = 0
     start_ms: int = 0
-
     reset_memory: bool = False
     # Goes on with the run that its thread was forked in; `input` is that run's.
     continues: bool = False
+
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it."""
         found = [*_id("thread_id", self.thread_id), *_id("run_id", self.run_id), *_labels(self.metadata), *_key(self.idempotency_key)]
@@ -115,11 +115,11 @@ class RunRequest:
         if self.priority or self.start_ms:
             # Only where they are asked for: the same request keeps its digest over versions.
             body += [self.priority, self.start_ms]
-        return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
         if self.reset_memory:
             body.append("reset_memory")
         if self.continues:
             body.append("continues")
+        return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
 
 
 def _id(name: str, value: str) -> list[FieldViolation]:
@@ -247,6 +247,8 @@ class Accepting:
             request_id=context.request_id if context else "", canary=bool(context and context.canary),
             trace=dict(inject_trace()), append_only=request.append_only, temperature=request.temperature,
             max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
+            continues=request.continues,
+            reset_memory=request.reset_memory,
         )  # fmt: skip
 
     async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str, held: bool) -> None:
@@ -269,8 +271,6 @@ class Accepting:
             elif not held:
                 await self._store.wake(ref, record.track, record.created_ms, schedule=schedule)
             elif schedule.start_ms:
-            continues=request.continues,
-            reset_memory=request.reset_memory,
                 # The look that accepting noted comes too early, or too late for a start within the second.
                 await self._store.note(ref, max(0.0, schedule.start_ms / 1000 - time.time()))
         except Overloaded:

@@ -72,6 +72,7 @@ class Degradation(_Strict):
     rungs: Sequence[Rung] = ("without_tools", "without_memory", "shorter_context")
     stale_answers_s: Annotated[float, Field(ge=0, le=30 * 86_400)] = 0.0
     cheaper_model: Annotated[str, Field(max_length=256)] = ""
+    reset_memory: bool = False
     rephrase: Annotated[str, Field(max_length=2_000)] = ""
     hand_off: HandOff | None = None
 
@@ -81,7 +82,6 @@ class _Working(_Strict):
 
     strategy: Strategy = "react"
     sequential_tools: Sequence[Name] = ()
-    reset_memory: bool = False
     parallel_tool_calls: bool = True
     tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
     loop_guard: LoopGuard = LoopGuard()

@@ -91,6 +91,10 @@ class Outbox:
             call_context.bind(context.with_timeout(CALL_S)),
             _tracer.start_as_current_span("outbox", context=parent, attributes=attributes),
         ):
+            if before_ms := entry.get("forget_before_ms", 0):
+                await self._memory.reset_session(ref.thread_id, before_ms, key_of(ref.run_id, before_ms))
+            if not entry.get("kept", True):
+                return
             turn = {
                 "run_id": ref.run_id, "user_text": entry["user_text"], "assistant_text": entry["assistant_text"],
                 "tool_calls": entry["tool_calls"], "ended_ms": entry["ended_ms"],
@@ -98,10 +102,6 @@ class Outbox:
             await self._memory.append_turn(ref.thread_id, turn, f"{ref.run_id}/turn")
             if entry["remember"]:
                 await self._memory.add_memory(ref.thread_id, entry["remember"], IMPORTANCE, f"{ref.run_id}/remember")
-            if before_ms := entry.get("forget_before_ms", 0):
-                await self._memory.reset_session(ref.thread_id, before_ms, key_of(ref.run_id, before_ms))
-            if not entry.get("kept", True):
-                return
 
     async def caught_up(self, ref: RunRef) -> bool:
         """Waits until the earlier turns of the thread are delivered; False when that takes too long or has failed before."""

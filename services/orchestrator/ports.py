@@ -178,6 +178,10 @@ class Memory(Protocol):
         """Context of one turn. Raises BulkheadError."""
         ...
 
+    async def reset_session(self, session_id: str, ended_before_ms: int, key: str) -> bool:
+        """Forgets the turns that ended before that time; False where there is no such session. Raises BulkheadError."""
+        ...
+
     async def append_turn(self, session_id: str, turn: Mapping[str, Any], key: str) -> None:
         """Appends a finished turn (run_id, user_text, assistant_text, ended_ms, tool_calls). Raises BulkheadError."""
         ...
@@ -185,7 +189,3 @@ class Memory(Protocol):
     async def add_memory(self, session_id: str, text: str, importance: float, key: str) -> None:
         """Stores a long-term memory. Raises BulkheadError."""
         ...
-    async def reset_session(self, session_id: str, ended_before_ms: int, key: str) -> bool:
-        """Forgets the turns that ended before that time; False where there is no such session. Raises BulkheadError."""
-        ...
-

@@ -138,7 +138,6 @@ class ThreadServicer(rpc.ThreadServiceServicer):
 
     async def ListThreads(self, request, context):
         """Threads of the caller, newest first."""
-                reset_memory=request.reset_memory,
         caller = principal()
         caller.require("threads:read")
         size, before = page(request.page_size, request.page_token)
@@ -173,6 +172,7 @@ class RunServicer(rpc.RunServiceServicer):
                 idempotency_key=request.idempotency_key,
                 metadata=dict(request.metadata),
                 append_only=request.append_only_output,
+                reset_memory=request.reset_memory,
                 temperature=request.temperature if request.HasField("temperature") else None,
                 max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
                 on_disconnect=_ON_DISCONNECT.get(request.on_disconnect, ""),

@@ -143,6 +143,7 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         self.calls: dict[str, ToolCallSeen] = {}
         self.gate = Gate()
         self.sent: list[str] = []
+        self.failure: BulkheadError | None = None
         self.listed = 0
         self.progress = False
         # What GetToolCall answers instead of what it knows.
@@ -152,7 +153,6 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         """Both tools."""
         self.listed += 1
         notes = {"calculator": tools_pb2.ToolAnnotations(read_only=True, idempotent=True), "send_mail": tools_pb2.ToolAnnotations()}
-        self.failure: BulkheadError | None = None
         return tools_pb2.ListToolsResponse(
             tools=[
                 tools_pb2.Tool(name=name, version="1.0.0", description=name, input_schema_json=b'{"type":"object"}', annotations=note)
@@ -212,6 +212,7 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
     def __init__(self) -> None:
         self.turns: dict[tuple[str, str], dict[str, memory_pb2.Turn]] = defaultdict(dict)
         self.appends: list[str] = []
+        self.resets: list[str] = []
         self.extra: list[memory_pb2.RecallPart] = []
         self.failure: BulkheadError | None = None
         self.append_failure: BulkheadError | None = None
@@ -232,6 +233,17 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         ]
         return memory_pb2.RecallResponse(parts=[*parts, *self.extra])
 
+    async def ResetSession(self, request, context):
+        """Forgets what ended before the time that is given."""
+        if self.failure is not None:
+            raise self.failure
+        self.resets.append(request.idempotency_key)
+        turns = self.turns[call_context.principal().tenant, request.session_id]
+        before_ms = request.ended_before.ToMilliseconds()
+        for run_id in [run_id for run_id, turn in turns.items() if turn.ended_at.ToMilliseconds() < before_ms]:
+            del turns[run_id]
+        return memory_pb2.ResetSessionResponse()
+
     async def AppendTurns(self, request, context):
         """Once a run."""
         await self.gate.passed()
@@ -244,7 +256,6 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         return memory_pb2.AppendTurnsResponse(window_turns=len(session))
 
 
-        self.resets: list[str] = []
 class FakeMemories(memory_pb2_grpc.MemoryServiceServicer):
     """MemoryService: keeps what is added, once a key."""
 
@@ -265,17 +276,6 @@ class Fakes:
     tools: FakeTools = field(default_factory=FakeTools)
     sessions: FakeSessions = field(default_factory=FakeSessions)
     memories: FakeMemories = field(default_factory=FakeMemories)
-    async def ResetSession(self, request, context):
-        """Forgets what ended before the time that is given."""
-        if self.failure is not None:
-            raise self.failure
-        self.resets.append(request.idempotency_key)
-        turns = self.turns[call_context.principal().tenant, request.session_id]
-        before_ms = request.ended_before.ToMilliseconds()
-        for run_id in [run_id for run_id, turn in turns.items() if turn.ended_at.ToMilliseconds() < before_ms]:
-            del turns[run_id]
-        return memory_pb2.ResetSessionResponse()
-
     addresses: dict[str, str] = field(default_factory=dict)
 
 

@@ -69,7 +69,7 @@ def _conclude(turn: Turn, end: Concluded) -> Terminal:
 def cancel(turn: Turn) -> Terminal:
     """The end of a turn that somebody asked to end: the text so far is kept."""
     data = cancelled_data(turn.delivered, turn.state.usage)
-    return Terminal("cancelled", data, "run_cancelled", data, _only_forgetting(turn))
+    return Terminal("cancelled", data, "run_cancelled", data, _outbox(turn, turn.delivered) if kept else _only_forgetting(turn))
 
 
 def cancelled_data(text: str, usage: Mapping[str, int]) -> bytes:
@@ -97,8 +97,6 @@ def _outbox(turn: Turn, text: str) -> bytes:
         "trace": dict(turn.spec.trace), "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
         "remember": to_remember(question(turn)), "ended_ms": int(time.time() * 1000),
     }  # fmt: skip
-    return orjson.dumps(entry)
-
     if before_ms := forgetting.pending(turn):
         entry["forget_before_ms"] = before_ms
     return orjson.dumps(entry)
@@ -113,6 +111,8 @@ def _only_forgetting(turn: Turn) -> bytes:
         "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
         "trace": dict(turn.spec.trace), "forget_before_ms": before_ms, "kept": False,
     }  # fmt: skip
+    return orjson.dumps(entry)
+
 
 def text_of(event: Event) -> str:
     """Text of a message_delta."""

@@ -21,9 +21,9 @@ async def prepare(turn: Turn) -> None:
     while leading < len(said) and said[leading].role == "system":
         leading += 1
     instructions, said = [prompt, *said[:leading]], said[leading:]
-    if turn.agent.recall is None:
     if turn.spec.reset_memory:
         await forgetting.as_asked(turn)
+    if turn.agent.recall is None:
         turn.messages[:] = [*instructions, *said]
         turn.state.phase = "model"
         return
@@ -66,11 +66,11 @@ async def _recall(turn: Turn) -> Recalled:
         recalled = await turn.services.memory.recall(
             turn.ref.thread_id, question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
         )
-    except BulkheadError as error:
         if turn.spec.reset_memory:
             # Memory that could not be told yet would still give them.
             return Recalled([part for part in recalled.parts if part.kind != "turn"], recalled.warnings)
         return recalled
+    except BulkheadError as error:
         turn.check_time()
         degradation.warn(turn, "memory_unavailable", reason=error.reason)
         return Recalled([], [])

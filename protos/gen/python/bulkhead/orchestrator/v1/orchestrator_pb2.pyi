@@ -330,7 +330,7 @@ class RunError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
-    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority", "on_busy")
+    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority", "on_busy", "reset_memory")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -352,6 +352,7 @@ class CreateRunRequest(_message.Message):
     START_AT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ON_BUSY_FIELD_NUMBER: _ClassVar[int]
+    RESET_MEMORY_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     agent: str
     input: _containers.RepeatedCompositeFieldContainer[InputMessage]
@@ -366,19 +367,18 @@ class CreateRunRequest(_message.Message):
     start_at: _timestamp_pb2.Timestamp
     priority: int
     on_busy: OnBusy
-    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ...) -> None: ...
+    reset_memory: bool
+    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ..., reset_memory: _Optional[bool] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
-    __slots__ = ("reset_memory", "run", "created", "steer_number")
-    RESET_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("run", "created", "steer_number")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     STEER_NUMBER_FIELD_NUMBER: _ClassVar[int]
-    reset_memory: bool
     run: Run
     created: bool
     steer_number: int
-    def __init__(self, reset_memory: _Optional[bool] = ..., run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ..., steer_number: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., created: _Optional[bool] = ..., steer_number: _Optional[int] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
     __slots__ = ("run_id",)
