@@ -272,7 +272,7 @@ class InputMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq")
+    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq", "parent_run_id")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +295,7 @@ class Run(_message.Message):
     START_AT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_SEQ_FIELD_NUMBER: _ClassVar[int]
+    PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     thread_id: str
     agent: str
@@ -317,7 +318,8 @@ class Run(_message.Message):
     start_at: _timestamp_pb2.Timestamp
     priority: int
     rolled_back_seq: int
-    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ...) -> None: ...
+    parent_run_id: str
+    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ..., parent_run_id: _Optional[str] = ...) -> None: ...
 
 class RunError(_message.Message):
     __slots__ = ("reason", "message", "retryable")
@@ -439,6 +441,49 @@ class CancelRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: Run
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
+class RunFilter(_message.Message):
+    __slots__ = ("thread_id", "agent", "statuses", "metadata", "schedule_id")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_ID_FIELD_NUMBER: _ClassVar[int]
+    thread_id: str
+    agent: str
+    statuses: _containers.RepeatedScalarFieldContainer[RunStatus]
+    metadata: _containers.ScalarMap[str, str]
+    schedule_id: str
+    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., statuses: _Optional[_Iterable[_Union[RunStatus, str]]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., schedule_id: _Optional[str] = ...) -> None: ...
+
+class CancelRunsRequest(_message.Message):
+    __slots__ = ("filter", "idempotency_key", "reason", "page_size")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    filter: RunFilter
+    idempotency_key: str
+    reason: str
+    page_size: int
+    def __init__(self, filter: _Optional[_Union[RunFilter, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., reason: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+
+class CancelRunsResponse(_message.Message):
+    __slots__ = ("matched_count", "requested_count", "done")
+    MATCHED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    matched_count: int
+    requested_count: int
+    done: bool
+    def __init__(self, matched_count: _Optional[int] = ..., requested_count: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
 
 class StopGenerationRequest(_message.Message):
     __slots__ = ("run_id", "idempotency_key", "wait")

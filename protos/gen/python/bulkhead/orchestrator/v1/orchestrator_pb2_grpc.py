@@ -357,6 +357,11 @@ class RunServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.CancelRuns = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/CancelRuns',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsResponse.FromString,
+                _registered_method=True)
         self.StopGeneration = channel.unary_unary(
                 '/bulkhead.orchestrator.v1.RunService/StopGeneration',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StopGenerationRequest.SerializeToString,
@@ -418,6 +423,13 @@ class RunServiceServicer:
 
     def CancelRun(self, request, context):
         """Asks for the end of a run. Recorded first, then signalled; asking again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRuns(self, request, context):
+        """Asks for the end of all runs of the caller that fit a filter, those that wait in queues included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -486,6 +498,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'CancelRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRuns,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsResponse.SerializeToString,
             ),
             'StopGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.StopGeneration,
@@ -649,6 +666,33 @@ class RunService:
             '/bulkhead.orchestrator.v1.RunService/CancelRun',
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/CancelRuns',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

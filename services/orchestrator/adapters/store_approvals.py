@@ -1,0 +1,96 @@
+"""Interrupts in Valkey: a hash beside each run, and two lists of each tenant that lead to them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.orchestrator.adapters.decode import text
+from services.orchestrator.adapters.store_base import StoreBase
+from services.orchestrator.adapters.store_control import posted
+from services.orchestrator.adapters.store_keys import INBOX_CHANNEL, channel_of, inbox_key, interrupts_key, lookup_key, quoted, thread_keys
+from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
+from services.orchestrator.records import RunRef, Written
+
+# Of a tenant; the oldest leave the list of all, and are still found by their run.
+MOST_LISTED = 10_000
+
+
+class ApprovalsStore(StoreBase):
+    """InterruptStore on Valkey."""
+
+    async def raise_interrupts(
+        self, ref: RunRef, epoch: int, trace_id: str, interrupts: Sequence[Interrupt]
+    ) -> tuple[list[Interrupt], Written]:
+        """As InterruptStore.raise_interrupts."""
+        args: list[Any] = [ref.run_id, epoch, trace_id, channel_of(ref), self._instance]
+        for interrupt in interrupts:
+            args += (interrupt.interrupt_id, interrupt.encode(), interrupt.raised_event())
+        first, last, now, records = await self._durable("interrupts_raise_v1", _keys(ref), args)
+        return [Interrupt.decode(raw) for raw in records], Written(int(first), int(last), int(now), "")
+
+    async def settle_interrupt(
+        self, ref: RunRef, before: Interrupt, after: Interrupt, trace_id: str, *, by_time: bool = False
+    ) -> Settled:  # fmt: skip
+        """As InterruptStore.settle_interrupt."""
+        told = ("interrupt_updated", after.decided_event(), "", b"")
+        if not after.open:
+            told = ("interrupt_resolved", after.decided_event(), COMMAND, after.command())
+        args = [
+            ref.run_id, before.interrupt_id, before.raw, after.encode(), before.expires_ms, "1" if by_time else "0", *told, trace_id,
+            channel_of(ref), self._instance, INBOX_CHANNEL, ref.encode(),
+        ]  # fmt: skip
+        verdict, status, answer = await self._durable("interrupt_settle_v1", _keys(ref), args)
+        return Settled(text(verdict), text(status), posted(answer) if answer else None)
+
+    async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:
+        """As InterruptStore.interrupt."""
+        raw = await self._ask(self._client.hget(interrupts_key(ref), interrupt_id))
+        return Interrupt.decode(raw) if raw else None
+
+    async def interrupts(self, ref: RunRef) -> list[Interrupt]:
+        """As InterruptStore.interrupts."""
+        found = [Interrupt.decode(raw) for raw in await self._ask(self._client.hvals(interrupts_key(ref)))]
+        return sorted(found, key=lambda interrupt: (interrupt.created_ms, interrupt.interrupt_id))
+
+    async def enlist(self, ref: RunRef, interrupt_ids: Sequence[str]) -> None:
+        """As InterruptStore.enlist."""
+        every, unanswered, counter = _lists(ref.tenant)
+        position = await self._ask(self._client.incrby(counter, len(interrupt_ids)))
+        first = position - len(interrupt_ids) + 1
+        members: Any = {f"{ref.thread_id} {interrupt_id}": first + i for i, interrupt_id in enumerate(interrupt_ids)}
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.zadd(every, members, nx=True)
+            pipeline.zadd(unanswered, members, nx=True)
+            pipeline.zremrangebyrank(every, 0, -MOST_LISTED - 1)
+            await self._ask(pipeline.execute())
+
+    async def delist(self, tenant: str, entries: Sequence[Listed], *, gone: bool) -> None:
+        """As InterruptStore.delist."""
+        every, unanswered, _ = _lists(tenant)
+        members = [f"{entry.thread_id} {entry.interrupt_id}" for entry in entries]
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.zrem(unanswered, *members)
+            if gone:
+                pipeline.zrem(every, *members)
+            await self._ask(pipeline.execute())
+
+    async def listed(self, tenant: str, *, open_only: bool, before: int, size: int) -> list[Listed]:
+        """As InterruptStore.listed."""
+        every, unanswered, _ = _lists(tenant)
+        top = f"({before}" if before else "+inf"
+        key = unanswered if open_only else every
+        found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
+        return [Listed(*text(member).split(" ", 1), int(score)) for member, score in found]
+
+    async def whereabouts(self, tenant: str, run_id: str) -> RunRef | None:
+        """As InterruptStore.whereabouts."""
+        thread_id = await self._ask(self._client.hget(lookup_key(tenant, run_id), "thread"))
+        return RunRef(tenant, text(thread_id), run_id) if thread_id else None
+
+
+def _keys(ref: RunRef) -> list[str]:
+    return [*thread_keys(ref), inbox_key(ref), interrupts_key(ref)]
+
+
+def _lists(tenant: str) -> tuple[str, str, str]:
+    prefix = f"tn:{{{quoted(tenant)}}}:approvals"
+    return f"{prefix}:all", f"{prefix}:open", f"{prefix}:n"
