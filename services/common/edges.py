@@ -36,6 +36,7 @@ _RUN = "bulkhead.orchestrator.v1.RunService"
 _AGENT = "bulkhead.orchestrator.v1.AgentService"
 _ADMIN = "bulkhead.orchestrator.v1.AdminService"
 _WEBHOOK = "bulkhead.orchestrator.v1.WebhookService"
+_SCHEDULE = "bulkhead.orchestrator.v1.ScheduleService"
 _LLM = "bulkhead.llm.v1.LlmService"
 _BATCH = "bulkhead.llm.v1.BatchService"
 _TOOL = "bulkhead.tools.v1.ToolService"
@@ -51,6 +52,9 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("ListDeliveries", "Redeliver")),
+    Edge("gateway", "orchestrator", _SCHEDULE, ("CreateSchedule", "GetSchedule", "ListSchedules", "UpdateSchedule", "PauseSchedule")),
+    Edge("gateway", "orchestrator", _SCHEDULE, ("ResumeSchedule", "DeleteSchedule", "ListScheduleTicks")),
+    Edge("gateway", "orchestrator", _RUN, ("CancelRuns",)),
     Edge("gateway", "orchestrator", _RUN, ("RecordFeedback",)),
     Edge("gateway", "orchestrator", _ADMIN, ("GetQuota", "ForgetSubject", "GetErasure")),
     Edge("gateway", "memory", _MEMORY, ("AddMemories", "SearchMemories", "GetMemory", "ListMemories", "DeleteMemory")),
@@ -101,6 +105,15 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_ADMIN}/GetQuota": _READ,
     f"/{_ADMIN}/ForgetSubject": _WRITE,
     f"/{_ADMIN}/GetErasure": _READ,
+    f"/{_SCHEDULE}/CreateSchedule": _WRITE,
+    f"/{_SCHEDULE}/GetSchedule": _READ,
+    f"/{_SCHEDULE}/ListSchedules": _READ,
+    f"/{_SCHEDULE}/UpdateSchedule": _WRITE,
+    f"/{_SCHEDULE}/PauseSchedule": _WRITE,
+    f"/{_SCHEDULE}/ResumeSchedule": _WRITE,
+    f"/{_SCHEDULE}/DeleteSchedule": _WRITE,
+    f"/{_SCHEDULE}/ListScheduleTicks": _READ,
+    f"/{_RUN}/CancelRuns": _WRITE,
     f"/{_LLM}/Complete": _MODEL,
     f"/{_LLM}/StreamComplete": _MODEL,
     f"/{_LLM}/Embed": MethodPolicy(timedelta(seconds=30), resend=1),

@@ -85,6 +85,8 @@ KNOWN = frozenset(
         "QUEUE_WAIT_S",
         "RECALL_TOKENS",
         "RECALL_TOP_K",
+        "SCHEDULE_GRACE_S",
+        "SCHEDULE_LEAST_INTERVAL_S",
         "SEARCH_EF",
         "SEARCH_TIMEOUT_S",
         "SEGMENTS_AFTER_S",

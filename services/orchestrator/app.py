@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
 
 from services.common.config import ConfigFile
@@ -22,19 +23,25 @@ from services.common.rpc.server import Service
 from services.common.settings import StartRefused
 from services.common.valkey import connect
 from services.orchestrator.accepting import Accepting
+from services.orchestrator.adapters.bulk_cancel_store import ValkeyProgress
 from services.orchestrator.adapters.llm import LlmGateway
 from services.orchestrator.adapters.memory import MemoryService
 from services.orchestrator.adapters.notices import Notices
+from services.orchestrator.adapters.schedule_store import ValkeySchedules
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.tools import ToolExecutor
 from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import ValkeyWebhooks
 from services.orchestrator.agents import AgentCatalog
+from services.orchestrator.bulk_cancel import BulkCancel
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.schedules.firing import Firing
+from services.orchestrator.schedules.keeping import Schedules
 from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
+from services.orchestrator.servicers.schedules import ScheduleServicer
 from services.orchestrator.servicers.webhooks import WebhookServicer
 from services.orchestrator.settings import Settings
 from services.orchestrator.sweeper import Sweeper
@@ -77,6 +84,10 @@ def build(settings: Settings) -> Service:
     worker = Worker(settings, store, hub, agents, services, outbox, minter)
     sweeper = Sweeper(settings, store, worker, outbox)
     accepting = Accepting(settings, store, hub, worker, agents, policies)
+    timed = ValkeySchedules(client, owner, settings.state_replicas)
+    firing = Firing(timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s)
+    schedules = Schedules(timed, IdempotencyStore(client), accepting, agents, settings.schedule_least_interval_s)
+    bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))
     watching = Watching(settings, store, hub, worker)
     mover = SegmentMover(
         store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s
@@ -107,6 +118,7 @@ def build(settings: Settings) -> Service:
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
             ("agents", agents.watch), ("policies", policies.watch),
             ("webhooks", delivering.run), ("webhook-tenants", announcing.watch), ("segments", mover.run),
+            ("schedules", firing.run),
         ):  # fmt: skip
             loops.start(name, loop)
 
@@ -127,8 +139,9 @@ def build(settings: Settings) -> Service:
         "orchestrator",
         [
             partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store)),
-            partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store)),
+            partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store, bulk_cancel)),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
+            partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
             partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
         ],
         {"state": store.ping, "llm_gateway": lambda: dialer.reachable("llm_gateway")},

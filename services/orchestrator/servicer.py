@@ -12,8 +12,10 @@ from services.common.errors import InvalidInput, NotFound
 from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, RunRequest, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.bulk_cancel import BulkCancel, RunFilter
 from services.orchestrator.records import Event, Limits, Place, RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.schedules.records import LABEL as SCHEDULE_LABEL
 from services.orchestrator.watching import Watching
 
 PAGE_SIZE = 100
@@ -24,6 +26,7 @@ _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED, "waiting": pb.RUN_STATUS_WAITING,
 }  # fmt: skip
+_STATUS_OF = {status: name for name, status in _STATUS.items()}
 _ON_DISCONNECT = {pb.ON_DISCONNECT_CANCEL: "cancel", pb.ON_DISCONNECT_CONTINUE: "continue"}
 _USAGE = tuple(field.name for field in common_pb2.Usage.DESCRIPTOR.fields)
 _CITATION = tuple(field.name for field in common_pb2.Citation.DESCRIPTOR.fields)
@@ -150,8 +153,8 @@ class ThreadServicer(rpc.ThreadServiceServicer):
 class RunServicer(rpc.RunServiceServicer):
     """Runs and their events."""
 
-    def __init__(self, accepting: Accepting, watching: Watching, store: RunStore) -> None:
-        self._accepting, self._watching, self._store = accepting, watching, store
+    def __init__(self, accepting: Accepting, watching: Watching, store: RunStore, bulk_cancel: BulkCancel) -> None:
+        self._accepting, self._watching, self._store, self._bulk_cancel = accepting, watching, store, bulk_cancel
 
     async def CreateRun(self, request, context):
         """Accepts a run durably."""
@@ -219,6 +222,19 @@ class RunServicer(rpc.RunServiceServicer):
         caller.require("runs:write")
         record = await self._accepting.cancel_run(caller, request.run_id, request.reason)
         return pb.CancelRunResponse(run=run_message(record) if record is not None else None)
+
+    async def CancelRuns(self, request, context):
+        """Asks for the end of many runs."""
+        caller = principal()
+        caller.require("runs:write")
+        asked = request.filter
+        labels = dict(asked.metadata)
+        if asked.schedule_id:
+            labels[SCHEDULE_LABEL] = checked_id("filter.schedule_id", asked.schedule_id)
+        statuses = frozenset(_STATUS_OF.get(status, "") for status in asked.statuses)
+        wanted = RunFilter(asked.thread_id, asked.agent, statuses, labels)
+        progress = await self._bulk_cancel.cancel(caller, wanted, request.reason, request.idempotency_key, request.page_size)
+        return pb.CancelRunsResponse(matched_count=progress.matched, requested_count=progress.asked, done=progress.done)
 
     async def StreamEvents(self, request, context):
         """Follows a thread or a run."""
