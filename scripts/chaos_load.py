@@ -55,6 +55,9 @@ class Load:
     behind: Fakes
     asking: bool = True
     active: dict[str, str] = field(default_factory=dict)
+    # Of these, the runs that were acknowledged; and how many ever were.
+    at_work: set[str] = field(default_factory=set)
+    acknowledged: int = 0
     statuses: Counter = field(default_factory=Counter)
     taken_over: Counter = field(default_factory=Counter)
     broken: list[Violation] = field(default_factory=list)
@@ -113,6 +116,8 @@ class Load:
             async with asyncio.timeout(ENDS_WITHIN_S):
                 await self.anywhere(lambda client: client.runs.CreateRun(request))
                 talk.accepted.add(run_id)
+                self.at_work.add(run_id)
+                self.acknowledged += 1
                 talk.seen.append(seen)
                 watching = follow_through(self.clients(), seen)
                 if random.random() < CANCELLED_SHARE:
@@ -126,6 +131,7 @@ class Load:
             self.broken.append(Violation("client", run_id, f"it was told {error.reason}: {error.message}"))
         finally:
             del self.active[run_id]
+            self.at_work.discard(run_id)
 
     async def _cancel(self, talk: Talk, run_id: str) -> None:
         await asyncio.sleep(random.uniform(0.0, 1.5))

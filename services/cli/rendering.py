@@ -37,6 +37,10 @@ class Renderer:
                 self._note("another attempt takes over; the text above is void", "yellow")
                 self._said.clear()
                 self._answered = False
+            case "log_gap":
+                self._note("the store has lost the last of the text above; it is void", "yellow")
+                self._said.clear()
+                self._answered = False
             case "tool_call_started":
                 self._note(f"→ {data.get('tool')} {brief(data.get('arguments'))}", "cyan")
             case "tool_call_completed":

@@ -13,7 +13,14 @@ from services.cli.connection import Connection
 from services.cli.failure import CommandFailure
 from services.cli.rendering import Renderer, brief, wide_console
 
-STYLES = {"run_failed": "red", "tool_call_failed": "red", "warning": "yellow", "run_finished": "green", "attempt_superseded": "yellow"}
+STYLES = {
+    "run_failed": "red",
+    "tool_call_failed": "red",
+    "warning": "yellow",
+    "run_finished": "green",
+    "attempt_superseded": "yellow",
+    "log_gap": "yellow",
+}
 # Their text stands whole in the event that completes them.
 LEFT_OUT = ("message_delta",)
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis.asyncio as redis
 from hiredis import pack_command
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -20,6 +22,9 @@ from services.common.errors import Overloaded
 
 # What callers may catch as "the store is away"; everything else from redis is a defect of ours.
 UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError)
+
+SENTINELS = "redis+sentinel://"
+SENTINEL_PORT = 26379
 
 # Pipelines of one library that may be under way at once.
 MOST_PIPELINES = 8
@@ -41,25 +46,71 @@ class _Connection(redis.Connection):
                 raise
             raise ValkeyConnectionError("the connection was reset") from error
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError:
+            self.mark_for_reconnect()
+            raise
+
     def read_ready(self) -> Any:
         """An answer that has arrived as a whole, or NOT_ENOUGH_DATA; a ResponseError is answered and not raised."""
-        return self._parser._reader.gets() if self._parser._connected else NOT_ENOUGH_DATA
+        answer = self._parser._reader.gets() if self._parser._connected else NOT_ENOUGH_DATA
+        if isinstance(answer, ReadOnlyError):
+            # The server was demoted: its name, or the sentinels, lead elsewhere by now.
+            self.mark_for_reconnect()
+        return answer
+
+
+class _FollowingConnection(SentinelManagedConnection, _Connection):
+    """Goes to whoever is the primary when it connects."""
+
+
+class _FollowingPool(SentinelConnectionPool):
+    """Connections to the primary that sentinels name."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Also from the sentinels, where all of it ends."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            await self.sentinel_manager.aclose()
 
 
 def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, decode: bool = False) -> redis.Redis:
-    """A client with a pool. `timeout_s` bounds connecting and each answer; no call is repeated behind the caller's back."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        socket_keepalive=True,
-        health_check_interval=0,
-        max_connections=max_connections,
-        decode_responses=decode,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        connection_class=_Connection,
-    )
+    """A client with a pool. `timeout_s` bounds connecting and each answer; no call is repeated behind the caller's back.
+
+    `redis://…` is a store at one address. `redis+sentinel://[user:password@]host:port,host:port/<primary's name>[/<db>]` asks sentinels,
+    which need no password, for the primary with each new connection. Raises ValueError for a URL that is neither.
+    """
+    bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(NoBackoff(), 0)}
+    options = {
+        **bounds, "socket_keepalive": True, "health_check_interval": 0, "max_connections": max_connections, "decode_responses": decode,
+        "protocol": 2,
+    }  # fmt: skip
+    if not url.startswith(SENTINELS):
+        return redis.Redis.from_url(url, connection_class=_Connection, **options)
+    sentinels, name, access = _sentinels(url)
+    asked = Sentinel(sentinels, sentinel_kwargs=bounds)
+    return asked.master_for(name, connection_pool_class=_FollowingPool, connection_class=_FollowingConnection, **options, **access)
+
+
+def _sentinels(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
+    """(addresses of the sentinels, the name they know the primary by, what connecting to it takes)."""
+    authority, _, path = url.removeprefix(SENTINELS).partition("/")
+    login, _, hosts = authority.rpartition("@")
+    user, _, password = login.partition(":")
+    name, _, db = path.partition("/")
+    addresses = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    if not name or not all(address.hostname for address in addresses):
+        raise ValueError(f"the URL of a store behind sentinels is {SENTINELS}host:port,host:port/<name of the primary>")
+    access = {"username": unquote(user) or None, "password": unquote(password) or None, "db": int(db or 0)}
+    return [(str(address.hostname), address.port or SENTINEL_PORT) for address in addresses], name, access
+
+
+async def look_again(client: redis.Redis) -> None:
+    """Ends connections that are idle, so that the next calls go to whoever is the primary by now: one that others have taken the
+    place of may not know it for seconds, in which it answers and nothing that it takes lasts."""
+    await client.connection_pool.disconnect(inuse_connections=False)
 
 
 def store_unavailable(store: str = "state") -> Overloaded:

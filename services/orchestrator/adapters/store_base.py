@@ -9,7 +9,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from services.common.errors import Overloaded
-from services.common.valkey import UNAVAILABLE, Library, ping, store_unavailable
+from services.common.valkey import UNAVAILABLE, Library, look_again, ping, store_unavailable
 from services.orchestrator.records import Fenced
 
 LUA = Path(__file__).with_name("lua")
@@ -18,8 +18,8 @@ LUA = Path(__file__).with_name("lua")
 # again. That takes milliseconds; alone, WAITAOF took most of a second. Its bound is longer than the second, should the WAIT fail.
 REPLICA_WAIT_MS = 500
 REPLICA_SYNC_MS = 1_200
-# A refusal of the store to write is no defect of ours and goes away: memory full, disk full, too few replicas.
-_REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+# A refusal of the store is no defect of ours and goes away: memory full, disk full, too few replicas, a primary that is one no more.
+_REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "UNBLOCKED", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
 log = structlog.get_logger("bulkhead.store")
 
 
@@ -32,7 +32,11 @@ class StoreBase:
         self._instance = instance
         self._replicas = replicas
         # One library for all, so that one pipeline a loop tick carries everything.
-        self._library = Library(client, *(LUA / f"{name}.lua" for name in ("tenant", "work", "thread", "control", "run", "outbox", "segments")))
+        # Alone, a store loses nothing that was shown, and what guards against that costs nothing.
+        term = "replicated" if replicas else "single"
+        self._library = Library(
+            client, *(LUA / f"{name}.lua" for name in ("tenant", term, "work", "thread", "control", "run", "outbox", "segments"))
+        )
 
     async def load(self) -> None:
         """As RunStore.load."""
@@ -54,6 +58,8 @@ class StoreBase:
                 raise Fenced(message) from None
             # redis-py takes the code off the message of those that it has a class for.
             if (getattr(error, "status_code", None) or message).startswith(_REFUSALS):
+                if message.startswith("NOREPLICAS"):
+                    await look_again(self._client)
                 raise store_unavailable() from error
             raise
 
@@ -75,6 +81,7 @@ class StoreBase:
                 if isinstance(value, Exception):
                     raise value
             if int(acknowledged[1]) < self._replicas:
+                await look_again(self._client)
                 raise Overloaded("too few replicas of the state store took the write", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
             return answer
 

@@ -74,9 +74,8 @@ class ReadingStore(StoreBase):
 
     async def request_cancel(self, tenant: str, user: str, run_id: str) -> str | None:
         """As RunStore.request_cancel."""
-        answer = await self._ask(
-            self._library.call("tenant_cancel_v1", [lookup_key(tenant, run_id)], [user, int(TOMBSTONE_KEPT.total_seconds() * 1000)])
-        )
+        kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
+        answer = await self._durable("tenant_cancel_v1", [lookup_key(tenant, run_id)], [user, kept_ms])
         return None if answer is None else text(answer)
 
     async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
@@ -95,9 +94,13 @@ class ReadingStore(StoreBase):
         while True:
             args = [after_seq, most - len(events), "1" if from_run else "0"]
             answer = await self._ask(self._library.batched("thread_read_v1", keys, args))
-            last, first, terminal, entries, pointers, oldest, after_seq = answer
+            last, first, terminal, entries, pointers, oldest, after_seq, ahead = answer
             if from_run and not first:
                 return int(last), 0, 0, []
+            if ahead:
+                # The reader was shown what a promotion has lost; here it learns so, and not only with the next event.
+                await self._ask(self._library.batched("thread_skip_v1", keys[:2], [channel_of(ref), ""]))
+                continue
             if after_seq + 1 < oldest:
                 raise Gone(
                     "events this old are no longer kept; begin after oldest_seq - 1", reason="RESUME_GAP",

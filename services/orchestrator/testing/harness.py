@@ -148,7 +148,7 @@ def shown_text(events: list[pb.Event]) -> str:
     for event in events:
         if event.type == "message_delta":
             shown[event.seq] = data_of(event)["text"]
-        elif event.type == "attempt_superseded":
+        elif event.type in ("attempt_superseded", "log_gap"):
             shown = {seq: text for seq, text in shown.items() if seq < data_of(event)["from_seq"]}
     return "".join(shown.values())
 

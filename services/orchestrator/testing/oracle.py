@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+LOG_GAP = "log_gap"
 TERMINAL = {"run_finished": pb.RUN_STATUS_SUCCEEDED, "run_failed": pb.RUN_STATUS_FAILED, "run_cancelled": pb.RUN_STATUS_CANCELLED}
 # How long an acknowledged cancel may take to reach whoever works on the run: a heartbeat, on a loaded machine.
 REACHES_WITHIN_MS = 2_000
@@ -86,6 +87,23 @@ class History:
         return found
 
     @cached_property
+    def gaps(self) -> Sequence[tuple[int, int]]:
+        """Numbers that a promotion of the store made void: each from the first up to the log_gap that says so."""
+        return [(orjson.loads(event.data_json)["from_seq"], event.seq) for event in self.log if event.type == LOG_GAP]
+
+    def void(self, seq: int) -> bool:
+        """Whether the log says of this number that what was shown under it does not hold."""
+        return any(first <= seq < gap for first, gap in self.gaps)
+
+    def shown_to(self, run_id: str) -> Sequence[pb.Event]:
+        """What a watcher of the run is shown; of the thread, where it is ''."""
+        if not run_id:
+            return self.log
+        own = self.by_run.get(run_id, [])
+        first, last = (own[0].seq, own[-1].seq if own[-1].type in TERMINAL else self.log[-1].seq) if own else (0, 0)
+        return [event for event in self.log if event.run_id == run_id or (event.type == LOG_GAP and first < event.seq <= last)]
+
+    @cached_property
     def standing(self) -> Mapping[str, list[tuple[pb.Event, Any]]]:
         """The events of each run that no attempt_superseded took back, with their data."""
         found = {}
@@ -145,10 +163,11 @@ def _one_end(history: History) -> Iterator[Violation]:
 
 
 def _numbers(history: History) -> Iterator[Violation]:
-    """A3: 1, 2, 3 … without gap or repetition."""
+    """A3: 1, 2, 3 … without gap or repetition, but for what a log_gap declares: from there on the numbers are above all before."""
     expected = history.oldest_seq
     for event in history.log:
-        if event.seq != expected:
+        declared = event.type == LOG_GAP and orjson.loads(event.data_json)["from_seq"] == expected < event.seq
+        if event.seq != expected and not declared:
             yield Violation("A3", event.run_id, f"{event.seq} stands where {expected} belongs")
         expected = event.seq + 1
 
@@ -173,11 +192,11 @@ def _one_writer(history: History) -> Iterator[Violation]:
 
 
 def _visible(history: History) -> Iterator[Violation]:
-    """A5: what anybody saw is in the log; what may be taken back is text, and says so."""
+    """A5: what anybody saw is in the log, or is named as void; what may be taken back is text, and says so."""
     written = {event.seq: event for event in history.log}
     for seen in history.seen:
         for event in seen.events:
-            if event.seq >= history.oldest_seq and written.get(event.seq) != event:
+            if event.seq >= history.oldest_seq and written.get(event.seq) != event and not history.void(event.seq):
                 yield Violation("A5", event.run_id, f"{event.type} at {event.seq} was shown and is not what the log holds")
     for event in history.log:
         if event.provisional != (event.type == "message_delta"):
@@ -217,15 +236,17 @@ def _text(history: History) -> Iterator[Violation]:
 def _same_as_log(history: History) -> Iterator[Violation]:
     """A6: every client saw the log, whole and in order, filters included. A7: what is gone is told as a gap."""
     for seen in history.seen:
-        events = history.by_run.get(seen.run_id, []) if seen.run_id else list(history.log)
-        expected = [event.seq for event in events if event.seq > seen.after_seq and (not seen.types or event.type in seen.types)]
+        chosen = {*seen.types, LOG_GAP}
+        events = history.shown_to(seen.run_id)
+        expected = [event.seq for event in events if event.seq > seen.after_seq and (not seen.types or event.type in chosen)]
         got = [event.seq for event in seen.events]
         if any(after <= before for before, after in pairwise(got)):
             yield Violation("A6", seen.run_id, f"shown out of order or twice: {_around(got)}")
         begins = max(seen.after_seq + 1, seen.gap_to)
         if not seen.gap_to and seen.after_seq + 1 < history.oldest_seq and not seen.run_id:
             yield Violation("A7", seen.run_id, f"asked for what follows {seen.after_seq}, of which the log keeps {history.oldest_seq} on")
-        until = expected[-1:] if seen.ended else got[-1:]
+        # Whoever was shown an end that a promotion lost had left when the log went on.
+        until = expected[-1:] if seen.ended and not history.void(got[-1] if got else 0) else got[-1:]
         missed = [seq for seq in expected if begins <= seq <= (until or [0])[0] and seq not in set(got)]
         if missed:
             yield Violation("A6", seen.run_id, f"never shown: {missed[:10]}")

@@ -2,11 +2,12 @@
 
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from services.common import testing
+from services.common.valkey import SENTINELS
 from services.orchestrator.testing.fakes import Fakes
 from services.orchestrator.testing.harness import Client, command, dialed, settings_for
 from services.orchestrator.testing.store_proxy import StoreProxy, before_store
@@ -29,8 +30,13 @@ class Replica:
     @asynccontextmanager
     async def there(self) -> AsyncIterator["Replica"]:
         """Started and ready; ended afterwards."""
-        async with before_store(self._state_url) as self.proxy:
-            self.settings = settings_for(self._identities, self._behind, self.proxy.url, self._config, instance=self.name, **self._fields)
+        # Sentinels name the primary's own address, so what is behind them has no proxy before it.
+        direct = self._state_url.startswith(SENTINELS)
+        async with nullcontext() if direct else before_store(self._state_url) as proxy:
+            if proxy is not None:
+                self.proxy = proxy
+            url = self._state_url if proxy is None else proxy.url
+            self.settings = settings_for(self._identities, self._behind, url, self._config, instance=self.name, **self._fields)
             self.start()
             try:
                 async with dialed(self.settings, self._identities) as self.client:

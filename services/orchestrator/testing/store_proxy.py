@@ -1,4 +1,5 @@
-"""A TCP proxy before the state store, of one process: it can cut its connections, swallow what they carry, and hold one command.
+"""A TCP proxy before the state store, of one process: it can cut its connections, swallow or delay what they
+carry, and hold one command.
 
 Faults are put where a process ends, on its wire, so that the product needs no hooks for them:
 
@@ -8,6 +9,7 @@ Faults are put where a process ends, on its wire, so that the product needs no h
 """
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -70,6 +72,8 @@ class StoreProxy:
         self._links: set[_Link] = set()
         self._holds: list[Hold] = []
         self._refusing = False
+        # What is carried takes up to so long, in seconds, each way.
+        self.latency_s = 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
 
@@ -90,8 +94,8 @@ class StoreProxy:
         self._flowing.clear()
 
     def restore(self) -> None:
-        """Ends `cut` and `freeze`."""
-        self._refusing = False
+        """Ends `cut`, `freeze` and latency."""
+        self._refusing, self.latency_s = False, 0.0
         self._flowing.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,7 +130,7 @@ class StoreProxy:
                         await held.pass_by()
                         if reader.at_eof() and not held.late:
                             return
-                await self._flowing.wait()
+                await self._pass()
                 link.there.write(data)
                 await link.there.drain()
 
@@ -135,9 +139,14 @@ class StoreProxy:
             while data := await reader.read(CHUNK):
                 while link.answers_held:
                     await link.answers_held.pop().pass_by()
-                await self._flowing.wait()
+                await self._pass()
                 link.here.write(data)
                 await link.here.drain()
+
+    async def _pass(self) -> None:
+        if self.latency_s:
+            await asyncio.sleep(random.uniform(0.2, 1.0) * self.latency_s)  # noqa: S311 - jitter
+        await self._flowing.wait()
 
     def end(self) -> None:
         """Ends the connections and whatever waits."""

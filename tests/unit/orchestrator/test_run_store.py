@@ -286,19 +286,23 @@ async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
         await follower.aclose()
 
 
-async def test_a_store_whose_memory_is_full_is_away_and_takes_writes_again_when_there_is_room(valkey):
+async def test_a_store_whose_memory_is_full_takes_no_new_run_and_lets_those_at_work_end(valkey):
     store, ref = Store(valkey, "one"), new_ref()
     await accept(store, ref)
     epoch = (await store.claim(ref, 60, CRASHES)).record.epoch
     await valkey.config_set("maxmemory", "1mb")
     try:
-        for mode in ("e", "c"):
-            with pytest.raises(Overloaded) as caught:
-                await store.write(ref, epoch, 1, "", [Draft("warning", b"{}")], mode=mode)
-            assert caught.value.reason == "STORE_UNAVAILABLE"
+        with pytest.raises(Overloaded) as caught:
+            await accept(store, new_ref())
+        assert caught.value.reason == "STORE_UNAVAILABLE"
+        await store.beat(ref, epoch, 60)
+        await store.write(ref, epoch, 1, "", [Draft("warning", b"{}")])
+        await store.write(ref, epoch, 2, "", [], mode="f", terminal=done())
+        await store.settle(ref)
     finally:
         await valkey.config_set("maxmemory", "0")
-    assert (await store.write(ref, epoch, 1, "", [Draft("warning", b"{}")])).first_seq == 3
+    assert [e.type for e in await log_of(store, ref)][-1] == "run_finished"
+    assert await accept(store, new_ref()) == "new"
 
 
 async def test_trying_again_does_not_put_off_the_sweeper(backend, store):

@@ -89,7 +89,7 @@ async def chunk_frames(
                     fresh = text.delta(event.seq, str(data.get("message_id", "")), str(data.get("text", "")))
                 case "message_completed":
                     fresh = text.completed(event.seq, str(data.get("message_id", "")), str(data.get("text", "")))
-                case "attempt_superseded":
+                case "attempt_superseded" | "log_gap":
                     text.superseded(int(data.get("from_seq", 0)))
                 case _:
                     answer.take(event, data)

@@ -17,5 +17,6 @@ local function outbox_done(keys, args)
   return redis.call('HLEN', keys[2])
 end
 
-redis.register_function('run_outbox_claim_v1', outbox_claim)
-redis.register_function('run_outbox_done_v1', outbox_done)
+-- Delivered also where memory is full.
+redis.register_function{function_name = 'run_outbox_claim_v1', callback = outbox_claim, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_outbox_done_v1', callback = outbox_done, flags = {'allow-oom'}}

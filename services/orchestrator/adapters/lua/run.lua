@@ -65,6 +65,12 @@ local function write(keys, args)
   end
   if run[2] ~= 'running' then return redis.error_reply('FENCED the run is ' .. run[2]) end
   local now = now_ms()
+  if tonumber(args[2]) ~= tonumber(run[4]) + 1 and lost_since(keys[1], keys[2], redis.call('HGET', keys[3], 'first_seq'), now) then
+    -- Writes of an owner follow each other. What comes now would not go on from what is left; who takes the run next does.
+    redis.call('HSET', keys[3], 'status', 'queued', 'owner', '', 'lease_until', 0, 'queued_ms', now)
+    tell(args[5], redis.call('HGET', keys[1], 'seq'), args[6])
+    return redis.error_reply('FENCED writes of its owner were lost')
+  end
   local run_id, mode = args[3], args[7]
   local at = 10
   for _ = 1, tonumber(args[9]) do
@@ -201,10 +207,11 @@ local function enter(keys, args)
   return redis.call('LINDEX', keys[2], 0) == args[1] and 'free' or 'waiting'
 end
 
-redis.register_function('run_claim_v1', claim)
-redis.register_function('run_write_v1', write)
-redis.register_function('run_beat_v1', beat)
-redis.register_function('run_cancel_v1', cancel)
-redis.register_function('run_inspect_v1', inspect)
-redis.register_function('run_schedule_v1', schedule)
-redis.register_function('run_enter_v1', enter)
+-- Where memory is full no run is accepted any more; those that were go on to their end, after which their log can leave.
+redis.register_function{function_name = 'run_claim_v1', callback = claim, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_write_v1', callback = write, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_beat_v1', callback = beat, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_cancel_v1', callback = cancel, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_inspect_v1', callback = inspect, flags = {'no-writes'}}
+redis.register_function{function_name = 'run_schedule_v1', callback = schedule, flags = {'no-writes'}}
+redis.register_function{function_name = 'run_enter_v1', callback = enter, flags = {'allow-oom'}}

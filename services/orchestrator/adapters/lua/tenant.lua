@@ -192,8 +192,9 @@ end
 
 redis.register_function('tenant_reserve_v1', reserve)
 redis.register_function('tenant_list_thread_v1', list_thread)
-redis.register_function('tenant_cancel_v1', tenant_cancel)
-redis.register_function('tenant_forget_v1', tenant_forget)
-redis.register_function('tenant_release_v1', release)
-redis.register_function('tenant_admit_v1', admit)
+-- What was accepted goes on where memory is full; only reserving is refused.
+redis.register_function{function_name = 'tenant_cancel_v1', callback = tenant_cancel, flags = {'allow-oom'}}
+redis.register_function{function_name = 'tenant_forget_v1', callback = tenant_forget, flags = {'allow-oom'}}
+redis.register_function{function_name = 'tenant_release_v1', callback = release, flags = {'allow-oom'}}
+redis.register_function{function_name = 'tenant_admit_v1', callback = admit, flags = {'allow-oom'}}
 redis.register_function('tenant_place_v1', tenant_place)

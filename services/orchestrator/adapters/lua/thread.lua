@@ -1,11 +1,40 @@
 -- A thread: its event log, run records, checkpoints and outbox, all under one hash tag and changed in one step each.
 --
--- The log is a stream whose entry id is `<seq>-0`: XADD refuses a number that is not the next. A run's owner proves itself
+-- The log is a stream whose entry id is `<seq>-0`: XADD refuses a number that is not above all others. A run's owner proves itself
 -- by its epoch with each write; an old one gets FENCED and changes nothing.
+
+-- After a promotion the log goes on with the first number of a new generation, and `log_gap` tells from where on what was shown is void.
+-- A generation is the store's clock: two promotions in a row, each of which loses what the former wrote, never give a number twice,
+-- as long as the servers' clocks differ by less than a promotion takes. Numbers stay below 10^14 until 2124, so that %.14g, which Lua
+-- makes text of numbers with, and 2^53 hold them; no thread gets 20,480 events in a second, which is what a generation has room for.
+local GENERATION_MS, GENERATION = 100, 2048
+
+-- Answers the number of the log_gap where the log skipped ahead, else nothing.
+local function skip_lost(meta, log, now)
+  local here = term()
+  if not here then return end
+  local known = redis.call('HMGET', meta, 'term', 'seq')
+  if known[1] == here then return end
+  redis.call('HSET', meta, 'term', here)
+  local last = tonumber(known[2] or '0')
+  if last == 0 then return end
+  local seq = math.max(math.floor(now / GENERATION_MS), math.floor(last / GENERATION) + 1) * GENERATION + 1
+  redis.call('HSET', meta, 'seq', seq, 'gap_seq', seq)
+  redis.call('XADD', log, string.format('%.0f-0', seq), 'y', 'log_gap', 'r', '', 'a', 0, 'p', '0', 'm', now, 't', '', 'v', SCHEMA,
+    'd', string.format('{"from_seq":%.0f}', last + 1))
+  return seq
+end
+
+-- Whether a promotion may have lost what was written since the number `seq`.
+local function lost_since(meta, log, seq, now)
+  skip_lost(meta, log, now)
+  return tonumber(redis.call('HGET', meta, 'gap_seq') or '0') > tonumber(seq)
+end
 
 -- Appends events {type, provisional '0'|'1', data}… that begin at args[first]; answers the first and the last number,
 -- and the number of the first provisional one (0: none).
 local function append(meta, log, run_id, attempt, trace, now, args, first, count)
+  skip_lost(meta, log, now)
   local last = redis.call('HINCRBY', meta, 'seq', count)
   local seq, provisional = last - count, 0
   for i = first, first + count * 3 - 1, 3 do
@@ -98,9 +127,10 @@ local MOST_SEGMENTS = 16
 
 -- KEYS: meta, log, run, segments. ARGV: after seq (exclusive), most entries, whether to start at the run's first event '0'|'1'.
 -- Answers {last seq of the thread, first seq of the run, terminal seq of the run, entries, pointers to segments that are read before
--- the entries, the first seq that is kept}. Entries are those right after what was asked for, or after the last segment named.
+-- the entries, the first seq that is kept, after seq, 1 where that lies beyond the end of a log that has to skip ahead}.
+-- Entries are those right after what was asked for, or after the last segment named.
 local function read(keys, args)
-  local meta = redis.call('HMGET', keys[1], 'seq', 'moved_seq', 'oldest_seq')
+  local meta = redis.call('HMGET', keys[1], 'seq', 'moved_seq', 'oldest_seq', 'term')
   local last = tonumber(meta[1] or '0')
   local run = redis.call('HMGET', keys[3], 'first_seq', 'terminal_seq')
   local after = tonumber(args[1])
@@ -126,9 +156,19 @@ local function read(keys, args)
       entries = redis.call('XRANGE', keys[2], string.format('%.0f-0', after + 1), '+', 'COUNT', left)
     end
   end
-  return {last, first, tonumber(run[2] or '0'), entries, pointers, oldest, after}
+  local here = after > last and last > 0 and term()
+  return {last, first, tonumber(run[2] or '0'), entries, pointers, oldest, after, here and here ~= meta[4] and 1 or 0}
+end
+
+-- KEYS: meta, log. ARGV: channel, origin. For a reader who was shown more than there is. Answers the last number.
+local function skip(keys, args)
+  local seq = redis.call('EXISTS', keys[1]) == 1 and skip_lost(keys[1], keys[2], now_ms())
+  if seq then tell(args[1], seq, args[2]) end
+  return tonumber(redis.call('HGET', keys[1], 'seq') or '0')
 end
 
 redis.register_function('thread_open_v1', open)
 redis.register_function('thread_accept_v1', accept)
-redis.register_function('thread_read_v1', read)
+-- Reading goes on where nothing can be written.
+redis.register_function{function_name = 'thread_read_v1', callback = read, flags = {'no-writes'}}
+redis.register_function('thread_skip_v1', skip)

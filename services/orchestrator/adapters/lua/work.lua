@@ -121,8 +121,9 @@ local function due(keys, args)
   return found
 end
 
-redis.register_function('work_wake_v1', wake)
-redis.register_function('work_note_v1', note)
-redis.register_function('work_due_v1', due)
-redis.register_function('work_next_v1', following)
+-- Work that was accepted is done also where memory is full.
+redis.register_function{function_name = 'work_wake_v1', callback = wake, flags = {'allow-oom'}}
+redis.register_function{function_name = 'work_note_v1', callback = note, flags = {'allow-oom'}}
+redis.register_function{function_name = 'work_due_v1', callback = due, flags = {'allow-oom'}}
+redis.register_function{function_name = 'work_next_v1', callback = following, flags = {'allow-oom'}}
 redis.register_function('work_place_v1', place)

@@ -40,7 +40,8 @@ export class Turn {
       case "run_queued": return this.queued(data);
       case "message_delta": return this.delta(seq, data);
       case "message_completed": return this.completed(seq, data);
-      case "attempt_superseded": return this.superseded(data.from_seq);
+      case "attempt_superseded": return this.superseded(data.from_seq, "taken over by another worker");
+      case "log_gap": return this.superseded(data.from_seq, "the store lost what was shown last");
       case "tool_call_started": return this.tool(data);
       case "tool_call_progress": return this.progress(data);
       case "tool_call_completed": return this.toolEnded(data, "done", data.output);
@@ -76,11 +77,11 @@ export class Turn {
     this.draw(message);
   }
 
-  superseded(from) {
+  superseded(from, why) {
     const touched = new Set(this.deltas.filter((delta) => delta.seq >= from).map((delta) => delta.message));
     this.deltas = this.deltas.filter((delta) => delta.seq < from);
     touched.forEach((message) => this.draw(message));
-    this.note("taken over by another worker");
+    this.note(why);
   }
 
   draw(message) {
