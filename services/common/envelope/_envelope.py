@@ -144,6 +144,11 @@ class Envelope:
             raise Overloaded("the key was destroyed while it was made", reason="SUBJECT_BEING_ERASED", retry_after_s=1.0)
         return key
 
+    @property
+    def newest_root(self) -> str:
+        """Id of the root key that wraps now."""
+        return self._roots.newest
+
     async def rewrap(self) -> int:
         """Wraps the keys of all tenants with the newest root key; answers how many were wrapped with an older one."""
         count = 0

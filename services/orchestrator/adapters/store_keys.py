@@ -11,6 +11,8 @@ OWNER_CHANNEL, INBOX_CHANNEL = "owner:", "inbox:"
 SHARD = "{w0}"
 # Of the shard: runs that the sweeper looks at, and runs that have ended, for whoever moves and deletes.
 LIVE, ENDED = f"work:{SHARD}:live", f"work:{SHARD}:ended"
+# Threads that somebody looks at: a change of one is under way, or its time to live ends.
+THREADS = f"work:{SHARD}:threads"
 
 
 def channel_of(ref: RunRef) -> str:
@@ -38,6 +40,11 @@ def tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
             f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
 
 
+def erasing_key(tenant: str) -> str:
+    """Key of the users of a tenant who are being erased."""
+    return f"tn:{{{quoted(tenant)}}}:erasing"
+
+
 def waiting_keys(tenant: str) -> list[str]:
     """KEYS of tenant_release: slots, queue, limits, delayed, pace."""
     prefix = f"tn:{{{quoted(tenant)}}}"
@@ -60,6 +67,22 @@ def thread_keys(ref: RunRef) -> list[str]:
 def inbox_key(ref: RunRef) -> str:
     """Key of the commands that others sent to a run."""
     return f"{thread_keys(ref)[2]}:inbox"
+
+
+def interrupts_key(ref: RunRef) -> str:
+    """Key of what a run asked of people."""
+    return f"{thread_keys(ref)[2]}:interrupts"
+
+
+def keys_of_run(ref: RunRef) -> list[str]:
+    """Every key of one run under its thread's tag: what is deleted with it."""
+    return [thread_keys(ref)[2], thread_keys(ref)[5], inbox_key(ref), interrupts_key(ref)]
+
+
+def keys_of_thread(ref: RunRef) -> list[str]:
+    """Every key of a thread but those of its runs; its meta is the first."""
+    meta, log, _, pending, outbox, _, runs = thread_keys(ref)
+    return [meta, log, pending, outbox, runs, segments_key(ref)]
 
 
 def segments_key(ref: RunRef) -> str:
