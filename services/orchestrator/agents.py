@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.config import ConfigFile, ConfigProblem
 from services.common.errors import NotFound
+from services.orchestrator.workflows.checks import workflow_problems
+from services.orchestrator.workflows.definition import Workflow
 
 LOOK_EVERY_S = 1.0
 # The tool with which an agent of the strategy plan_execute writes its plan.
@@ -20,7 +22,7 @@ UPDATE_PLAN = "update_plan"
 HAND_OFF = "hand_off_to_human"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tool = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(@[A-Za-z0-9.+_-]{1,32})?$")]
-Strategy = Literal["react", "plan_execute"]
+Strategy = Literal["react", "plan_execute", "workflow"]
 Rung = Literal["without_tools", "without_memory", "shorter_context"]
 log = structlog.get_logger("bulkhead.agents")
 
@@ -86,6 +88,7 @@ class _Working(_Strict):
     tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
     loop_guard: LoopGuard = LoopGuard()
     degradation: Degradation = Degradation()
+    workflow: Workflow | None = None
 
     @property
     def most_at_once(self) -> int | None:
@@ -141,6 +144,8 @@ class AgentDefinition(_Working):
         data = self.model_dump()
         usual = _Working().model_dump()
         data = {name: value for name, value in data.items() if name not in usual or value != usual[name]}
+        if self.workflow is not None:
+            data["workflow"] = self.workflow.model_dump(exclude_defaults=True)
         if data["limits"]["max_total_tokens"] is None:
             del data["limits"]["max_total_tokens"]
         return orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
@@ -191,6 +196,7 @@ def parse_agents(data: Any, prompts: Path) -> Agents:
                 problems.append(f"{where}.prompt: {error}")
                 continue
             fixed = {"prompt": prompt, "tools": tuple(found.tools), "sequential_tools": tuple(found.sequential_tools)}
+            fixed["workflow"] = found.workflow
             definition = AgentDefinition(name=name, version=version, **{**found.model_dump(), **fixed})
             every.append(definition)
             if version == agent.current:
@@ -206,6 +212,10 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
         found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
     if version.strategy == "plan_execute" and UPDATE_PLAN in names:
         found.append(f"tools: {UPDATE_PLAN!r} is the name of a tool that the strategy plan_execute brings itself")
+    if (version.strategy == "workflow") != (version.workflow is not None):
+        found.append("workflow: the strategy workflow works off one, and no other strategy does")
+    if version.workflow is not None:
+        found += [f"workflow.{problem}" for problem in workflow_problems(version.workflow, version.tools)]
     if HAND_OFF in names and version.degradation.hand_off is None:
         found.append(f"tools: {HAND_OFF!r} needs degradation.hand_off, which says to whom")
     return found

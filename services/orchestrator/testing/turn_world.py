@@ -4,6 +4,8 @@ For properties of the agent loop over many examples. What a real store does with
 """
 
 import asyncio
+import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +16,9 @@ import orjson
 from services.common.identity import Principal
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolOutcome, ToolRequest
-from services.orchestrator.records import Draft, Fenced, Limits, RunRef, RunSpec, Terminal, Written
+from services.orchestrator.records import Draft, Fenced, Limits, Park, RunRef, RunSpec, Terminal, Written
 from services.orchestrator.turn.loop import run_turn
-from services.orchestrator.turn.state import Services, Turn, TurnState
+from services.orchestrator.turn.state import RunParked, Services, Turn, TurnState
 from services.orchestrator.writer import RunWriter
 
 REF = RunRef("acme", "t", "r")
@@ -41,7 +43,7 @@ class Journal:
 
     async def write(
         self, ref: RunRef, epoch: int, number: int, trace_id: str, drafts: Sequence[Draft], *, mode: str, state: bytes = b"",
-        messages: Sequence[bytes] = (), terminal: Terminal | None = None,
+        messages: Sequence[bytes] = (), terminal: Terminal | None = None, park: Park | None = None,
     ) -> Written:  # fmt: skip
         """As RunStore.write."""
         await asyncio.sleep(0)
@@ -95,6 +97,7 @@ class World:
     faults: list[str] = field(default_factory=list)
     known: dict[str, ToolOutcome] = field(default_factory=dict)
     owners: int = 0
+    parked: list[int] = field(default_factory=list)
     leaving: Callable[[], bool] = lambda: False
 
     # --- the model ---
@@ -125,8 +128,13 @@ class World:
         self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
     ) -> AsyncGenerator[ToolOutcome]:
         """As ports.Tools.execute. A call that is cut off has an unknown outcome."""
-        call_id = "s{}c{}".format(*key.split("/")[1:])
-        if call_id not in [data["call_id"] for data in self.journal.of("tool_call_started")]:
+        announced = self.journal.of("tool_call_started")
+        if self.agent.strategy == "workflow":
+            # Its calls are numbered together with those of other steps.
+            known = (name, orjson.loads(arguments)) in [(data["tool"], data["arguments"]) for data in announced]
+        else:
+            known = "s{}c{}".format(*key.split("/")[1:]) in [data["call_id"] for data in announced]
+        if not known:
             self.faults.append(f"{key} was sent before its start was written")
         if self.running and (name == "mail" or "mail" in self.running.values()):
             self.faults.append(f"{key} ran beside {self.running}")
@@ -142,6 +150,11 @@ class World:
         finally:
             del self.running[key]
         yield self.known[key]
+
+    async def cancel(self, key: str, *, for_good: bool) -> ToolOutcome | None:
+        """As ports.Tools.cancel."""
+        await asyncio.sleep(0)
+        return self.known.get(key) or (ToolOutcome("failed", code="transport.cancelled") if for_good else None)
 
     async def call_of(self, key: str) -> ToolOutcome | None:
         """As ports.Tools.call_of."""
@@ -172,9 +185,18 @@ class World:
                 await turn.writer.release(turn.snapshot())
             else:
                 await turn.writer.finish(terminal)
+        except RunParked as parked:
+            await self._park(turn, parked)
         except (Fenced, asyncio.CancelledError):
             task.uncancel()
         await turn.writer.settled()
+
+    async def _park(self, turn: Turn, parked: RunParked) -> None:
+        """Lets go of the run; somebody takes it up again when its time has come, or at once where it waits for a command."""
+        self.parked.append(parked.until_ms)
+        with contextlib.suppress(Fenced):
+            await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
+        await asyncio.sleep(max(0.0, parked.until_ms / 1000 - time.time()))
 
     def turn(self, on_lost: Callable[[], Any] = lambda: None) -> Turn:
         """What the next owner takes up; `on_lost` as of RunWriter."""

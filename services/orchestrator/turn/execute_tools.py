@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 import orjson
@@ -177,6 +178,7 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
     if outcome.outcome == "done":
         guard.brought(turn, call)
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
+        outcome = replace(outcome, output=output)
         content = output.decode("utf-8", "replace")
         shown = orjson.Fragment(output)
         turn.writer.emit(
@@ -197,9 +199,11 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
     turn.messages.append(message)
     state.pending = [p for p in state.pending if p.number != call.number]
     following: list[PendingCall] = []
-    if not state.pending:
+    if turn.settle is not None:
+        turn.settle(turn, call, outcome)
+    elif not state.pending:
         end_step(turn)
-    elif not turn.leaving():
+    if state.pending and not turn.leaving():
         following = start_next(turn)
     await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
     return following

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import orjson
 
-from services.orchestrator.ports import ModelFinished, ToolDefinition
+from services.orchestrator.ports import ModelFinished, ToolDefinition, ToolRequest
 from services.orchestrator.turn import guard, limits
 from services.orchestrator.turn.state import PendingCall, Turn
 
@@ -32,10 +32,17 @@ def plan(turn: Turn, answer: ModelFinished, offered: Sequence[ToolDefinition], l
     """
     if last is not None:
         raise limits.reached(last)
+    calls = planned(turn, answer.message.tool_calls, offered)
+    guard.asked(turn, calls)
+    return calls
+
+
+def planned(turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolDefinition]) -> list[PendingCall]:
+    """The calls that are asked for, of which those beyond the limit are marked."""
     known = {tool.name: tool for tool in offered}
     left = next((budget.left for budget in limits.budgets(turn) if budget.reason == "TOOL_LIMIT"), math.inf)
     calls = []
-    for number, request in enumerate(answer.message.tool_calls):
+    for number, request in enumerate(requests):
         tool = known.get(request.name)
         calls.append(
             PendingCall(
@@ -52,7 +59,6 @@ def plan(turn: Turn, answer: ModelFinished, offered: Sequence[ToolDefinition], l
                 over=number >= left,
             )
         )
-    guard.asked(turn, calls)
     return calls
 
 

@@ -10,7 +10,7 @@ import orjson
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.agents import AgentDefinition
-from services.orchestrator.ports import Memory, Message, Models, ToolDefinition, Tools
+from services.orchestrator.ports import Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
 from services.orchestrator.records import Command, RunRef, RunSpec
 from services.orchestrator.writer import RunWriter
 
@@ -172,6 +172,8 @@ class Turn:
     stored: int = field(init=False)
     commands: list[Command] = field(default_factory=list)
     listening: dict[str, Callable[[Command], None]] = field(default_factory=dict)
+    # Takes the result of a call and ends the step with its last one, where a strategy has steps of its own.
+    settle: Callable[["Turn", PendingCall, ToolOutcome], None] | None = None
 
     def __post_init__(self) -> None:
         self.stored = len(self.messages)

@@ -8,6 +8,7 @@ from services.orchestrator.records import Terminal
 from services.orchestrator.turn.plan_execute import PlanExecute
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import Turn
+from services.orchestrator.turn.workflow import WorkflowStrategy
 
 
 class Strategy(Protocol):
@@ -22,7 +23,7 @@ class Strategy(Protocol):
         ...
 
 
-STRATEGIES: Mapping[str, Strategy] = {"react": ReAct(), "plan_execute": PlanExecute()}
+STRATEGIES: Mapping[str, Strategy] = {"react": ReAct(), "plan_execute": PlanExecute(), "workflow": WorkflowStrategy()}
 
 
 def strategy_of(agent: AgentDefinition) -> Strategy:

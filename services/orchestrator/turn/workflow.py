@@ -1,0 +1,199 @@
+"""The strategy `workflow`: the steps that an agent version declares, one after the other or side by side.
+
+What can be worked on at a time is done in rounds: first the tool calls, of all places together, then the model calls. Each result is
+checkpointed with the move that follows from it, so that a step that has ended is never worked on again.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolRequest
+from services.orchestrator.records import Terminal
+from services.orchestrator.turn import degradation, finish, guard
+from services.orchestrator.turn.execute_tools import UNKNOWN, execute_tools
+from services.orchestrator.turn.model_step import find_tools
+from services.orchestrator.turn.plan_tools import planned, start_next
+from services.orchestrator.turn.prepare import prepare
+from services.orchestrator.turn.state import PendingCall, RunParked, RunStopped, Turn
+from services.orchestrator.turn.workflow_model import ask_models
+from services.orchestrator.turn.workflow_state import FLOW, Flow, now_ms
+from services.orchestrator.workflows.definition import EndStep, ModelStep, ToolStep, WaitStep
+from services.orchestrator.workflows.expressions import ExpressionError, as_text, fill
+
+# For less than this a run keeps its worker.
+PARK_FROM_MS = 1_000
+
+
+class WorkflowStrategy:
+    """Works off the workflow of the agent."""
+
+    async def advance(self, turn: Turn, *, resumed: bool) -> Terminal | None:
+        """As Strategy.advance."""
+        flow = Flow(turn)
+        if "at" not in flow.part or not turn.messages:
+            await self._begin(flow)
+            return None
+        if turn.state.phase == "tools":
+            turn.settle = _settle
+            await execute_tools(turn, _none_built_in, resumed=resumed)
+            return None
+        flow.check()
+        if isinstance(end := flow.step(FLOW), EndStep):
+            return _end(flow, end)
+        if over := flow.ready(WaitStep):
+            for place in over:
+                if place in flow.places:
+                    flow.done(place, None)
+            await _store(flow)
+            return None
+        if turn.tools is None:
+            turn.tools = await find_tools(turn)
+        asking = [place for place, kept in flow.places.items() if kept.get("asks")]
+        if asking or flow.ready(ToolStep):
+            await _start_tools(flow, asking, flow.ready(ToolStep))
+        elif models := flow.ready(ModelStep):
+            await ask_models(flow, models)
+        else:
+            await _wait(flow)
+        turn.check_time()
+        return None
+
+    async def _begin(self, flow: Flow) -> None:
+        turn = flow.turn
+        # Its steps are announced by name, when they begin.
+        turn.state.started_step = max(1, turn.state.started_step)
+        await prepare(turn)
+        # What a model is told before the prompt of its step: instructions, and what memory gave.
+        _, recalled = (turn.state.parts.get(degradation.PART) or {}).get("recalled", (0, 0))
+        instructions = next((index for index, message in enumerate(turn.messages) if message.role != "system"), len(turn.messages))
+        flow.part["base"] = max(recalled, instructions)
+        if "at" not in flow.part:
+            flow.begin()
+            flow.tell()
+
+
+def _none_built_in(turn: Turn, call: PendingCall) -> ToolOutcome | None:
+    return None
+
+
+async def _store(flow: Flow) -> None:
+    flow.tell()
+    await flow.turn.writer.checkpoint(flow.turn.snapshot(), flow.turn.unstored())
+
+
+async def _wait(flow: Flow) -> None:
+    """Raises RunParked, unless it is for a moment."""
+    until_ms = flow.next_ms()
+    left_ms = until_ms - now_ms()
+    if left_ms >= PARK_FROM_MS:
+        flow.tell()
+        raise RunParked(until_ms)
+    flow.turn.writer.flush_soon()
+    await asyncio.sleep(max(0, left_ms) / 1000)
+
+
+async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str]) -> None:
+    """Plans and starts the calls that models have asked for and those that steps declare, as the calls of one answer."""
+    turn, state = flow.turn, flow.turn.state
+    known = {tool.name for tool in turn.tools or []}
+    requests: list[tuple[str, ToolRequest]] = []
+    for place in asking:
+        requests += [(place, call) for call in turn.messages[flow.places[place]["said"][-1]].tool_calls]
+    declared = []
+    for place in stepping:
+        if place not in flow.places:
+            continue
+        step: ToolStep = flow.step(place)
+        name = step.tool.partition("@")[0]
+        if name not in known:
+            flow.failed(place, "tool_missing", f"there is no tool {name!r} that this run may use")
+            continue
+        try:
+            arguments = orjson.dumps(fill(step.arguments, flow.scope()))
+        except ExpressionError as error:
+            flow.failed(place, "expression.failed", str(error))
+            continue
+        declared.append((place, name, arguments))
+    declared = [each for each in declared if each[0] in flow.places]
+    if declared or flow.part.get("tooled") == state.step:
+        # The calls of a model go by the number of the call that asked for them, as long as nothing else did.
+        state.step += 1
+    number = state.step
+    for index, (place, name, arguments) in enumerate(declared, len(requests)):
+        requests.append((place, ToolRequest(f"call_{number}_{index}", name, arguments)))
+    requests = [(place, request) for place, request in requests if place in flow.places]
+    if declared:
+        names = ", ".join(flow.places[place]["step"] for place, _, _ in declared)
+        turn.writer.emit("step_started", {"step": number, "name": names})
+        flow.part["open"].append([number, names])
+    if not requests:
+        await _store(flow)
+        return
+    state.pending, state.phase = planned(turn, [request for _, request in requests], turn.tools or []), "tools"
+    # What a workflow declares is bounded there; only a model can go round in circles.
+    if asked := state.pending[: len(requests) - len(declared)]:
+        guard.asked(turn, asked)
+    flow.part["calls"] = {str(index): place for index, (place, _) in enumerate(requests)}
+    flow.part["tooled"] = number
+    start_next(turn)
+    await _store(flow)
+
+
+def _settle(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
+    """Takes the result of a call to where it belongs; written together with it."""
+    flow = Flow(turn)
+    place = flow.part["calls"].get(str(call.number), "")
+    if place in flow.places and isinstance(flow.step(place), ToolStep) and flow.step(place).tool.partition("@")[0] == call.name:
+        if outcome.outcome == "done":
+            flow.done(place, orjson.loads(outcome.output or b"null"))
+        elif outcome.outcome == "unknown":
+            flow.failed(place, UNKNOWN, "it is not known whether the call took effect", passing=False)
+        else:
+            flow.failed(place, outcome.code or "failed", outcome.message)
+    if not turn.state.pending:
+        for kept in flow.places.values():
+            kept.pop("asks", None)
+        for number, name in flow.part["open"]:
+            turn.writer.emit("step_completed", {"step": number, "name": name, "usage": turn.state.usage})
+        flow.part.update(open=[], calls={})
+        turn.state.phase = "model"
+        guard.step_ended(turn)
+    flow.tell()
+
+
+class _Named:
+    """The run's writer, which adds the step's name to what is told of it."""
+
+    def __init__(self, turn: Turn, name: str) -> None:
+        self._emit, self._name = turn.writer.emit, name
+
+    def emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        """As RunWriter.emit."""
+        self._emit(kind, {**data, "name": self._name} if kind == "step_completed" else data)
+
+
+def _end(flow: Flow, end: EndStep) -> Terminal:
+    """The end of the run as a step declares it. Raises RunStopped where that is a failure."""
+    turn = flow.turn
+    try:
+        text = as_text(fill(end.output, flow.scope())) if end.fail is None else end.fail.message.render(flow.scope())
+    except ExpressionError as error:
+        flow.failed(FLOW, "expression.failed", str(error))
+        flow.tell(ended=True)
+        flow.check()
+    turn.state.step += 1
+    number = turn.state.step
+    turn.writer.emit("step_started", {"step": number, "name": end.name})
+    flow.tell(ended=True)
+    if end.fail is not None:
+        turn.writer.emit("step_completed", {"step": number, "name": end.name, "usage": turn.state.usage})
+        raise RunStopped(end.fail.reason, text)
+    # Whoever was here before may have shown it.
+    turn.writer.delta(f"{turn.ref.run_id}/{number}", text[len(turn.delivered) :])
+    turn.delivered = text
+    named: Any = _Named(turn, end.name)
+    return finish.succeed(replace(turn, writer=named), ModelFinished(Message("assistant", text), "stop", {}))
