@@ -19,6 +19,7 @@ from services.common.valkey import connect, ping
 from services.tool_executor.adapters.call_ledger import ValkeyCallLedger
 from services.tool_executor.adapters.documents import MemoryDocuments
 from services.tool_executor.adapters.http_tools import HttpTools
+from services.tool_executor.adapters.last_results import ValkeyLastResults
 from services.tool_executor.adapters.rate_limit import ToolCallRate
 from services.tool_executor.adapters.sandbox import MontySandbox
 from services.tool_executor.adapters.web import OpenWeb
@@ -34,6 +35,7 @@ from services.tool_executor.execution import Executor
 from services.tool_executor.registry import parse_tools
 from services.tool_executor.servicer import ToolServicer
 from services.tool_executor.settings import Settings
+from services.tool_executor.standing_in import Kept
 from services.tool_executor.tools import built_ins
 
 STORE_TIMEOUT_S = 0.05
@@ -78,7 +80,7 @@ def build(settings: Settings) -> Service:
     breakers = Breakers(shared, key="tools:{{b:{}}}:breaker".format, channel="tools:breakers", policy=TOOL_BREAKER, label=tool_of)
     verifier = verifier_of(settings)
     rate = ToolCallRate(state, policies, settings.policy_set)
-    executor = Executor(lambda: tools.current, claims, rate, ToolBreaker(breakers), Approvals(verifier))
+    executor = Executor(lambda: tools.current, claims, rate, ToolBreaker(breakers), Approvals(verifier), Kept(ValkeyLastResults(shared)))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,

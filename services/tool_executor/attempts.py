@@ -1,6 +1,7 @@
 """One attempt: a tool's function in a task of its own, with a time limit that holds even for a tool that ignores it."""
 
 import asyncio
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,3 +106,11 @@ class Attempt:
             raise error
         log.error("tool_crashed", tool=self._tool.name, version=self._tool.version, exc_info=error)
         raise ToolFailure("internal", f"The tool {self._tool.name} failed.", developer_message=type(error).__name__) from error
+
+
+def wait_before_retry(tool: Tool, failure: ToolFailure, attempts: int, deadline: float) -> float | None:
+    """Seconds to wait before the next attempt, None when there is none."""
+    if not failure.retried or not tool.repeatable or attempts > tool.limits.retry.times:
+        return None
+    wait_s = failure.retry_after_s if failure.retry_after_s is not None else random.uniform(*tool.limits.retry.backoff_s)  # noqa: S311
+    return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None

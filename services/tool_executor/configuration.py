@@ -70,6 +70,8 @@ class ToolConfig(_Strict):
     scopes: tuple[str, ...] = ()
     annotations: AnnotationsConfig = AnnotationsConfig()
     approval: Literal["by_annotations", "always", "never"] = "by_annotations"
+    fallback: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}(@\d{1,6}\.\d{1,6}\.\d{1,6})?$")] | None = None
+    stale_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] | None = None
     max_output_bytes: Annotated[int, Field(ge=1, le=MAX_OUTPUT_BYTES)] | None = None
     concurrent_calls: Annotated[int, Field(ge=1)] | None = None

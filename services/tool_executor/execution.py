@@ -5,7 +5,6 @@ repeat where that is harmless → output schema and size → store → one log l
 """
 
 import asyncio
-import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,13 +20,14 @@ from services.common.idempotency import fingerprint
 from services.common.identity import Principal
 from services.tool_executor.approvals import CODES, Approvals
 from services.tool_executor.arguments import canonical, output, parsed, valid
-from services.tool_executor.attempts import Attempt, Ended, Slots, Stopped, TimedOut
+from services.tool_executor.attempts import Attempt, Ended, Slots, Stopped, TimedOut, wait_before_retry
 from services.tool_executor.breaker import ToolBreaker
 from services.tool_executor.claims import LEASE_S, Claims
 from services.tool_executor.failures import ToolFailure
 from services.tool_executor.outcomes import CallResult, Event, Failure, Outcome, Warned
 from services.tool_executor.ports import Entry, RateLimit, Record, Verdict
 from services.tool_executor.registry import EXECUTE_SCOPE, Registry
+from services.tool_executor.standing_in import Kept, by_tool, helps
 from services.tool_executor.tools import Tool, ToolCall
 
 MAX_ID = 255
@@ -85,13 +85,14 @@ class Executor:
     """Executes calls. `registry` answers the registry that holds at this moment."""
 
     def __init__(
-        self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit, breaker: ToolBreaker, approvals: Approvals
+        self, registry: Callable[[], Registry], claims: Claims, rate: RateLimit, breaker: ToolBreaker, approvals: Approvals, kept: Kept
     ) -> None:
         self._registry = registry
         self._claims = claims
         self._rate = rate
         self._breaker = breaker
         self._approvals = approvals
+        self._kept = kept
         self._slots = Slots()
 
     async def execute(self, request: Request, principal: Principal, remaining_s: float) -> AsyncIterator[Event | CallResult]:
@@ -147,7 +148,7 @@ class Executor:
 
     async def erase(self, tenant: str, user: str) -> int:
         """Deletes what is known of a user's calls; answers how many there were. Raises Overloaded without a store."""
-        return await self._claims.erase(tenant, user)
+        return await self._claims.erase(tenant, user) + await self._kept.erase(tenant, user)
 
     async def known(self, tenant: str, key: str) -> tuple[Record, CallResult] | None:
         """What is known of a call by its key, None when the key was never seen. Raises Overloaded without a store."""
@@ -201,13 +202,13 @@ class Executor:
                         raise ToolFailure("transport.cancelled", "The call was cancelled.", certain=work.attempt is None)
                     cut_short = deadline - asyncio.get_running_loop().time() < tool.limits.timeout_s
                     async with self._breaker.attempt(tool, tenant, cut_short=cut_short):
-                        async for event in self._attempted(work, arguments, deadline):
+                        async for event in self._attempted(work, arguments, deadline, tool):
                             yield event
                         assert work.attempt is not None
                         result = CallResult(Outcome.DONE, output=output(tool, work.attempt.value()))
                     break
                 except ToolFailure as failure:
-                    wait_s = _wait_before_retry(tool, failure, work.attempts, deadline)
+                    wait_s = wait_before_retry(tool, failure, work.attempts, deadline)
                     if wait_s is None or work.stopped or self._breaker.is_open(tool, tenant):
                         raise
                     _retries.add(1, {"tool": tool.name})
@@ -219,15 +220,45 @@ class Executor:
             harmless = tool.repeatable or failure.certain or not work.call.effect_possible
             work.free = failure.code in ("limit.concurrency", "limit.breaker_open") or failure.code in CODES
             work.free = work.free or (failure.code == "transport.cancelled" and harmless)
+        if isinstance(result, CallResult) and self._kept.keeps(tool, result.output):
+            self._claims.in_background(self._kept.keep(tool, work.call, arguments, result.output))
+        elif isinstance(result, ToolFailure) and not work.stopped and helps(tool, result, work.call):
+            async for event in self._instead(work, arguments, deadline, result):
+                if isinstance(event, CallResult):
+                    # The tool itself has done nothing under this key.
+                    result, work.free = event, True
+                else:
+                    yield event
         work.result = self._told(work, result)
         await self._finish(work)
         yield work.result
 
-    async def _attempted(self, work: _Work, arguments: Any, deadline: float) -> AsyncIterator[Event]:
-        timeout_s = min(work.tool.limits.timeout_s, deadline - asyncio.get_running_loop().time())
+    async def _instead(self, work: _Work, arguments: Any, deadline: float, failure: ToolFailure) -> AsyncIterator[Event | CallResult]:
+        """What stands in for a tool that failed, with its warning and its result as the last one; nothing where nothing does."""
+        tool, call, other = work.tool, work.call, self._registry().stand_in(work.tool, work.call.principal)
+        if other is not None:
+            work.call = call.of(other)
+            try:
+                async with self._breaker.attempt(other, call.principal.tenant, cut_short=False):
+                    async for event in self._attempted(work, valid(other, arguments)[0], deadline, other):
+                        yield event
+                    assert work.attempt is not None
+                    result = CallResult(Outcome.DONE, output=output(other, work.attempt.value()))
+                yield by_tool(tool, other, failure)
+                yield result
+                return
+            except ToolFailure as second:
+                log.info("tool_fallback_failed", tool=tool.name, fallback=other.name, code=second.code)
+                work.call = call
+        if not work.stopped and (found := await self._kept.instead(tool, call, arguments, failure)) is not None:
+            for event in found:
+                yield event
+
+    async def _attempted(self, work: _Work, arguments: Any, deadline: float, tool: Tool) -> AsyncIterator[Event]:
+        timeout_s = min(tool.limits.timeout_s, deadline - asyncio.get_running_loop().time())
         if timeout_s <= 0:
             raise ToolFailure("transport.timeout", "No time was left to run the tool.", certain=True)
-        work.attempt = Attempt(work.tool, work.call, arguments, work.queue, timeout_s, self._slots, work.span)
+        work.attempt = Attempt(tool, work.call, arguments, work.queue, timeout_s, self._slots, work.span)
         work.attempts += 1
         while True:
             item = await work.queue.get()
@@ -362,11 +393,3 @@ def _failed(tool: Tool, call: ToolCall, failure: ToolFailure) -> CallResult:
         return CallResult(Outcome.FAILED, error=error)
     message = f"{failure.agent_message} It is not known whether it took effect: check before you repeat it."
     return CallResult(Outcome.UNKNOWN, error=replace(error, agent_message=message, retryable=False))
-
-
-def _wait_before_retry(tool: Tool, failure: ToolFailure, attempts: int, deadline: float) -> float | None:
-    """Seconds to wait before the next attempt, None when there is none."""
-    if not failure.retried or not tool.repeatable or attempts > tool.limits.retry.times:
-        return None
-    wait_s = failure.retry_after_s if failure.retry_after_s is not None else random.uniform(*tool.limits.retry.backoff_s)  # noqa: S311
-    return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None

@@ -79,6 +79,19 @@ class CallLedger(Protocol):
         """Deletes the calls of a user; answers how many. What is at work then stores no result."""
 
 
+class LastResults(Protocol):
+    """The last good results of tools that change nothing, by tenant, user and name of the call."""
+
+    async def keep(self, tenant: str, user: str, name: str, output: bytes, kept_s: float) -> None:
+        """Keeps a result for about that long. Never raises: what cannot be kept is lost."""
+
+    async def last(self, tenant: str, user: str, name: str) -> tuple[float, bytes] | None:
+        """The age in seconds and the output; None where none is known. Never raises."""
+
+    async def erase(self, tenant: str, user: str) -> int:
+        """Deletes what is kept of a user; answers how many. Raises Overloaded without a store."""
+
+
 class RateLimit(Protocol):
     """Tool calls per minute of a user."""
 

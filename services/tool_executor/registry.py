@@ -50,6 +50,13 @@ class Registry:
             if not principal.missing([EXECUTE_SCOPE, *tool.scopes])
         ]
 
+    def stand_in(self, tool: Tool, principal: Principal) -> Tool | None:
+        """The fallback of a tool, where it has one that `principal` may use."""
+        if not tool.fallback:
+            return None
+        other = self.resolve(*tool.fallback.partition("@")[::2])
+        return None if principal.missing([EXECUTE_SCOPE, *other.scopes]) else other
+
     def __len__(self) -> int:
         return sum(len(versions) for versions in self._versions.values())
 
@@ -77,9 +84,27 @@ def parse_tools(content: Any, declared: Sequence[BuiltIn], http_run: MakeHttpRun
             problems.append(f"{place}: version {tool.version} stands twice")
         elif config.enabled:
             tools[tool.name, tool.version] = tool
+    registry = Registry(tools.values())
+    problems += [f"tools.yaml: {tool.name}@{tool.version}: {problem}" for tool in tools.values() for problem in _stand_ins(tool, registry)]
     if problems:
         raise ConfigProblem(problems)
-    return Registry(tools.values())
+    return registry
+
+
+def _stand_ins(tool: Tool, registry: Registry) -> list[str]:
+    found = []
+    if tool.stale_s and not tool.annotations.read_only:
+        found.append("stale_s: only a tool that is read_only may answer with an old result")
+    if tool.fallback:
+        try:
+            other = registry.resolve(*tool.fallback.partition("@")[::2])
+        except NotFound as error:
+            return [*found, f"fallback: {error.message}"]
+        if (other.name, other.version) == (tool.name, tool.version):
+            found.append("fallback: a tool cannot stand in for itself")
+        elif not other.repeatable or other.approval:
+            found.append(f"fallback: {other.name} must be read_only or idempotent, and need no approval, to stand in for another")
+    return found
 
 
 def _tool(config: ToolConfig, defaults: DefaultsConfig, known: Mapping[str, Mapping[str, BuiltIn]], http_run: MakeHttpRun) -> Tool:
@@ -128,6 +153,8 @@ def _tool(config: ToolConfig, defaults: DefaultsConfig, known: Mapping[str, Mapp
         run=run,
         options=options,
         approval=_approval(config, annotations),
+        fallback=config.fallback or "",
+        stale_s=config.stale_s,
     )
 
 

@@ -82,6 +82,10 @@ class ToolCall:
         self.effect_possible = True
         self._emit = emit
 
+    def of(self, tool: "Tool") -> "ToolCall":
+        """The same call as another tool makes it."""
+        return ToolCall(self.principal, self._emit, key=self.key, run_id=self.run_id, thread_id=self.thread_id, options=tool.options)
+
     def progress(self, fraction: float, message: str) -> None:
         """Tells how far the tool is."""
         self._emit(Progress(fraction, message))
@@ -114,6 +118,9 @@ class Tool:
     options: Any = None
     # Whether a call needs an approval: '' no, waivable (unless the agent's rules waive it), required (by a person).
     approval: str = ""
+    # Name, or name@version, of the tool that stands in when this one fails, and how old a result of the same call may be that does.
+    fallback: str = ""
+    stale_s: float = 0.0
 
     @cached_property
     def repeatable(self) -> bool:
