@@ -6,6 +6,7 @@ A process cannot tell a misspelt variable from one that is meant for another pro
 KNOWN = frozenset(
     {
         "ADDRESS_FILE",
+        "AUDIT_DAYS",
         "BATCH_CONCURRENCY",
         "BODY_LIMIT_BYTES",
         "BODY_TIMEOUT_S",

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
 
+from services.common.audit import AuditStream
 from services.common.config import ConfigFile
 from services.common.errors import Overloaded
 from services.common.idempotency import IdempotencyStore
@@ -34,6 +36,7 @@ from services.orchestrator.adapters.tools import ToolExecutor
 from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import ValkeyWebhooks
 from services.orchestrator.agents import AgentCatalog
+from services.orchestrator.auditing import Auditing
 from services.orchestrator.bulk_cancel import BulkCancel
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
@@ -81,6 +84,8 @@ def build(settings: Settings) -> Service:
     announcing = Announcing(store, webhooks, delivering.wake)
     endpoints = Endpoints(webhooks, sender, IdempotencyStore(client), private)
     outbox = Outbox(store, services.memory, minter, announcing)
+    if settings.audit_days:
+        outbox.audit = Auditing(store, agents, AuditStream(client, timedelta(days=settings.audit_days)))
     worker = Worker(settings, store, hub, agents, services, outbox, minter)
     sweeper = Sweeper(settings, store, worker, outbox)
     accepting = Accepting(settings, store, hub, worker, agents, policies)

@@ -6,7 +6,7 @@ arrives, by whichever process holds its lease, under keys that make a second arr
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -45,8 +45,13 @@ class Outbox:
     def __init__(self, store: RunStore, memory: Memory, minter: Minter, announcing: Announcing) -> None:
         self._store, self._memory, self._minter, self._announcing = store, memory, minter, announcing
 
+    # Appends the audit record of an ended run; None where none are kept.
+    audit: Callable[[RunRef], Awaitable[None]] | None = None
+
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
+        if self.audit is not None:
+            await self.audit(ref)
         # A memory service that is away is no reason for others not to hear of the run's end.
         await self._announcing.announce(ref)
         claimed = await self._store.outbox_claim(ref, LEASE_S)
@@ -76,6 +81,8 @@ class Outbox:
 
     async def settle(self, ref: RunRef) -> None:
         """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""
+        if self.audit is not None:
+            await self.audit(ref)
         if not self._announcing.certainly_silent(ref.tenant):
             await self._store.release_slot(ref)
             await self._announcing.announce(ref)

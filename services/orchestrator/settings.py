@@ -59,6 +59,7 @@ class Settings(ServiceSettings):
         60.0, description="How late a tick of a schedule may be and is still made up, in seconds, whatever its catch-up policy."
     )
     schedule_least_interval_s: PositiveSeconds = Field(60.0, description="Shortest fixed interval of a schedule, in seconds.")
+    audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
 
     def problems(self) -> list[str]:
         """Required settings, readable files, and a lease that outlives its heartbeats."""

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bulkhead.tools.v1 import tools_pb2_grpc
 
+from services.common.audit import AuditStream
 from services.common.breaker import Breakers
 from services.common.config import ConfigFile
 from services.common.limits import parse_policies
@@ -24,6 +26,7 @@ from services.tool_executor.adapters.rate_limit import ToolCallRate
 from services.tool_executor.adapters.sandbox import MontySandbox
 from services.tool_executor.adapters.web import OpenWeb
 from services.tool_executor.approvals import Approvals
+from services.tool_executor.auditing import ToolAudit
 from services.tool_executor.breaker import TOOL_BREAKER, ToolBreaker, tool_of
 from services.tool_executor.builtin.calculator import calculator
 from services.tool_executor.builtin.current_time import Clock
@@ -81,6 +84,8 @@ def build(settings: Settings) -> Service:
     verifier = verifier_of(settings)
     rate = ToolCallRate(state, policies, settings.policy_set)
     executor = Executor(lambda: tools.current, claims, rate, ToolBreaker(breakers), Approvals(verifier), Kept(ValkeyLastResults(shared)))
+    if settings.audit_days:
+        executor.audit = ToolAudit(AuditStream(state, timedelta(days=settings.audit_days)))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,

@@ -21,6 +21,7 @@ from services.common.identity import Principal
 from services.tool_executor.approvals import CODES, Approvals
 from services.tool_executor.arguments import canonical, output, parsed, valid
 from services.tool_executor.attempts import Attempt, Ended, Slots, Stopped, TimedOut, wait_before_retry
+from services.tool_executor.auditing import ToolAudit
 from services.tool_executor.breaker import ToolBreaker
 from services.tool_executor.claims import LEASE_S, Claims
 from services.tool_executor.failures import ToolFailure
@@ -94,6 +95,8 @@ class Executor:
         self._approvals = approvals
         self._kept = kept
         self._slots = Slots()
+
+    audit: ToolAudit | None = None  # set where records are kept
 
     async def execute(self, request: Request, principal: Principal, remaining_s: float) -> AsyncIterator[Event | CallResult]:
         """Events, and the result as the last one.
@@ -318,6 +321,8 @@ class Executor:
             result = replace(
                 result, version=tool.version, attempts=work.attempts, duration_s=duration_s, citations=tuple(work.call.citations)
             )
+            if self.audit is not None:
+                self._claims.in_background(self.audit.append(work.call.principal, request, tool.name, result))
         code = result.error.code if result.error else ""
         _calls.add(1, {"tool": tool.name, "outcome": "replayed" if work.replayed else str(result.outcome)})
         _durations.record(duration_s, {"tool": tool.name})

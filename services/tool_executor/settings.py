@@ -17,6 +17,7 @@ class Settings(ServiceSettings):
     metrics_port: Port = Field(9464, description="Port of the Prometheus metrics; 0 turns them off.")
     state_url: str = Field("", description="Valkey of the call records and rate limits, as redis://host:port/0.")
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder with tools.yaml and policies.yaml.")
+    audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
 
     def problems(self) -> list[str]:
         """What is missing to start."""

@@ -1,0 +1,81 @@
+"""The audit record of a run: made from the run's own record after its end, before anybody forgets the run.
+
+The end itself is the entry of the outbox: it is written in one step with the run's result, and the run stays in the sweeper's list
+until this has been done. The record's id follows from the run's, so a second time changes nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import orjson
+import structlog
+from opentelemetry.metrics import get_meter
+
+from services.common.audit import AuditStream, digest, whom
+from services.common.identity import Principal
+from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.records import RunRecord, RunRef
+
+AUDIT_SCHEMA = 1
+# More tool calls than these are counted and not listed.
+MOST_TOOLS = 200
+log = structlog.get_logger("bulkhead.audit")
+_appended = get_meter("bulkhead.orchestrator").create_counter(
+    "bulkhead_audit_records_total", description="Audit records of runs that were appended, by how the run ended."
+)
+
+
+class Records(Protocol):
+    """As RunStore."""
+
+    async def run(self, ref: RunRef) -> RunRecord | None:
+        """As RunStore.run."""
+        ...
+
+    async def definition(self, digest: str) -> bytes | None:
+        """As RunStore.definition."""
+        ...
+
+
+class Auditing:
+    """Appends the records of ended runs."""
+
+    def __init__(self, runs: Records, agents: AgentCatalog, stream: AuditStream) -> None:
+        self._runs, self._agents, self._stream = runs, agents, stream
+
+    async def __call__(self, ref: RunRef) -> None:
+        """Appends the record of a run that has ended, unless that was done. Raises Overloaded."""
+        record = await self._runs.run(ref)
+        if record is None or not record.ended:
+            return
+        made = record_of(ref, record, await self._model(record.spec.agent_digest))
+        if await self._stream.append(ref.tenant, f"run/{ref.run_id}", made):
+            _appended.add(1, {"status": record.status})
+            log.debug("audit_appended", run_id=ref.run_id)
+
+    async def _model(self, digest_: str) -> str:
+        known = self._agents.agents.by_digest.get(digest_)
+        if known is not None:
+            return known.model
+        raw = await self._runs.definition(digest_)
+        return AgentDefinition.decode(raw).model if raw else ""
+
+
+def record_of(ref: RunRef, record: RunRecord, model: str) -> dict[str, Any]:
+    """The record: ids, digests, numbers, and names of the configuration; nothing that a person has written."""
+    spec, result, state = record.spec, record.result, record.state
+    usage: Mapping[str, Any] = (result or state).get("usage", {})
+    tools = state.get("tool_log", [])
+    return {
+        "schema_version": AUDIT_SCHEMA, "kind": "run", "run_id": ref.run_id, "session": ref.thread_id, "request_id": spec.request_id,
+        **whom(Principal.from_dict(dict(spec.principal))), "agent": spec.agent, "agent_version": spec.agent_version,
+        "agent_digest": spec.agent_digest, "model": model, "status": record.status, "reason": result.get("error", {}).get("reason", ""),
+        "finish_reason": result.get("finish_reason", ""), "input_hash": digest(orjson.dumps(list(spec.input), option=orjson.OPT_SORT_KEYS)),
+        "output_hash": digest(result.get("output_text", "")), "usage": {name: int(value) for name, value in usage.items()},
+        "tools": [
+            {"name": call["name"], "arguments_hash": digest(call["arguments"]), "output_hash": digest(call["output"])}
+            for call in tools[:MOST_TOOLS]
+        ],
+        "tool_count": len(tools), "guard_verdicts": [], "approvals": [], "created_ms": record.created_ms, "started_ms": record.started_ms,
+        "ended_ms": record.ended_ms, "active_ms": int(state.get("active_ms", 0)), "attempts": record.attempt, "retention_class": "standard",
+    }  # fmt: skip
