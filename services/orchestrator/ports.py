@@ -160,6 +160,10 @@ class Tools(Protocol):
         """Those of `names` (name or name@version) that the caller may use. Raises BulkheadError."""
         ...
 
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` (name or name@version) that are no tools at all, whoever asks. Raises BulkheadError."""
+        ...
+
     def execute(
         self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
     ) -> AsyncGenerator[ToolProgress | Warned | ToolOutcome]:

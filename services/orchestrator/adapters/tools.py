@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
 from bulkhead.common.v1 import common_pb2
 from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
 
-from services.common.errors import BulkheadError, NotFound, UpstreamFailed
+from services.common.errors import BulkheadError, NotFound, PermissionDenied, UpstreamFailed
 from services.common.rpc import context as call_context
 from services.common.rpc.channel import Dialer
 from services.orchestrator.adapters.llm import warned
@@ -69,6 +70,19 @@ class ToolExecutor:
             tool = next((t for t in tools if t.name == name and version in ("", t.version)), None)
             if tool is not None:
                 found.append(_definition(tool))
+        return found
+
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """As ports.Tools.missing."""
+        found = []
+        for each in names:
+            name, _, version = each.partition("@")
+            # One that the caller may not use is refused and not unknown.
+            with suppress(PermissionDenied):
+                try:
+                    await self._stub.GetTool(tools_pb2.GetToolRequest(name=name, version=version))
+                except NotFound:
+                    found.append(each)
         return found
 
     async def execute(

@@ -161,6 +161,13 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
             ]
         )
 
+    async def GetTool(self, request, context):
+        """One of them."""
+        listed = await self.ListTools(tools_pb2.ListToolsRequest(names=[request.name]), context)
+        if not listed.tools:
+            raise NotFound("no such tool", reason="TOOL_NOT_FOUND")
+        return tools_pb2.GetToolResponse(tool=listed.tools[0])
+
     async def ExecuteTool(self, request, context):
         """Runs once a key, or raises `failure`."""
         if self.failure is not None:

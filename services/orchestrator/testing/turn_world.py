@@ -97,6 +97,7 @@ class World:
     faults: list[str] = field(default_factory=list)
     known: dict[str, ToolOutcome] = field(default_factory=dict)
     owners: int = 0
+    unknown: Sequence[str] = ()
     parked: list[int] = field(default_factory=list)
     leaving: Callable[[], bool] = lambda: False
 
@@ -122,7 +123,12 @@ class World:
 
     async def definitions(self, names: Sequence[str]) -> list[ToolDefinition]:
         """As ports.Tools.definitions."""
-        return [ToolDefinition(name, "1", name, b"{}", repeatable=name == "look") for name in names]
+        there = [name for name in names if name not in self.unknown]
+        return [ToolDefinition(name, "1", name, b"{}", repeatable=name == "look") for name in there]
+
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """As ports.Tools.missing."""
+        return [name for name in names if name in self.unknown]
 
     async def execute(
         self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str

@@ -67,6 +67,7 @@ OWN: Mapping[str, Code] = {
     "tools_unavailable": Code(
         "without_tools", "tools", "answer_without_tools", "Tools are not available, so this answer is made without them."
     ),
+    "tool_missing": Code("without_tools", "tool", "answer_without_it", "The agent names a tool that does not exist."),
     "answered_without_tools": Code(
         "without_tools", "tools", "answer_without_tools", "No model could answer with tools, so this answer is made without them."
     ),

@@ -13,6 +13,7 @@ from services.common.errors import BulkheadError
 from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
 from services.orchestrator.turn import degradation, forgetting, handoff, limits
+from services.orchestrator.turn.missing_tools import tell_missing
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # A model gateway that is lost midway is a crash, after which the step is made again; retries of a model are its own business.
@@ -78,7 +79,9 @@ async def find_tools(turn: Turn) -> list[ToolDefinition]:
     while True:
         turn.enter_call()
         try:
-            return [*await turn.services.tools.definitions(names), *own]
+            found = await turn.services.tools.definitions(names)
+            await tell_missing(turn, names, found)
+            return [*found, *own]
         except BulkheadError as error:
             turn.check_time()
             # An executor that is being replaced is back in seconds, and an answer without tools is a poor one.
