@@ -11,7 +11,7 @@ import redis.asyncio as redis
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import LUA, StoreBase
-from services.orchestrator.adapters.store_keys import LIVE, erasing_key, lookup_key, quoted, thread_keys
+from services.orchestrator.adapters.store_keys import LIVE, approvals_keys, erasing_key, feedback_key, lookup_key, quoted, thread_keys
 from services.orchestrator.erasure_records import PARTS, ErasureRecord, ErasureRef, Part
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import HANDED_OFF, message_id_of
@@ -101,7 +101,6 @@ class ValkeyErasures(StoreBase):
         tenant = refs[0].tenant
         prefix = f"tn:{{{quoted(tenant)}}}"
         endpoints = [text(name) for name in await self._ask(self._client.hkeys(f"{prefix}:hooks"))]
-        theirs = {f"{ref.thread_id}/{ref.run_id}" for ref in refs}
         for some in _some(refs):
             keys = [lookup_key(tenant, ref.run_id) for ref in some]
             messages = [message_id_of(ref, *kind) for ref in some for kind in ((), (HANDED_OFF,))]
@@ -113,9 +112,11 @@ class ValkeyErasures(StoreBase):
             for endpoint in endpoints:
                 pipeline.zrem(f"{prefix}:hook-log:{endpoint}", *messages)
             await self._ask(pipeline.execute())
-        async for members in self._scanned(f"{prefix}:feedback"):
-            if gone := [member for member in members if text(member).rpartition("/")[0] in theirs]:
-                await self._ask(self._client.zrem(f"{prefix}:feedback", *gone))
+        threads = {ref.thread_id for ref in refs}
+        for key in (feedback_key(tenant), *approvals_keys(tenant)):
+            async for members in self._scanned(key):
+                if gone := [member for member in members if text(member).replace("/", " ").partition(" ")[0] in threads]:
+                    await self._ask(self._client.zrem(key, *gone))
 
     async def delete_threads(self, tenant: str, threads: Sequence[str]) -> bool:
         """As ErasureStore.delete_threads."""

@@ -45,6 +45,17 @@ def erasing_key(tenant: str) -> str:
     return f"tn:{{{quoted(tenant)}}}:erasing"
 
 
+def feedback_key(tenant: str) -> str:
+    """Key of the list of all feedback of a tenant: `<thread>/<run>/<id>` by time."""
+    return f"tn:{{{quoted(tenant)}}}:feedback"
+
+
+def approvals_keys(tenant: str) -> tuple[str, str]:
+    """Keys of the lists of all interrupts of a tenant, and of the open ones: `<thread> <id>`."""
+    prefix = f"tn:{{{quoted(tenant)}}}:approvals"
+    return f"{prefix}:all", f"{prefix}:open"
+
+
 def waiting_keys(tenant: str) -> list[str]:
     """KEYS of tenant_release: slots, queue, limits, delayed, pace."""
     prefix = f"tn:{{{quoted(tenant)}}}"

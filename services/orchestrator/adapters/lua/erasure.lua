@@ -82,9 +82,10 @@ local function due(keys, args)
 end
 
 redis.register_function('erasure_begin_v1', begin)
-redis.register_function('erasure_part_v1', part)
-redis.register_function('erasure_finish_v1', finish)
-redis.register_function('erasure_quiet_v1', quiet)
-redis.register_function('erasure_thread_v1', thread)
-redis.register_function('erasure_note_v1', note)
-redis.register_function('erasure_due_v1', due)
+-- Whatever goes frees memory.
+redis.register_function{function_name = 'erasure_part_v1', callback = part, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_finish_v1', callback = finish, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_quiet_v1', callback = quiet, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_thread_v1', callback = thread, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_note_v1', callback = note, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_due_v1', callback = due, flags = {'allow-oom'}}
