@@ -35,6 +35,7 @@ _THREAD = "bulkhead.orchestrator.v1.ThreadService"
 _RUN = "bulkhead.orchestrator.v1.RunService"
 _AGENT = "bulkhead.orchestrator.v1.AgentService"
 _ADMIN = "bulkhead.orchestrator.v1.AdminService"
+_APPROVAL = "bulkhead.orchestrator.v1.ApprovalService"
 _WEBHOOK = "bulkhead.orchestrator.v1.WebhookService"
 _SCHEDULE = "bulkhead.orchestrator.v1.ScheduleService"
 _LLM = "bulkhead.llm.v1.LlmService"
@@ -51,6 +52,7 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "orchestrator", _RUN, ("SteerRun", "StopGeneration", "CancelToolCall")),
     Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
+    Edge("gateway", "orchestrator", _APPROVAL, ("ListApprovals", "GetApproval", "DecideApproval")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("ListDeliveries", "Redeliver")),
     Edge("gateway", "orchestrator", _SCHEDULE, ("CreateSchedule", "GetSchedule", "ListSchedules", "UpdateSchedule", "PauseSchedule")),
     Edge("gateway", "orchestrator", _SCHEDULE, ("ResumeSchedule", "DeleteSchedule", "ListScheduleTicks")),
@@ -95,6 +97,9 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_RUN}/StreamEvents": MethodPolicy(None),
     f"/{_AGENT}/ListAgents": _READ,
     f"/{_AGENT}/GetAgent": _READ,
+    f"/{_APPROVAL}/ListApprovals": _READ,
+    f"/{_APPROVAL}/GetApproval": _READ,
+    f"/{_APPROVAL}/DecideApproval": _WRITE,
     f"/{_WEBHOOK}/CreateWebhook": _WRITE,
     f"/{_WEBHOOK}/ListWebhooks": _READ,
     f"/{_WEBHOOK}/DeleteWebhook": _WRITE,

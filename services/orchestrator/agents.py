@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.common.config import ConfigFile, ConfigProblem
 from services.common.errors import NotFound
+from services.orchestrator.approvals.policy import ApprovalPolicy
 from services.orchestrator.workflows.checks import workflow_problems
 from services.orchestrator.workflows.definition import Workflow
 
@@ -87,6 +88,7 @@ class _Working(_Strict):
     parallel_tool_calls: bool = True
     tool_concurrency: Annotated[int, Field(ge=1, le=128)] | None = None
     loop_guard: LoopGuard = LoopGuard()
+    approval: ApprovalPolicy = ApprovalPolicy()
     degradation: Degradation = Degradation()
     workflow: Workflow | None = None
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
@@ -36,14 +37,18 @@ from services.orchestrator.adapters.tools import ToolExecutor
 from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import ValkeyWebhooks
 from services.orchestrator.agents import AgentCatalog
+from services.orchestrator.approvals.deciding import Deciding
+from services.orchestrator.approvals.raising import Raising
 from services.orchestrator.auditing import Auditing
 from services.orchestrator.bulk_cancel import BulkCancel
+from services.orchestrator.commanding import Commanding
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.schedules.firing import Firing
 from services.orchestrator.schedules.keeping import Schedules
 from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
+from services.orchestrator.servicers.approvals import ApprovalServicer
 from services.orchestrator.servicers.schedules import ScheduleServicer
 from services.orchestrator.servicers.webhooks import WebhookServicer
 from services.orchestrator.settings import Settings
@@ -79,6 +84,7 @@ def build(settings: Settings) -> Service:
     listening = connect(settings.state_url, max_connections=2)
     notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
+    services.interrupts = Raising(store, store, hub, minter, lambda tier: policies.current.tier(settings.policy_set, tier))
     webhooks, sender, private = ValkeyWebhooks(client, owner, settings.state_replicas), HttpSender(), settings.webhook_allow_private
     delivering = Delivering(webhooks, sender, settings.webhook_retries_s, private)
     announcing = Announcing(store, webhooks, delivering.wake)
@@ -93,6 +99,7 @@ def build(settings: Settings) -> Service:
     firing = Firing(timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s)
     schedules = Schedules(timed, IdempotencyStore(client), accepting, agents, settings.schedule_least_interval_s)
     bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))
+    deciding = Deciding(store, store, Commanding(store, hub, worker), services.tools, minter)
     watching = Watching(settings, store, hub, worker)
     mover = SegmentMover(
         store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s
@@ -147,6 +154,7 @@ def build(settings: Settings) -> Service:
             partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store, bulk_cancel)),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
             partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
+            partial(approvals_rpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(deciding)),
             partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
         ],
         {"state": store.ping, "llm_gateway": lambda: dialer.reachable("llm_gateway")},

@@ -64,6 +64,17 @@ class ToolDefinition:
     parameters: bytes
     repeatable: bool = False
     timeout_s: float = 30.0
+    # Whether a call needs an approval: '' no, waivable (unless the agent's rules waive it), required (by a person).
+    approval: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Arguments as the tool is given them, canonical JSON, or what does not fit: (JSON Pointer, keyword). `schema` is the tool's."""
+
+    arguments: bytes
+    violations: Sequence[tuple[str, str]]
+    schema: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +176,13 @@ class Tools(Protocol):
         ...
 
     def execute(
-        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
+        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str, approval: str = ""
     ) -> AsyncGenerator[ToolProgress | Warned | ToolOutcome]:
-        """Runs a tool; ToolOutcome is last. Raises BulkheadError."""
+        """Runs a tool; ToolOutcome is last. `approval` is signed, '' where the call has none. Raises BulkheadError."""
+        ...
+
+    async def check(self, name: str, version: str, arguments: bytes) -> Checked:
+        """What a call would be given, without running it. Raises BulkheadError."""
         ...
 
     async def call_of(self, key: str) -> ToolOutcome | None:

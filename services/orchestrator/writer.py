@@ -33,6 +33,7 @@ class RunWriter:
         self._store, self._hub, self._ref = store, hub, ref
         self._epoch, self._attempt, self._trace_id = epoch, attempt, trace_id
         self._batch_s, self._patience_s = batch_s, patience_s
+        self.epoch, self.trace_id = epoch, trace_id
         self._on_lost = on_lost
         self._number = 0
         self._drafts: list[Draft] = []

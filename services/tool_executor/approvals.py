@@ -39,10 +39,12 @@ class Approvals:
                 raise ToolFailure(EXPIRED, f"The approval of this call of {tool.name} has expired.") from error
             raise ToolFailure(REJECTED, f"The approval of this call of {tool.name} is not valid.") from error
         wrong = _differs(approval, tool, tenant, run_id, key)
-        if not wrong and approval.digest != digest(canonical(arguments)):
-            wrong = "arguments"
-        if not wrong and tool.approval == "required" and not approval.approvers:
+        waived = not approval.approvers
+        if not wrong and waived and tool.approval == "required":
             wrong = "approvers"
+        # What the agent's rules waive, they waive for all arguments; what people approve, for those that they have seen.
+        if not wrong and not waived and approval.digest != digest(canonical(arguments)):
+            wrong = "arguments"
         if wrong:
             message = f"The approval that came with this call of {tool.name} is for another one."
             raise ToolFailure(REJECTED, message, developer_message=f"differs in: {wrong}")

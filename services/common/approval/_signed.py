@@ -28,8 +28,8 @@ def digest(arguments: bytes) -> str:
 class Approval:
     """One call that may be made. `digest` is that of the arguments which the tool is given in the end.
 
-    `approvers` are the users who approved it, empty where the agent's own rules waive the approval. `again` counts the times that
-    a person had a call of unknown outcome made again: 0 is the first call.
+    `approvers` are the users who approved it, empty where the agent's own rules waive the approval whatever the arguments are.
+    `again` counts the times that a person had a call of unknown outcome made again: 0 is the first call.
     """
 
     tenant: str

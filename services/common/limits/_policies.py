@@ -19,6 +19,8 @@ class TierPolicy(BaseModel):
 
     Runs beyond `concurrent_runs` wait where `queued_runs` lets them, else they are refused; at most `delayed_runs` of a tenant have
     a start that lies ahead. `queue_weight` is the tenant's share of the workers while others wait, too.
+    Calls of `approve_tools` always need the approval of a person, and from `approve_above_usd` of its run on so does every call that
+    is neither read-only nor idempotent.
     Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway. Runs and
     their events are deleted `retention_days` after their end, never where it is absent.
     """
@@ -39,6 +41,8 @@ class TierPolicy(BaseModel):
     tokens_per_day: Limit | None = None
     money_per_day_usd: Usd | None = None
     model_parallel: Limit | None = None
+    approve_tools: tuple[str, ...] = ()
+    approve_above_usd: Usd | None = None
     # At least 3: idempotency keys are kept for 48 hours and must not outlive the run that they name, or it would be run again.
     retention_days: Annotated[int, Field(ge=3, le=36_500)] | None = None
 

@@ -9,6 +9,7 @@ import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
 from services.orchestrator.adapters.segment_log import SegmentLogStore
+from services.orchestrator.adapters.store_approvals import ApprovalsStore
 from services.orchestrator.adapters.store_control import ControllingStore
 from services.orchestrator.adapters.store_keys import LIVE, channel_of, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
@@ -36,7 +37,7 @@ ACCEPT_WITHIN_MS = 5_000
 LOOK_AFTER_MS = 1_000
 
 
-class Store(ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
+class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
     """RunStore on Valkey."""
 
     # --- accepting ---

@@ -34,9 +34,8 @@ class StoreBase:
         # One library for all, so that one pipeline a loop tick carries everything.
         # Alone, a store loses nothing that was shown, and what guards against that costs nothing.
         term = "replicated" if replicas else "single"
-        self._library = Library(
-            client, *(LUA / f"{name}.lua" for name in ("tenant", term, "work", "thread", "control", "run", "outbox", "segments"))
-        )
+        names = ("tenant", term, "work", "thread", "control", "approval", "run", "outbox", "segments")
+        self._library = Library(client, *(LUA / f"{name}.lua" for name in names))
 
     async def load(self) -> None:
         """As RunStore.load."""

@@ -13,7 +13,7 @@ from services.common.errors import BulkheadError, NotFound, PermissionDenied, Up
 from services.common.rpc import context as call_context
 from services.common.rpc.channel import Dialer
 from services.orchestrator.adapters.llm import warned
-from services.orchestrator.ports import ToolDefinition, ToolOutcome, ToolProgress, Warned
+from services.orchestrator.ports import Checked, ToolDefinition, ToolOutcome, ToolProgress, Warned
 
 # The registry changes rarely; a run that starts within this time of a change may still see the tools of before.
 FRESH_S = 5.0
@@ -26,6 +26,8 @@ _OUTCOMES = {
     tools_pb2.TOOL_OUTCOME_UNKNOWN: "unknown",
     tools_pb2.TOOL_OUTCOME_RUNNING: "running",
 }
+
+_APPROVALS = {tools_pb2.TOOL_APPROVAL_WAIVABLE: "waivable", tools_pb2.TOOL_APPROVAL_REQUIRED: "required"}
 
 
 class ToolExecutor:
@@ -86,12 +88,13 @@ class ToolExecutor:
         return found
 
     async def execute(
-        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
+        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str, approval: str = ""
     ) -> AsyncGenerator[ToolProgress | Warned | ToolOutcome]:
         """As ports.Tools.execute."""
         request = tools_pb2.ExecuteToolRequest(
-            name=name, version=version, arguments_json=arguments, idempotency_key=key, run_id=run_id, thread_id=thread_id
-        )
+            name=name, version=version, arguments_json=arguments, idempotency_key=key, run_id=run_id, thread_id=thread_id,
+            approval=approval,
+        )  # fmt: skip
         stream = self._stub.ExecuteTool(request)
         outcome: ToolOutcome | None = None
         try:
@@ -111,6 +114,12 @@ class ToolExecutor:
             raise UpstreamFailed("the tool call ended without a result", reason="UNREACHABLE")
         yield outcome
 
+    async def check(self, name: str, version: str, arguments: bytes) -> Checked:
+        """As ports.Tools.check."""
+        request = tools_pb2.CheckArgumentsRequest(name=name, version=version, arguments_json=arguments)
+        found = await self._stub.CheckArguments(request)
+        return Checked(found.arguments_json, [(v.path, v.keyword) for v in found.violations], found.input_schema_json or b"{}")
+
     async def call_of(self, key: str) -> ToolOutcome | None:
         """As ports.Tools.call_of."""
         try:
@@ -125,6 +134,7 @@ def _definition(tool: tools_pb2.Tool) -> ToolDefinition:
     return ToolDefinition(
         tool.name, tool.version, tool.description, tool.input_schema_json or b'{"type":"object"}',
         repeatable=notes.read_only or notes.idempotent, timeout_s=tool.timeout.ToTimedelta().total_seconds() or 30.0,
+        approval=_APPROVALS.get(tool.approval, ""),
     )  # fmt: skip
 
 

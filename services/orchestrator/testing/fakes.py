@@ -19,6 +19,7 @@ from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
 
 from services.common import testing
+from services.common.approval import canonical
 from services.common.errors import BulkheadError, NotFound
 from services.common.rpc import context as call_context
 from services.common.rpc.server import Service
@@ -203,6 +204,15 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         error = tools_pb2.ToolError(code="transport.cancelled") if outcome == FAILED else None
         output = seen.output if outcome == DONE else b""
         return tools_pb2.ToolResult(outcome=outcome, output_json=output, error=error, version="1.0.0", attempts=1)
+
+    async def CheckArguments(self, request, context):
+        """Everything fits but what holds `wrong`."""
+        arguments = json.loads(request.arguments_json)
+        violations = [tools_pb2.SchemaViolation(path="/wrong", keyword="additionalProperties")] if "wrong" in arguments else []
+        fitting = b"" if violations else canonical(arguments)
+        return tools_pb2.CheckArgumentsResponse(
+            arguments_json=fitting, violations=violations, input_schema_json=b'{"type":"object"}', version="1.0.0"
+        )
 
     async def GetToolCall(self, request, context):
         """By key."""

@@ -30,11 +30,12 @@ agents:
         model: m
         tools: [calculator, send_mail]
         recall: {documents: true, memories: true, token_budget: 500}
+        approval: {unknown_outcome: tell}
         limits: {max_steps: 10, max_tool_calls: 10}
   quick:
     current: "1"
     versions:
-      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail]}
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail], approval: {unknown_outcome: tell}}
   goes-on:
     current: "1"
     versions:

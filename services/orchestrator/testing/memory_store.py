@@ -32,6 +32,7 @@ from services.orchestrator.records import (
     ThreadRecord,
     Written,
 )  # fmt: skip
+from services.orchestrator.testing.memory_store_approvals import MemoryApprovals
 from services.orchestrator.testing.memory_store_queue import IdempotencyKey, Lookup, rank_of, refs_of
 from services.orchestrator.testing.memory_store_runs import ThreadSteps
 from services.orchestrator.testing.memory_store_state import MemoryState
@@ -42,7 +43,7 @@ IDEMPOTENCY_MS = int(valkey.IDEMPOTENCY_KEPT.total_seconds() * 1000)
 LOOK_AGAIN_S = 0.005
 
 
-class MemoryStore:
+class MemoryStore(MemoryApprovals):
     """One process's way to the store `state`. What shares a hash tag changes in one step; the loop runs between steps, as it does
     between round trips."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 
 import orjson
 
+from services.orchestrator.approvals.records import Interrupt
 from services.orchestrator.records import ENDED, Command, Event, RunRecord, RunRef, RunSpec, ThreadRecord, Written
 from services.orchestrator.testing.memory_store_queue import FairQueue, StoredTenant
 
@@ -54,6 +55,7 @@ class StoredRun:
     parked_until: int = 0
     commands: list[Command] = field(default_factory=list)
     posted: dict[str, int] = field(default_factory=dict)
+    interrupts: dict[str, Interrupt] = field(default_factory=dict)
 
     @property
     def inbox(self) -> int:

@@ -131,7 +131,7 @@ class World:
         return [name for name in names if name in self.unknown]
 
     async def execute(
-        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str
+        self, name: str, version: str, arguments: bytes, key: str, run_id: str, thread_id: str, approval: str = ""
     ) -> AsyncGenerator[ToolOutcome]:
         """As ports.Tools.execute. A call that is cut off has an unknown outcome."""
         announced = self.journal.of("tool_call_started")

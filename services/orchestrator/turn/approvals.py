@@ -52,9 +52,21 @@ def _why(turn: Turn, tool: ToolDefinition) -> str:
     return why
 
 
+def _of_pending(turn: Turn) -> dict[str, Any]:
+    """What is known of calls that are pending; a strategy may have dropped some since."""
+    part = turn.state.parts.get(PART)
+    if not part:
+        return {}
+    numbers = {str(call.number) for call in turn.state.pending}
+    for name in ("ask", "wait", "answers"):
+        if name in part:
+            part[name] = {number: known for number, known in part[name].items() if number in numbers}
+    return part
+
+
 def held(turn: Turn) -> frozenset[int]:
     """Calls that do not go on now: they wait for an answer, or for those of others to be answered."""
-    part = turn.state.parts.get(PART)
+    part = _of_pending(turn)
     if not part:
         return frozenset()
     waiting = {**part.get("ask", {}), **part.get("wait", {})}
@@ -163,10 +175,10 @@ def decided(turn: Turn, command: Command) -> None:
             del part[name]
     names = ("kind", "outcome", "arguments", "digest", "edited", "by", "reason", "output", "on_expiry")
     part.setdefault("answers", {})[number] = {name: data[name] for name in names}
-    call = next(call for call in turn.state.pending if call.number == data["call"])
-    if data["kind"] == TOOL_CALL:
+    call = next((call for call in turn.state.pending if call.number == data["call"]), None)
+    if call is not None and data["kind"] == TOOL_CALL:
         call.arguments = data["arguments"]
-    elif data["outcome"] == "retry":
+    elif call is not None and data["outcome"] == "retry":
         again = part.setdefault("again", {})
         again[number] = int(again.get(number, 0)) + 1
 
@@ -182,7 +194,7 @@ async def put(turn: Turn) -> None:
 
     Raises Fenced, Overloaded; RunStopped where a run fails because nobody answered.
     """
-    part, interrupts = turn.state.parts.get(PART), turn.services.interrupts
+    part, interrupts = _of_pending(turn), turn.services.interrupts
     if not part or interrupts is None:
         return
     if any(a["outcome"] == "expired" and a["on_expiry"] == "fail" for a in part.get("answers", {}).values()):
@@ -261,7 +273,8 @@ async def wait(turn: Turn) -> None:
 
     Raises RunParked, Overloaded.
     """
-    part, interrupts = turn.state.parts[PART], turn.services.interrupts
+    part, interrupts = _of_pending(turn), turn.services.interrupts
+    assert part.get("wait"), "something goes on, or waits for an answer"
     assert interrupts is not None
     waiting = list(part.get("wait", {}).values())
     now = int(time.time() * 1000)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from services.orchestrator.approvals.records import COMMAND
 from services.orchestrator.records import Command
+from services.orchestrator.turn import approvals
 from services.orchestrator.turn.state import Turn
 
 # Changes the turn's state and may emit events; messages are not touched here, since a step may be in the middle of its tool calls.
 Handler = Callable[[Turn, Command], None]
-HANDLERS: Mapping[str, Handler] = {}
+HANDLERS: Mapping[str, Handler] = {COMMAND: approvals.decided}
 log = structlog.get_logger("bulkhead.turn")
 
 

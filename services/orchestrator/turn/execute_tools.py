@@ -1,7 +1,7 @@
 """The tool calls of one step: started durably, run side by side or in order, their results checkpointed one by one.
 
 A call is known by its key `<run>/<step>/<call>`. Whoever cannot tell how a call ended asks the executor by that key; what
-stays unknown is told to the model as unknown and is never repeated.
+stays unknown is asked of a person, or told to the model as unknown, and is never repeated by itself.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import orjson
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
-from services.orchestrator.turn import degradation, guard, handoff
+from services.orchestrator.turn import approvals, degradation, guard, handoff
 from services.orchestrator.turn.citations import issue
 from services.orchestrator.turn.plan_tools import start_next
 from services.orchestrator.turn.state import PendingCall, Turn
@@ -51,10 +51,14 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
     `resumed`: another owner may have sent those that have started.
     """
     turn.enter_call()
-    at_work = [call for call in turn.state.pending if call.started]
+    await approvals.put(turn)
+    held = approvals.held(turn)
+    at_work = [call for call in turn.state.pending if call.started and call.number not in held]
     if not at_work:
-        # A former owner left between two calls.
+        # A former owner left between two calls, or people have answered.
         at_work, resumed = start_next(turn), False
+        if not at_work:
+            return await approvals.wait(turn)
         await turn.writer.checkpoint(turn.snapshot())
     if len(turn.state.pending) == 1:
         await _one(turn, built_in, at_work[0], resumed)
@@ -79,10 +83,11 @@ async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall
 
 async def _one(turn: Turn, built_in: BuiltIn, call: PendingCall, sent_before: bool) -> list[PendingCall]:
     """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
-    outcome = _refusal(call) or handoff.called(turn, call) or built_in(turn, call)
+    outcome = _refusal(call) or approvals.refusal(turn, call) or handoff.called(turn, call) or built_in(turn, call)
     if outcome is None:
         key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
-        outcome = await _resolve(turn, call, key) if sent_before else await _execute(turn, call, key)
+        known_before = sent_before and not approvals.retrying(turn, call)
+        outcome = await _resolve(turn, call, key) if known_before else await _execute(turn, call, key)
     if outcome is DEFERRED:
         return []
     return await _record(turn, call, outcome)
@@ -121,7 +126,8 @@ async def _execute(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
 async def _send(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
     """Sends the call and relays what it tells on the way. Raises BulkheadError."""
     arguments = (call.arguments or "{}").encode()
-    stream = turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id)
+    approval = approvals.token(turn, call)
+    stream = turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id, approval)
     async with aclosing(stream):
         async for item in stream:
             if isinstance(item, ToolOutcome):
@@ -175,6 +181,10 @@ def _lost(call: PendingCall, reason: str) -> ToolOutcome:
 async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[PendingCall]:
     """Checkpoints the result together with its event, and with the start of the calls that it makes way for."""
     state = turn.state
+    if outcome.outcome == "unknown" and approvals.doubt(turn, call):
+        following = [] if turn.leaving() else start_next(turn)
+        await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
+        return following
     if outcome.outcome == "done":
         guard.brought(turn, call)
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
@@ -195,8 +205,9 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})
     if len(content) > MOST_OUTPUT_CHARS:
         content = content[:MOST_OUTPUT_CHARS] + " …[cut: the result is longer]"
-    message = Message("tool", content, tool_call_id=call.call_id)
+    message = Message("tool", approvals.remark(turn, call) + content, tool_call_id=call.call_id)
     turn.messages.append(message)
+    approvals.ended(turn, call)
     state.pending = [p for p in state.pending if p.number != call.number]
     following: list[PendingCall] = []
     if turn.settle is not None:
@@ -224,9 +235,10 @@ def report_unfinished(turn: Turn, how: str) -> None:
 
     `how` it ends: cancelled or stopped.
     """
+    approvals.report(turn)
     for call in turn.state.pending:
         if call.started:
             error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": f"The run was {how} while this call was at work."}
-            if (refused := _refusal(call)) is not None:
+            if (refused := _refusal(call) or approvals.refusal(turn, call)) is not None:
                 error = {"code": refused.code, "message": refused.message}
             turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})

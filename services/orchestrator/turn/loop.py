@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import finish
+from services.orchestrator.turn import approvals, finish
 from services.orchestrator.turn.commands import absorb
 from services.orchestrator.turn.execute_tools import report_unfinished
 from services.orchestrator.turn.state import RunStopped, Turn
@@ -23,6 +23,9 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
             turn.check_time()
             if turn.commands:
                 await absorb(turn)
+            if approvals.cancels(turn):
+                report_unfinished(turn, "cancelled")
+                return finish.cancel(turn)
             terminal = await strategy.advance(turn, resumed=resumed)
             if terminal is not None:
                 return terminal

@@ -1,13 +1,13 @@
 """The tool calls of one answer: which of them may be made, which run side by side, and which wait for another."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 import orjson
 
 from services.orchestrator.ports import ModelFinished, ToolDefinition, ToolRequest
-from services.orchestrator.turn import guard, limits
+from services.orchestrator.turn import approvals, guard, limits
 from services.orchestrator.turn.state import PendingCall, Turn
 
 
@@ -59,17 +59,25 @@ def planned(turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolD
                 over=number >= left,
             )
         )
+    approvals.planned(turn, calls, known)
     return calls
 
 
-def startable(pending: Sequence[PendingCall], most: int | None) -> list[PendingCall]:
-    """The calls that may start now: in their order, at most `most` at a time, and none beside one that runs alone."""
-    at_work = [call for call in pending if call.started]
+def startable(pending: Sequence[PendingCall], most: int | None, held: Set[int] = frozenset()) -> list[PendingCall]:
+    """The calls that may start now: in their order, at most `most` at a time, and none beside one that runs alone.
+
+    Those in `held` wait for a person. What runs alone does not overtake them, the others do.
+    """
+    at_work = [call for call in pending if call.started and call.number not in held]
     if any(call.alone for call in at_work):
         return []
     ready: list[PendingCall] = []
+    waits = False
     for call in pending:
-        if call.started:
+        if call.number in held:
+            waits = True
+            continue
+        if call.started or (waits and call.alone):
             continue
         busy = len(at_work) + len(ready)
         if most is not None and busy >= most:
@@ -84,11 +92,11 @@ def startable(pending: Sequence[PendingCall], most: int | None) -> list[PendingC
 
 def start_next(turn: Turn) -> list[PendingCall]:
     """Marks, counts and announces the calls that may start now; they are sent only after this is written."""
-    ready = startable(turn.state.pending, turn.agent.most_at_once)
+    ready = startable(turn.state.pending, turn.agent.most_at_once, approvals.held(turn))
     for call in ready:
         call.started = True
         # One that is refused for the limit has used none of it.
-        turn.state.usage["tool_calls"] += not call.over
+        turn.state.usage["tool_calls"] += not (call.over or approvals.not_made(turn, call))
         _announce(turn, call)
     return ready
 

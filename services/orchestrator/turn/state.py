@@ -10,6 +10,7 @@ import orjson
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.agents import AgentDefinition
+from services.orchestrator.approvals.ports import Interrupts
 from services.orchestrator.ports import Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
 from services.orchestrator.records import Command, RunRef, RunSpec
 from services.orchestrator.writer import RunWriter
@@ -142,6 +143,8 @@ class Services:
     models: Models
     tools: Tools
     memory: Memory
+    # None where nobody can be asked.
+    interrupts: Interrupts | None = None
 
 
 @dataclass(slots=True)

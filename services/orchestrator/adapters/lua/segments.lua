@@ -58,7 +58,7 @@ local function expire(keys, args)
     redis.call('ZREMRANGEBYSCORE', keys[8], '-inf', '(' .. after)
   end
   redis.call('ZREM', keys[7], args[1])
-  redis.call('DEL', keys[3], keys[6], keys[3] .. ':inbox')
+  redis.call('DEL', keys[3], keys[6], keys[3] .. ':inbox', keys[3] .. ':interrupts')
   return 1
 end
 
