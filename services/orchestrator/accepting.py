@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from services.common.limits import Policies, TierPolicy
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import (
     ID_PATTERN,
@@ -70,6 +72,8 @@ class RunRequest:
     reset_memory: bool = False
     # Goes on with the run that its thread was forked in; `input` is that run's.
     continues: bool = False
+    # What becomes of it where its thread is busy: reject, interrupt, rollback, steer; '' for its turn.
+    on_busy: str = ""
 
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it."""
@@ -95,6 +99,8 @@ class RunRequest:
             found.append(FieldViolation("max_tokens", "must be at least 1"))
         if not -MOST_PRIORITY <= self.priority <= MOST_PRIORITY:
             found.append(FieldViolation("priority", f"must be from -{MOST_PRIORITY} to {MOST_PRIORITY}"))
+        if self.on_busy and self.start_ms:
+            found.append(FieldViolation("on_busy", "must be enqueue for a run that has a start_at"))
         if self.start_ms < 0 or self.start_ms / 1000 - time.time() > MOST_AHEAD_S:
             found.append(FieldViolation("start_at", "must lie within 366 days from now"))
         for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens"):
@@ -119,6 +125,8 @@ class RunRequest:
             body.append("reset_memory")
         if self.continues:
             body.append("continues")
+        if self.on_busy:
+            body.append(self.on_busy)
         return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
 
 
@@ -136,6 +144,13 @@ def _labels(labels: Mapping[str, str]) -> list[FieldViolation]:
     if len(labels) > MOST_LABELS or any(len(k.encode()) + len(v.encode()) > MOST_LABEL_BYTES for k, v in labels.items()):
         return [FieldViolation("metadata", f"must hold at most {MOST_LABELS} entries of {MOST_LABEL_BYTES} bytes")]
     return []
+
+
+def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """`labels`, a caller's own. Raises InvalidInput."""
+    if violations := _labels(labels):
+        raise InvalidInput("the request is not valid", violations=violations)
+    return labels
 
 
 def checked_id(name: str, value: str) -> str:
@@ -169,6 +184,8 @@ class Accepting:
         self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
         self._agents, self._policies = agents, policies
         self._saved: set[str] = set()
+        # Told of the thread of a run that is accepted in a tier whose threads live for a time only, before the run is written.
+        self.on_mortal: Callable[[RunRef], Awaitable[None]] | None = None
 
     async def open_thread(self, principal: Principal, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord:
         """Makes a thread or answers the one that is there. Raises InvalidInput, NotFound (another's), Overloaded."""
@@ -179,8 +196,10 @@ class Accepting:
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
         return thread
 
-    async def create_run(self, principal: Principal, request: RunRequest) -> tuple[RunRecord, bool]:
-        """Accepts a run durably; answers its record and whether it is new.
+    async def create_run(
+        self, principal: Principal, request: RunRequest, child_of: Mapping[str, Any] | None = None
+    ) -> tuple[RunRecord, bool]:
+        """Accepts a run durably; answers its record and whether it is new. A run's child (`child_of` as in RunSpec) waits for no slot.
 
         Raises InvalidInput, NotFound (agent, or a thread of another user), Conflict (the run id is taken), IdempotencyMismatch,
         QuotaExceeded (concurrent, queued or delayed runs), Overloaded.
@@ -191,11 +210,15 @@ class Accepting:
         tier = self._policies.current.tier(self._settings.policy_set, principal.tier)
         await self._keep(agent)
         ref = RunRef(principal.tenant, request.thread_id or f"th_{uuid.uuid4().hex}", request.run_id or f"run_{uuid.uuid4().hex}")
-        schedule = Schedule(request.priority, tier.queue_weight, request.start_ms, tier.concurrent_runs or 0)
+        # A run that waits for its child has given its slot back, and would wait for ever behind those that wait for one.
+        slots = 0 if child_of else tier.concurrent_runs or 0
+        schedule = Schedule(request.priority, tier.queue_weight, request.start_ms, slots)
         reservation = await self._store.reserve(
             ref, principal.user, schedule.slots, request.idempotency_key, request.fingerprint(),
             queued=tier.queued_runs, delayed=tier.delayed_runs, schedule=schedule,
         )  # fmt: skip
+        if reservation.verdict == "erasing":
+            raise being_erased()
         if reservation.verdict == "mismatch":
             raise IdempotencyMismatch("the idempotency key was used before with another body")
         _check_quota(reservation, tier)
@@ -205,7 +228,9 @@ class Accepting:
         if reservation.verdict == "existing":
             # Should the first try have died before it wrote the run, this one writes it, and the sweeper has to know of it again.
             await self._store.note(ref, NOTED_S, sooner=True)
-        spec = replace(self._spec(principal, request, ref, agent, tier), schedule=schedule)
+        if tier.thread_ttl_days and self.on_mortal is not None:
+            await self.on_mortal(ref)
+        spec = replace(self._spec(principal, request, ref, agent, tier), schedule=schedule, child_of=child_of or {})
         queued = orjson.dumps(
             {"agent": agent.name, "agent_version": agent.version, "input": list(request.input), **_waits(reservation, schedule)}
         )
@@ -214,8 +239,9 @@ class Accepting:
         own_for_s = self._settings.lease_s if not reservation.held and self._worker.hold_room() else 0.0
         try:
             accepted = await self._store.accept(
-                ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled), own_for_s
-            )
+                ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled), own_for_s,
+                on_busy=request.on_busy,
+            )  # fmt: skip
         finally:
             if own_for_s:
                 self._worker.free_room()
@@ -225,11 +251,22 @@ class Accepting:
             if reservation.verdict == "new":
                 await self._store.settle(ref)
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        if verdict == "changing":
+            if reservation.verdict == "new":
+                await self._store.settle(ref)
+            raise Conflict("the thread is being rolled back; try again", reason="THREAD_CHANGING")
+        if verdict == "busy":
+            if reservation.verdict == "new":
+                await self._store.settle(ref)
+            raise thread_busy(accepted.at_work)
         if verdict == "late":
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
         assert record is not None
         if verdict == "new":
             await self._accepted(ref, accepted, queued, trace_id, reservation.held)
+        with suppress(Overloaded):
+            # The sweeper and heartbeats find what this does not tell.
+            await self._cut_off(ref, accepted)
         return record, verdict == "new"
 
     async def _keep(self, agent: AgentDefinition) -> None:
@@ -277,6 +314,18 @@ class Accepting:
             # The run is durable and the sweeper knows of it, so the answer stands.
             return
 
+    async def _cut_off(self, ref: RunRef, accepted: Accepted) -> None:
+        """Tells those who work on the runs that were cut off for this one, and ends what had not begun."""
+        for run_id, status, last_seq in accepted.cut:
+            other = ref._replace(run_id=run_id)
+            self._worker.cancel(other)
+            if status == "cancelled":
+                self._hub.noticed(other, last_seq)
+                await self._worker.outbox.settle(other)
+            elif status == "queued":
+                # Handed back or parked: whoever takes it finds the cancel.
+                await self._worker.wake_next(ref, run_id)
+
     async def place(self, principal: Principal, record: RunRecord) -> Place:
         """Where a run waits that nobody works on yet; nothing while the store is away."""
         if record.status != "queued":
@@ -310,6 +359,11 @@ class Accepting:
             # Handed back and not taken yet: whoever takes it will find the cancel.
             await self._store.wake(ref, record.track, record.since_ms, schedule=record.spec.schedule)
         return record
+
+
+def thread_busy(run_id: str) -> Conflict:
+    """The error that a thread has a run that has not ended."""
+    return Conflict("the thread has a run that has not ended", reason="THREAD_BUSY", metadata={"run_id": run_id})
 
 
 def _check_quota(reservation: Reservation, tier: TierPolicy) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from bulkhead.orchestrator.v1 import admin_pb2_grpc as admin_rpc
 from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
@@ -16,6 +17,7 @@ from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
 
 from services.common.audit import AuditStream
 from services.common.config import ConfigFile
+from services.common.envelope import opened_envelope
 from services.common.errors import Overloaded
 from services.common.idempotency import IdempotencyStore
 from services.common.identity import Minter, Verifier
@@ -27,12 +29,17 @@ from services.common.settings import StartRefused
 from services.common.valkey import connect
 from services.orchestrator.accepting import Accepting
 from services.orchestrator.adapters.bulk_cancel_store import ValkeyProgress
+from services.orchestrator.adapters.erasers import Erasers
+from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.llm import LlmGateway
 from services.orchestrator.adapters.memory import MemoryService
 from services.orchestrator.adapters.notices import Notices
+from services.orchestrator.adapters.quota_store import ValkeyQuota
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
+from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
+from services.orchestrator.adapters.store_threads import ValkeyThreads
 from services.orchestrator.adapters.tools import ToolExecutor
 from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import ValkeyWebhooks
@@ -41,18 +48,29 @@ from services.orchestrator.approvals.deciding import Deciding
 from services.orchestrator.approvals.raising import Raising
 from services.orchestrator.auditing import Auditing
 from services.orchestrator.bulk_cancel import BulkCancel
+from services.orchestrator.children.ending import ChildEnds
+from services.orchestrator.children.spawning import Spawning
 from services.orchestrator.commanding import Commanding
+from services.orchestrator.control.controlling import Controlling
+from services.orchestrator.control.double_texting import DoubleTexting
+from services.orchestrator.erasure import Erasing
+from services.orchestrator.feedback import Feedback
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.quota import Quotas
 from services.orchestrator.schedules.firing import Firing
 from services.orchestrator.schedules.keeping import Schedules
 from services.orchestrator.segments_moving import SegmentMover
-from services.orchestrator.servicer import AgentServicer, RunServicer, ThreadServicer
+from services.orchestrator.servicer import AgentServicer
+from services.orchestrator.servicers.admin import AdminServicer
 from services.orchestrator.servicers.approvals import ApprovalServicer
+from services.orchestrator.servicers.feedback import JudgedRunServicer
 from services.orchestrator.servicers.schedules import ScheduleServicer
+from services.orchestrator.servicers.threads import ThreadServicer
 from services.orchestrator.servicers.webhooks import WebhookServicer
 from services.orchestrator.settings import Settings
 from services.orchestrator.sweeper import Sweeper
+from services.orchestrator.threads.threads import Threads
 from services.orchestrator.turn.state import Services
 from services.orchestrator.watching import Watching
 from services.orchestrator.webhooks.announcing import Announcing
@@ -63,6 +81,7 @@ from services.orchestrator.worker import HAND_OVER_S, Worker
 # Watched threads are compared with the store this often: a lost notice delays a watcher by no more.
 RESYNC_S = 2.0
 RESTART_S = 1.0
+DAY_MS = 86_400_000
 log = structlog.get_logger("bulkhead.orchestrator")
 
 
@@ -76,16 +95,20 @@ def build(settings: Settings) -> Service:
     client = connect(settings.state_url)
     # A process tells its own writes from others' by this, so a name that was configured twice must not make it deaf.
     owner = f"{settings.instance}-{secrets.token_hex(4)}"
+    envelope = opened_envelope(client, settings.envelope_keys_file, replicas=settings.state_replicas)
     store = Store(client, owner, settings.state_replicas)
     store.segments = _segments(settings.segments_dir)
+    store.sealing = Sealing(envelope, store.user_of)
     dialer = Dialer("orchestrator", Addresses(settings.addresses(), settings.address_file))
-    services = Services(LlmGateway(dialer), ToolExecutor(dialer), MemoryService(dialer))
+    memory = MemoryService(dialer)
+    services = Services(LlmGateway(dialer), ToolExecutor(dialer), memory)
     # A connection of its own: subscribing must not wait behind calls.
     listening = connect(settings.state_url, max_connections=2)
     notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
     services.interrupts = Raising(store, store, hub, minter, lambda tier: policies.current.tier(settings.policy_set, tier))
     webhooks, sender, private = ValkeyWebhooks(client, owner, settings.state_replicas), HttpSender(), settings.webhook_allow_private
+    webhooks.sealing = store.sealing
     delivering = Delivering(webhooks, sender, settings.webhook_retries_s, private)
     announcing = Announcing(store, webhooks, delivering.wake)
     endpoints = Endpoints(webhooks, sender, IdempotencyStore(client), private)
@@ -99,8 +122,22 @@ def build(settings: Settings) -> Service:
     firing = Firing(timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s)
     schedules = Schedules(timed, IdempotencyStore(client), accepting, agents, settings.schedule_least_interval_s)
     bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))
-    deciding = Deciding(store, store, Commanding(store, hub, worker), services.tools, minter)
+    commanding = Commanding(store, hub, worker)
+    deciding = Deciding(store, store, commanding, services.tools, minter)
+    services.children, outbox.on_end = Spawning(accepting), ChildEnds(store, commanding).tell
+    quotas = Quotas(ValkeyQuota(client, owner), policies, settings.policy_set)
+    erasures = ValkeyErasures(client, owner, settings.state_replicas)
+    erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope)
+    threads = Threads(
+        store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing), memory, accepting, agents, minter, hub, store.segments,
+        lambda tier: (policies.current.tier(settings.policy_set, tier).thread_ttl_days or 0) * DAY_MS,
+    )  # fmt: skip
+    accepting.on_mortal = threads.noticed
     watching = Watching(settings, store, hub, worker)
+    controlling = Controlling(store, commanding, accepting, watching)
+    double_texting = DoubleTexting(store, accepting, controlling, watching, IdempotencyStore(client))
+    feedback = Feedback(store, agents, hub)
+    runs = JudgedRunServicer(feedback, controlling, accepting, watching, store, bulk_cancel, double_texting)
     mover = SegmentMover(
         store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s
     )
@@ -130,7 +167,7 @@ def build(settings: Settings) -> Service:
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
             ("agents", agents.watch), ("policies", policies.watch),
             ("webhooks", delivering.run), ("webhook-tenants", announcing.watch), ("segments", mover.run),
-            ("schedules", firing.run),
+            ("schedules", firing.run), ("erasures", erasing.run), ("threads", threads.tending.run),
         ):  # fmt: skip
             loops.start(name, loop)
 
@@ -150,10 +187,11 @@ def build(settings: Settings) -> Service:
     return Service(
         "orchestrator",
         [
-            partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store)),
-            partial(rpc.add_RunServiceServicer_to_server, RunServicer(accepting, watching, store, bulk_cancel)),
+            partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store, threads)),
+            partial(rpc.add_RunServiceServicer_to_server, runs),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
             partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
+            partial(admin_rpc.add_AdminServiceServicer_to_server, AdminServicer(quotas, erasing)),
             partial(approvals_rpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(deciding)),
             partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
         ],

@@ -23,9 +23,10 @@ from services.orchestrator.records import Claim, Fenced, Park, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn import finish
-from services.orchestrator.turn.execute_tools import report_unfinished
+from services.orchestrator.turn.execute_tools import end_calls, report_unfinished
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunParked, RunStopped, Services, Turn, TurnState
+from services.orchestrator.turn.supervisor import cancel_children
 from services.orchestrator.writer import RunWriter
 
 # A command or a cancel wakes a parked run at once; the sweeper looks after it for a process that was lost in between.
@@ -147,8 +148,12 @@ class Driver:
             return Left("lost")
         try:
             if terminal is None and owned.why == "cancel":
-                report_unfinished(turn, "cancelled")
-                terminal = finish.cancel(turn)
+                report_unfinished(turn, "cancelled", await end_calls(turn))
+                # What it said so far stays in the conversation for the run that it was cut off for.
+                kept = bool(turn.delivered) and await self.store.cut_by(ref) == "interrupt"
+                terminal = finish.cancel(turn, kept=kept)
+            if terminal is not None:
+                await cancel_children(turn)
             if terminal is None and parked is not None:
                 return await self._park(owned, turn, parked)
             if terminal is None:
@@ -185,6 +190,7 @@ class Driver:
         return Turn(
             owned.ref, owned.record.spec, self.agents.agents.get(""), TurnState.decode(owned.record.state), [], writer, self.services,
             principal, lambda: self.minter.mint(principal, run_id=owned.ref.run_id),
+            carried=owned.record.carry,
         )  # fmt: skip
 
     async def _resume(self, turn: Turn, owned: Owned, claim: Claim) -> None:

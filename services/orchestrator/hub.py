@@ -19,6 +19,8 @@ from services.orchestrator.run_store import RunStore
 # A watcher that falls this many events behind is sent away with its cursor.
 MOST_BUFFERED = 4096
 PAGE = 512
+# Stands in no log: how a watcher hears of the end of its thread.
+THREAD_DELETED = "thread_deleted"
 log = structlog.get_logger("bulkhead.hub")
 _meter = get_meter("bulkhead.orchestrator")
 _watchers = _meter.create_up_down_counter("bulkhead_watchers", description="Watchers of threads and runs in this process.")
@@ -185,6 +187,9 @@ class Hub:
             while True:
                 last, _, _, events = await self._reader.read(feed.ref, feed.last_seq, PAGE, False)
                 self.publish(feed.ref, events)
+                if not events and last > feed.last_seq:
+                    # Nothing stands behind the last number: the thread was deleted with its log.
+                    self.publish(feed.ref, [Event(last, 0, feed.ref.thread_id, "", 0, THREAD_DELETED, b"{}", False, "")])
                 if not events or feed.last_seq >= last:
                     return
         except Overloaded:

@@ -161,6 +161,9 @@ class RunRecord:
     provisional_from: int
     # Commands that others have sent to it.
     inbox: int = 0
+    # What of a run that was cut off by a fork or a rollback comes before its input, and the event that took it out of the conversation.
+    carry: Mapping[str, Any] = field(default_factory=dict)
+    rolled_back: int = 0
 
     @property
     def since_ms(self) -> int:
@@ -181,12 +184,15 @@ class ThreadRecord:
     created_ms: int
     last_seq: int
     metadata: Mapping[str, str]
+    parent: str = ""
+    forked_at: int = 0
+    expires_ms: int = 0
 
 
 class Reservation(NamedTuple):
-    """What came of reserving: new, existing, mismatch, taken, quota (slots), full (queue) or delayed (too many); ids; the time (ms) until
-    which the run may be written. `held` means that it waits for a slot, at `place`, or for its time (place 0); `pace_ms` is the time
-    from one place to the next, 0 where it is not known."""
+    """What came of reserving: new, existing, mismatch, taken, quota (slots), full (queue), delayed (too many) or erasing (the user is);
+    ids; the time (ms) until which the run may be written. `held` means that it waits for a slot, at `place`, or for its time (place 0);
+    `pace_ms` is the time from one place to the next, 0 where it is not known."""
 
     verdict: str
     run_id: str
@@ -269,14 +275,25 @@ class Posted(NamedTuple):
     woken: bool = False
 
 
+class Cut(NamedTuple):
+    """A run that was cut off for another one of its thread: its status since, and the number of its last event where it has ended."""
+
+    run_id: str
+    status: str
+    last_seq: int
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What came of writing a run: new, existing, late (its reservation is too old) or foreign (another user's thread)."""
+    """What came of writing a run: new, existing, late (its reservation is too old), foreign (another user's thread) or busy (the run
+    `at_work` has not ended, and this one was to be accepted only then). `cut` are the runs that were cut off for it."""
 
     verdict: str
     record: RunRecord | None = None
     written: Written | None = None
     undelivered: Sequence[str] = ()
+    at_work: str = ""
+    cut: Sequence[Cut] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ TURN_S = 5.0
 AGAIN_S = 60.0
 # A longer retention is looked at this often, so that a shorter one holds for the runs that are there already.
 DAY_S = 86_400.0
+# Above every number that an event can have.
+ALL = 2**62
 # What is kept for ever is looked at this often, so that a retention that its tier gets later finds it.
 MONTH_S = 30 * DAY_S
 log = structlog.get_logger("bulkhead.segments")
@@ -64,6 +66,10 @@ class LogArchive(Protocol):
 
     async def expire(self, ref: RunRef, age_s: float) -> bool:
         """Deletes the thread's oldest run, ended `age_s` ago, and its part of the log in one step. False where that is not so."""
+        ...
+
+    async def deleted(self, ref: RunRef) -> bool:
+        """Whether the run's thread was deleted as a whole."""
         ...
 
     async def unlist(self, ref: RunRef, age_s: float) -> None:
@@ -130,6 +136,9 @@ class SegmentMover:
         if state == "none":
             # Deleted before, by a look that may have got no further.
             await self._archive.unlist(ref, self._after_s)
+            if self._segments is not None and await self._archive.deleted(ref):
+                # A move that was under way while its thread was deleted may have left a file.
+                await self._segments.drop(ref.tenant, ref.thread_id, ALL)
             again_s = None
         await self._archive.ended_again(ref, self._after_s, again_s)
 

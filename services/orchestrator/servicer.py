@@ -13,7 +13,8 @@ from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, RunRequest, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.bulk_cancel import BulkCancel, RunFilter
-from services.orchestrator.records import Event, Limits, Place, RunRecord, RunRef, ThreadRecord
+from services.orchestrator.control.double_texting import DoubleTexting
+from services.orchestrator.records import Event, Limits, Place, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.schedules.records import LABEL as SCHEDULE_LABEL
 from services.orchestrator.watching import Watching
@@ -27,6 +28,9 @@ _STATUS = {
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED, "waiting": pb.RUN_STATUS_WAITING,
 }  # fmt: skip
 _STATUS_OF = {status: name for name, status in _STATUS.items()}
+_ON_BUSY = {
+    pb.ON_BUSY_REJECT: "reject", pb.ON_BUSY_INTERRUPT: "interrupt", pb.ON_BUSY_ROLLBACK: "rollback", pb.ON_BUSY_STEER: "steer",
+}  # fmt: skip
 _ON_DISCONNECT = {pb.ON_DISCONNECT_CANCEL: "cancel", pb.ON_DISCONNECT_CONTINUE: "continue"}
 _USAGE = tuple(field.name for field in common_pb2.Usage.DESCRIPTOR.fields)
 _CITATION = tuple(field.name for field in common_pb2.Citation.DESCRIPTOR.fields)
@@ -68,22 +72,18 @@ def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
         citations=[common_pb2.Citation(**{k: c[k] for k in _CITATION if k in c}) for c in result.get("citations", ())],
     )  # fmt: skip
     message.queue_position, message.priority = place.position, record.spec.schedule.priority
+    message.rolled_back_seq = record.rolled_back
     if place.wait_ms:
         message.expected_wait.FromMilliseconds(place.wait_ms)
     if record.spec.schedule.start_ms:
         message.start_at.FromMilliseconds(record.spec.schedule.start_ms)
+    if record.spec.child_of:
+        message.parent_run_id = RunRef.decode(record.spec.child_of["ref"]).run_id
     if "error" in result:
         message.error.CopyFrom(pb.RunError(**result["error"]))
     for name in ("created", "started", "ended"):
         if at_ms := getattr(record, f"{name}_ms"):
             getattr(message, f"{name}_at").FromMilliseconds(at_ms)
-    return message
-
-
-def thread_message(record: ThreadRecord) -> pb.Thread:
-    """A thread as it travels."""
-    message = pb.Thread(thread_id=record.thread_id, last_seq=record.last_seq, metadata=record.metadata)
-    message.created_at.FromMilliseconds(record.created_ms)
     return message
 
 
@@ -117,44 +117,14 @@ def agent_message(agent: AgentDefinition) -> pb.Agent:
     return pb.Agent(name=agent.name, version=agent.version, description=agent.description, model=agent.model, tools=agent.tools)
 
 
-class ThreadServicer(rpc.ThreadServiceServicer):
-    """Threads."""
-
-    def __init__(self, accepting: Accepting, store: RunStore) -> None:
-        self._accepting, self._store = accepting, store
-
-    async def CreateThread(self, request, context):
-        """Makes a thread, or answers the one that is there."""
-        caller = principal()
-        caller.require("threads:write")
-        thread = await self._accepting.open_thread(caller, request.thread_id, dict(request.metadata))
-        return pb.CreateThreadResponse(thread=thread_message(thread))
-
-    async def GetThread(self, request, context):
-        """One thread."""
-        caller = principal()
-        caller.require("threads:read")
-        thread = await self._store.thread(caller.tenant, caller.user, checked_id("thread_id", request.thread_id))
-        if thread is None:
-            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
-        return pb.GetThreadResponse(thread=thread_message(thread))
-
-    async def ListThreads(self, request, context):
-        """Threads of the caller, newest first."""
-        caller = principal()
-        caller.require("threads:read")
-        size, before = page(request.page_size, request.page_token)
-        members = await self._store.list_members("threads", caller.tenant, caller.user, before, size + 1)
-        threads = await self._store.threads(caller.tenant, caller.user, [member for member, _ in members[:size]])
-        token = page_token(members[size - 1][1]) if len(members) > size else ""
-        return pb.ListThreadsResponse(threads=[thread_message(t) for t in threads], next_page_token=token)
-
-
 class RunServicer(rpc.RunServiceServicer):
     """Runs and their events."""
 
-    def __init__(self, accepting: Accepting, watching: Watching, store: RunStore, bulk_cancel: BulkCancel) -> None:
+    def __init__(
+        self, accepting: Accepting, watching: Watching, store: RunStore, bulk_cancel: BulkCancel, double_texting: DoubleTexting
+    ) -> None:
         self._accepting, self._watching, self._store, self._bulk_cancel = accepting, watching, store, bulk_cancel
+        self._double_texting = double_texting
 
     async def CreateRun(self, request, context):
         """Accepts a run durably."""
@@ -164,7 +134,7 @@ class RunServicer(rpc.RunServiceServicer):
         deadline_s = limits.deadline.ToTimedelta().total_seconds() if limits.HasField("deadline") else 0.0
         if limits.HasField("deadline") and deadline_s == 0:
             raise InvalidInput.field("limits.deadline", "must be positive")
-        record, created = await self._accepting.create_run(
+        record, created, number = await self._double_texting.create_run(
             caller,
             RunRequest(
                 thread_id=request.thread_id,
@@ -180,10 +150,12 @@ class RunServicer(rpc.RunServiceServicer):
                 max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
                 on_disconnect=_ON_DISCONNECT.get(request.on_disconnect, ""),
                 priority=request.priority,
+                on_busy=_ON_BUSY.get(request.on_busy, ""),
                 start_ms=max(1, request.start_at.ToMilliseconds()) if request.HasField("start_at") else 0,
             ),
         )
-        return pb.CreateRunResponse(run=run_message(record, await self._accepting.place(caller, record)), created=created)
+        run = run_message(record, await self._accepting.place(caller, record))
+        return pb.CreateRunResponse(run=run, created=created, steer_number=number)
 
     async def GetRun(self, request, context):
         """One run."""
@@ -215,13 +187,6 @@ class RunServicer(rpc.RunServiceServicer):
         caller = principal()
         caller.require("runs:read")
         return pb.WaitRunResponse(run=run_message(await self._watching.wait(caller, checked_id("run_id", request.run_id))))
-
-    async def CancelRun(self, request, context):
-        """Asks for the end of a run."""
-        caller = principal()
-        caller.require("runs:write")
-        record = await self._accepting.cancel_run(caller, request.run_id, request.reason)
-        return pb.CancelRunResponse(run=run_message(record) if record is not None else None)
 
     async def CancelRuns(self, request, context):
         """Asks for the end of many runs."""

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
-from services.orchestrator.hub import PAGE, Hub, Watch
+from services.orchestrator.hub import PAGE, THREAD_DELETED, Hub, Watch
 from services.orchestrator.records import LOG_GAP, TERMINAL_EVENTS, Event, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
@@ -81,12 +81,13 @@ class Watching:
                     if isinstance(batch, int):
                         yield batch
                         continue
+                    deleted = any(event.type == THREAD_DELETED for event in batch)
                     if of_run:
                         batch = [event for event in batch if event.run_id == ref.run_id or event.type == LOG_GAP]
                     # Whoever was shown something hears that it is void, whatever was asked for.
                     if chosen := [event for event in batch if not types or event.type in types or event.type == LOG_GAP]:
                         yield chosen
-                    if of_run and batch and batch[-1].type in TERMINAL_EVENTS:
+                    if deleted or (of_run and batch and batch[-1].type in TERMINAL_EVENTS):
                         return
         finally:
             await self._hub.close(ref, watch)

@@ -22,7 +22,8 @@ class TierPolicy(BaseModel):
     Calls of `approve_tools` always need the approval of a person, and from `approve_above_usd` of its run on so does every call that
     is neither read-only nor idempotent.
     Tokens, money and `model_parallel` (model calls in flight) are for each user, and kept by the LLM gateway. Runs and
-    their events are deleted `retention_days` after their end, never where it is absent.
+    their events are deleted `retention_days` after their end, never where it is absent; a thread as a whole when it had no run for
+    `thread_ttl_days`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class TierPolicy(BaseModel):
     approve_above_usd: Usd | None = None
     # At least 3: idempotency keys are kept for 48 hours and must not outlive the run that they name, or it would be run again.
     retention_days: Annotated[int, Field(ge=3, le=36_500)] | None = None
+    thread_ttl_days: Annotated[int, Field(ge=1, le=3_650)] | None = None
 
     @property
     def money_per_day_microusd(self) -> int | None:

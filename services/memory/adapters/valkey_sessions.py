@@ -18,8 +18,6 @@ from services.memory.ports import Turn
 
 # Longer than a turn may be on its way: an outbox that cannot reach this service tries once a minute, and goes with its thread.
 TOMBSTONE_KEPT = timedelta(days=2)
-
-
 KIND = "session"
 
 
@@ -61,9 +59,13 @@ class ValkeySessions:
     async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
         """See `Sessions`."""
         args: list = [user, self._window_turns, self._ttl_ms, len(forgotten), *forgotten]
-        for turn in turns:
-            args += [turn.run_id, turn.ended_ms, _packed(turn)]
+        packed = [_packed(turn) for turn in turns]
+        if self._envelope is not None:
+            packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])
+        for turn, raw in zip(turns, packed, strict=True):
+            args += [turn.run_id, turn.ended_ms, raw]
         try:
+            await self._list(tenant, user, session)
             verdict, count = await self._library.call("memory_session_replace_v1", self._keys(tenant, session), args)
         except UNAVAILABLE as error:
             raise store_unavailable() from error

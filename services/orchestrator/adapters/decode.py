@@ -39,7 +39,7 @@ def run_record(fields: Sequence | Mapping[bytes, bytes] | None) -> RunRecord | N
         created_ms=number(b"created_ms"), started_ms=number(b"started_ms"), ended_ms=number(b"ended_ms"),
         first_seq=number(b"first_seq"), terminal_seq=number(b"terminal_seq"), track=found[b"track"].decode(),
         result=parsed(b"result"), state=parsed(b"state"), provisional_from=number(b"prov_from"),
-        inbox=number(b"inbox"),
+        inbox=number(b"inbox"), carry=parsed(b"carry"), rolled_back=number(b"rolled_back"),
     )  # fmt: skip
 
 
@@ -48,9 +48,12 @@ def thread_record(fields: Sequence | Mapping[bytes, bytes] | None, user: str) ->
     if not fields:
         return None
     found = _mapping(fields)
-    if found[b"user"].decode() != user:
+    # While it is rolled back it is still its user's; while it is made or deleted it is nobody's.
+    owner = found[b"of"] if found[b"user"] == b"\0busy" else found[b"user"]
+    if owner.decode() != user:
         return None
     return ThreadRecord(
         thread_id=found[b"thread"].decode(), created_ms=int(found[b"created_ms"]), last_seq=int(found[b"seq"]),
-        metadata=orjson.loads(found[b"metadata"]),
+        metadata=orjson.loads(found[b"metadata"]), parent=found.get(b"parent", b"").decode(), forked_at=int(found.get(b"forked_at", 0)),
+        expires_ms=int(found.get(b"expires_ms", 0)),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Memory over gRPC."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -58,14 +58,30 @@ class MemoryService:
 
     async def append_turn(self, session_id: str, turn: Mapping[str, Any], key: str) -> None:
         """As ports.Memory.append_turn."""
-        message = memory_pb2.Turn(
-            run_id=turn["run_id"], user_text=turn["user_text"], assistant_text=turn["assistant_text"],
-            tool_calls_json=orjson.dumps(turn["tool_calls"]),
-        )  # fmt: skip
-        message.ended_at.FromMilliseconds(turn["ended_ms"])
-        await self._sessions.AppendTurns(memory_pb2.AppendTurnsRequest(session_id=session_id, turns=[message], idempotency_key=key))
+        request = memory_pb2.AppendTurnsRequest(session_id=session_id, turns=[_turn(turn)], idempotency_key=key)
+        await self._sessions.AppendTurns(request)
+
+    async def replace_session(self, session_id: str, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], key: str) -> None:
+        """As threads.ports.Sessions.replace_session."""
+        request = memory_pb2.ReplaceSessionRequest(
+            session_id=session_id, turns=[_turn(turn) for turn in turns], forgotten_run_ids=forgotten, idempotency_key=key
+        )
+        await self._sessions.ReplaceSession(request)
+
+    async def delete_session(self, session_id: str, key: str) -> None:
+        """As threads.ports.Sessions.delete_session."""
+        await self._sessions.DeleteSession(memory_pb2.DeleteSessionRequest(session_id=session_id, idempotency_key=key))
 
     async def add_memory(self, session_id: str, text: str, importance: float, key: str) -> None:
         """As ports.Memory.add_memory."""
         memory = memory_pb2.NewMemory(text=text, importance=importance, kind="fact", session_id=session_id)
         await self._memories.AddMemories(memory_pb2.AddMemoriesRequest(memories=[memory], idempotency_key=key))
+
+
+def _turn(turn: Mapping[str, Any]) -> memory_pb2.Turn:
+    message = memory_pb2.Turn(
+        run_id=turn["run_id"], user_text=turn["user_text"], assistant_text=turn["assistant_text"],
+        tool_calls_json=orjson.dumps(turn["tool_calls"]),
+    )  # fmt: skip
+    message.ended_at.FromMilliseconds(turn["ended_ms"])
+    return message

@@ -45,6 +45,10 @@ class SegmentLogStore(StoreBase):
         keys = [*thread_keys(ref), segments_key(ref)]
         return int(await self._durable("thread_expire_v1", keys, [ref.run_id, int(age_s * 1000)])) == 1
 
+    async def deleted(self, ref: RunRef) -> bool:
+        """As LogArchive.deleted."""
+        return await self._ask(self._client.hget(thread_keys(ref)[0], "user")) == b"\0gone"
+
     async def unlist(self, ref: RunRef, age_s: float) -> None:
         """As LogArchive.unlist."""
         lookup = lookup_key(ref.tenant, ref.run_id)

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from services.common.errors import Overloaded
 from services.common.valkey import UNAVAILABLE, Library, look_again, ping, store_unavailable
+from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.records import Fenced
 
 LUA = Path(__file__).with_name("lua")
@@ -24,7 +25,9 @@ log = structlog.get_logger("bulkhead.store")
 
 
 class StoreBase:
-    """Calls of the Lua library."""
+    """Calls of the Lua library. `sealing` encrypts what is kept of runs, where there is an envelope."""
+
+    sealing = Sealing()
 
     def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
         """`instance` names this process; `replicas` must have a durable write on disk before it counts."""
@@ -34,8 +37,16 @@ class StoreBase:
         # One library for all, so that one pipeline a loop tick carries everything.
         # Alone, a store loses nothing that was shown, and what guards against that costs nothing.
         term = "replicated" if replicas else "single"
-        names = ("tenant", term, "work", "thread", "control", "approval", "run", "outbox", "segments")
-        self._library = Library(client, *(LUA / f"{name}.lua" for name in names))
+        self._library = Library(
+            client,
+            *(
+                LUA / f"{name}.lua"
+                for name in (
+                    *("tenant", term, "work", "thread", "control", "approval", "run", "outbox", "segments", "threads", "busy"),
+                    "feedback",
+                )
+            ),
+        )
 
     async def load(self) -> None:
         """As RunStore.load."""

@@ -24,6 +24,7 @@ from services.common.errors import BulkheadError, NotFound
 from services.common.rpc import context as call_context
 from services.common.rpc.server import Service
 from services.common.settings import ServiceSettings
+from services.orchestrator.testing.erasable import Erasable
 
 DONE, FAILED = tools_pb2.TOOL_OUTCOME_DONE, tools_pb2.TOOL_OUTCOME_FAILED
 UNKNOWN, RUNNING = tools_pb2.TOOL_OUTCOME_UNKNOWN, tools_pb2.TOOL_OUTCOME_RUNNING
@@ -69,6 +70,7 @@ class FakeModels(llm_pb2_grpc.LlmServiceServicer):
     """LlmService. `gate` is passed after `hold_after` words; `failure` is raised instead of an answer."""
 
     def __init__(self) -> None:
+        self.erasing = Erasable()
         self.calls: list[ModelCallSeen] = []
         self.gate = Gate()
         self.hold_after = 2
@@ -101,6 +103,11 @@ class FakeModels(llm_pb2_grpc.LlmServiceServicer):
             yield llm_pb2.StreamCompleteResponse(finished=llm_pb2.CompletionFinished(message=message, outcome=outcome))
         finally:
             seen.cancelled = not seen.done
+
+    async def EraseSubject(self, request, context):
+        """Remembers whom."""
+        self.erasing.erase(request.user)
+        return llm_pb2.EraseSubjectResponse(erased=[llm_pb2.ErasedKind(kind="cached_answers", count=1)])
 
 
 def obedient(request: llm_pb2.CompletionInput) -> llm_pb2.Message:
@@ -141,6 +148,7 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
     """ToolService with `calculator` (repeatable) and `send_mail` (not). A key that was seen is not executed again."""
 
     def __init__(self) -> None:
+        self.erasing = Erasable()
         self.calls: dict[str, ToolCallSeen] = {}
         self.gate = Gate()
         self.sent: list[str] = []
@@ -149,6 +157,7 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         self.progress = False
         # What GetToolCall answers instead of what it knows.
         self.forced: dict[str, int] = {}
+        self.cancels: list[tuple[str, bool]] = []
 
     async def ListTools(self, request, context):
         """Both tools."""
@@ -214,6 +223,19 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
             arguments_json=fitting, violations=violations, input_schema_json=b'{"type":"object"}', version="1.0.0"
         )
 
+    async def CancelToolCall(self, request, context):
+        """What becomes of a call as far as the executor can tell; the remote work goes on."""
+        key = request.idempotency_key
+        self.cancels.append((key, request.for_good))
+        seen = self.calls.get(key)
+        if seen is None and not request.for_good:
+            raise NotFound("there is no such call")
+        if seen is None:
+            seen = self.calls[key] = ToolCallSeen("", {}, outcome=FAILED)
+        known = seen.outcome if seen.outcome != RUNNING else FAILED if seen.name == "calculator" else UNKNOWN
+        seen.outcome = known
+        return tools_pb2.CancelToolCallResponse(result=self._result(seen, self.forced.get(key, known)))
+
     async def GetToolCall(self, request, context):
         """By key."""
         seen = self.calls.get(request.idempotency_key)
@@ -222,12 +244,26 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         result = self._result(seen, self.forced.get(request.idempotency_key))
         return tools_pb2.GetToolCallResponse(name=seen.name, version="1.0.0", result=result)
 
+    async def EraseSubject(self, request, context):
+        """Remembers whom."""
+        self.erasing.erase(request.user)
+        return tools_pb2.EraseSubjectResponse(erased=[tools_pb2.ErasedKind(kind="tool_calls", count=1)])
+
+
+class _Window(dict[str, memory_pb2.Turn]):
+    """Turns by run; of those `closed` none is taken."""
+
+    def __init__(self, turns: Mapping[str, memory_pb2.Turn] | None = None) -> None:
+        super().__init__(turns or {})
+        self.closed: set[str] = set()
+
 
 class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
     """SessionService: keeps turns by run; recalls them with the parts in `extra`."""
 
     def __init__(self) -> None:
-        self.turns: dict[tuple[str, str], dict[str, memory_pb2.Turn]] = defaultdict(dict)
+        self.turns: dict[tuple[str, str], _Window] = defaultdict(_Window)
+        self.deleted: list[str] = []
         self.appends: list[str] = []
         self.resets: list[str] = []
         self.extra: list[memory_pb2.RecallPart] = []
@@ -269,20 +305,46 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
             raise self.append_failure
         session = self.turns[call_context.principal().tenant, request.session_id]
         for turn in request.turns:
-            session.setdefault(turn.run_id, turn)
+            if turn.run_id not in session.closed:
+                session.setdefault(turn.run_id, turn)
         return memory_pb2.AppendTurnsResponse(window_turns=len(session))
+
+    async def ReplaceSession(self, request, context):
+        """These turns and no others; those of the runs forgotten stay away."""
+        if self.append_failure is not None:
+            raise self.append_failure
+        name = call_context.principal().tenant, request.session_id
+        self.turns[name] = _Window({turn.run_id: turn for turn in request.turns})
+        self.turns[name].closed |= set(request.forgotten_run_ids)
+        return memory_pb2.ReplaceSessionResponse(window_turns=len(self.turns[name]))
+
+    async def DeleteSession(self, request, context):
+        """Its turns are gone; what comes late is kept away by the service itself."""
+        if self.append_failure is not None:
+            raise self.append_failure
+        self.deleted.append(request.session_id)
+        return memory_pb2.DeleteSessionResponse(
+            deleted_turns=len(self.turns.pop((call_context.principal().tenant, request.session_id), {}))
+        )
 
 
 class FakeMemories(memory_pb2_grpc.MemoryServiceServicer):
     """MemoryService: keeps what is added, once a key."""
 
     def __init__(self) -> None:
+        self.erasing = Erasable()
         self.added: dict[str, memory_pb2.NewMemory] = {}
 
     async def AddMemories(self, request, context):
         """Once a key."""
         self.added.setdefault(request.idempotency_key, request.memories[0])
         return memory_pb2.AddMemoriesResponse(memories=[memory_pb2.Memory(text=m.text) for m in request.memories])
+
+    async def EraseSubject(self, request, context):
+        """Remembers whom, and which sessions were named."""
+        self.erasing.erase(request.user)
+        self.erasing.sessions += request.session_ids
+        return memory_pb2.EraseSubjectResponse(erased=[memory_pb2.ErasedKind(kind="sessions", count=len(request.session_ids))])
 
 
 @dataclass

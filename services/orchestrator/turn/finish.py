@@ -10,6 +10,7 @@ import orjson
 from services.orchestrator.ports import ModelFinished
 from services.orchestrator.records import Event, Terminal
 from services.orchestrator.turn import degradation, forgetting, handoff
+from services.orchestrator.turn.carried import user_text
 from services.orchestrator.turn.citations import resolve
 from services.orchestrator.turn.degradation import Concluded
 from services.orchestrator.turn.prepare import question
@@ -66,8 +67,8 @@ def _conclude(turn: Turn, end: Concluded) -> Terminal:
     return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text) if end.handoff else _only_forgetting(turn))
 
 
-def cancel(turn: Turn) -> Terminal:
-    """The end of a turn that somebody asked to end: the text so far is kept."""
+def cancel(turn: Turn, *, kept: bool = False) -> Terminal:
+    """The end of a turn that somebody asked to end: the text so far is kept with the run and, where `kept`, in the conversation."""
     data = cancelled_data(turn.delivered, turn.state.usage)
     return Terminal("cancelled", data, "run_cancelled", data, _outbox(turn, turn.delivered) if kept else _only_forgetting(turn))
 
@@ -94,7 +95,8 @@ def _outbox(turn: Turn, text: str) -> bytes:
         return _only_forgetting(turn)
     entry: dict[str, Any] = {
         "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
-        "trace": dict(turn.spec.trace), "user_text": question(turn), "assistant_text": text, "tool_calls": turn.state.tool_log,
+        "trace": dict(turn.spec.trace), "user_text": user_text(turn, question(turn)),
+        "assistant_text": text, "tool_calls": turn.state.tool_log,
         "remember": to_remember(question(turn)), "ended_ms": int(time.time() * 1000),
     }  # fmt: skip
     if before_ms := forgetting.pending(turn):

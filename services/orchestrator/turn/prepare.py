@@ -2,7 +2,7 @@
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, Recalled
-from services.orchestrator.turn import degradation, forgetting
+from services.orchestrator.turn import carried, degradation, forgetting
 from services.orchestrator.turn.context import context_message, earlier_turns
 from services.orchestrator.turn.state import Turn
 
@@ -15,7 +15,8 @@ def question(turn: Turn) -> str:
 async def prepare(turn: Turn) -> None:
     """Fills the messages. Memory that is down costs the turn its context and nothing else."""
     prompt = Message("system", turn.agent.prompt)
-    said = [Message(m["role"], m["text"]) for m in turn.spec.input]
+    said = carried.said(turn)
+    carried.take_over(turn)
     # The client's own system messages belong to the instructions, before anything recalled.
     leading = 0
     while leading < len(said) and said[leading].role == "system":

@@ -11,7 +11,7 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.approvals.ports import Interrupts
-from services.orchestrator.ports import Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
+from services.orchestrator.ports import Children, Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
 from services.orchestrator.records import Command, RunRef, RunSpec
 from services.orchestrator.writer import RunWriter
 
@@ -145,6 +145,8 @@ class Services:
     memory: Memory
     # None where nobody can be asked.
     interrupts: Interrupts | None = None
+    # Set once there is what accepts runs, which needs the worker first.
+    children: Children | None = None
 
 
 @dataclass(slots=True)
@@ -154,8 +156,8 @@ class Turn:
     `delivered` is text of the current step that was shown and stays valid; `wait_for_memory` waits, for a short time,
     until earlier turns of the thread are stored and answers whether they are; `mint` gives the run's internal token. `leaving`
     says that the process goes away: what is at work ends, and nothing else begins. `tools` are all that the run may use.
-    `stored` counts the messages that are durable. `commands` are those not absorbed yet; a stage that wants one at once listens for
-    its kind in `listening` while it is at work.
+    `carried` is what it was given of a run that was cut off, as of turn/carried.py. `stored` counts the messages that are durable.
+    `commands` are those not absorbed yet; a stage that wants one at once listens for its kind in `listening` while it is at work.
     """
 
     ref: RunRef
@@ -172,6 +174,7 @@ class Turn:
     began: float = field(default_factory=time.monotonic)
     tools: list[ToolDefinition] | None = None
     leaving: Callable[[], bool] = lambda: False
+    carried: Mapping[str, Any] = field(default_factory=dict)
     stored: int = field(init=False)
     commands: list[Command] = field(default_factory=list)
     listening: dict[str, Callable[[Command], None]] = field(default_factory=dict)

@@ -6,7 +6,7 @@
 local function claim(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'lease_until', 'epoch', 'attempt', 'crashes', 'prov_from', 'append_only', 'state',
-    'cancel', 'held')
+    'cancel', 'held', 'stopping')
   local status = run[1]
   if not status then return {'gone'} end
   if ended(status) then return {'ended'} end
@@ -32,8 +32,10 @@ local function claim(keys, args)
   if attempt == 1 then
     events, count = {'run_started', '0', '{}'}, 1
     redis.call('HSET', keys[3], 'started_ms', now)
-  elseif run[6] and run[7] ~= '1' and run[9] ~= '1' then
-    -- Text that cannot be taken back, or that a cancelled run keeps, stays; the new owner goes on from it.
+    local thread = redis.call('HMGET', keys[1], 'carry_open', 'carry')
+    if thread[1] then redis.call('HSET', keys[3], 'carry', thread[2]) end
+  elseif run[6] and run[7] ~= '1' and run[9] ~= '1' and not run[11] then
+    -- Text that cannot be taken back, or that a cancelled or stopped run keeps, stays; the new owner goes on from it.
     events, count = {'attempt_superseded', '0', '{"from_seq":' .. run[6] .. '}'}, 1
     redis.call('HDEL', keys[3], 'prov_from')
   end
@@ -56,7 +58,8 @@ end
 -- The same write sent twice is one: a reply may get lost, an event must not be doubled.
 local PARKED_SCHEMA = '2'
 local function write(keys, args)
-  local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from', 'inbox', 'cancel')
+  local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from', 'inbox', 'cancel',
+    'steers', 'cut')
   if run[1] ~= args[1] then return redis.error_reply('FENCED the run has another owner') end
   if run[4] == args[2] then
     -- A write, so that this answer waits for the replicas as the first one did.
@@ -85,8 +88,15 @@ local function write(keys, args)
   if count > 0 then
     first, last, provisional = append(keys[1], keys[2], run_id, run[3], args[4], now, args, at + 1, count)
   end
+  if run[9] and mode == 'c' then
+    local unread = run[9]
+    for i = at + 1, at + count * 3, 3 do
+      if args[i] == 'steer_applied' then unread = string.match(unread, '^%d+ ?(.*)$') or '' end
+    end
+    if unread == '' then redis.call('HDEL', keys[3], 'steers') else redis.call('HSET', keys[3], 'steers', unread) end
+  end
   if mode == 'c' or mode == 's' or mode == 'p' then
-    redis.call('HDEL', keys[3], 'prov_from')
+    redis.call('HDEL', keys[3], 'prov_from', 'stopping')
   elseif provisional > 0 and not run[6] and mode ~= 'f' then
     redis.call('HSET', keys[3], 'prov_from', provisional)
   end
@@ -100,7 +110,8 @@ local function write(keys, args)
       'parked_until', args[finish], 'schema_version', PARKED_SCHEMA)
     if called then following = run_id end
   elseif mode == 'f' then
-    if args[finish + 2] ~= '' then
+    -- A run that was rolled back leaves nothing in the conversation, also where its answer was faster.
+    if args[finish + 2] ~= '' and run[10] ~= 'rollback' then
       redis.call('HSET', keys[5], run_id, args[finish + 2])
     end
     local terminal
@@ -130,6 +141,7 @@ local function cancel(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'attempt', 'owner', 'cancel', 'held')
   if not run[1] then
+    if redis.call('HGET', keys[1], 'user') == '\0gone' then return {'none', 0, now, '', 0} end
     -- Accepting is under way: whoever writes the run will find this.
     redis.call('HSET', keys[3], 'cancel', '1')
     redis.call('PEXPIRE', keys[3], args[7])

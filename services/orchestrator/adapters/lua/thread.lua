@@ -56,11 +56,19 @@ end
 
 -- Writes the terminal event and state in this one step; answers its number and the run that is next in the thread.
 local function terminate(keys, run_id, attempt, trace, now, status, result, kind, data)
-  local _, last = append(keys[1], keys[2], run_id, attempt, trace, now, {kind, '0', data}, 1, 1)
+  local events = {}
+  -- Messages that were to steer the run and that its model never saw.
+  for number in string.gmatch(redis.call('HGET', keys[3], 'steers') or '', '%d+') do
+    events[#events + 1], events[#events + 2], events[#events + 3] = 'steer_dropped', '0', '{"number":' .. number .. '}'
+  end
+  events[#events + 1], events[#events + 2], events[#events + 3] = kind, '0', data
+  local _, last = append(keys[1], keys[2], run_id, attempt, trace, now, events, 1, #events / 3)
   redis.call('HSET', keys[3], 'status', status, 'result', result, 'ended_ms', now, 'terminal_seq', last, 'owner', '', 'lease_until', 0)
   redis.call('HDEL', keys[3], 'prov_from')
   redis.call('LREM', keys[4], 1, run_id)
   redis.call('DEL', keys[6])
+  -- What a fork or a rollback left of a run that was cut off is part of the turn that was made now.
+  if status == 'succeeded' then redis.call('HDEL', keys[1], 'carry_open') end
   return last, redis.call('LINDEX', keys[4], 0) or ''
 end
 
@@ -81,11 +89,14 @@ end
 -- A run that is held is in no line of its thread, so that nobody of any version takes it before run_enter.
 -- The process that accepts a run may own it in the same step, where nothing stands before it in the thread.
 -- Answers {verdict, run fields ('new': none), first seq, last seq, now, status, runs whose outbox waits};
--- verdict: new, existing, late, foreign.
+-- verdict: new, existing, late, foreign, changing (the thread is being rolled back).
 local function accept(keys, args)
   local now = now_ms()
-  local user = redis.call('HGET', keys[1], 'user')
-  if user and user ~= args[2] then return {'foreign'} end
+  local thread = redis.call('HMGET', keys[1], 'user', 'of', 'ttl_ms', 'carry_open')
+  local user = thread[1]
+  if user and user ~= args[2] then
+    return {user == '\0busy' and thread[2] == args[2] and 'changing' or 'foreign'}
+  end
   local known = redis.call('HMGET', keys[3], 'status', 'cancel')
   if known[1] then
     -- A write, so that this answer waits for the replicas as the first one did.
@@ -106,6 +117,7 @@ local function accept(keys, args)
     'owner', owned and args[15] or '', 'lease_until', owned and now + tonumber(args[16]) or 0, 'created_ms', now, 'queued_ms', now,
     'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
   redis.call('PERSIST', keys[3])
+  if thread[3] then redis.call('HSET', keys[1], 'expires_ms', string.format('%.0f', now + tonumber(thread[3]))) end
   redis.call('ZADD', keys[7], first, args[4])
   if args[17] and args[17] ~= '' then redis.call('HSET', keys[3], 'schedule', args[17]) end
   if held then
@@ -114,12 +126,14 @@ local function accept(keys, args)
     redis.call('RPUSH', keys[4], args[4])
   end
   if owned then
+    if thread[4] then redis.call('HSET', keys[3], 'carry', redis.call('HGET', keys[1], 'carry')) end
     last = select(2, append(keys[1], keys[2], args[4], 1, args[10], now, {'run_started', '0', '{}'}, 1, 1))
   elseif cancelled then
     last = terminate(keys, args[4], 0, args[10], now, 'cancelled', args[14], 'run_cancelled', args[14])
   end
   tell(args[11], last, args[12])
-  return {'new', {}, first, last, now, owned and 'running' or (cancelled and 'cancelled' or 'queued'), redis.call('HKEYS', keys[5])}
+  local fields = owned and thread[4] and redis.call('HGETALL', keys[3]) or {}
+  return {'new', fields, first, last, now, owned and 'running' or (cancelled and 'cancelled' or 'queued'), redis.call('HKEYS', keys[5])}
 end
 
 -- Segments that one read may name.

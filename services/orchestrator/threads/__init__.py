@@ -1,0 +1,1 @@
+"""Threads as a whole: forked, rolled back, deleted, expired."""

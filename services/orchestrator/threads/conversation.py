@@ -1,0 +1,121 @@
+"""What a thread's conversation is at a checkpoint: the turns of the runs that answered, and what of a run that is cut off there."""
+
+from collections.abc import Collection, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.ports import Message
+from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.run_store import RunStore
+from services.orchestrator.threads.checkpoints import Position, log_of
+from services.orchestrator.threads.ports import ThreadState
+from services.orchestrator.threads.rebuilding import Rebuilt, rebuild
+
+# More than the window of any session holds; what is older is not given to a model.
+MOST_TURNS = 50
+MOST_BYTES = 2 * 1024 * 1024
+RUNS_AT_ONCE = 100
+
+
+class Conversation:
+    """Reads it from run records and the log."""
+
+    def __init__(self, store: RunStore, agents: AgentCatalog) -> None:
+        self._store, self._agents = store, agents
+
+    async def turns(self, ref: RunRef, at: Position) -> list[dict[str, Any]]:
+        """The last turns that memory holds of the conversation up to `at`, oldest first, as ports.Memory.append_turn takes them."""
+        found: list[dict[str, Any]] = []
+        size, before = 0, at.seq + 1
+        while before > 1:
+            members = await self._store.list_members("thread", ref.tenant, "", before, RUNS_AT_ONCE, ref.thread_id)
+            if not members:
+                break
+            before = members[-1][1]
+            for record in await self._store.runs([ref._replace(run_id=run_id) for run_id, _ in members]):
+                if not await self._said(ref, record, at.seq) or not await self._remembered(record):
+                    continue
+                turn = await self._turn(ref, record)
+                size += len(turn["user_text"]) + len(turn["assistant_text"])
+                if len(found) == MOST_TURNS or (found and size > MOST_BYTES):
+                    return found[::-1]
+                found.append(turn)
+        return found[::-1]
+
+    async def _said(self, ref: RunRef, record: RunRecord, at_seq: int) -> bool:
+        """Whether memory got a turn of the run: also that of one which a next message interrupted, not of one that it replaced."""
+        if not answered(record, at_seq, ("succeeded", "cancelled")):
+            return False
+        cut = await self._store.cut_by(ref._replace(run_id=record.run_id))
+        if record.status == "cancelled":
+            return cut == "interrupt" and bool(record.result.get("output_text"))
+        return cut != "rollback"
+
+    async def _remembered(self, record: RunRecord) -> bool:
+        definition = self._agents.agents.by_digest.get(record.spec.agent_digest)
+        if definition is None:
+            raw = await self._store.definition(record.spec.agent_digest)
+            definition = AgentDefinition.decode(raw) if raw is not None else None
+        return definition is not None and definition.recall is not None
+
+    async def _turn(self, ref: RunRef, record: RunRecord) -> dict[str, Any]:
+        rebuilt = await self.rebuilt(ref, record, record.terminal_seq)
+        asked = record.spec.input[-1]["text"]
+        if record.carry and not record.spec.continues:
+            asked = f"{record.carry['said']}\n\n{asked}"
+        return {
+            "run_id": record.run_id, "user_text": asked, "assistant_text": record.result.get("output_text", ""),
+            "tool_calls": rebuilt.tool_log, "ended_ms": record.ended_ms,
+        }  # fmt: skip
+
+    async def rebuilt(self, ref: RunRef, record: RunRecord, until_seq: int) -> Rebuilt:
+        """A run of the thread as its events up to `until_seq` tell it. Raises Gone."""
+        events = []
+        async with aclosing(log_of(self._store, ref, record.first_seq - 1, until_seq)) as pages:
+            async for page in pages:
+                events += [event for event in page if event.run_id == record.run_id and not event.provisional]
+        return rebuild(events)
+
+    async def carry(self, ref: RunRef, at: Position, state: ThreadState) -> dict[str, Any]:
+        """What the next run is given of the one that is cut off at `at`; empty where none is. As of turn/carried.py."""
+        if at.run_id:
+            record = await self._store.run(ref._replace(run_id=at.run_id))
+            return await self._cut(ref, record, at) if record is not None else {}
+        if not state.carry or at.seq < state.carry_seq:
+            return {}
+        # Part of a turn by now, where a run has answered since.
+        members = await self._store.list_members("thread", ref.tenant, "", 0, RUNS_AT_ONCE, ref.thread_id)
+        since = [ref._replace(run_id=run_id) for run_id, first in members if first > state.carry_seq]
+        closed = any(answered(record, at.seq) for record in await self._store.runs(since)) if since else False
+        return {} if closed else dict(state.carry)
+
+    async def _cut(self, ref: RunRef, record: RunRecord, at: Position) -> dict[str, Any]:
+        rebuilt = await self.rebuilt(ref, record, at.seq)
+        before: list[str] = list(record.carry.get("messages", ()))
+        given = [Message(m["role"], m["text"]) for m in ([] if record.spec.continues else record.spec.input)]
+        said = [record.carry["said"]] if record.carry else []
+        said += [] if record.spec.continues else [record.spec.input[-1]["text"]]
+        return {
+            "run_id": record.run_id, "step": rebuilt.step, "agent": record.spec.agent, "input": [dict(m) for m in record.spec.input],
+            "said": "\n\n".join(said), "messages": before + [m.encode().decode() for m in (*given, *rebuilt.messages)],
+            "plan": rebuilt.plan or record.carry.get("plan", {}),
+            "citations": {**record.carry.get("citations", {}), **_citations(record.state)},
+        }  # fmt: skip
+
+
+def answered(record: RunRecord, at_seq: int, statuses: Collection[str] = ("succeeded",)) -> bool:
+    """Whether a run had ended so by `at_seq` and was not taken out of the conversation by then."""
+    taken_out = record.rolled_back and record.rolled_back <= at_seq
+    return record.status in statuses and 0 < record.terminal_seq <= at_seq and not taken_out
+
+
+def _citations(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    return state.get("citations", {})
+
+
+def encoded(carry: Mapping[str, Any]) -> bytes:
+    """As the store keeps it; empty where there is none."""
+    return orjson.dumps(carry) if carry else b""

@@ -1,0 +1,124 @@
+"""Going back to a checkpoint. The log only grows: an event tells what is no longer part of the conversation, and memory follows before
+that event is written, while the thread takes no runs: so no run is ever given what was rolled back."""
+
+import hashlib
+import uuid
+from contextlib import aclosing
+
+import orjson
+
+from services.common.errors import Conflict, NotFound, Overloaded
+from services.common.identity import Principal
+from services.orchestrator.hub import Hub
+from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
+from services.orchestrator.run_store import RunStore
+from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing
+from services.orchestrator.threads.checkpoints import OF_THREAD, Asked, Position, log_of, resolve
+from services.orchestrator.threads.conversation import Conversation, encoded
+from services.orchestrator.threads.ports import ThreadStore
+
+END_WITHIN_S = 15.0
+# As many as memory takes; what is older left its window long ago.
+MOST_FORGOTTEN = 1_000
+
+
+class RollingBack:
+    """Rolls threads back."""
+
+    def __init__(self, store: RunStore, threads: ThreadStore, conversation: Conversation, changing: Changing, hub: Hub) -> None:
+        self._store, self._threads, self._conversation, self._changing, self._hub = store, threads, conversation, changing, hub
+
+    async def roll_back(self, principal: Principal, thread_id: str, to: Asked, key: str) -> tuple[ThreadRecord, int]:
+        """Goes back; answers the thread and the number of its event `thread_rolled_back`.
+
+        Raises NotFound, InvalidInput and Gone as `resolve`, Conflict (CHECKPOINT_ROLLED_BACK, THREAD_CHANGING), Overloaded; where runs
+        take long to end, or memory is away, it is gone on with by the sweeper.
+        """
+        ref = RunRef(principal.tenant, thread_id, "-")
+        record = await self._thread(principal, thread_id)
+        at = await resolve(self._store, ref, record.last_seq, to)
+        await self._check(ref, at)
+        # Without a key of the caller's one of this call: two that work on it at once must know it for the same rollback.
+        rolled_key = _key(principal, key or uuid.uuid4().hex, to)
+        job = orjson.dumps({"kind": "rollback", "at": list(at), "principal": principal.as_dict(), "key": rolled_key})
+        not_after_ms = await self._threads.note(ref, NOTED_S)
+        begun = await self._threads.begin(ref, principal.user, "busy", job, not_after_ms, rolled_key)
+        if begun.verdict in ("none", "gone"):
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        if begun.verdict == "late":
+            raise Overloaded("rolling the thread back took too long", reason="ROLLBACK_TIMED_OUT", retry_after_s=1.0)
+        if begun.verdict == "changing" and orjson.loads(begun.job).get("key") != rolled_key:
+            raise changing()
+        # The job of an earlier try under this key, where there is one: its checkpoint counts.
+        seq = begun.seq if begun.verdict == "done" else await self.work(ref, begun.job)
+        return await self._thread(principal, thread_id), seq
+
+    async def _thread(self, principal: Principal, thread_id: str) -> ThreadRecord:
+        record = await self._store.thread(principal.tenant, principal.user, thread_id)
+        if record is None:
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        return record
+
+    async def _check(self, ref: RunRef, at: Position) -> None:
+        """Raises Conflict where the checkpoint is no part of the conversation any more."""
+        if not at.seq:
+            return
+        event = (await self._page(ref, at.seq))[0]
+        record = await self._store.run(ref._replace(run_id=event.run_id)) if event.type not in OF_THREAD else None
+        if record is not None and record.rolled_back:
+            told = await self._page(ref, record.rolled_back)
+            if at.seq > orjson.loads(told[0].data)["to_seq"]:
+                raise Conflict("the checkpoint was rolled back before; fork the thread there", reason="CHECKPOINT_ROLLED_BACK")
+
+    async def _page(self, ref: RunRef, seq: int) -> list:
+        async with aclosing(log_of(self._store, ref, seq - 1, seq)) as pages:
+            return await anext(pages)
+
+    async def work(self, ref: RunRef, raw: bytes) -> int:
+        """Rolls back, from wherever it was left; answers the event's number. Raises BulkheadError."""
+        await self._threads.look_again(ref, AGAIN_S)
+        job = orjson.loads(raw)
+        principal, at = Principal.from_dict(job["principal"]), Position(*job["at"])
+        while True:
+            await self._end_runs(ref, principal, at)
+            run_ids = await self._threads.run_ids(ref)
+            later = [record for record in await self._changing.records(ref, run_ids) if _after(record, at)]
+            state = await self._threads.state(ref)
+            if state is None:
+                raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+            turns = await self._conversation.turns(ref, at)
+            carry = await self._conversation.carry(ref, at, state)
+            if turns or later:
+                await self._changing.replace_session(ref, principal, turns, [record.run_id for record in later][-MOST_FORGOTTEN:])
+            names = [record.run_id for record in later]
+            data = orjson.dumps({"to_seq": at.seq, "run_ids": names[-MOST_FORGOTTEN:], "run_id": at.run_id, "step": at.step})
+            verdict, seq = await self._threads.rolled(ref, principal.user, raw, data, encoded(carry), names, job["key"], "")
+            if verdict == "done":
+                self._hub.noticed(ref, seq)
+                left_s = await self._threads.live(ref, 0, 0) if state.ttl_ms else -1
+                await self._threads.look_again(ref, left_s if left_s >= 0 else None)
+                return seq
+            if verdict == "lost":
+                raise changing()
+
+    async def _end_runs(self, ref: RunRef, principal: Principal, at: Position) -> None:
+        """Ends all runs but those that were to start later when the checkpoint was passed."""
+        run_ids = await self._threads.run_ids(ref)
+        waiting = set()
+        for record in await self._changing.records(ref, run_ids):
+            if not record.ended and record.first_seq <= at.seq and await self._changing.held(ref, record):
+                waiting.add(record.run_id)
+        left = await self._changing.end(
+            ref, principal, run_ids, "the thread was rolled back", END_WITHIN_S, lambda record: record.run_id in waiting
+        )
+        if left:
+            raise changing()
+
+
+def _after(record: RunRecord, at: Position) -> bool:
+    return record.terminal_seq > at.seq and not record.rolled_back
+
+
+def _key(principal: Principal, key: str, to: Asked) -> str:
+    body = orjson.dumps([principal.user, key, to.seq, to.run_id, to.step, to.beginning])
+    return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,103 @@
+"""Looks at threads that are due: goes on with changes whose process was lost, and deletes what has lived for long enough.
+
+One of any number, like the sweeper; a thread's meta is the truth, and what is due is only a hint.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from services.common.errors import BulkheadError, Overloaded
+from services.common.identity import Principal
+from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.run_store import RunStore
+from services.orchestrator.threads.changing import AGAIN_S
+from services.orchestrator.threads.deleting import Deleting
+from services.orchestrator.threads.forking import Forking, permanent
+from services.orchestrator.threads.ports import ThreadState, ThreadStore
+from services.orchestrator.threads.rolling_back import RollingBack
+
+MOST_AT_ONCE = 16
+TURN_S = 1.0
+# A thread that a run is at work in lives on; it is looked at again after this time, or its time to live where that is longer.
+BUSY_S = 60.0
+log = structlog.get_logger("bulkhead.threads")
+
+
+class Tending:
+    """`ttl_ms` answers the time to live of threads of a tier, 0 for none."""
+
+    def __init__(
+        self, store: RunStore, threads: ThreadStore, forking: Forking, rolling_back: RollingBack, deleting: Deleting,
+        ttl_ms: Callable[[str], int],
+    ) -> None:  # fmt: skip
+        self._store, self._threads, self._forking, self._rolling_back = store, threads, forking, rolling_back
+        self._deleting, self._ttl_ms = deleting, ttl_ms
+
+    async def run(self) -> None:
+        """Tends until cancelled; a store that is away is tried again."""
+        while True:
+            found = 0
+            try:
+                refs = await self._threads.due(MOST_AT_ONCE, AGAIN_S)
+                found = len(refs)
+                await asyncio.gather(*map(self._look_safely, refs))
+            except Overloaded:
+                log.debug("tending_postponed")
+            # Jitter keeps the processes of many replicas apart.
+            await asyncio.sleep(0 if found == MOST_AT_ONCE else TURN_S * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _look_safely(self, ref: RunRef) -> None:
+        try:
+            await self.look(ref)
+        except BulkheadError as error:
+            log.warning("thread_postponed", thread_id=ref.thread_id, reason=error.reason)
+        except Exception as error:
+            # A defect with one thread must not keep the others from being looked at.
+            log.error("thread_failed", thread_id=ref.thread_id, exc_info=error)
+
+    async def look(self, ref: RunRef) -> None:
+        """Does what is due for one thread. Raises BulkheadError."""
+        state = await self._threads.state(ref)
+        if state is None or (state.doing and not state.job):
+            await self._threads.look_again(ref, None)
+        elif state.doing == "gone":
+            await self._deleting.work(ref, state.job or b"")
+        elif state.doing == "building":
+            await self._fork(ref, state.job or b"")
+        elif state.doing == "busy":
+            await self._rolling_back.work(ref, state.job or b"")
+        else:
+            await self._age(ref, state)
+
+    async def _fork(self, ref: RunRef, job: bytes) -> None:
+        try:
+            await self._forking.work(ref, job)
+        except BulkheadError as error:
+            # One that can never be made was deleted.
+            if not permanent(error):
+                raise
+
+    async def _age(self, ref: RunRef, state: ThreadState) -> None:
+        newest = await self._newest(ref)
+        tier = str(newest.spec.principal.get("tier", "")) if newest is not None else ""
+        ttl_ms = state.ttl_ms or (self._ttl_ms(tier) if newest is not None else 0)
+        if not ttl_ms:
+            await self._threads.look_again(ref, None)
+            return
+        if newest is not None and not newest.ended:
+            await self._threads.live(ref, ttl_ms, newest.created_ms)
+            await self._threads.look_again(ref, max(BUSY_S, ttl_ms / 1000))
+            return
+        left_s = await self._threads.live(ref, ttl_ms, newest.ended_ms if newest is not None else 0)
+        if left_s > 0:
+            await self._threads.look_again(ref, left_s)
+        elif left_s == 0:
+            who = newest.spec.principal if newest is not None else {"tenant": ref.tenant, "user": state.owner}
+            await self._deleting.expire(ref, Principal.from_dict(dict(who)))
+
+    async def _newest(self, ref: RunRef) -> RunRecord | None:
+        members = await self._store.list_members("thread", ref.tenant, "", 0, 1, ref.thread_id)
+        return await self._store.run(ref._replace(run_id=members[0][0])) if members else None

@@ -1,0 +1,344 @@
+"""Threads as a whole: forked, gone back, deleted, expired, as callers and the model see it."""
+
+import asyncio
+import json
+
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+
+from services.common import testing
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
+from services.common.identity import Principal
+from services.orchestrator import app
+from services.orchestrator.adapters import store_threads
+from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
+from services.orchestrator.threads import deleting, forking, rolling_back, tending
+
+TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
+MAILS = 'tool send_mail {"to":"ana"}\ntool send_mail {"to":"bob"}'
+
+
+@pytest.fixture
+def settings(identities, behind, state_url, tmp_path, monkeypatch):
+    for module in (tending, rolling_back, deleting, forking):
+        monkeypatch.setattr(module, "AGAIN_S", 0.2)
+    monkeypatch.setattr(tending, "TURN_S", 0.05)
+    return settings_for(identities, behind, state_url, write_config(tmp_path / "config"))
+
+
+async def said(client, text, thread_id, agent="helper"):
+    return await client.wait((await client.start(text, thread_id=thread_id, agent=agent)).run_id)
+
+
+async def fork(client, thread_id, at=None, **fields):
+    with client.calling():
+        return await client.threads.ForkThread(pb.ForkThreadRequest(thread_id=thread_id, at=at, **fields))
+
+
+async def roll_back(client, thread_id, to=None, **fields):
+    with client.calling():
+        return await client.threads.RollbackThread(pb.RollbackThreadRequest(thread_id=thread_id, to=to, **fields))
+
+
+async def delete(client, thread_id):
+    with client.calling():
+        return (await client.threads.DeleteThread(pb.DeleteThreadRequest(thread_id=thread_id))).completed
+
+
+async def thread(client, thread_id):
+    with client.calling():
+        return (await client.threads.GetThread(pb.GetThreadRequest(thread_id=thread_id))).thread
+
+
+def shown(events):
+    return [(e.seq, e.run_id, e.type, e.data_json, e.occurred_at.ToMilliseconds(), e.attempt) for e in events]
+
+
+async def remembered(behind, run):
+    """The turn of a run has reached memory."""
+    sessions = behind.sessions.turns
+    await testing.eventually_async(lambda: _true(run.run_id in sessions["acme", run.thread_id]), "the turn is remembered")
+
+
+async def _true(value):
+    return value
+
+
+async def test_a_copy_has_the_log_and_the_conversation_and_goes_its_own_way(identities, behind, settings):
+    async with served(settings, identities) as client:
+        first = await said(client, "say one", "t1")
+        second = await said(client, "say two", "t1")
+        made = (await fork(client, "t1", pb.Checkpoint(run_id=first.run_id), idempotency_key="k", metadata={"a": "b"})).thread
+        assert (made.parent_thread_id, made.forked_at_seq, dict(made.metadata)) == ("t1", first.terminal_seq, {"a": "b"})
+        log = await client.log(thread_id=made.thread_id)
+        assert shown(log)[:-1] == shown(await client.log(thread_id="t1"))[: first.terminal_seq]
+        assert (log[-1].type, data_of(log[-1])) == ("thread_forked", {"parent_thread_id": "t1", "forked_at_seq": first.terminal_seq})
+        other = await said(client, "echo context", made.thread_id)
+        assert other.output_text == "user:say one|assistant:one|user:echo context"
+        assert (await said(client, "echo context", "t1")).output_text == (
+            "user:say one|assistant:one|user:say two|assistant:two|user:echo context"
+        )
+        assert second.terminal_seq < (await thread(client, "t1")).last_seq
+        # The same request again is the same thread, also once its parent has gone on and is gone.
+        await delete(client, "t1")
+        again = (await fork(client, "t1", pb.Checkpoint(run_id=first.run_id), idempotency_key="k", metadata={"a": "b"})).thread
+        assert (again.thread_id, again.last_seq) == (made.thread_id, (await thread(client, made.thread_id)).last_seq)
+        with pytest.raises(IdempotencyMismatch):
+            await fork(client, "t1", idempotency_key="k")
+        with client.calling():
+            listed = (await client.threads.ListThreads(pb.ListThreadsRequest())).threads
+            runs = (await client.runs.ListRuns(pb.ListRunsRequest(thread_id=made.thread_id))).runs
+        assert [entry.thread_id for entry in listed] == [made.thread_id]
+        assert [run.run_id for run in runs] == [other.run_id, first.run_id]
+
+
+async def test_the_same_step_again_repeats_no_tool_call(identities, behind, settings):
+    async with served(settings, identities) as client:
+        await said(client, "say before", "t1")
+        run = await said(client, MAILS, "t1")
+        assert behind.tools.sent == ["ana", "bob"]
+        asked = [call.request.messages for call in behind.models.calls][-2:]
+        made = await fork(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True, idempotency_key="again")
+        done = await client.wait(made.run.run_id)
+        assert done.output_text == run.output_text
+        # The second mail goes out again, as asked for; the first does not.
+        assert behind.tools.sent == ["ana", "bob", "bob"]
+        assert [call.request.messages for call in behind.models.calls][-2:] == asked
+        log = await client.log(thread_id=made.thread.thread_id)
+        prefix = shown(await client.log(thread_id="t1"))[: made.thread.forked_at_seq]
+        assert shown(log)[: made.thread.forked_at_seq] == prefix
+        assert prefix[-1][2] == "step_completed"
+        repeated = await fork(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True, idempotency_key="again")
+        assert repeated.run.run_id == done.run_id
+        # The turn that was finished in the fork is one turn of it.
+        assert (await said(client, "echo context", made.thread.thread_id)).output_text == (
+            f"user:say before|assistant:before|user:{MAILS}|assistant:{done.output_text}|user:echo context"
+        )
+
+
+async def test_a_new_input_goes_on_from_within_a_run(identities, behind, settings):
+    async with served(settings, identities) as client:
+        run = await said(client, TWO, "t1", agent="quick")
+        at = next(e.seq for e in await client.log(run.run_id) if e.type == "step_completed")
+        made = (await fork(client, "t1", pb.Checkpoint(seq=at))).thread
+        failed = await client.start("say " + "never " * 40, thread_id=made.thread_id, start_at=None, agent="quick")
+        await client.cancel(failed.run_id)
+        await client.wait(failed.run_id)
+        assert (await said(client, "echo context", made.thread_id, agent="quick")).output_text == (
+            f"user:{TWO}|assistant:|tool:{json.dumps({'result': 3})}|user:echo context"
+        )
+        # It is part of that turn now, and comes once.
+        assert (await said(client, "echo context", made.thread_id, agent="quick")).output_text == "user:echo context"
+
+
+async def test_what_was_rolled_back_is_never_given_to_a_model(identities, behind, settings):
+    async with served(settings, identities) as client:
+        first = await said(client, "say one", "t1")
+        second = await said(client, "say two", "t1")
+        await remembered(behind, second)
+        behind.models.gate.close()
+        third = await client.start("say three four five", thread_id="t1", agent="helper")
+        queued = await client.start("say six", thread_id="t1", agent="helper")
+        done = await roll_back(client, "t1", pb.Checkpoint(run_id=first.run_id), idempotency_key="r")
+        behind.models.gate.open()
+        assert [(await client.get(run.run_id)).status for run in (third, queued)] == [pb.RUN_STATUS_CANCELLED] * 2
+        assert {(await client.get(run.run_id)).rolled_back_seq for run in (second, third, queued)} == {done.seq}
+        assert (await client.get(first.run_id)).rolled_back_seq == 0
+        log = await client.log(thread_id="t1")
+        assert (log[-1].seq, log[-1].type, data_of(log[-1])["to_seq"]) == (done.seq, "thread_rolled_back", first.terminal_seq)
+        assert (await roll_back(client, "t1", pb.Checkpoint(run_id=first.run_id), idempotency_key="r")).seq == done.seq
+        assert (await said(client, "echo context", "t1")).output_text == "user:say one|assistant:one|user:echo context"
+        with pytest.raises(Conflict) as refused:
+            await roll_back(client, "t1", pb.Checkpoint(run_id=second.run_id))
+        assert refused.value.reason == "CHECKPOINT_ROLLED_BACK"
+        # A fork sees what was so then: there at the second run's end, gone at the end of all.
+        then = (await fork(client, "t1", pb.Checkpoint(run_id=second.run_id))).thread.thread_id
+        assert "say two" in (await said(client, "echo context", then)).output_text
+        now = (await fork(client, "t1")).thread.thread_id
+        assert "say two" not in (await said(client, "echo context", now)).output_text
+
+
+async def test_a_rollback_into_a_run_goes_on_from_there(identities, behind, settings):
+    async with served(settings, identities) as client:
+        run = await said(client, TWO, "t1")
+        await roll_back(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1))
+        assert (await said(client, "echo context", "t1")).output_text == f'user:{TWO}|assistant:|tool:{{"result": 3}}|user:echo context'
+        await roll_back(client, "t1", pb.Checkpoint(beginning=True))
+        assert (await said(client, "echo context", "t1")).output_text == "user:echo context"
+
+
+async def test_a_thread_takes_no_runs_until_its_rollback_is_done(identities, behind, settings):
+    async with served(settings, identities) as client:
+        first = await said(client, "say one", "t1")
+        await remembered(behind, await said(client, "say two", "t1"))
+        behind.sessions.append_failure = Overloaded("away", reason="STORE_UNAVAILABLE")
+        with pytest.raises(Overloaded):
+            await roll_back(client, "t1", pb.Checkpoint(run_id=first.run_id))
+        assert (await thread(client, "t1")).thread_id == "t1"
+        with pytest.raises(Conflict) as refused:
+            await client.start("echo context", thread_id="t1", agent="helper")
+        assert refused.value.reason == "THREAD_CHANGING"
+        behind.sessions.append_failure = None
+
+        async def done():
+            return (await client.log(thread_id="t1"))[-1].type == "thread_rolled_back"
+
+        await testing.eventually_async(done, "somebody goes on with the rollback")
+        assert (await said(client, "echo context", "t1")).output_text == "user:say one|assistant:one|user:echo context"
+
+
+async def keys_of(valkey, thread_id):
+    return sorted(key.decode() for key in await valkey.keys("*") if thread_id in key.decode())
+
+
+async def test_a_deleted_thread_leaves_nothing_and_others_alone(identities, behind, settings, valkey):
+    async with served(settings, identities) as client:
+        kept = await said(client, "say kept", "kept")
+        gone = [await said(client, f"say {word}", "gone") for word in ("one", "two")]
+        await remembered(behind, gone[-1])
+        before = {key: await valkey.dump(key) for key in await keys_of(valkey, "kept")}
+        behind.models.gate.close()
+        at_work = await client.start("say three four five", thread_id="gone", agent="helper")
+        watched: list[pb.Event] = []
+
+        async def watch():
+            with client.calling(timeout_s=testing.PATIENCE_S):
+                async for item in client.runs.StreamEvents(pb.StreamEventsRequest(thread_id="gone")):
+                    watched.extend(item.batch.events)
+
+        watching = asyncio.create_task(watch())
+        await testing.eventually_async(lambda: _true(bool(watched)), "the watcher follows")
+        assert await delete(client, "gone")
+        await watching
+        behind.models.gate.open()
+        assert watched[-1].type == "thread_deleted"
+        assert behind.models.calls[-1].cancelled
+        assert behind.sessions.deleted == ["gone"]
+        assert await keys_of(valkey, "gone") == ["t:{acme/gone}:meta"]
+        assert await valkey.ttl("t:{acme/gone}:meta") > 0
+        for run in (*gone, at_work):
+            assert not [key for key in await valkey.keys("*") if run.run_id in key.decode()]
+            with pytest.raises(NotFound):
+                await client.get(run.run_id)
+        lists = [key for key in await valkey.keys("tn:*") if await valkey.type(key) == b"zset"]
+        members = [member for key in lists for member in await valkey.zrange(key, 0, -1)]
+        assert not [member for member in members if b"gone" in member or at_work.run_id.encode() in member]
+        assert await delete(client, "gone")
+        for refused in (thread(client, "gone"), client.start("say x", thread_id="gone"), fork(client, "gone"), roll_back(client, "gone")):
+            with pytest.raises(NotFound):
+                await refused
+        assert before == {key: await valkey.dump(key) for key in await keys_of(valkey, "kept")}
+        assert (await client.get(kept.run_id)) == kept
+
+
+async def test_a_thread_lives_as_long_as_it_was_told_to_after_its_last_run(identities, behind, settings):
+    async with served(settings, identities) as client:
+        with client.calling():
+            made = await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="brief", ttl=Duration(seconds=1)))
+            stays = await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="stays"))
+        assert made.thread.expires_at.ToMilliseconds() - made.thread.created_at.ToMilliseconds() == 1000
+        assert not stays.thread.HasField("expires_at")
+        await said(client, "say one", "brief", agent="quick")
+        later = await thread(client, "brief")
+        assert later.expires_at.ToMilliseconds() > made.thread.expires_at.ToMilliseconds()
+
+        async def expired():
+            try:
+                await thread(client, "brief")
+            except NotFound:
+                return True
+            return False
+
+        await testing.eventually_async(expired, "the thread is deleted when its time has come")
+        assert (await thread(client, "stays")).thread_id == "stays"
+
+
+BAD = {
+    "both": (pb.Checkpoint(seq=1, run_id="r"), InvalidInput, "INVALID_INPUT"),
+    "negative": (pb.Checkpoint(seq=-1), InvalidInput, "INVALID_INPUT"),
+    "step alone": (pb.Checkpoint(step=1), InvalidInput, "INVALID_INPUT"),
+    "future": (pb.Checkpoint(seq=10_000), InvalidInput, "SEQ_FROM_THE_FUTURE"),
+    "inside": (pb.Checkpoint(seq=2), InvalidInput, "SEQ_INSIDE_STEP"),
+    "unknown run": (pb.Checkpoint(run_id="nobody"), NotFound, "RUN_NOT_FOUND"),
+}
+
+
+async def test_bad_checkpoints_and_foreign_threads_are_refused_and_change_nothing(identities, behind, settings, valkey):
+    async with served(settings, identities) as client:
+        run = await said(client, "say one", "t1")
+        cases = {**BAD, "no such step": (pb.Checkpoint(run_id=run.run_id, step=7), NotFound, "STEP_NOT_FOUND")}
+        before = await thread(client, "t1")
+        for checkpoint, error, reason in cases.values():
+            for call in (fork(client, "t1", checkpoint), roll_back(client, "t1", checkpoint)):
+                with pytest.raises(error) as refused:
+                    await call
+                assert reason in (refused.value.reason, "INVALID_INPUT")
+        with pytest.raises(InvalidInput) as refused:
+            await fork(client, "t1", continue_run=True)
+        assert refused.value.reason == "NOTHING_TO_CONTINUE"
+        with pytest.raises(Conflict) as taken:
+            await fork(client, "t1", new_thread_id="t1")
+        assert taken.value.reason == "THREAD_EXISTS"
+        client.principal = Principal("acme", "mallory", scopes=("threads:read", "threads:write", "runs:write", "runs:read"))
+        for call in (fork(client, "t1"), roll_back(client, "t1"), delete(client, "t1"), fork(client, "nobody"), delete(client, "nobody")):
+            with pytest.raises(NotFound):
+                await call
+        client.principal = None
+        assert await thread(client, "t1") == before
+        assert len(types(await client.log(thread_id="t1"))) == before.last_seq
+
+
+class Dying(store_threads.ValkeyThreads):
+    """Loses its process, as it were, at the call `left` calls ahead."""
+
+    left = 0
+
+    async def _ask(self, call):
+        type(self).left -= 1
+        if type(self).left == 0:
+            call.close() if hasattr(call, "close") else call.cancel()
+            raise Overloaded("died here", reason="DIED")
+        return await super()._ask(call)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("what", ["delete", "fork", "roll_back"])
+async def test_whatever_is_left_half_done_is_gone_on_with(identities, behind, settings, valkey, monkeypatch, what):
+    monkeypatch.setattr(app, "ValkeyThreads", Dying)
+    # Nobody looks by himself, so that every call counted is one of the request.
+    monkeypatch.setattr(tending, "TURN_S", 1_000.0)
+    async with served(settings, identities) as client:
+        for point in range(1, 40):
+            name = f"{what}{point}"
+            first = await said(client, "say one", name)
+            await remembered(behind, await said(client, "say two", name))
+            Dying.left = point + 1
+            try:
+                if what == "delete":
+                    await delete(client, name)
+                elif what == "fork":
+                    await fork(client, name, pb.Checkpoint(run_id=first.run_id), new_thread_id=f"{name}-fork", idempotency_key=name)
+                else:
+                    await roll_back(client, name, pb.Checkpoint(run_id=first.run_id), idempotency_key=name)
+            except Overloaded:
+                pass
+            over = Dying.left > 0
+            Dying.left = 0
+            # Asking again is what a client does; where it does not, the look does it.
+            if what == "delete":
+                assert await delete(client, name)
+                assert await keys_of(valkey, f"/{name}}}") == [f"t:{{acme/{name}}}:meta"]
+            elif what == "fork":
+                made = await fork(client, name, pb.Checkpoint(run_id=first.run_id), new_thread_id=f"{name}-fork", idempotency_key=name)
+                log = await client.log(thread_id=f"{name}-fork")
+                assert shown(log)[:-1] == shown(await client.log(thread_id=name))[: first.terminal_seq]
+                assert made.thread.last_seq == first.terminal_seq + 1
+                assert "say two" not in (await said(client, "echo context", f"{name}-fork")).output_text
+            else:
+                await roll_back(client, name, pb.Checkpoint(run_id=first.run_id), idempotency_key=name)
+                assert types(await client.log(thread_id=name)).count("thread_rolled_back") == 1
+                assert "say two" not in (await said(client, "echo context", name)).output_text
+            if over:
+                return
+        raise AssertionError("it never came to its end")
