@@ -8,16 +8,19 @@ from typing import Any
 import orjson
 
 from services.orchestrator.adapters.decode import run_record, text
+from services.orchestrator.adapters.sealing import EVENT, OUTBOX, SPEC
 from services.orchestrator.adapters.segment_log import SegmentLogStore
 from services.orchestrator.adapters.store_approvals import ApprovalsStore
 from services.orchestrator.adapters.store_control import ControllingStore
-from services.orchestrator.adapters.store_keys import LIVE, channel_of, tenant_keys, thread_keys, waiting_keys
+from services.orchestrator.adapters.store_feedback import FeedbackStore
+from services.orchestrator.adapters.store_keys import LIVE, OWNER_CHANNEL, channel_of, erasing_key, tenant_keys, thread_keys, waiting_keys
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
 from services.orchestrator.records import (
     UNSCHEDULED,
     Accepted,
     Claim,
+    Cut,
     Draft,
     Fenced,
     Heard,
@@ -37,7 +40,7 @@ ACCEPT_WITHIN_MS = 5_000
 LOOK_AFTER_MS = 1_000
 
 
-class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
+class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
     """RunStore on Valkey."""
 
     # --- accepting ---
@@ -55,7 +58,7 @@ class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentL
         schedule: Schedule = UNSCHEDULED,
     ) -> Reservation:
         """As RunStore.reserve."""
-        keys = [*tenant_keys(ref.tenant, ref.run_id, user, key), *waiting_keys(ref.tenant)[1:]]
+        keys = [*tenant_keys(ref.tenant, ref.run_id, user, key), *waiting_keys(ref.tenant)[1:], erasing_key(ref.tenant)]
         kept_ms = int(IDEMPOTENCY_KEPT.total_seconds() * 1000)
         args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", kept_ms, queued, delayed]
         args += [schedule.priority, schedule.start_ms]
@@ -79,21 +82,36 @@ class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentL
         trace_id: str,
         events: tuple,
         own_for_s: float = 0.0,
+        on_busy: str = "",
     ) -> Accepted:
         """As RunStore.accept."""
         queued, cancelled = events
+        self.sealing.known(ref, user)
+        items = [(SPEC, orjson.dumps(spec.as_dict())), (EVENT, queued), (EVENT, cancelled)]
+        sealed_spec, queued, sealed_cancelled = await self.sealing.seal(ref, items, user)
         args = [
-            ref.tenant, user, ref.thread_id, ref.run_id, orjson.dumps(spec.as_dict()), track, "1" if spec.append_only else "0",
+            ref.tenant, user, ref.thread_id, ref.run_id, sealed_spec, track, "1" if spec.append_only else "0",
             "1" if reservation.cancelled else "0", reservation.not_after_ms, trace_id, channel_of(ref), self._instance, queued,
-            cancelled, self._instance if own_for_s else "", int(own_for_s * 1000), spec.schedule.encode(), "1" if reservation.held else "0",
+            sealed_cancelled, self._instance if own_for_s else "", int(own_for_s * 1000), spec.schedule.encode(),
+            "1" if reservation.held else "0",
         ]  # fmt: skip
-        verdict, *rest = await self._durable("thread_accept_v1", thread_keys(ref), args)
+        cut: list = []
+        if on_busy:
+            busy = [on_busy, OWNER_CHANNEL, ref._replace(run_id="").encode(), *args]
+            answer, cut = await self._durable("thread_accept_busy_v1", thread_keys(ref), busy)
+            if text(answer[0]) == "busy":
+                return Accepted("busy", at_work=text(answer[1]))
+        else:
+            answer = await self._durable("thread_accept_v1", thread_keys(ref), args)
+        verdict, *rest = answer
         if not rest:
             return Accepted(text(verdict))
         fields, first, last, now, status, undelivered = rest
         written = Written(int(first), int(last), int(now), "")
-        record = run_record(fields) if fields else _accepted(ref, spec, track, text(status), written, cancelled)
-        return Accepted(text(verdict), record, written, [text(u) for u in undelivered])
+        stored = await self.sealing.fields(ref.tenant, fields)
+        record = run_record(stored) if stored else _accepted(ref, spec, track, text(status), written, cancelled)
+        ends = [Cut(text(run_id), text(status), int(last)) for run_id, status, last in cut]
+        return Accepted(text(verdict), record, written, [text(u) for u in undelivered], cut=ends)
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""
@@ -113,7 +131,13 @@ class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentL
         if not rest:
             return Claim(verdict)
         fields, messages, undelivered, first, last, now, following = rest
-        record = run_record(fields) if fields else None
+        record = run_record(await self.sealing.fields(ref.tenant, fields)) if fields else None
+        messages = await self.sealing.messages(ref.tenant, messages)
+        if messages is None or (fields and record is None):
+            # Its key is destroyed, as in a store that was restored: nobody can work on it, and its crashes end it.
+            return Claim("gone")
+        if record is not None:
+            self.sealing.known(ref, record.spec.principal["user"])
         return Claim(verdict, record, messages, [text(u) for u in undelivered], Written(int(first), int(last), int(now), text(following)))
 
     async def write(
@@ -131,6 +155,7 @@ class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentL
         park: Park | None = None,
     ) -> Written:
         """As RunStore.write."""
+        events, state, messages, terminal = await self.sealing.written(ref, events, state, messages, terminal)
         args: list[Any] = [epoch, number, ref.run_id, trace_id, channel_of(ref), self._instance, mode, state, len(messages), *messages]
         if terminal is not None:
             args += [terminal.status, terminal.result, terminal.outbox, terminal.event, terminal.data]
@@ -157,7 +182,14 @@ class Store(ApprovalsStore, ReadingStore, QueueStore, ControllingStore, SegmentL
         """As RunStore.outbox_claim."""
         keys = thread_keys(ref)
         answer = await self._ask(self._library.batched("run_outbox_claim_v1", [keys[2], keys[4]], [ref.run_id, int(lease_s * 1000)]))
-        return (answer[0], int(answer[1])) if answer else None
+        if not answer:
+            return None
+        entry = await self.sealing.open(ref.tenant, OUTBOX, answer[0])
+        if entry is None:
+            # Nobody can read it any more, so nobody will send it.
+            await self.outbox_done(ref, True)
+            return None
+        return entry, int(answer[1])
 
     async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
         """As RunStore.outbox_done."""

@@ -1,17 +1,30 @@
 """Interrupts in Valkey: a hash beside each run, and two lists of each tenant that lead to them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from services.orchestrator.adapters.decode import text
+from services.orchestrator.adapters.sealing import COMMAND as ORDER
+from services.orchestrator.adapters.sealing import EVENT
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_control import posted
-from services.orchestrator.adapters.store_keys import INBOX_CHANNEL, channel_of, inbox_key, interrupts_key, lookup_key, quoted, thread_keys
+from services.orchestrator.adapters.store_keys import (
+    INBOX_CHANNEL,
+    approvals_keys,
+    channel_of,
+    inbox_key,
+    interrupts_key,
+    lookup_key,
+    quoted,
+    thread_keys,
+)
 from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
 from services.orchestrator.records import RunRef, Written
 
 # Of a tenant; the oldest leave the list of all, and are still found by their run.
 MOST_LISTED = 10_000
+INTERRUPT = "interrupt"
 
 
 class ApprovalsStore(StoreBase):
@@ -23,9 +36,10 @@ class ApprovalsStore(StoreBase):
         """As InterruptStore.raise_interrupts."""
         args: list[Any] = [ref.run_id, epoch, trace_id, channel_of(ref), self._instance]
         for interrupt in interrupts:
-            args += (interrupt.interrupt_id, interrupt.encode(), interrupt.raised_event())
+            items = [(INTERRUPT, interrupt.encode()), (EVENT, interrupt.raised_event())]
+            args += (interrupt.interrupt_id, *await self.sealing.seal(ref, items))
         first, last, now, records = await self._durable("interrupts_raise_v1", _keys(ref), args)
-        return [Interrupt.decode(raw) for raw in records], Written(int(first), int(last), int(now), "")
+        return await self._interrupts(ref, records), Written(int(first), int(last), int(now), "")
 
     async def settle_interrupt(
         self, ref: RunRef, before: Interrupt, after: Interrupt, trace_id: str, *, by_time: bool = False
@@ -34,9 +48,11 @@ class ApprovalsStore(StoreBase):
         told = ("interrupt_updated", after.decided_event(), "", b"")
         if not after.open:
             told = ("interrupt_resolved", after.decided_event(), COMMAND, after.command())
+        kind, data, order, command = told
+        record, data, command = await self.sealing.seal(ref, [(INTERRUPT, after.encode()), (EVENT, data), (ORDER, command)])
         args = [
-            ref.run_id, before.interrupt_id, before.raw, after.encode(), before.expires_ms, "1" if by_time else "0", *told, trace_id,
-            channel_of(ref), self._instance, INBOX_CHANNEL, ref.encode(),
+            ref.run_id, before.interrupt_id, before.raw, record, before.expires_ms, "1" if by_time else "0", kind, data, order, command,
+            trace_id, channel_of(ref), self._instance, INBOX_CHANNEL, ref.encode(),
         ]  # fmt: skip
         verdict, status, answer = await self._durable("interrupt_settle_v1", _keys(ref), args)
         return Settled(text(verdict), text(status), posted(answer) if answer else None)
@@ -44,12 +60,22 @@ class ApprovalsStore(StoreBase):
     async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:
         """As InterruptStore.interrupt."""
         raw = await self._ask(self._client.hget(interrupts_key(ref), interrupt_id))
-        return Interrupt.decode(raw) if raw else None
+        found = await self._interrupts(ref, [raw] if raw else [])
+        return found[0] if found else None
 
     async def interrupts(self, ref: RunRef) -> list[Interrupt]:
         """As InterruptStore.interrupts."""
-        found = [Interrupt.decode(raw) for raw in await self._ask(self._client.hvals(interrupts_key(ref)))]
+        found = await self._interrupts(ref, await self._ask(self._client.hvals(interrupts_key(ref))))
         return sorted(found, key=lambda interrupt: (interrupt.created_ms, interrupt.interrupt_id))
+
+    async def _interrupts(self, ref: RunRef, stored: Sequence[bytes]) -> list[Interrupt]:
+        """Records as they were; who compares one with what is there compares it as it is stored."""
+        found = []
+        for raw in stored:
+            opened = await self.sealing.open(ref.tenant, INTERRUPT, raw)
+            if opened is not None:
+                found.append(replace(Interrupt.decode(opened), raw=raw))
+        return found
 
     async def enlist(self, ref: RunRef, interrupt_ids: Sequence[str]) -> None:
         """As InterruptStore.enlist."""
@@ -92,5 +118,4 @@ def _keys(ref: RunRef) -> list[str]:
 
 
 def _lists(tenant: str) -> tuple[str, str, str]:
-    prefix = f"tn:{{{quoted(tenant)}}}:approvals"
-    return f"{prefix}:all", f"{prefix}:open", f"{prefix}:n"
+    return *approvals_keys(tenant), f"tn:{{{quoted(tenant)}}}:approvals:n"

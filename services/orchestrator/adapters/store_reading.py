@@ -8,8 +8,10 @@ import orjson
 
 from services.common.errors import Gone, Overloaded
 from services.orchestrator.adapters.decode import run_record, text, thread_record
+from services.orchestrator.adapters.sealing import EVENT
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, erasing_key, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import Event, RunRecord, RunRef, ThreadRecord, Written
 from services.orchestrator.segments import Segment, SegmentStore, damaged, seq_of, unpack
 
@@ -25,7 +27,9 @@ class ReadingStore(StoreBase):
     async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
         """As RunStore.open_thread."""
         prefix = f"tn:{{{quoted(tenant)}}}"
-        await self._ask(self._library.batched("tenant_list_thread_v1", [f"{prefix}:threads:{quoted(user)}", f"{prefix}:n"], [thread_id]))
+        keys = [f"{prefix}:threads:{quoted(user)}", f"{prefix}:n", erasing_key(tenant)]
+        if int(await self._ask(self._library.batched("tenant_list_thread_v1", keys, [thread_id, user]))) < 0:
+            raise being_erased()
         key = thread_keys(RunRef(tenant, thread_id, "-"))[0]
         args = [tenant, user, thread_id, orjson.dumps(dict(metadata))]
         answer = await self._durable("thread_open_v1", [key], args)
@@ -35,6 +39,12 @@ class ReadingStore(StoreBase):
         """As RunStore.thread."""
         fields = await self._ask(self._client.hgetall(thread_keys(RunRef(tenant, thread_id, "-"))[0]))
         return thread_record(fields, user)
+
+    async def user_of(self, ref: RunRef) -> str:
+        """Whose thread it is; '' where there is none."""
+        user, while_changed = await self._ask(self._client.hmget(thread_keys(ref)[0], ["user", "of"]))
+        # A thread that is being changed is named so in the place of its user.
+        return text((while_changed if (user or b"").startswith(b"\0") else user) or "")
 
     async def locate(self, tenant: str, user: str, run_id: str) -> RunRef | None:
         """As RunStore.locate."""
@@ -46,14 +56,15 @@ class ReadingStore(StoreBase):
     async def run(self, ref: RunRef) -> RunRecord | None:
         """As RunStore.run."""
         fields = await self._ask(self._client.hgetall(thread_keys(ref)[2]))
-        return run_record(fields)
+        return run_record(await self.sealing.fields(ref.tenant, fields))
 
     async def runs(self, refs: Sequence[RunRef]) -> list[RunRecord]:
         """As RunStore.runs."""
         pipeline = self._client.pipeline(transaction=False)
         for ref in refs:
             pipeline.hgetall(thread_keys(ref)[2])
-        found = [run_record(fields) for fields in await self._ask(pipeline.execute())]
+        answers = zip(refs, await self._ask(pipeline.execute()), strict=True)
+        found = [run_record(await self.sealing.fields(ref.tenant, fields)) for ref, fields in answers]
         return [record for record in found if record is not None]
 
     async def threads(self, tenant: str, user: str, thread_ids: Sequence[str]) -> list[ThreadRecord]:
@@ -81,6 +92,7 @@ class ReadingStore(StoreBase):
     async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
         """As RunStore.cancel."""
         kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
+        (data,) = await self.sealing.seal(ref, [(EVENT, data)])
         args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, reason, ref.encode()]
         answer = await self._durable("run_cancel_v1", thread_keys(ref), args)
         status, last, now, following, wrote = answer
@@ -122,6 +134,7 @@ class ReadingStore(StoreBase):
             else:
                 events += [event_of(ref.thread_id, entry) for entry in entries]
                 if len(events) >= most or len(events) == had or events[-1].seq >= last:
+                    await self.sealing.events(ref.tenant, events)
                     return int(last), int(first), int(terminal), events
                 after_seq = events[-1].seq
 

@@ -1,14 +1,17 @@
 """Webhooks in Valkey. Functions of a library of their own; one call is one atomic step under one hash tag."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import redis.asyncio as redis
 
+from services.common.errors import Overloaded
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import LUA, StoreBase
 from services.orchestrator.adapters.store_keys import quoted
+from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import (
     Attempt,
     Delivery,
@@ -25,6 +28,7 @@ from services.orchestrator.webhooks.records import (
 KEPT = timedelta(days=4)
 MOST_LOG_ENTRIES = 1_000
 MOST_TRIES_KEPT = 32
+MESSAGE, ENDPOINT = "webhook", "webhook_endpoint"
 DUE = "wh:{wh0}:due"
 TENANTS = "wh:{wh0}:tenants"
 
@@ -58,21 +62,22 @@ class ValkeyWebhooks(StoreBase):
 
     async def endpoints(self, tenant: str) -> list[Endpoint]:
         """As WebhookStore.endpoints."""
-        found = [Endpoint.decode(raw) for raw in await self._ask(self._client.hvals(_endpoints_key(tenant)))]
+        found = [await self._endpoint(tenant, raw) for raw in await self._ask(self._client.hvals(_endpoints_key(tenant)))]
         return sorted(found, key=lambda endpoint: (endpoint.created_ms, endpoint.endpoint_id))
 
     async def endpoint(self, tenant: str, endpoint_id: str) -> Endpoint | None:
         """As WebhookStore.endpoint."""
         raw = await self._ask(self._client.hget(_endpoints_key(tenant), endpoint_id))
-        return Endpoint.decode(raw) if raw else None
+        return await self._endpoint(tenant, raw) if raw else None
 
     async def add(self, tenant: str, endpoint: Endpoint, most: int) -> bool:
         """As WebhookStore.add."""
-        return bool(await self._durable("webhook_add_v1", [_endpoints_key(tenant)], [endpoint.endpoint_id, endpoint.encode(), most]))
+        args = [endpoint.endpoint_id, await self._packed(tenant, endpoint), most]
+        return bool(await self._durable("webhook_add_v1", [_endpoints_key(tenant)], args))
 
     async def replace(self, tenant: str, before: Endpoint, after: Endpoint) -> bool:
         """As WebhookStore.replace."""
-        args = [before.endpoint_id, before.raw, after.encode()]
+        args = [before.endpoint_id, before.raw, await self._packed(tenant, after)]
         return bool(await self._durable("webhook_replace_v1", [_endpoints_key(tenant)], args))
 
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
@@ -85,7 +90,8 @@ class ValkeyWebhooks(StoreBase):
         keys = [_message_key(tenant, message.message_id), f"{_prefix(tenant)}:hook-n"]
         for endpoint_id in endpoint_ids:
             keys += [_delivery_key(DeliveryRef(tenant, message.message_id, endpoint_id)), _log_key(tenant, endpoint_id)]
-        args = [message.message_id, message.event_type, message.run_id, message.body, _kept_ms(), MOST_LOG_ENTRIES, *endpoint_ids]
+        (body,) = await self.sealing.seal(RunRef(tenant, "-", message.run_id), [(MESSAGE, message.body)], message.user)
+        args = [message.message_id, message.event_type, message.run_id, body, _kept_ms(), MOST_LOG_ENTRIES, *endpoint_ids]
         return bool(await self._durable("webhook_fan_out_v1", keys, args))
 
     async def note(self, refs: Sequence[DeliveryRef], wait_s: float) -> None:
@@ -110,10 +116,26 @@ class ValkeyWebhooks(StoreBase):
         verdict = text(verdict)
         if verdict != "taken":
             return Taken(verdict, int(rest[0]) / 1000 if rest else 0.0)
-        _, endpoint, body, attempt, round_attempt, age_ms, now_ms = rest
+        _, stored, sealed, attempt, round_attempt, age_ms, now_ms = rest
+        endpoint = await self._endpoint(ref.tenant, stored)
+        body = await self.sealing.open(ref.tenant, MESSAGE, sealed)
+        if body is None:
+            # Its run's user was erased.
+            return Taken("ended")
         return Taken(
-            verdict, 0.0, Endpoint.decode(endpoint), body, int(attempt), int(round_attempt), int(age_ms) / 1000, int(now_ms)
+            verdict, 0.0, endpoint, body, int(attempt), int(round_attempt), int(age_ms) / 1000, int(now_ms)
         )  # fmt: skip
+
+    async def _packed(self, tenant: str, endpoint: Endpoint) -> bytes:
+        """As it is stored. Its secrets are the tenant's and no user's."""
+        (packed,) = await self.sealing.seal(RunRef(tenant, "-", "-"), [(ENDPOINT, endpoint.encode())], "")
+        return packed
+
+    async def _endpoint(self, tenant: str, stored: bytes) -> Endpoint:
+        opened = await self.sealing.open(tenant, ENDPOINT, stored)
+        if opened is None:
+            raise Overloaded("the keys of the tenant's webhooks are gone", reason="ENVELOPE_KEY_MISSING", retry_after_s=60.0)
+        return replace(Endpoint.decode(opened), raw=stored)
 
     async def record(self, ref: DeliveryRef, number: int, attempt: Attempt | None, status: str, wait_s: float) -> bool:
         """As WebhookStore.record."""

@@ -22,7 +22,7 @@ def messages_of(ref: RunRef, record: RunRecord) -> list[Message]:
             "handoff": handoff, "metadata": dict(record.spec.metadata),
         }  # fmt: skip
         payload = {"type": HANDED_OFF, "timestamp": _timestamp(record), "data": data}
-        found.append(Message(message_id_of(ref, HANDED_OFF), HANDED_OFF, ref.run_id, orjson.dumps(payload)))
+        found.append(Message(message_id_of(ref, HANDED_OFF), HANDED_OFF, ref.run_id, orjson.dumps(payload), _user(record)))
     return found
 
 
@@ -37,7 +37,11 @@ def message_of(ref: RunRef, record: RunRecord) -> Message:
         "usage": result.get("usage", {}), "error": result.get("error"), "metadata": dict(record.spec.metadata),
     }  # fmt: skip
     payload = {"type": event_type, "timestamp": _timestamp(record), "data": data}
-    return Message(message_id_of(ref), event_type, ref.run_id, _body(payload, text))
+    return Message(message_id_of(ref), event_type, ref.run_id, _body(payload, text), _user(record))
+
+
+def _user(record: RunRecord) -> str:
+    return str(record.spec.principal.get("user", ""))
 
 
 def _timestamp(record: RunRecord) -> str:

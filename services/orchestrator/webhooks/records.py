@@ -106,6 +106,8 @@ class Message:
     event_type: str
     run_id: str
     body: bytes
+    # Whose run it was.
+    user: str = ""
 
 
 class Attempt(NamedTuple):

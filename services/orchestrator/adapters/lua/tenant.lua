@@ -49,14 +49,15 @@ local function standing(queue, delayed, pace, member)
   return {'1', rank + 1, math.floor(tonumber(redis.call('HGET', pace, 'ms') or '0'))}
 end
 
--- KEYS: run, slots, idempotency, user's runs, user's threads, counter, queue, limits, delayed, pace.
+-- KEYS: run, slots, idempotency, user's runs, user's threads, counter, queue, limits, delayed, pace, users being erased.
 -- ARGV: run id, thread id, user, limit of slots (0: none), fingerprint ('' : no key), kept ms, most that may queue, most that may be
 --       delayed, priority, start ms (0: now).
 -- Answers {verdict, run id, thread id, cancel was asked for, now ms, standing, thread and run of others that got a slot…};
--- verdict: new, existing, mismatch, taken, quota (slots), full (queue), delayed (too many are).
+-- verdict: new, existing, mismatch, taken, quota (slots), full (queue), delayed (too many are), erasing (the user is).
 local function reserve(keys, args)
   local now = now_ms()
   local free = {'0', 0, 0}
+  if redis.call('HEXISTS', keys[11], args[3]) == 1 then return {'erasing', '', '', '0', now, free, {}} end
   if args[5] ~= '' then
     local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread', 'cancel')
     if seen[1] then
@@ -109,8 +110,10 @@ local function reserve(keys, args)
   return {'new', args[1], args[2], cancelled and '1' or '0', now, where, promoted}
 end
 
--- KEYS: user's threads, counter. ARGV: thread id. Lists a thread that was made without a run.
+-- KEYS: user's threads, counter, users being erased. ARGV: thread id, user. Lists a thread that was made without a run; -1 where the
+-- user is being erased.
 local function list_thread(keys, args)
+  if redis.call('HEXISTS', keys[3], args[2]) == 1 then return -1 end
   if redis.call('ZSCORE', keys[1], args[1]) then return 0 end
   redis.call('ZADD', keys[1], 'NX', redis.call('INCR', keys[2]), args[1])
   return 1
