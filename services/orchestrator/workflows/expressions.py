@@ -24,7 +24,8 @@ _TOKEN = re.compile(
 )
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _LITERALS = {"true": True, "false": False, "null": None}
-_WORDS = frozenset({"and", "or", "not", "in", "len", *_LITERALS})
+_WORDS = frozenset({"and", "or", "not", "in", "len", "number", *_LITERALS})
+_NUMBER = re.compile(r"-?\d{1,32}(\.\d{1,32})?([eE][+-]?\d{1,3})?")
 _ORDER: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 Path = tuple[str | int, ...]
 Evaluate = Callable[[Mapping[str, Any]], Any]
@@ -221,6 +222,14 @@ def _length(value: Any) -> int:
     raise ExpressionError(f"{_kind(value)} has no length")
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    if value is None or _kind(value) == "a number":
+        return value
+    raise ExpressionError(f"{_kind(value)} is no number")
+
+
 class _Parser:
     """Recursive descent; each method answers the function that gives the value."""
 
@@ -315,11 +324,11 @@ class _Parser:
             return inner
         if self._take("["):
             return self._list()
-        if self._take("len"):
+        if name := self._take("len", "number"):
             self._expect("(")
-            measured = self._either()
+            inside, function = self._either(), _length if name == "len" else _number
             self._expect(")")
-            return lambda scope: _length(measured(scope))
+            return lambda scope: function(inside(scope))
         if self._at >= len(self._tokens):
             raise ExpressionError("ends too early")
         kind, text = self._tokens[self._at]

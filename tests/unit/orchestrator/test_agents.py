@@ -43,7 +43,7 @@ def parse(folder, text):
 
 def test_the_shipped_agents_are_valid_and_in_their_order():
     agents = AgentCatalog(SHIPPED).agents
-    assert list(agents.current) == ["assistant", "bench", "bench-recall", "plain"]
+    assert list(agents.current) == ["assistant", "bench", "bench-recall", "plain", "price-check"]
     assistant, bench, plain = agents.get(""), agents.get("bench"), agents.get("plain")
     assert assistant.tools == ("calculator", "current_time", "search_documents", "http_fetch", "python")
     assert (assistant.temperature, assistant.max_tokens) == (0.2, 2000)

@@ -35,6 +35,7 @@ SCOPE = {
         "not not true and (false or true) and not steps.pay.output.gone",
         "steps.pay.output.ok != 1 and -1 < 0 and 'a' < 'b' and [1, [2]] == [1, [2]]",
         "not ('x' in input.gone)",
+        "number('12.50') > 12 and number(' -1e2') < 0 and number(steps.pay.output.total) == 30.5 and number(input.gone) == null",
     ],
 )
 def test_conditions_that_hold(text):
@@ -48,6 +49,8 @@ def test_conditions_that_hold(text):
         ("input.text < 3", "a text < a number has no meaning"),
         ("input.data.items and true", "a list is neither true nor false"),
         ("len(run.id) == 1 and len(true) == 1", "a boolean has no length"),
+        ("number(input.text) > 1", "a text is no number"),
+        ("number(input.data.items) > 1", "a list is no number"),
         ("1 in 2", "a number in a number has no meaning"),
     ],
 )

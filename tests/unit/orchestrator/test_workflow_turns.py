@@ -28,6 +28,7 @@ from services.orchestrator.workflows.definition import (
 )
 from services.orchestrator.workflows.schema import KNOWN
 
+SHIPPED = testing.ROOT / "k8s/environments/local/config"
 REFUND = """
 steps:
   - {name: triage, kind: model, prompt: "Which kind? {input.text}", answer: {type: object, required: [kind, amount]}}
@@ -300,7 +301,7 @@ def test_a_tool_that_is_gone_and_a_path_that_leads_nowhere_are_errors_of_their_s
 def documented():
     """The agent of docs/workflows.md."""
     example = yaml.safe_load((testing.ROOT / "docs/workflows.md").read_text().split("```yaml\n")[1].split("```")[0])
-    return parse_agents(example, testing.ROOT / "k8s/environments/local/config/prompts").get("refund")
+    return parse_agents(example, SHIPPED / "prompts").get("refund")
 
 
 @pytest.mark.parametrize(
@@ -341,3 +342,14 @@ def test_every_field_of_a_step_is_documented():
     fields = {name for kind in kinds for name in kind.model_fields}
     assert not [name for name in fields if f"`{name}`" not in text]
     assert not [name for name in KNOWN if name[:3] not in ("min", "max", "exc") and f"`{name}`" not in text]
+
+
+@pytest.mark.parametrize(("total", "answer"), [("64.20", "That makes 64.20."), ("1000.01", "1000.01 is more than I may approve.")])
+def test_the_shipped_workflow_puts_small_sums_into_words(total, answer):
+    agents = parse_agents(yaml.safe_load((SHIPPED / "agents.yaml").read_text()), SHIPPED / "prompts")
+
+    def tool(name, arguments):
+        return ToolOutcome("done", orjson.dumps({"result": total} if name == "calculator" else {"time": "12:00"}))
+
+    world = World(lambda call: f"That makes {call.messages[-1].text.split()[-1]}", agents.get("price-check"), tool=tool)
+    assert world.run()["output_text"] == answer
