@@ -255,34 +255,34 @@ async def test_schedules_of_others_are_not_there(scene):
 PAST = {"end_at": timestamp(1_000_000_000)}
 
 
-@pytest.mark.parametrize(
-    ("fields", "error", "where"),
-    [
-        ({"cron": "0 0 31 2 *"}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
-        ({"cron": "@daily", "timing": PAST}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
-        ({"interval_s": 60, "timing": PAST}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
-        ({"cron": "@daily", "timing": {"start_at": timestamp(5e9), "end_at": timestamp(5e9 + 60)}}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
-        ({"cron": "61 * * * *"}, InvalidInput, "timing.cron"),
-        ({}, InvalidInput, "timing"),
-        ({"interval_s": 0.05}, InvalidInput, "timing.interval"),
-        ({"interval_s": 1e9}, InvalidInput, "timing.interval"),
-        ({"cron": "@daily", "timing": {"time_zone": "Mars/Olympus"}}, InvalidInput, "timing.time_zone"),
-        ({"cron": "@daily", "timing": {"time_zone": "../../etc/passwd"}}, InvalidInput, "timing.time_zone"),
-        ({"cron": "@daily", "timing": {"jitter": seconds(4000)}}, InvalidInput, "timing.jitter"),
-        ({"cron": "@daily", "timing": {"start_at": Timestamp(seconds=-1)}}, InvalidInput, "timing.start_at"),
-        ({"cron": "@daily", "agent": "nobody"}, NotFound, "AGENT_NOT_FOUND"),
-        ({"cron": "@daily", "text": "  "}, InvalidInput, "input"),
-        ({"cron": "@daily", "metadata": {"schedule_id": "x"}}, InvalidInput, "metadata"),
-        ({"cron": "@daily", "thread_id": "t"}, InvalidInput, "thread_id"),
-        ({"cron": "@daily", "name": "x" * 300}, InvalidInput, "name"),
-        ({"cron": "@daily", "overlap_policy": 77}, InvalidInput, "overlap_policy"),
-    ],
-)
-async def test_what_cannot_be_scheduled_is_refused_and_leaves_nothing(scene, fields, error, where):
-    with pytest.raises(BulkheadError) as caught:
-        await scene.caller.create(**fields)
-    assert isinstance(caught.value, error)
-    assert where == caught.value.reason or where in [violation.field for violation in caught.value.violations]
+REFUSED_REQUESTS = [
+    ({"cron": "0 0 31 2 *"}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
+    ({"cron": "@daily", "timing": PAST}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
+    ({"interval_s": 60, "timing": PAST}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
+    ({"cron": "@daily", "timing": {"start_at": timestamp(5e9), "end_at": timestamp(5e9 + 60)}}, InvalidInput, "SCHEDULE_NEVER_FIRES"),
+    ({"cron": "61 * * * *"}, InvalidInput, "timing.cron"),
+    ({}, InvalidInput, "timing"),
+    ({"interval_s": 0.05}, InvalidInput, "timing.interval"),
+    ({"interval_s": 1e9}, InvalidInput, "timing.interval"),
+    ({"cron": "@daily", "timing": {"time_zone": "Mars/Olympus"}}, InvalidInput, "timing.time_zone"),
+    ({"cron": "@daily", "timing": {"time_zone": "../../etc/passwd"}}, InvalidInput, "timing.time_zone"),
+    ({"cron": "@daily", "timing": {"jitter": seconds(4000)}}, InvalidInput, "timing.jitter"),
+    ({"cron": "@daily", "timing": {"start_at": Timestamp(seconds=-1)}}, InvalidInput, "timing.start_at"),
+    ({"cron": "@daily", "agent": "nobody"}, NotFound, "AGENT_NOT_FOUND"),
+    ({"cron": "@daily", "text": "  "}, InvalidInput, "input"),
+    ({"cron": "@daily", "metadata": {"schedule_id": "x"}}, InvalidInput, "metadata"),
+    ({"cron": "@daily", "thread_id": "t"}, InvalidInput, "thread_id"),
+    ({"cron": "@daily", "name": "x" * 300}, InvalidInput, "name"),
+    ({"cron": "@daily", "overlap_policy": 77}, InvalidInput, "overlap_policy"),
+]
+
+
+async def test_what_cannot_be_scheduled_is_refused_and_leaves_nothing(scene):
+    for fields, error, where in REFUSED_REQUESTS:
+        with pytest.raises(BulkheadError) as caught:
+            await scene.caller.create(**fields)
+        assert isinstance(caught.value, error), fields
+        assert where == caught.value.reason or where in [violation.field for violation in caught.value.violations], fields
     assert not (await scene.caller.call("ListSchedules")).schedules
 
 
