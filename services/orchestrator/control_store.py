@@ -19,6 +19,22 @@ class ControlStore(Protocol):
         """Commands behind number `after`, in their order."""
         ...
 
+    async def posted(self, ref: RunRef, key: str) -> int:
+        """Number of the command that was posted with `key`, 0 where none was."""
+        ...
+
+    async def made_with(self, tenant: str, user: str, key: str) -> bool:
+        """Whether the user's idempotency key names a run."""
+        ...
+
+    async def at_work(self, ref: RunRef, user: str) -> str:
+        """The run that stands first in the line of the user's thread, '' where none does."""
+        ...
+
+    async def cut_by(self, ref: RunRef) -> str:
+        """The policy (interrupt, rollback) of the run that this one was cut off for, '' where it was not."""
+        ...
+
     async def unpark(self, ref: RunRef) -> bool:
         """Queues a parked run whose time has passed; answers whether that was so."""
         ...

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 import orjson
 
+from services.common.identity import Principal
+from services.orchestrator.records import Limits, RunRef
+
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
@@ -126,7 +129,7 @@ class ToolProgress:
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
-    """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done."""
+    """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done; `cancel` tells of an order to end it."""
 
     outcome: str
     output: bytes = b""
@@ -135,6 +138,7 @@ class ToolOutcome:
     message: str = ""
     duration_ms: int = 0
     citations: Sequence[Mapping[str, Any]] = ()
+    cancel: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,36 @@ class Tools(Protocol):
 
     async def call_of(self, key: str) -> ToolOutcome | None:
         """What is known of a call, None when it was never seen. Raises BulkheadError."""
+        ...
+
+    async def cancel(self, key: str, *, for_good: bool) -> ToolOutcome | None:
+        """Ends a call and answers what became of it; failed with transport.cancelled where it was stopped in time. `for_good`: its key
+        runs nothing from now on, also where no call came with it yet; else None stands for such a key. Raises BulkheadError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRun:
+    """A run that another run asks for; `depth` counts from 1."""
+
+    run_id: str
+    thread_id: str
+    agent: str
+    input: tuple[Mapping[str, str], ...]
+    limits: Limits
+    parent: RunRef
+    depth: int
+
+
+class Children(Protocol):
+    """Runs of other agents on behalf of a run."""
+
+    async def create(self, run: ChildRun, principal: Principal) -> Mapping[str, str] | None:
+        """Makes the run, once for each id. Answers {reason, message} where it is refused for good. Raises Overloaded."""
+        ...
+
+    async def cancel(self, run_id: str, principal: Principal) -> None:
+        """Asks for its end. Raises Overloaded."""
         ...
 
 

@@ -66,9 +66,13 @@ class RunStore(ControlStore, Protocol):
         trace_id: str,
         events: tuple,
         own_for_s: float = 0.0,
+        on_busy: str = "",
     ) -> Accepted:
         """Writes the run durably. `events` are the data of run_queued and of a run_cancelled. With `own_for_s` this process owns it
-        in the same step, for that long, unless it must wait for its turn in the thread. A held one stands in no line until `enter`."""
+        in the same step, for that long, unless it must wait for its turn in the thread. A held one stands in no line until `enter`.
+
+        `on_busy` says what the same step does where the thread has runs that have not ended: with reject and steer the run is not
+        written, with interrupt and rollback the others are asked to end."""
         ...
 
     async def save_definition(self, digest: str, definition: bytes) -> None:

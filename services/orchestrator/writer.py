@@ -167,7 +167,11 @@ class RunWriter:
                 drafts = [*drafts, Draft(terminal.event, terminal.data)]
                 self.ended = written
             if drafts and self._hub.watched(self._ref):
-                self._hub.publish(self._ref, self._events(drafts, written))
+                if written.last_seq - written.first_seq + 1 == len(drafts):
+                    self._hub.publish(self._ref, self._events(drafts, written))
+                else:
+                    # The store put something of its own between them.
+                    self._hub.noticed(self._ref, written.last_seq)
             return written
 
     async def _send(self, number: int, drafts: Sequence[Draft], **parts: Any) -> Written:

@@ -120,6 +120,14 @@ class ToolExecutor:
         found = await self._stub.CheckArguments(request)
         return Checked(found.arguments_json, [(v.path, v.keyword) for v in found.violations], found.input_schema_json or b"{}")
 
+    async def cancel(self, key: str, *, for_good: bool) -> ToolOutcome | None:
+        """As ports.Tools.cancel."""
+        try:
+            ended = await self._stub.CancelToolCall(tools_pb2.CancelToolCallRequest(idempotency_key=key, for_good=for_good))
+        except NotFound:
+            return None
+        return _outcome(ended.result)
+
     async def call_of(self, key: str) -> ToolOutcome | None:
         """As ports.Tools.call_of."""
         try:

@@ -6,6 +6,7 @@ The suite in tests/unit/orchestrator/conformance holds both to it, the one again
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import orjson
 
@@ -118,11 +119,12 @@ class MemoryStore(MemoryApprovals):
         trace_id: str,
         events: tuple,
         own_for_s: float = 0.0,
+        on_busy: str = "",
     ) -> Accepted:
         """As RunStore.accept."""
-        return (await self._steps(ref)).accept(
-            user, spec, track, reservation, trace_id, events, self._instance if own_for_s else "", int(own_for_s * 1000)
-        )
+        steps, owner = await self._steps(ref), self._instance if own_for_s else ""
+        accepted = partial(steps.accept, user, spec, track, reservation, trace_id, events, owner, int(own_for_s * 1000))
+        return steps.accept_busy(on_busy, user, reservation, trace_id, events[1], accepted) if on_busy else accepted()
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""
@@ -169,6 +171,24 @@ class MemoryStore(MemoryApprovals):
         """As ControlStore.commands."""
         run = (await self._steps(ref)).found
         return run.commands[after:] if run is not None else []
+
+    async def posted(self, ref: RunRef, key: str) -> int:
+        """As ControlStore.posted."""
+        run = (await self._steps(ref)).found
+        return run.posted.get(key, 0) if run is not None else 0
+
+    async def made_with(self, tenant: str, user: str, key: str) -> bool:
+        """As ControlStore.made_with."""
+        return (user, key) in self.state.tenant(tenant).keys
+
+    async def at_work(self, ref: RunRef, user: str) -> str:
+        """As ControlStore.at_work."""
+        return (await self._steps(ref)).at_work(user)
+
+    async def cut_by(self, ref: RunRef) -> str:
+        """As ControlStore.cut_by."""
+        run = (await self._steps(ref)).found
+        return run.cut if run is not None else ""
 
     async def unpark(self, ref: RunRef) -> bool:
         """As ControlStore.unpark."""

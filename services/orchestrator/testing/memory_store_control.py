@@ -9,6 +9,7 @@ from services.orchestrator.testing.memory_store_state import Clock, StoredRun, S
 
 MOST_COMMANDS = 1000
 PARKED_SCHEMA = 2
+ACKNOWLEDGED = {"steer": "steer_received", "stop": "stop_received", "tool": "tool_cancel_received"}
 
 
 class ControlSteps:
@@ -42,6 +43,10 @@ class ControlSteps:
         run.commands.append(Command(run.inbox + 1, kind, now, orjson.loads(data)))
         if key:
             run.posted[key] = run.inbox
+        if kind in ACKNOWLEDGED:
+            events = [Draft(ACKNOWLEDGED[kind], b'{"number":%d}' % run.inbox)]
+            run.stopping = run.stopping or kind == "stop"
+            run.steers += [run.inbox] if kind == "steer" else []
         first, last = self.append(run.attempt, trace_id, events)[:2] if events else (0, 0)
         woken = run.status == "waiting"
         if woken:

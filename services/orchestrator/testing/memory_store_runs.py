@@ -21,11 +21,12 @@ from services.orchestrator.records import (
     Terminal,
     Written,
 )  # fmt: skip
+from services.orchestrator.testing.memory_store_busy import BusySteps
 from services.orchestrator.testing.memory_store_control import ControlSteps
 from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
 
 
-class ThreadSteps(ControlSteps):
+class ThreadSteps(BusySteps, ControlSteps):
     """Steps on the thread of `ref`. Nothing in here waits: each call happens as a whole, as a Lua function does."""
 
     def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
@@ -51,7 +52,8 @@ class ThreadSteps(ControlSteps):
 
     def terminate(self, run: StoredRun, trace_id: str, terminal: Terminal) -> tuple[int, str]:
         """Terminal event and state; answers the event's number and the run that is next in the thread."""
-        _, last, _ = self.append(run.attempt, trace_id, [Draft(terminal.event, terminal.data)])
+        dropped = [Draft("steer_dropped", b'{"number":%d}' % number) for number in run.steers]
+        _, last, _ = self.append(run.attempt, trace_id, [*dropped, Draft(terminal.event, terminal.data)])
         run.status, run.result, run.ended_ms, run.terminal_seq = terminal.status, terminal.result, self._clock.now_ms, last
         run.owner, run.lease_until, run.prov_from, run.messages = "", 0, 0, []
         if self._ref.run_id in self._thread.pending:
@@ -117,7 +119,7 @@ class ThreadSteps(ControlSteps):
         if run.attempt == 1:
             first, last, _ = self.append(1, "", [Draft("run_started", b"{}")])
             run.started_ms = now
-        elif run.prov_from and not run.append_only and not run.cancel:
+        elif run.prov_from and not run.append_only and not run.cancel and not run.stopping:
             void = Draft("attempt_superseded", orjson.dumps({"from_seq": run.prov_from}))
             first, last, _ = self.append(run.attempt, "", [void])
             run.prov_from = 0
@@ -156,8 +158,10 @@ class ThreadSteps(ControlSteps):
         first, last, provisional, following = 0, 0, 0, ""
         if drafts:
             first, last, provisional = self.append(run.attempt, trace_id, drafts)
+        if mode == "c":
+            run.steers = run.steers[sum(draft.type == "steer_applied" for draft in drafts) :]
         if mode in ("c", "s", "p"):
-            run.prov_from = 0
+            run.prov_from, run.stopping = 0, False
         elif provisional and not run.prov_from and mode != "f":
             run.prov_from = provisional
         run.state = state or run.state
@@ -166,7 +170,7 @@ class ThreadSteps(ControlSteps):
         elif mode == "p" and park is not None:
             following = self.park(run, park)
         elif mode == "f" and terminal is not None:
-            if terminal.outbox:
+            if terminal.outbox and run.cut != "rollback":
                 self._thread.outbox[self._ref.run_id] = terminal.outbox
             last, following = self.terminate(run, trace_id, terminal)
             first = first or last

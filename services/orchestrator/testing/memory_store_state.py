@@ -55,6 +55,9 @@ class StoredRun:
     parked_until: int = 0
     commands: list[Command] = field(default_factory=list)
     posted: dict[str, int] = field(default_factory=dict)
+    steers: list[int] = field(default_factory=list)
+    stopping: bool = False
+    cut: str = ""
     interrupts: dict[str, Interrupt] = field(default_factory=dict)
 
     @property

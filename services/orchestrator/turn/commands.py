@@ -6,12 +6,18 @@ import structlog
 
 from services.orchestrator.approvals.records import COMMAND
 from services.orchestrator.records import Command
-from services.orchestrator.turn import approvals
+from services.orchestrator.turn import approvals, orders, steering, stopping, supervisor
 from services.orchestrator.turn.state import Turn
 
 # Changes the turn's state and may emit events; messages are not touched here, since a step may be in the middle of its tool calls.
 Handler = Callable[[Turn, Command], None]
-HANDLERS: Mapping[str, Handler] = {COMMAND: approvals.decided}
+HANDLERS: Mapping[str, Handler] = {
+    COMMAND: approvals.decided,
+    supervisor.COMMAND: supervisor.finished,
+    steering.COMMAND: steering.steered,
+    stopping.COMMAND: stopping.stop_wanted,
+    orders.COMMAND: orders.ordered,
+}
 log = structlog.get_logger("bulkhead.turn")
 
 

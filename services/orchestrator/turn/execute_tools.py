@@ -6,17 +6,21 @@ stays unknown is asked of a person, or told to the model as unknown, and is neve
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import orjson
+import structlog
 
+from services.common import tasks
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
 from services.orchestrator.turn import approvals, degradation, guard, handoff
 from services.orchestrator.turn.citations import issue
+from services.orchestrator.turn.orders import CANCELLED, RETRY, STOPPED_IN_TIME, Attendance, continued
 from services.orchestrator.turn.plan_tools import start_next
 from services.orchestrator.turn.state import PendingCall, Turn
 
@@ -29,11 +33,12 @@ OVERTIME_S = 5.0
 AWAY = frozenset({"UNREACHABLE", "CANCELLED", "STORE_UNAVAILABLE"})
 AWAY_TRIES = 32
 AWAY_WAIT_S = 0.25
+# A run that is cancelled waits so long to hear what became of its calls; what is not known by then is told as unknown.
+ENDED_WITHIN_S = 3.0
 UNKNOWN = "tool_outcome_unknown"
-# What the executor notes of a call whose caller went away before it could take effect.
-CANCELLED = ("failed", "transport.cancelled")
 # The outcome of a call that comes from elsewhere, later, as a command; until then it stays pending and nothing is done for it.
 DEFERRED = ToolOutcome("deferred")
+log = structlog.get_logger("bulkhead.turn")
 _UNKNOWN_TEXT = "It is not known whether this call took effect. Do not call it again for the same purpose; tell the user about it."
 
 
@@ -60,16 +65,17 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
         if not at_work:
             return await approvals.wait(turn)
         await turn.writer.checkpoint(turn.snapshot())
-    if len(turn.state.pending) == 1:
-        await _one(turn, built_in, at_work[0], resumed)
-    else:
-        await _together(turn, built_in, at_work, resumed)
+    with Attendance(turn) as attendance:
+        if len(turn.state.pending) == 1:
+            await _one(turn, built_in, attendance, at_work[0], resumed)
+        else:
+            await _together(turn, built_in, attendance, at_work, resumed)
     turn.check_time()
 
 
-async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall], resumed: bool) -> None:
+async def _together(turn: Turn, built_in: BuiltIn, attendance: Attendance, at_work: Sequence[PendingCall], resumed: bool) -> None:
     async def work(call: PendingCall, sent_before: bool) -> None:
-        for following in await _one(turn, built_in, call, sent_before):
+        for following in await _one(turn, built_in, attendance, call, sent_before):
             group.create_task(work(following, False))
 
     try:
@@ -81,16 +87,62 @@ async def _together(turn: Turn, built_in: BuiltIn, at_work: Sequence[PendingCall
         raise group_error.exceptions[0] from None
 
 
-async def _one(turn: Turn, built_in: BuiltIn, call: PendingCall, sent_before: bool) -> list[PendingCall]:
+async def _one(turn: Turn, built_in: BuiltIn, attendance: Attendance, call: PendingCall, sent_before: bool) -> list[PendingCall]:
     """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
     outcome = _refusal(call) or approvals.refusal(turn, call) or handoff.called(turn, call) or built_in(turn, call)
     if outcome is None:
-        key = f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
-        known_before = sent_before and not approvals.retrying(turn, call)
-        outcome = await _resolve(turn, call, key) if known_before else await _execute(turn, call, key)
+        outcome = await _attended(turn, attendance, call, sent_before)
     if outcome is DEFERRED:
         return []
     return await _record(turn, call, outcome)
+
+
+def _key(turn: Turn, call: PendingCall) -> str:
+    return f"{turn.ref.run_id}/{turn.state.step}/{call.number}"
+
+
+async def _attended(turn: Turn, attendance: Attendance, call: PendingCall, sent_before: bool) -> ToolOutcome:
+    """How a call of the executor ended, by itself or because somebody asked for it. Raises RunStopped."""
+    key = _key(turn, call)
+    work = _resolve if sent_before and not approvals.retrying(turn, call) else _execute
+    while True:
+        outcome, order, begun = await attendance.attend(call, partial(work, turn, call, key))
+        if order is None:
+            assert outcome is not None
+            return outcome
+        known = await _ended(turn, call, key, for_good=order.continuation != RETRY) if begun or sent_before else STOPPED_IN_TIME
+        if (outcome := continued(turn, call, order, known)) is not None:
+            return outcome
+        work, sent_before = (_resolve if begun or sent_before else _execute), True
+
+
+async def _ended(turn: Turn, call: PendingCall, key: str, *, for_good: bool) -> ToolOutcome:
+    """Ends a call at the executor and answers what became of it, as far as that can be found out."""
+    for _ in range(AWAY_TRIES):
+        try:
+            known = await turn.services.tools.cancel(key, for_good=for_good)
+        except BulkheadError as error:
+            if error.reason not in AWAY:
+                log.warning("tool_call_not_cancelled", run_id=turn.ref.run_id, call=key, reason=error.reason)
+                break
+        else:
+            if known is None or known.outcome != "running":
+                return known or STOPPED_IN_TIME
+        await asyncio.sleep(AWAY_WAIT_S)
+    return STOPPED_IN_TIME if call.repeatable else ToolOutcome("unknown")
+
+
+async def end_calls(turn: Turn) -> dict[int, ToolOutcome]:
+    """Ends the calls at work of a run that is cancelled; answers what became of those of which that can be told, by their numbers."""
+    started = [call for call in turn.state.pending if call.started and (_refusal(call) or approvals.refusal(turn, call)) is None]
+    if not started:
+        return {}
+    turn.enter_call()
+    ending = {call.number: asyncio.create_task(_ended(turn, call, _key(turn, call), for_good=True)) for call in started}
+    await asyncio.wait(ending.values(), timeout=ENDED_WITHIN_S)
+    found = {number: task.result() for number, task in ending.items() if task.done() and not task.exception()}
+    await tasks.end(ending.values())
+    return found
 
 
 def _refusal(call: PendingCall) -> ToolOutcome | None:
@@ -192,15 +244,17 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         content = output.decode("utf-8", "replace")
         shown = orjson.Fragment(output)
         turn.writer.emit(
-            "tool_call_completed", {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms}
+            "tool_call_completed",
+            {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms, **_cancel(outcome)},
         )
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content[:2_000]})
     else:
         error = {"code": outcome.code or "failed", "message": outcome.message}
         if outcome.outcome == "unknown":
             error = {"code": UNKNOWN, "message": _UNKNOWN_TEXT}
-        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
-        degradation.tool_failed(turn, call.name, error["code"])
+        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error, **_cancel(outcome)})
+        if not outcome.cancel:
+            degradation.tool_failed(turn, call.name, error["code"])
         content = orjson.dumps({"error": error}).decode()
         state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})
     if len(content) > MOST_OUTPUT_CHARS:
@@ -220,6 +274,10 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
     return following
 
 
+def _cancel(outcome: ToolOutcome) -> dict[str, Any]:
+    return {"cancel": outcome.cancel} if outcome.cancel else {}
+
+
 def end_step(turn: Turn) -> None:
     """Announces the end of this step and, with it, the next one."""
     state = turn.state
@@ -230,15 +288,22 @@ def end_step(turn: Turn) -> None:
     turn.writer.emit("step_started", {"step": state.step + 1})
 
 
-def report_unfinished(turn: Turn, how: str) -> None:
+def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = {}) -> None:
     """Tells of the calls at work at the run's end, also those of an owner that was lost: nobody waits for them any more.
 
-    `how` it ends: cancelled or stopped.
+    `how` it ends: cancelled or stopped. `became` is what is known of them.
     """
     approvals.report(turn)
     for call in turn.state.pending:
         if call.started:
-            error = {"code": "cancelled" if call.repeatable else UNKNOWN, "message": f"The run was {how} while this call was at work."}
+            known = became.get(call.number)
+            told = {"call_id": call.call_id, "tool": call.name}
+            if known is not None and known.outcome == "done":
+                shown = orjson.Fragment(known.output or b"null")
+                turn.writer.emit("tool_call_completed", {**told, "output": shown, "duration_ms": known.duration_ms})
+                continue
+            certain = call.repeatable if known is None else known.outcome == "failed"
+            error = {"code": "cancelled" if certain else UNKNOWN, "message": f"The run was {how} while this call was at work."}
             if (refused := _refusal(call) or approvals.refusal(turn, call)) is not None:
                 error = {"code": refused.code, "message": refused.message}
-            turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error})
+            turn.writer.emit("tool_call_failed", {**told, "error": error})

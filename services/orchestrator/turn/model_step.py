@@ -12,7 +12,7 @@ import structlog
 from services.common.errors import BulkheadError
 from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn import degradation, forgetting, handoff, limits
+from services.orchestrator.turn import degradation, forgetting, handoff, limits, steering
 from services.orchestrator.turn.missing_tools import tell_missing
 from services.orchestrator.turn.state import RunStopped, Turn
 
@@ -121,7 +121,7 @@ async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
         temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
         max_tokens=limits.most_output(turn, turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens),
         run_id=turn.ref.run_id, thread_id=turn.ref.thread_id,
-        key=key, stale_s=turn.agent.degradation.stale_answers_s,
+        key=key + steering.mark(turn), stale_s=turn.agent.degradation.stale_answers_s,
     )  # fmt: skip
     said = shown if continues else ""
     async with aclosing(turn.services.models.stream(call)) as stream:

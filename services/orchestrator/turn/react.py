@@ -2,9 +2,9 @@
 
 from services.orchestrator.ports import ToolDefinition, ToolOutcome
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import degradation, finish, guard, limits
+from services.orchestrator.turn import degradation, finish, guard, limits, steering, stopping
 from services.orchestrator.turn.execute_tools import execute_tools
-from services.orchestrator.turn.model_step import Asked, find_tools, model_step
+from services.orchestrator.turn.model_step import Asked, find_tools
 from services.orchestrator.turn.plan_tools import plan, start_next, with_ids
 from services.orchestrator.turn.prepare import prepare, start_step
 from services.orchestrator.turn.state import PendingCall, Turn
@@ -39,6 +39,7 @@ class ReAct:
     async def _model(self, turn: Turn) -> Terminal | None:
         limits.check(turn)
         start_step(turn)
+        await steering.apply(turn)
         if turn.tools is None:
             turn.tools = await find_tools(turn)
         offered = self.offered(turn)
@@ -48,17 +49,18 @@ class ReAct:
             degradation.warn(turn, "last_step", reason=last.reason)
         notes = [guard.note(turn), limits.note(turn, last)] if offered else []
         asked = Asked([] if last else offered, [text for text in (self.told(turn) if not last else "", *notes) if text])
-        answer = with_ids(turn, await model_step(turn, asked))
+        answer = with_ids(turn, await stopping.generate(turn, asked))
         state = turn.state
-        for name, value in answer.usage.items():
-            state.usage[name] += value
-        state.usage["model_calls"] += 1
-        state.spent = (answer.usage["input_tokens"] + answer.usage["output_tokens"], answer.usage["cost_microusd"])
-        served = {"step": state.step + 1, "model": answer.model, "provider": answer.provider}
-        turn.writer.emit("usage", {**served, **answer.usage})
+        if answer.finish_reason != stopping.STOPPED:
+            for name, value in answer.usage.items():
+                state.usage[name] += value
+            state.usage["model_calls"] += 1
+            state.spent = (answer.usage["input_tokens"] + answer.usage["output_tokens"], answer.usage["cost_microusd"])
+            served = {"step": state.step + 1, "model": answer.model, "provider": answer.provider}
+            turn.writer.emit("usage", {**served, **answer.usage})
         if not answer.message.tool_calls:
             state.step += 1
-            return finish.succeed(turn, answer)
+            return await steering.go_on(turn, answer) if steering.goes_on(turn) else finish.succeed(turn, answer)
         calls = plan(turn, answer, offered, last)
         state.step += 1
         state.phase, state.pending = "tools", calls

@@ -4,6 +4,8 @@
 -- wakes it has to get it one again (`held` 2: it stands in its thread's line, and nobody takes it before run_enter).
 -- The inbox is a hash: "<number>" leads to "<kind> <at ms> <data>", "k:<key>" to the number of the command of that key.
 
+-- What the log tells at once of a command of these kinds, with its number.
+local ACKNOWLEDGED = {steer = 'steer_received', stop = 'stop_received', tool = 'tool_cancel_received'}
 -- Nobody means to send as many; a run that is never absorbing must not grow for ever.
 local MOST_COMMANDS = 1000
 
@@ -28,6 +30,16 @@ local function post_command(keys, run_id, kind, data, key, trace, channel, origi
   redis.call('HSET', keys[8], string.format('%.0f', number), kind .. ' ' .. string.format('%.0f', now) .. ' ' .. data)
   if key ~= '' then redis.call('HSET', keys[8], 'k:' .. key, string.format('%.0f', number)) end
   local first, last = 0, 0
+  local told = ACKNOWLEDGED[kind]
+  if told then
+    events = {told, '0', string.format('{"number":%.0f}', number)}
+    -- Text that is shown when generating is stopped stays, also where its owner is lost before it can say so.
+    if kind == 'stop' then redis.call('HSET', keys[3], 'stopping', '1') end
+    if kind == 'steer' then
+      local unread = redis.call('HGET', keys[3], 'steers')
+      redis.call('HSET', keys[3], 'steers', string.format('%s%.0f', unread and unread .. ' ' or '', number))
+    end
+  end
   if #events > 0 then
     first, last = append(keys[1], keys[2], run_id, run[2], trace, now, events, 1, #events / 3)
     tell(channel, last, origin)

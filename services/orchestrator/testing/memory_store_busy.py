@@ -1,0 +1,45 @@
+"""A run for a thread in which others have not ended, in memory: the same steps as lua/busy.lua."""
+
+from collections.abc import Callable
+
+from services.orchestrator.records import Accepted, Cut, Reservation, RunRef, Written
+from services.orchestrator.testing.memory_store_state import Clock, StoredThread
+
+
+class BusySteps:
+    """What a run that is to be accepted does to those before it; part of ThreadSteps."""
+
+    _clock: Clock
+    _thread: StoredThread
+    _ref: RunRef
+
+    def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
+        raise NotImplementedError
+
+    def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
+        """As ThreadSteps.cancel."""
+        raise NotImplementedError
+
+    def at_work(self, user: str) -> str:
+        """As thread_busy."""
+        line = self._thread.pending
+        return line[0] if line and self._thread.user == user else ""
+
+    def accept_busy(
+        self, policy: str, user: str, reservation: Reservation, trace_id: str, cancelled: bytes, accept: Callable[[], Accepted]
+    ) -> Accepted:
+        """As thread_accept_busy."""
+        thread, run_id, now = self._thread, self._ref.run_id, self._clock.now_ms
+        line = list(thread.pending)
+        known = run_id in thread.runs or thread.tombstones.get(run_id, 0) > now or reservation.cancelled
+        if not line or thread.user != user or known or now > reservation.not_after_ms:
+            return accept()
+        if policy in ("reject", "steer"):
+            return Accepted("busy", at_work=line[0])
+        cut = []
+        for other in line:
+            thread.runs[other].cut = policy
+            status, written = type(self)(self._clock, thread, self._ref._replace(run_id=other)).cancel(trace_id, cancelled, policy, 0)
+            cut.append(Cut(other, status, written.last_seq))
+        accepted = accept()
+        return Accepted(accepted.verdict, accepted.record, accepted.written, accepted.undelivered, cut=cut)
