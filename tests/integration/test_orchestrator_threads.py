@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import random
 
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
-from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
+from services.common.errors import Conflict, Gone, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.orchestrator import app
 from services.orchestrator.adapters import store_threads
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 from services.orchestrator.threads import deleting, forking, rolling_back, tending
 
@@ -342,3 +345,71 @@ async def test_whatever_is_left_half_done_is_gone_on_with(identities, behind, se
             if over:
                 return
         raise AssertionError("it never came to its end")
+
+
+async def test_a_fork_of_a_thread_whose_beginning_is_gone_says_so(identities, behind, settings, valkey):
+    async with served(settings, identities) as client:
+        first = await said(client, "say one", "t1")
+        second = await said(client, "say two", "t1")
+        store = Store(valkey, "test")
+        ref = RunRef("acme", "t1", first.run_id)
+        await remembered(behind, first)
+        await testing.eventually_async(lambda: store.expire(ref, 0), "the first run is deleted")
+        for at in (None, pb.Checkpoint(run_id=second.run_id)):
+            with pytest.raises(Gone) as refused:
+                await fork(client, "t1", at, new_thread_id="f")
+            assert (refused.value.reason, refused.value.metadata["oldest_seq"]) == ("RESUME_GAP", str(second.first_seq))
+        with pytest.raises(NotFound):
+            await thread(client, "f")
+        # Going back needs nothing of what is gone.
+        await roll_back(client, "t1", pb.Checkpoint(run_id=second.run_id))
+        assert "say two" in (await said(client, "echo context", "t1")).output_text
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("seed", range(4))
+async def test_every_checkpoint_of_a_random_thread_can_be_forked_and_is_the_conversation_of_then(identities, behind, settings, seed):
+    chance = random.Random(seed)
+    async with served(settings, identities) as client:
+        gone, runs, texts = None, [], {}
+        for number in range(6):
+            tools = [f'tool calculator {{"expression":"{number}+{n}"}}' for n in range(chance.randrange(4))]
+            text = "\n".join(tools) or f"say {number}"
+            run = await said(client, text, "t")
+            texts[run.run_id] = text
+            await remembered(behind, run)
+            runs.append(run)
+            if gone is None and number > 1 and chance.random() < 0.4:
+                back = chance.choice(runs[:-1])
+                gone = (await roll_back(client, "t", pb.Checkpoint(run_id=back.run_id)), back)
+        log = await client.log(thread_id="t")
+        asked = [[(m.role, m.text) for m in call.request.messages] for call in behind.models.calls]
+        after = {}
+        # What the model was given next, at the end of each step within a run and of each run.
+        calls = iter(asked)
+        previous, pending = None, None
+        for event in log:
+            if event.type == "step_started":
+                given = next(calls)
+                if pending is not None:
+                    after[pending] = given
+                pending = None
+                if previous is not None:
+                    said_now = [m for m in given if m == ("user", texts[event.run_id])][-1:]
+                    after[previous] = given[: len(given) - len(said_now)]
+                    previous = None
+            elif event.type == "step_completed":
+                pending = event.seq
+            elif event.type in ("run_finished", "thread_rolled_back"):
+                previous, pending = event.seq, None
+        assert len(after) > 5
+        for seq, given in after.items():
+            made = (await fork(client, "t", pb.Checkpoint(seq=seq))).thread
+            assert shown(await client.log(thread_id=made.thread_id))[:-1] == shown(log)[: made.forked_at_seq]
+            assert made.forked_at_seq == seq
+            before = len(behind.models.calls)
+            await said(client, "say probe", made.thread_id)
+            probe = [(m.role, m.text) for m in behind.models.calls[before].request.messages]
+            assert probe[-1] == ("user", "say probe")
+            assert probe[:-1] == given
+        assert len(behind.tools.calls) == sum(event.type == "tool_call_started" for event in log)

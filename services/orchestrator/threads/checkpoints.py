@@ -105,15 +105,23 @@ async def _of_run(store: RunStore, ref: RunRef, last_seq: int, step: int) -> Pos
 
 
 async def _last(store: RunStore, ref: RunRef, last_seq: int) -> Position:
-    after: Event | None = None
-    until = last_seq
+    # From the newest run on, then from the one before: numbers may skip, so that counting back finds nothing.
+    before, until = 0, last_seq
     while until > 0:
-        _, _, _, events = await store.read(ref, max(0, until - PAGE), PAGE, False)
-        for event in reversed([event for event in events if event.seq <= until]):
-            if event.type in BOUNDARIES:
-                return _settled(event, after)
-            after = event
-        until -= PAGE
+        members = await store.list_members("thread", ref.tenant, "", before, 1, ref.thread_id)
+        start = members[0][1] - 1 if members else 0
+        found: Event | None = None
+        following: Event | None = None
+        async with aclosing(log_of(store, ref, start, until)) as pages:
+            async for page in pages:
+                for event in page:
+                    if event.type in BOUNDARIES:
+                        found, following = event, None
+                    elif following is None:
+                        following = event
+        if found is not None:
+            return _settled(found, following)
+        before, until = start + 1, start
     return Position()
 
 
