@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,18 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.common.config import ConfigFile, ConfigProblem
 from services.common.errors import NotFound
 from services.orchestrator.approvals.policy import ApprovalPolicy
+from services.orchestrator.graphs import find_cycles
 from services.orchestrator.workflows.checks import workflow_problems
 from services.orchestrator.workflows.definition import Workflow
 
 LOOK_EVERY_S = 1.0
 # The tool with which an agent of the strategy plan_execute writes its plan.
 UPDATE_PLAN = "update_plan"
+# Prefixes of the tools with which a supervisor has another agent work for it, or take over.
+DELEGATE, HAND_OVER = "delegate_to_", "hand_over_to_"
 # The tool with which an agent ends its run and passes the conversation on to a person.
 HAND_OFF = "hand_off_to_human"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Tool = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(@[A-Za-z0-9.+_-]{1,32})?$")]
-Strategy = Literal["react", "plan_execute", "workflow"]
+Strategy = Literal["react", "plan_execute", "supervisor", "workflow"]
 Rung = Literal["without_tools", "without_memory", "shorter_context"]
+# What every provider takes as the name of a tool.
+_CALLABLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 log = structlog.get_logger("bulkhead.agents")
 
 
@@ -80,6 +86,15 @@ class Degradation(_Strict):
     hand_off: HandOff | None = None
 
 
+class ChildAgent(_Strict):
+    """Another agent that a supervisor may ask: how, what for, and its share of what is left of the run's limits."""
+
+    name: Name
+    mode: Literal["delegate", "hand_over", "both"] = "delegate"
+    description: Annotated[str, Field(max_length=1_000)] = ""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class _Working(_Strict):
     """How a version works, where it is not as all do."""
 
@@ -91,6 +106,7 @@ class _Working(_Strict):
     approval: ApprovalPolicy = ApprovalPolicy()
     degradation: Degradation = Degradation()
     workflow: Workflow | None = None
+    agents: Sequence[ChildAgent] = ()
 
     @property
     def most_at_once(self) -> int | None:
@@ -203,6 +219,7 @@ def parse_agents(data: Any, prompts: Path) -> Agents:
             every.append(definition)
             if version == agent.current:
                 current[name] = definition
+    problems += _circles(content)
     if problems:
         raise ConfigProblem(problems)
     return Agents(current, every)
@@ -214,6 +231,15 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
         found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
     if version.strategy == "plan_execute" and UPDATE_PLAN in names:
         found.append(f"tools: {UPDATE_PLAN!r} is the name of a tool that the strategy plan_execute brings itself")
+    asked = [child.name for child in version.agents]
+    if (version.strategy == "supervisor") != bool(asked):
+        found.append("agents: the strategy supervisor asks other agents, and no other strategy does")
+    found += [f"agents: {name!r} stands twice" for name in sorted({name for name in asked if asked.count(name) > 1})]
+    for child in version.agents:
+        tools = [prefix + child.name for prefix in (DELEGATE, HAND_OVER)]
+        found += [f"tools: {tool!r} is the name of a tool that the strategy supervisor brings itself" for tool in tools if tool in names]
+        if not _CALLABLE.fullmatch(tools[0]) or not _CALLABLE.fullmatch(tools[1]):
+            found.append(f"agents: {child.name!r} cannot be asked: its name has to be of at most 51 letters, digits, _ and -")
     if (version.strategy == "workflow") != (version.workflow is not None):
         found.append("workflow: the strategy workflow works off one, and no other strategy does")
     if version.workflow is not None:
@@ -221,6 +247,22 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
     if HAND_OFF in names and version.degradation.hand_off is None:
         found.append(f"tools: {HAND_OFF!r} needs degradation.hand_off, which says to whom")
     return found
+
+
+def _circles(content: _File) -> list[str]:
+    """Agents that ask agents that are not there, or that come to ask themselves. A child is always of the current version, but runs of
+    every version may still be at work."""
+    edges = {
+        name: sorted({child.name for version in agent.versions.values() for child in version.agents})
+        for name, agent in content.agents.items()
+    }  # fmt: skip
+    found = [
+        f"agents.yaml: agents.{name}: there is no agent {asked!r} to ask"
+        for name, every in edges.items()
+        for asked in every
+        if asked not in edges
+    ]
+    return found + [f"agents.yaml: agents ask each other in a circle: {' -> '.join([*way, way[0]])}" for way in find_cycles(edges)]
 
 
 def _prompt(folder: Path, name: str) -> str:
