@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,9 @@ class Worker:
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        # Not set while the queue may hand a run to this process.
+        self._waits = asyncio.Event()
+        self._waits.set()
 
     # --- taking runs ---
 
@@ -108,6 +112,13 @@ class Worker:
 
     async def consume(self) -> None:
         """Takes runs from the queue until the process is going away."""
+        self._waits.clear()
+        try:
+            await self._consume()
+        finally:
+            self._waits.set()
+
+    async def _consume(self) -> None:
         while not self.draining:
             if not self.has_room():
                 # Who comes meanwhile is not seen from here.
@@ -295,6 +306,11 @@ class Worker:
             await self._idle.wait()
         if self._background:
             await asyncio.wait(set(self._background), timeout=HAND_OVER_S)
+        with suppress(TimeoutError):
+            # Whoever has waited longest for a run gets the next one, which may be this process and one that it has just handed back.
+            # Leaving without an answer would lose that wake-up, and the run would wait for the sweeper.
+            async with asyncio.timeout(CLAIM_WAIT_S + HAND_OVER_S):
+                await self._waits.wait()
 
     async def close(self) -> None:
         """Ends what is left."""
