@@ -49,6 +49,10 @@ reference: install-test ## Write docs/configuration.md from the settings classes
 bench: install-test ## Measure, print side by side and write build/bench/*.json; leave the machine alone meanwhile
 	$(BIN)/python -m scripts.bench
 
+.PHONY: bench-runs
+bench-runs: install-test ## Measure durable runs; ARGS="--soak 100000 --peers" for memory over many runs and for other platforms
+	$(BIN)/python -m scripts.bench.durable $(ARGS)
+
 .PHONY: bench-llm
 bench-llm: install-test ## Measure the LLM gateway alone; ARGS="--litellm --soak" for the comparison and the ten minutes
 	$(BIN)/python -m scripts.bench.llm $(ARGS)

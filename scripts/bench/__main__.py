@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench import machine, rpc, runs
+from scripts.bench.machine import Figure
 
 BENCHMARKS = {"rpc": rpc.run, "runs": runs.run}
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
+
+
+def table_of(name: str, figures: Sequence[Figure]) -> Table:
+    """The figures beside their targets."""
+    table = Table(title=name)
+    for column in ("figure", "value", "unit", "target", "holds"):
+        table.add_column(column, justify="right" if column in ("value", "target") else "left")
+    for figure in figures:
+        target = "" if figure.target is None else f"{'≤' if figure.lower else '≥'} {figure.target:g}"
+        holds = {None: "", True: "yes", False: "NO"}[figure.holds]
+        table.add_row(figure.name, f"{figure.value:.1f}", figure.unit, target, holds)
+    return table
 
 
 def main() -> int:
@@ -27,14 +41,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         figures = BENCHMARKS[name]()
-        table = Table(title=name)
-        for column in ("figure", "value", "unit", "target", "holds"):
-            table.add_column(column, justify="right" if column in ("value", "target") else "left")
-        for figure in figures:
-            target = "" if figure.target is None else f"{'≤' if figure.lower else '≥'} {figure.target:g}"
-            holds = {None: "", True: "yes", False: "NO"}[figure.holds]
-            table.add_row(figure.name, f"{figure.value:.1f}", figure.unit, target, holds)
-        console.print(table)
+        console.print(table_of(name, figures))
         result = {
             "machine": {**where, "load_after": round(os.getloadavg()[0], 2)},
             "figures": [asdict(f) | {"holds": f.holds} for f in figures],

@@ -10,6 +10,8 @@ import statistics
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -17,6 +19,7 @@ import orjson
 import uvloop
 
 from scripts.bench.machine import Figure, cpu_seconds, percentile, rss_mib
+from services.cli.up.ports import listeners_of
 from services.common import testing
 
 SERVICES = ["gateway", "orchestrator", "llm_gateway", "tool_executor", "memory"]
@@ -34,14 +37,15 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
         self._session, self._url, self._headers = session, url, {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
 
-    async def run(self, agent: str, text: str) -> tuple[float, float]:
-        """Seconds to the first event and to the end. Raises RuntimeError when the run does not finish."""
+    async def run(self, agent: str, text: str, thread: str = "") -> tuple[float, float]:
+        """Seconds to the first event and to the end, in a thread of its own unless one is named. Raises RuntimeError when the run does not
+        finish."""
         body = orjson.dumps({"input": text, "agent": agent, "stream": True})
         headers = {**self._headers, "content-type": "application/json"}
         started = time.perf_counter()
         first = 0.0
         last = b""
-        url = f"{self._url}/v1/threads/bench-{uuid.uuid4().hex}/runs"
+        url = f"{self._url}/v1/threads/{thread or f'bench-{uuid.uuid4().hex}'}/runs"
         async with self._session.post(url, data=body, headers=headers) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"HTTP {answer.status}: {(await answer.text())[:300]}")
@@ -56,14 +60,16 @@ class Client:
         return first, time.perf_counter() - started
 
 
-async def _single(client: Client, agent: str, text: str) -> tuple[list[float], list[float]]:
+async def single(client: Client, agent: str, text: str) -> tuple[list[float], list[float]]:
+    """Seconds to the first event and to the end of runs one after the other."""
     for _ in range(5):
         await client.run(agent, text)
     times = [await client.run(agent, text) for _ in range(SINGLE_RUNS)]
     return [t[0] for t in times], [t[1] for t in times]
 
 
-async def _load(client: Client, agent: str, text: str, runs: int) -> tuple[float, list[float]]:
+async def load(client: Client, agent: str, text: str, runs: int) -> tuple[float, list[float]]:
+    """Runs a second and the seconds of each, CONCURRENT at a time."""
     left = iter(range(runs))
     totals: list[float] = []
 
@@ -117,13 +123,13 @@ async def _measure(url: str, simulator: str, key: str, pids: dict[str, int]) -> 
         delays = await _disconnects(session, url, simulator, key)
         figures.append(Figure("client leaves → simulator notices, worst", max(delays) * 1000, "ms", 500.0))
         for label, one_step, five in (("", "plain", "bench"), (" with Recall", "bench-recall", "bench-recall")):
-            first, whole = await _single(client, one_step, "Say hello")
+            first, whole = await single(client, one_step, "Say hello")
             figures.append(Figure(f"first event p50{label}", statistics.median(first) * 1000, "ms", 15.0 if not label else None))
             figures.append(Figure(f"one-step durable run p50{label}", statistics.median(whole) * 1000, "ms", 25.0 if not label else None))
             figures.append(Figure(f"one-step durable run p99{label}", percentile(whole, 0.99) * 1000, "ms"))
-            await _load(client, five, "five-steps", CONCURRENT)  # warms every connection
+            await load(client, five, "five-steps", CONCURRENT)  # warms every connection
             before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-            rate, totals = await _load(client, five, "five-steps", LOAD_RUNS)
+            rate, totals = await load(client, five, "five-steps", LOAD_RUNS)
             figures.append(
                 Figure(f"five-step runs/s at {CONCURRENT} concurrent{label}", rate, "runs/s", 50.0 if not label else None, lower=False)
             )
@@ -136,27 +142,41 @@ async def _measure(url: str, simulator: str, key: str, pids: dict[str, int]) -> 
     return figures
 
 
-def run() -> list[Figure]:
-    """Starts a platform, measures, and ends it."""
+class Platform:
+    """A platform of its own: where it is, a key for it, and its processes by name."""
+
+    def __init__(self, base: int, data_dir: Path, ready_s: float) -> None:
+        pairs = dict(line.split("=", 1) for line in (data_dir / "dev.env").read_text().splitlines() if "=" in line)
+        self.url, self.simulator, self.ready_s = f"http://127.0.0.1:{base}", f"http://127.0.0.1:{base + 6}", ready_s
+        self.key = pairs["BULKHEAD_API_KEY"].strip("'\"")
+        self.state_url, self.segments = f"redis://127.0.0.1:{base + listeners_of('valkey_state')[0].offset}/0", data_dir / "segments"
+        self.pids = {name: int((data_dir / "run" / f"{name}-0.pid").read_text()) for name in ALL}
+
+
+@contextmanager
+def platform(**environment: str) -> Iterator[Platform]:
+    """Starts `bulkhead up` with the simulator answering at once, and ends it."""
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as folder:
         base, data_dir, log = testing.free_port_base(), Path(folder) / "data", Path(folder) / "up.log"
         command = testing.python("-m", "services.cli", "up", "--port-base", str(base), "--data-dir", str(data_dir))
-        env = {"BULKHEAD_ENV": "test", "BULKHEAD_LOG_LEVEL": "WARNING", "OPENAI_API_KEY": ""}
+        env = {"BULKHEAD_ENV": "test", "BULKHEAD_LOG_LEVEL": "WARNING", "OPENAI_API_KEY": "", **environment}
         started = time.perf_counter()
         up = testing.Process(command, env=env, log=log)
         try:
             testing.eventually(
                 lambda: f"http://127.0.0.1:{base}" in up.output(), f"the platform is ready\n{up.output()[-2000:]}", timeout_s=90
             )
-            ready = time.perf_counter() - started
-            pairs = dict(line.split("=", 1) for line in (data_dir / "dev.env").read_text().splitlines() if "=" in line)
-            key = pairs["BULKHEAD_API_KEY"].strip("'\"")
-            pids = {name: int((data_dir / "run" / f"{name}-0.pid").read_text()) for name in ALL}
-            figures = [Figure("`bulkhead up` to ready", ready, "s", 5.0)]
-            return figures + uvloop.run(_measure(f"http://127.0.0.1:{base}", f"http://127.0.0.1:{base + 6}", key, pids))
+            yield Platform(base, data_dir, time.perf_counter() - started)
         finally:
             up.signal(signal.SIGINT)
             try:
                 up.wait(20)
             finally:
                 up.stop()
+
+
+def run() -> list[Figure]:
+    """Starts a platform, measures, and ends it."""
+    with platform() as made:
+        figures = [Figure("`bulkhead up` to ready", made.ready_s, "s", 5.0)]
+        return figures + uvloop.run(_measure(made.url, made.simulator, made.key, made.pids))

@@ -1,0 +1,71 @@
+"""`make bench-runs`: durable runs, one run of everything on one machine.
+
+    python -m scripts.bench.durable [--quick] [--soak RUNS] [--peers]
+
+First the five services under load, then what durability itself costs, how long a run stands still without its owner, and whether a run's
+cost grows with what lies around. `--soak` adds so many runs with retention on and tells the memory of service and store; `--peers`
+installs other platforms into build/ and has them do the same work. Prints tables, writes build/bench/durable.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+
+from scripts.bench import durable_growth, durable_owners, durable_peers, durable_soak, durable_store, machine, runs
+from scripts.bench.__main__ import OUT, table_of
+from scripts.bench.machine import Figure
+
+# Of issue and design: durability.md.
+TARGETS = {
+    "five-step runs/s at 50 concurrent": 80.0,
+    "five-step run p99 at 50 concurrent": 1_000.0,
+}  # fmt: skip
+
+
+def _load() -> list[Figure]:
+    return [replace(figure, target=TARGETS.get(figure.name, figure.target)) for figure in runs.run()]
+
+
+def _growth() -> list[Figure]:
+    with runs.platform() as made:
+        return uvloop.run(durable_growth.measure(made))
+
+
+def main() -> int:
+    """Exit status 0 whether or not the targets hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer losses of owners, no growth curves")
+    parser.add_argument("--soak", type=int, default=0, metavar="RUNS", help="so many one-step runs with retention on, say 100000")
+    parser.add_argument("--peers", action="store_true", help="install langgraph-cli[inmem] and dbos into build/ and compare")
+    chosen = parser.parse_args()
+    where = machine.describe()
+    console = Console(width=110)
+    console.print(" · ".join(f"{k} {v}" for k, v in where.items()))
+    parts = {"load": _load, "store": durable_store.run, "owners": lambda: durable_owners.run(4 if chosen.quick else 20)}
+    if not chosen.quick:
+        parts["growth"] = _growth
+    if chosen.soak:
+        parts["soak"] = lambda: durable_soak.run(chosen.soak)
+    if chosen.peers:
+        parts["peers"] = durable_peers.run
+    every: dict[str, list[Figure]] = {}
+    for name, measure in parts.items():
+        every[name] = measure()
+        console.print(table_of(name, every[name]))
+    OUT.mkdir(parents=True, exist_ok=True)
+    result = {
+        "machine": {**where, "load_after": round(os.getloadavg()[0], 2)},
+        "figures": {name: [asdict(f) | {"holds": f.holds} for f in figures] for name, figures in every.items()},
+    }
+    Path(OUT / "durable.json").write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
