@@ -18,6 +18,7 @@ from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, TOOL_CALL, 
 from services.orchestrator.ports import Checked, ToolDefinition, ToolOutcome
 from services.orchestrator.records import Command
 from services.orchestrator.turn.state import PendingCall, RunParked, RunStopped, Turn
+from services.orchestrator.workflows.definition import REQUEST_APPROVAL
 
 PART = "approvals"
 REQUIRED, REJECTED, EXPIRED = "policy.approval_required", "policy.approval_rejected", "policy.approval_expired"
@@ -248,6 +249,9 @@ async def _question(turn: Turn, call: PendingCall, asks: Mapping[str, str]) -> I
 
 
 async def _checked(turn: Turn, call: PendingCall) -> Checked | BulkheadError:
+    if call.name == REQUEST_APPROVAL:
+        # No tool of the executor: a step of a workflow, whose question is made by the workflow.
+        return Checked(_canonical(call), [], b"{}")
     turn.enter_call()
     try:
         return await turn.services.tools.check(call.name, call.version, (call.arguments or "{}").encode())

@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from services.orchestrator.ports import Message, ModelFinished, ToolOutcome, ToolRequest
+from services.orchestrator.ports import Message, ModelFinished, ToolDefinition, ToolOutcome, ToolRequest
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import degradation, finish, guard
+from services.orchestrator.turn import approvals, degradation, finish, guard
 from services.orchestrator.turn.execute_tools import UNKNOWN, execute_tools
 from services.orchestrator.turn.model_step import find_tools
 from services.orchestrator.turn.plan_tools import planned, start_next
@@ -21,11 +21,12 @@ from services.orchestrator.turn.prepare import prepare
 from services.orchestrator.turn.state import PendingCall, RunParked, RunStopped, Turn
 from services.orchestrator.turn.workflow_model import ask_models
 from services.orchestrator.turn.workflow_state import FLOW, Flow, now_ms
-from services.orchestrator.workflows.definition import EndStep, ModelStep, ToolStep, WaitStep
+from services.orchestrator.workflows.definition import REQUEST_APPROVAL, ApprovalStep, EndStep, ModelStep, ToolStep, WaitStep
 from services.orchestrator.workflows.expressions import ExpressionError, as_text, fill
 
 # For less than this a run keeps its worker.
 PARK_FROM_MS = 1_000
+_APPROVAL = ToolDefinition(REQUEST_APPROVAL, "1", "Asks a person.", b"{}", repeatable=True, approval="required")
 
 
 class WorkflowStrategy:
@@ -39,7 +40,7 @@ class WorkflowStrategy:
             return None
         if turn.state.phase == "tools":
             turn.settle = _settle
-            await execute_tools(turn, _none_built_in, resumed=resumed)
+            await execute_tools(turn, _approved, resumed=resumed)
             return None
         flow.check()
         if isinstance(end := flow.step(FLOW), EndStep):
@@ -53,8 +54,9 @@ class WorkflowStrategy:
         if turn.tools is None:
             turn.tools = await find_tools(turn)
         asking = [place for place, kept in flow.places.items() if kept.get("asks")]
-        if asking or flow.ready(ToolStep):
-            await _start_tools(flow, asking, flow.ready(ToolStep))
+        calling = flow.ready(ToolStep, ApprovalStep)
+        if asking or calling:
+            await _start_tools(flow, asking, calling)
         elif models := flow.ready(ModelStep):
             await ask_models(flow, models)
         else:
@@ -76,8 +78,14 @@ class WorkflowStrategy:
             flow.tell()
 
 
-def _none_built_in(turn: Turn, call: PendingCall) -> ToolOutcome | None:
-    return None
+def _approved(turn: Turn, call: PendingCall) -> ToolOutcome | None:
+    """The result of an approval step: whoever rejects it, or nobody, is told of before this is asked."""
+    if call.name != REQUEST_APPROVAL:
+        return None
+    answer = (turn.state.parts.get(approvals.PART) or {}).get("answers", {}).get(str(call.number))
+    if answer is None or answer["outcome"] != "approved":
+        return ToolOutcome("failed", code=approvals.REQUIRED, message="Nobody has approved this.")
+    return ToolOutcome("done", orjson.dumps({"approved": True, "by": answer["by"], "reason": answer["reason"]}), version=call.version)
 
 
 async def _store(flow: Flow) -> None:
@@ -96,10 +104,18 @@ async def _wait(flow: Flow) -> None:
     await asyncio.sleep(max(0, left_ms) / 1000)
 
 
+def _call_of(step: ToolStep | ApprovalStep) -> tuple[str, Any]:
+    """The tool that a step calls, and the templates of its arguments."""
+    if isinstance(step, ApprovalStep):
+        return REQUEST_APPROVAL, {"question": step.question, "step": step.name}
+    return step.tool.partition("@")[0], step.arguments
+
+
 async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str]) -> None:
     """Plans and starts the calls that models have asked for and those that steps declare, as the calls of one answer."""
     turn, state = flow.turn, flow.turn.state
-    known = {tool.name for tool in turn.tools or []}
+    offered = [*(turn.tools or []), _APPROVAL]
+    known = {tool.name for tool in offered}
     requests: list[tuple[str, ToolRequest]] = []
     for place in asking:
         requests += [(place, call) for call in turn.messages[flow.places[place]["said"][-1]].tool_calls]
@@ -107,13 +123,12 @@ async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str
     for place in stepping:
         if place not in flow.places:
             continue
-        step: ToolStep = flow.step(place)
-        name = step.tool.partition("@")[0]
+        name, filled = _call_of(flow.step(place))
         if name not in known:
             flow.failed(place, "tool_missing", f"there is no tool {name!r} that this run may use")
             continue
         try:
-            arguments = orjson.dumps(fill(step.arguments, flow.scope()))
+            arguments = orjson.dumps(fill(filled, flow.scope()))
         except ExpressionError as error:
             flow.failed(place, "expression.failed", str(error))
             continue
@@ -133,7 +148,7 @@ async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str
     if not requests:
         await _store(flow)
         return
-    state.pending, state.phase = planned(turn, [request for _, request in requests], turn.tools or []), "tools"
+    state.pending, state.phase = planned(turn, [request for _, request in requests], offered), "tools"
     # What a workflow declares is bounded there; only a model can go round in circles.
     if asked := state.pending[: len(requests) - len(declared)]:
         guard.asked(turn, asked)
@@ -147,7 +162,8 @@ def _settle(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
     """Takes the result of a call to where it belongs; written together with it."""
     flow = Flow(turn)
     place = flow.part["calls"].get(str(call.number), "")
-    if place in flow.places and isinstance(flow.step(place), ToolStep) and flow.step(place).tool.partition("@")[0] == call.name:
+    step = flow.step(place) if place in flow.places else None
+    if isinstance(step, ToolStep | ApprovalStep) and _call_of(step)[0] == call.name:
         if outcome.outcome == "done":
             flow.done(place, orjson.loads(outcome.output or b"null"))
         elif outcome.outcome == "unknown":

@@ -18,10 +18,8 @@ from services.orchestrator.workflows.definition import (
     PASSING,
     ChoiceStep,
     EndStep,
-    ModelStep,
     ParallelStep,
     Placed,
-    ToolStep,
     WaitStep,
 )
 from services.orchestrator.workflows.expressions import ExpressionError
@@ -222,10 +220,10 @@ class Flow:
         steps = {name: {"visits": visits.get(name, 0), **results.get(name, {})} for name in self.workflow.by_name}
         return {"input": given, "run": {"id": turn.ref.run_id, "thread_id": turn.ref.thread_id}, "steps": steps}
 
-    def ready(self, kind: type[ModelStep] | type[ToolStep] | type[WaitStep]) -> list[str]:
-        """The places with a step of this kind whose time has come."""
+    def ready(self, *kinds: type) -> list[str]:
+        """The places with a step of one of these kinds whose time has come."""
         now = now_ms()
-        return [place for place, kept in self.places.items() if kept.get("after_ms", 0) <= now and isinstance(self.step(place), kind)]
+        return [place for place, kept in self.places.items() if kept.get("after_ms", 0) <= now and isinstance(self.step(place), kinds)]
 
     def next_ms(self) -> int:
         """When the first place that waits goes on."""

@@ -6,6 +6,8 @@ from typing import Any
 from services.orchestrator.graphs import find_cycles, reachable
 from services.orchestrator.workflows.definition import (
     MOST_STEPS,
+    REQUEST_APPROVAL,
+    ApprovalStep,
     ChoiceStep,
     EndStep,
     ModelStep,
@@ -29,6 +31,8 @@ def workflow_problems(workflow: Workflow, tools: Sequence[str]) -> list[str]:
     every = list(workflow.every())
     names = [placed.step.name for placed in every]
     found = [f"steps: {len(every)} are more than {MOST_STEPS}"] if len(every) > MOST_STEPS else []
+    if REQUEST_APPROVAL in {tool.partition("@")[0] for tool in tools}:
+        found.append(f"steps: {REQUEST_APPROVAL!r} is the name of a tool that the strategy workflow brings itself")
     for placed in every:
         step, where = placed.step, placed.where
         if names.index(step.name) != every.index(placed):
@@ -73,6 +77,7 @@ def _paths(step: Any) -> Iterator[tuple[str, Path]]:
         ModelStep: lambda: {"prompt": step.prompt},
         ToolStep: lambda: {"arguments": step.arguments},
         WaitStep: lambda: {"until": step.until},
+        ApprovalStep: lambda: {"question": step.question},
         EndStep: lambda: {"output": step.output, "fail.message": step.fail.message if step.fail else None},
     }.get(type(step), dict)()
     for name, part in parts.items():

@@ -18,6 +18,8 @@ Seconds = Annotated[float, Field(gt=0, le=MOST_WAIT_S)]
 # Any JSON, of which each text is a template.
 Filled = Annotated[Any, AfterValidator(as_templates), PlainSerializer(as_written)]
 MOST_STEPS = 100
+# As which an approval step is asked, decided and told; no tool of an agent with a workflow can be called so.
+REQUEST_APPROVAL = "request_approval"
 MOST_BRANCHES = 16
 # What it is no use to call again soon is not among them: wrong input, refused permission, a decision against it.
 PASSING = (
@@ -105,6 +107,13 @@ class WaitStep(_Step):
     until: Template | None = None
 
 
+class ApprovalStep(_Step):
+    """Asks a person `question` and waits for the answer."""
+
+    kind: Literal["approval"]
+    question: Template
+
+
 class ParallelStep(_Step):
     """Branches side by side; it is over when all are. One that fails ends all."""
 
@@ -129,7 +138,7 @@ class EndStep(_Strict):
     fail: Failure | None = None
 
 
-Step = Annotated[ModelStep | ToolStep | ChoiceStep | WaitStep | ParallelStep | EndStep, Field(discriminator="kind")]
+Step = Annotated[ModelStep | ToolStep | ChoiceStep | WaitStep | ApprovalStep | ParallelStep | EndStep, Field(discriminator="kind")]
 ParallelStep.model_rebuild()
 
 
@@ -153,7 +162,7 @@ class Placed:
     """A step where it stands: `where` in the file, `scope` the names of its list in order, `branch` of which branch that list is,
     as step and name of the branch; None for the workflow's own."""
 
-    step: ModelStep | ToolStep | ChoiceStep | WaitStep | ParallelStep | EndStep
+    step: ModelStep | ToolStep | ChoiceStep | WaitStep | ApprovalStep | ParallelStep | EndStep
     where: str
     branch: tuple[str, str] | None
     scope: tuple[str, ...]

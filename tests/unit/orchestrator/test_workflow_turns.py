@@ -16,6 +16,7 @@ from services.orchestrator.testing.turn_world import Journal, World, agent
 from services.orchestrator.turn import workflow as strategy
 from services.orchestrator.workflows.checks import workflow_problems
 from services.orchestrator.workflows.definition import (
+    ApprovalStep,
     ChoiceStep,
     EndStep,
     Failure,
@@ -338,7 +339,7 @@ def test_the_documented_workflow_fails_with_the_reason_that_it_declares():
 
 def test_every_field_of_a_step_is_documented():
     text = (testing.ROOT / "docs/workflows.md").read_text()
-    kinds = (ModelStep, ToolStep, ChoiceStep, WaitStep, ParallelStep, EndStep, Retry, Failure)
+    kinds = (ApprovalStep, ModelStep, ToolStep, ChoiceStep, WaitStep, ParallelStep, EndStep, Retry, Failure)
     fields = {name for kind in kinds for name in kind.model_fields}
     assert not [name for name in fields if f"`{name}`" not in text]
     assert not [name for name in KNOWN if name[:3] not in ("min", "max", "exc") and f"`{name}`" not in text]
