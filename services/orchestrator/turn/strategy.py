@@ -8,6 +8,7 @@ from services.orchestrator.records import Terminal
 from services.orchestrator.turn.plan_execute import PlanExecute
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import Turn
+from services.orchestrator.turn.supervisor import Supervisor
 from services.orchestrator.turn.workflow import WorkflowStrategy
 
 
@@ -23,7 +24,12 @@ class Strategy(Protocol):
         ...
 
 
-STRATEGIES: Mapping[str, Strategy] = {"react": ReAct(), "plan_execute": PlanExecute(), "workflow": WorkflowStrategy()}
+STRATEGIES: Mapping[str, Strategy] = {
+    "react": ReAct(),
+    "plan_execute": PlanExecute(),
+    "supervisor": Supervisor(),
+    "workflow": WorkflowStrategy(),
+}
 
 
 def strategy_of(agent: AgentDefinition) -> Strategy:
