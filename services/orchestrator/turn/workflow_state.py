@@ -25,8 +25,9 @@ from services.orchestrator.workflows.definition import (
 from services.orchestrator.workflows.expressions import ExpressionError
 
 PART = "workflow"
-# What is kept of a step stands in every checkpoint after it.
+# What is kept of a step stands in every checkpoint after it: of one step, and of all.
 MOST_OUTPUT_BYTES = 65_536
+MOST_KEPT_BYTES = 1_048_576
 # The place of the flow itself; that of a branch is called "step/branch".
 FLOW = ""
 REASON = "WORKFLOW_FAILED"
@@ -70,8 +71,10 @@ class Flow:
 
     def done(self, place: str, output: Any) -> None:
         """The step there has its result."""
-        if len(orjson.dumps(output)) > MOST_OUTPUT_BYTES:
-            self.failed(place, "output.too_large", f"the result is larger than {MOST_OUTPUT_BYTES} bytes")
+        size = len(orjson.dumps(output))
+        if size > MOST_OUTPUT_BYTES or size + len(orjson.dumps(self.part["results"])) > MOST_KEPT_BYTES:
+            most = f"{MOST_OUTPUT_BYTES} bytes, or all together than {MOST_KEPT_BYTES}"
+            self.failed(place, "output.too_large", f"the result is larger than {most}")
             return
         self._leave(place, output)
         self._go()

@@ -14,6 +14,7 @@ from services.orchestrator.ports import ToolOutcome
 from services.orchestrator.records import Limits
 from services.orchestrator.testing.turn_world import Journal, World, agent
 from services.orchestrator.turn import workflow as strategy
+from services.orchestrator.turn import workflow_state
 from services.orchestrator.workflows.checks import workflow_problems
 from services.orchestrator.workflows.definition import (
     ApprovalStep,
@@ -181,6 +182,13 @@ def test_only_a_failure_that_passes_or_is_named_is_tried_again_and_under_a_key_o
 def test_a_call_of_which_nobody_knows_whether_it_took_effect_is_not_made_again():
     world, text = one_tool([UNSURE], tool="mail", retry="{attempts: 3, backoff_s: 0.001}")
     assert (text, list(world.executed)) == ("tool_outcome_unknown", ["r/1/0"])
+
+
+def test_a_result_that_would_burden_every_checkpoint_is_an_error_of_its_step(monkeypatch):
+    large = ToolOutcome("done", orjson.dumps("x" * 70_000))
+    assert one_tool([large])[1] == "output.too_large"
+    monkeypatch.setattr(workflow_state, "MOST_KEPT_BYTES", 1)
+    assert one_tool([DONE])[1] == "output.too_large"
 
 
 @pytest.mark.parametrize("survives", [True, False])
