@@ -3,19 +3,22 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2, schedules_pb2, schedules_pb2_grpc
 from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
+from services.common.audit import AuditStream
 from services.common.valkey import connect
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import RunRef
 from services.orchestrator.schedules.firing import Firing
-from services.orchestrator.schedules.records import Due, ScheduleRef
+from services.orchestrator.schedules.records import Definition, Due, Outcome, ScheduleRef, Timing
 from services.orchestrator.testing.harness import served, settings_for, write_config
+from services.orchestrator.testing.stores import cluster_of_one
 
 
 class Lost(Exception):
@@ -154,3 +157,35 @@ async def test_a_tick_that_one_replica_skips_no_other_fires(scene):
     results, runs = await scene.made(due)
     assert (results, len(runs)) == (["fired"], 1)
     assert not await scene.store.begin(record)
+
+
+async def test_schedules_and_audit_records_keep_to_hash_tags():
+    """On a cluster, where a step over two tags is refused: all that the store does."""
+    definition = Definition(Timing(every_ms=60_000), "quick", [{"role": "user", "text": "hi"}], {"tenant": "a}b{c", "user": "ana"})
+    ref, run = ScheduleRef("a}b{c", "sch_1"), RunRef("a}b{c", "t", "r")
+    with cluster_of_one() as url:
+        async with _connected(url) as connection:
+            store = ValkeySchedules(connection, "test")
+            now_ms = await store.now_ms()
+            assert [await store.add(ref, "ana", definition, now_ms, 1) for _ in range(2)] == ["new", "existing"]
+            assert await store.add(ScheduleRef("a}b{c", "sch_2"), "ana", definition, now_ms, 1) == "full"
+            (due,) = [due for due in await store.due(10, 5.0) if due.ref == ref]
+            record = await store.get(ref)
+            assert record.definition == definition
+            assert await store.hold(record)
+            assert await store.begin(record)
+            assert not await store.passed(record, Outcome(now_ms, "skipped"), now_ms + 60_000)
+            assert await store.fired(await store.get(ref), Outcome(now_ms, "fired", "r", "t"), run, now_ms + 60_000)
+            after = await store.get(ref)
+            assert (after.next_ms, after.waiting_ms, after.last_run, after.last.result) == (now_ms + 60_000, 0, run, "fired")
+            assert await store.passed(after, Outcome(after.next_ms, "missed"), 0)
+            assert (await store.get(ref)).state == "ended"
+            assert [outcome.result for outcome, _ in await store.ticks(ref, 0, 10)] == ["missed", "fired"]
+            assert [outcome.result for outcome, _ in await store.ticks(ref, 2, 10)] == ["fired"]
+            assert [found.ref for found, _ in await store.of_user("a}b{c", "ana", 0, 10)] == [ref]
+            await store.leave(due, None)
+            assert await store.change(await store.get(ref), definition, "active", now_ms)
+            await store.remove(await store.get(ref))
+            assert (await store.get(ref), await store.of_user("a}b{c", "ana", 0, 10), await store.ticks(ref, 0, 10)) == (None, [], [])
+            stream = AuditStream(connection, timedelta(days=1))
+            assert [await stream.append("a}b{c", "r", {"n": 1}) for _ in range(2)] == [True, False]
