@@ -1,7 +1,9 @@
 """Threads as a whole: forked, gone back, deleted, expired, as callers and the model see it."""
 
 import asyncio
+import base64
 import json
+import os
 import random
 
 import pytest
@@ -11,12 +13,14 @@ from google.protobuf.duration_pb2 import Duration
 from services.common import testing
 from services.common.errors import Conflict, Gone, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
+from services.common.valkey import connect
 from services.orchestrator import app
 from services.orchestrator.adapters import store_threads
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
-from services.orchestrator.threads import deleting, forking, rolling_back, tending
+from services.orchestrator.testing.stores import cluster_of_one
+from services.orchestrator.threads import deleting, forking, rolling_back, tending, threads
 
 TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
 MAILS = 'tool send_mail {"to":"ana"}\ntool send_mail {"to":"bob"}'
@@ -413,3 +417,45 @@ async def test_every_checkpoint_of_a_random_thread_can_be_forked_and_is_the_conv
             assert probe[-1] == ("user", "say probe")
             assert probe[:-1] == given
         assert len(behind.tools.calls) == sum(event.type == "tool_call_started" for event in log)
+
+
+async def test_a_thread_of_a_mortal_tier_gets_its_time_with_its_first_run(identities, behind, settings, monkeypatch):
+    monkeypatch.setattr(threads, "NOTED_S", 0.05)
+    policies = settings.config_dir / "policies.yaml"
+    policies.write_text("sets:\n  test:\n    enterprise: {thread_ttl_days: 2}\n    free: {}\n")
+    async with served(settings, identities) as client:
+        run = await said(client, "say one", "made-by-a-run", agent="quick")
+
+        async def mortal():
+            return (await thread(client, run.thread_id)).expires_at.ToMilliseconds()
+
+        expires_ms = await testing.eventually_async(mortal, "the thread gets a time to live")
+        assert expires_ms >= run.created_at.ToMilliseconds() + 2 * 86_400_000
+        made = (await fork(client, run.thread_id)).thread
+        assert made.expires_at.ToMilliseconds() - made.created_at.ToMilliseconds() >= 2 * 86_400_000
+
+
+@pytest.mark.system
+async def test_threads_on_a_cluster_whose_records_are_encrypted(identities, behind, settings, tmp_path):
+    keys_file = tmp_path / "roots.json"
+    keys_file.write_text(json.dumps({"keys": [{"id": "one", "key": base64.b64encode(os.urandom(32)).decode()}]}))
+    with cluster_of_one() as url:
+        sealed = settings.model_copy(update={"state_url": url, "envelope_keys_file": keys_file, "segments_dir": tmp_path / "segments"})
+        async with served(sealed, identities) as client:
+            run = await said(client, MAILS.replace("ana", "plainword"), "t1")
+            last = await said(client, "say plainword", "t1")
+            made = await fork(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True)
+            assert (await client.wait(made.run.run_id)).output_text == run.output_text
+            prefix = shown(await client.log(thread_id="t1"))[: made.thread.forked_at_seq]
+            assert shown(await client.log(thread_id=made.thread.thread_id))[: made.thread.forked_at_seq] == prefix
+            await roll_back(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1))
+            assert "plainword" in (await said(client, "echo context", "t1")).output_text
+            valkey = connect(url)
+            dumps = [key + (await valkey.dump(key) or b"") for key in await valkey.keys("*")]
+            assert not [dump for dump in dumps if b"plainword" in dump]
+            for name in ("t1", made.thread.thread_id):
+                assert await delete(client, name)
+            assert sorted(await valkey.keys("t:*")) == sorted(f"t:{{acme/{name}}}:meta".encode() for name in ("t1", made.thread.thread_id))
+            await valkey.aclose()
+            with pytest.raises(NotFound):
+                await client.get(last.run_id)
