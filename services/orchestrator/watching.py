@@ -56,7 +56,8 @@ class Watching:
                 if watch.events:
                     while watch.events:
                         event = watch.events.popleft()
-                        terminal = terminal or (event.run_id == ref.run_id and event.type in TERMINAL_EVENTS)
+                        ends = event.run_id == ref.run_id and event.type in TERMINAL_EVENTS
+                        terminal = terminal or ends or event.type == THREAD_DELETED
                 else:
                     _, _, terminal, _ = await self._store.read(ref, cursor, 1, True)
         except Overloaded as error:

@@ -14,7 +14,7 @@ from services.common import testing
 from services.common.errors import Conflict, Gone, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.valkey import connect
-from services.orchestrator import app
+from services.orchestrator import app, segments_moving
 from services.orchestrator.adapters import store_threads
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import RunRef
@@ -31,6 +31,7 @@ def settings(identities, behind, state_url, tmp_path, monkeypatch):
     for module in (tending, rolling_back, deleting, forking):
         monkeypatch.setattr(module, "AGAIN_S", 0.2)
     monkeypatch.setattr(tending, "TURN_S", 0.05)
+    monkeypatch.setattr(segments_moving, "TURN_S", 0.05)
     return settings_for(identities, behind, state_url, write_config(tmp_path / "config"))
 
 
@@ -435,27 +436,35 @@ async def test_a_thread_of_a_mortal_tier_gets_its_time_with_its_first_run(identi
         assert made.expires_at.ToMilliseconds() - made.created_at.ToMilliseconds() >= 2 * 86_400_000
 
 
+async def moved(valkey, thread_id):
+    return not await valkey.exists(f"t:{{acme/{thread_id}}}:log")
+
+
 @pytest.mark.system
 async def test_threads_on_a_cluster_whose_records_are_encrypted(identities, behind, settings, tmp_path):
     keys_file = tmp_path / "roots.json"
     keys_file.write_text(json.dumps({"keys": [{"id": "one", "key": base64.b64encode(os.urandom(32)).decode()}]}))
     with cluster_of_one() as url:
-        sealed = settings.model_copy(update={"state_url": url, "envelope_keys_file": keys_file, "segments_dir": tmp_path / "segments"})
+        sealed = settings.model_copy(
+            update={"state_url": url, "envelope_keys_file": keys_file, "segments_dir": tmp_path / "segments", "segments_after_s": 0.2}
+        )
         async with served(sealed, identities) as client:
             run = await said(client, MAILS.replace("ana", "plainword"), "t1")
             last = await said(client, "say plainword", "t1")
+            valkey = connect(url)
+            await testing.eventually_async(lambda: moved(valkey, "t1"), "the log is in segments")
             made = await fork(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True)
             assert (await client.wait(made.run.run_id)).output_text == run.output_text
             prefix = shown(await client.log(thread_id="t1"))[: made.thread.forked_at_seq]
             assert shown(await client.log(thread_id=made.thread.thread_id))[: made.thread.forked_at_seq] == prefix
             await roll_back(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1))
             assert "plainword" in (await said(client, "echo context", "t1")).output_text
-            valkey = connect(url)
             dumps = [key + (await valkey.dump(key) or b"") for key in await valkey.keys("*")]
             assert not [dump for dump in dumps if b"plainword" in dump]
             for name in ("t1", made.thread.thread_id):
                 assert await delete(client, name)
             assert sorted(await valkey.keys("t:*")) == sorted(f"t:{{acme/{name}}}:meta".encode() for name in ("t1", made.thread.thread_id))
+            assert not [path for path in (tmp_path / "segments").rglob("*") if path.is_file()]
             await valkey.aclose()
             with pytest.raises(NotFound):
                 await client.get(last.run_id)
