@@ -11,7 +11,17 @@ import redis.asyncio as redis
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import LUA, StoreBase
-from services.orchestrator.adapters.store_keys import LIVE, approvals_keys, erasing_key, feedback_key, lookup_key, quoted, thread_keys
+from services.orchestrator.adapters.store_keys import (
+    ENDED,
+    LIVE,
+    THREADS,
+    approvals_keys,
+    erasing_key,
+    feedback_key,
+    lookup_key,
+    quoted,
+    thread_keys,
+)
 from services.orchestrator.erasure_records import PARTS, ErasureRecord, ErasureRef, Part
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import HANDED_OFF, message_id_of
@@ -111,6 +121,7 @@ class ValkeyErasures(StoreBase):
             pipeline.unlink(*keys)
             for endpoint in endpoints:
                 pipeline.zrem(f"{prefix}:hook-log:{endpoint}", *messages)
+            pipeline.zrem(ENDED, *(ref.encode() for ref in some))
             await self._ask(pipeline.execute())
         threads = {ref.thread_id for ref in refs}
         for key in (feedback_key(tenant), *approvals_keys(tenant)):
@@ -140,7 +151,10 @@ class ValkeyErasures(StoreBase):
             rest = sorted(keys - {pending, runs})
             calls += [("erasure_thread_v1", [pending, *some], []) for some in _some(rest)]
             calls.append(("erasure_thread_v1", [pending, runs], []))
-        return all(int(done) for done in await self._each(calls))
+        done = all(int(done) for done in await self._each(calls))
+        for some in _some(threads):
+            await self._ask(self._client.zrem(THREADS, *(RunRef(tenant, thread, "-").encode() for thread in some)))
+        return done
 
     async def _each(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
         answers: list[Any] = []
