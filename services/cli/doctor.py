@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ from services.cli.up.ports import is_free
 from services.cli.up.probes import READY, probe_for, refused_by
 from services.cli.up.process import last_error
 from services.cli.up.workspace import Workspace, running_owner
+
+MOST_LISTED = 1_000
+# A tool that the orchestrator brings itself.
+HAND_OFF = "hand_off_to_human"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def examine(data_dir: Path) -> int:
 
 async def _examine(workspace: Workspace) -> list[Row]:
     owner = running_owner(workspace.lock)
-    rows = [await _entry(workspace)]
+    rows = [await _entry(workspace), *await _tools(workspace)]
     if owner:
         rows.append(Row("bulkhead up", f"running (process {owner}) on {workspace.root}"))
         rows += await _processes(workspace)
@@ -90,6 +94,31 @@ async def _gateway(workspace: Workspace) -> Row:
     if not agents:
         return Row("gateway", f"{connection.url} answers, but knows no agent", "write one into agents.yaml")
     return Row("gateway", f"{connection.url} takes the key; agents: {', '.join(agents)}")
+
+
+async def _tools(workspace: Workspace) -> list[Row]:
+    """A row for each tool that an agent names and that is not there; none where the gateway does not answer, which another row tells."""
+    try:
+        async with Api(find_connection(workspace.root)) as api:
+            agents, tools = await api.get("/v1/agents", limit=MOST_LISTED), await api.get("/v1/tools", limit=MOST_LISTED)
+    except CommandFailure:
+        return []
+    return missing_tools(agents.get("data", []), tools.get("data", []))
+
+
+def missing_tools(agents: Sequence[Mapping], tools: Sequence[Mapping]) -> list[Row]:
+    """A row for each of the tools of `agents` that is none of `tools`, both as the gateway lists them."""
+    there = {HAND_OFF, *(tool.get("name", "") for tool in tools)}
+    return [
+        Row(
+            "agents",
+            f"{agent['name']} names a tool {tool!r} that is not there for this key",
+            "add it to tools.yaml, or correct agents.yaml",
+        )
+        for agent in agents
+        for tool in agent.get("tools", [])
+        if tool.partition("@")[0] not in there
+    ]
 
 
 async def _processes(workspace: Workspace) -> list[Row]:
