@@ -71,7 +71,7 @@ class AuditStream:
     async def read(self, tenant: str, after: int = 0, most: int = 100) -> list[AuditEntry]:
         """Records after number `after`, oldest first, at most `most`."""
         try:
-            found = await self._client.xrange(_Keys.of(tenant).stream, f"{after + 1}-0", "+", count=most)
+            found: Any = await self._client.xrange(_Keys.of(tenant).stream, f"{after + 1}-0", "+", count=most)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return [
