@@ -15,7 +15,7 @@ from services.common.errors import BulkheadError
 from services.orchestrator.testing.counting import ONCE, REPEATABLE, calls, script, scripted
 from services.orchestrator.testing.fakes import Fakes, Gate
 from services.orchestrator.testing.harness import LOST, Client, follow_through
-from services.orchestrator.testing.oracle import History, Seen, Violation, violations
+from services.orchestrator.testing.oracle import LOG_GAP, History, Seen, Violation, violations
 from services.orchestrator.testing.replicas import Replica
 
 # A call to a replica that stands still is given up after this.
@@ -58,6 +58,8 @@ class Load:
     # Of these, the runs that were acknowledged; and how many ever were.
     at_work: set[str] = field(default_factory=set)
     acknowledged: int = 0
+    # Times that the log of a thread skipped ahead.
+    gaps: int = 0
     statuses: Counter = field(default_factory=Counter)
     taken_over: Counter = field(default_factory=Counter)
     broken: list[Violation] = field(default_factory=list)
@@ -144,6 +146,7 @@ class Load:
             # Nobody was promised anything, and there may be no thread.
             return
         log = await self.anywhere(lambda client: client.log(thread_id=talk.thread_id))
+        self.gaps += sum(event.type == LOG_GAP for event in log)
         runs: dict[str, pb.Run] = {}
         for run_id in talk.accepted:
             runs[run_id] = await self.anywhere(lambda client, r=run_id: client.get(r))

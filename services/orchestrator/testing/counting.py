@@ -108,4 +108,5 @@ class CountingTools(FakeTools):
         """Drops what is known of a run that was judged."""
         self.effects.pop(run_id, None)
         for key in [key for key in self.calls if key.startswith(f"{run_id}/")]:
-            del self.calls[key], self._work[key]
+            del self.calls[key]
+            self._work.pop(key, None)

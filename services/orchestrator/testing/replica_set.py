@@ -76,9 +76,9 @@ class ReplicaSet:
         return [node for node in self.nodes if node is not primary]
 
     def hand_over(self) -> None:
-        """Has the sentinel promote another node while the primary is well."""
+        """Has the sentinel promote another node while the primary is well; coordinated, so that it takes no more writes meanwhile."""
         with redis.Redis(port=self._sentinel_port, socket_timeout=5) as client:
-            client.execute_command("SENTINEL", "FAILOVER", NAME)
+            client.execute_command("SENTINEL", "FAILOVER", NAME, "COORDINATED")
 
     def whole(self) -> bool:
         """Whether the primary has all the others as its replicas, and the sentinel knows of them."""

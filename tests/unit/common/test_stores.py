@@ -3,12 +3,14 @@
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from services.common import testing
+from services.common import embedded, testing
 from services.common.accounts import Accounts, digest_of
 from services.common.config import ConfigProblem
 from services.common.errors import Conflict, IdempotencyMismatch, NotFound, Overloaded, QuotaExceeded, Unauthenticated
@@ -236,3 +238,48 @@ def test_limits_cannot_vanish_with_a_misspelt_name():
         parse_policies({"sets": {"dev": {"free": {}}}}, policy_set="prod")
     with pytest.raises(ConfigProblem, match="lacks the tier free"):
         parse_policies({"sets": {"dev": {"pro": {}}}})
+
+
+async def test_a_store_that_became_a_replica_is_left_and_its_address_is_looked_up_again():
+    """One connection of many has heard of it; what is told apart from calls that fail for another reason."""
+    with testing.valkey_server() as (url, _):
+        client = connect(url, max_connections=1)
+        try:
+            library = Library(client, Path(__file__).parents[3] / "services/common/limits/buckets.lua")
+            await library.load()
+            first = await client.client_id()
+            for ask in (client.set("a", "b"), library.batched("buckets_take_v1", ["b"], [0])):
+                await client.execute_command("REPLICAOF", "127.0.0.1", testing.free_port())
+                with pytest.raises(ReadOnlyError):
+                    await ask
+                await client.execute_command("REPLICAOF", "NO", "ONE")
+                former, first = first, await client.client_id()
+                assert former != first
+            with pytest.raises(ResponseError):
+                await client.execute_command("LPOP", "a", "x")
+            assert await client.client_id() == first
+        finally:
+            await client.aclose()
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://", "redis+sentinel://host:1", "redis+sentinel:///name", "redis+sentinel://a:1,:2/name"])
+def test_a_url_of_sentinels_without_their_addresses_or_the_name_is_refused(url):
+    with pytest.raises(ValueError, match="sentinel"):
+        connect(url)
+
+
+async def test_a_url_of_sentinels_leads_to_the_primary_they_name(tmp_path):
+    with testing.valkey_server() as (url, _):
+        port, sentinel = url.rsplit(":", 1)[1].split("/")[0], testing.free_port()
+        config = tmp_path / "sentinel.conf"
+        config.write_text(f"port {sentinel}\ndir {tmp_path}\nsentinel monitor the-state 127.0.0.1 {port} 1\n")
+        process = testing.Process([embedded.valkey_state_command(0, tmp_path)[0], str(config), "--sentinel"], log=tmp_path / "log")
+        client = connect(f"redis+sentinel://127.0.0.1:{testing.free_port()},127.0.0.1:{sentinel}/the-state/3")
+        try:
+            testing.wait_for_port(sentinel, process)
+            await client.set("a", "b")
+            assert (await client.client_info())["db"] == 3
+            assert (await client.info("server"))["tcp_port"] == int(port)
+        finally:
+            await client.aclose()
+            process.stop()

@@ -103,6 +103,42 @@ def test_numbers_with_a_gap_or_a_repetition(log):
     assert "A3" in told(history(log, seen=[]))
 
 
+FAR = 10**13
+
+
+def promoted(log=None):
+    """As taken_over, but for a primary that was lost with its last text, of which clients were shown two words more."""
+    log = taken_over() if log is None else log
+    gap = event(FAR, "log_gap", {"from_seq": 11}, 0, "")
+    return [*log[:10], gap, *(event(FAR + i, e.type, json.loads(e.data_json), e.attempt) for i, e in enumerate(log[10:], 1))]
+
+
+def shown_and_lost(log=None):
+    log = promoted() if log is None else log
+    return [*log[:10], delta(11, " lost", step=2), delta(12, " words", step=2), *log[10:]]
+
+
+def test_numbers_that_a_log_gap_declares_and_what_was_shown_and_lost_break_no_promise():
+    run = record(terminal_seq=FAR + 8)
+    seen = [
+        Seen("r", shown_and_lost(), ended=True), Seen("r", shown_and_lost()[:12]), Seen("r", promoted()[10:], after_seq=12, ended=True),
+        Seen("r", [e for e in promoted() if e.type in ("usage", "log_gap")], types=frozenset({"usage"}), ended=True),
+    ]  # fmt: skip
+    assert violations(history(promoted(), run, seen=seen)) == []
+
+
+def test_a_log_gap_that_declares_something_else():
+    log = promoted()
+    log[10] = event(FAR, "log_gap", {"from_seq": 12}, 0, "")
+    assert "A3" in told(history(log, record(terminal_seq=FAR + 8), seen=[]))
+
+
+def test_what_was_shown_is_void_only_up_to_the_log_gap():
+    run = record(terminal_seq=FAR + 8)
+    assert "A5" in told(history(promoted(), run, seen=[Seen("r", [*shown_and_lost(), delta(FAR + 9, "late")])]))
+    assert "A6" in told(history(promoted(), run, seen=[Seen("r", [e for e in promoted() if e.type != "log_gap"], ended=True)]))
+
+
 def test_a_former_owner_that_writes():
     log = taken_over()
     log.insert(15, event(0, "warning", {"code": "zombie"}, 1))
