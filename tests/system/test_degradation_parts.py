@@ -84,6 +84,10 @@ async def test_a_turn_goes_on_when_memory_is_killed_and_its_turn_arrives_when_me
                 return "user:say one" in run.output_text and "assistant:user:echo context" in run.output_text
 
             await testing.eventually_async(remembered, "both turns are there")
+            run, warnings = await ended(client, "echo context", "recalls", thread_id="t", reset_memory=True)
+            assert (run.output_text, "memory_reset" in {rung for _, rung in warnings}) == ("user:echo context", False)
+            run, _ = await ended(client, "echo context", "recalls", thread_id="t")
+            assert "say one" not in run.output_text
 
 
 async def test_a_turn_goes_on_when_the_tool_executor_is_killed(identities, state_url, tmp_path):

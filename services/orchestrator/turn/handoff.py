@@ -31,6 +31,8 @@ _SCHEMA = {
 TOOL = ToolDefinition(
     HAND_OFF, "1", "Hands this conversation over to a person. Ends your work on it, so call nothing after it.", orjson.dumps(_SCHEMA)
 )
+# Ends that somebody has asked for: nobody has to go on.
+_WANTED = frozenset({"TOOL_CALL_CANCELLED"})
 _asked = get_meter("bulkhead.orchestrator").create_counter(
     "bulkhead_handoffs_total", description="Runs that ended in human hands, by who asked: the model or the ladder."
 )
@@ -61,7 +63,7 @@ def conclusion(turn: Turn, stop: RunStopped) -> Concluded | None:
     """How a run that was stopped ends where not with an error: as the ladder has decided, or in human hands; else None."""
     if isinstance(stop, Concluded):
         return stop
-    if turn.agent.degradation.hand_off is None:
+    if turn.agent.degradation.hand_off is None or stop.reason in _WANTED:
         return None
     return _handed_off(turn, stop.reason, stop.message, "ladder")
 

@@ -1,5 +1,6 @@
 """The degradation ladder: its table, and turns of which some parts fail, at random and together."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from services.orchestrator.ports import Message, ModelFinished, Recalled, Recall
 from services.orchestrator.records import Limits
 from services.orchestrator.testing.turn_world import Journal, World, agent, steps_before
 from services.orchestrator.turn.degradation import CODES, MESSAGES, RUNGS, cause_of
+from services.orchestrator.turn.handoff import conclusion
+from services.orchestrator.turn.state import RunStopped
 
 PAGE = testing.ROOT / "docs/degradation.md"
 # What a part says of itself when it fails, and no user should ever read.
@@ -71,6 +74,17 @@ def test_the_cause_of_a_failure_decides_what_can_help(name, cause):
     failure = FAILURES[name]
     assert failure is not None
     assert cause_of(failure) == cause
+
+
+def test_an_end_that_somebody_asked_for_is_nobody_else_s_work():
+    async def ends(reason):
+        world = World(lambda call: "hi", agent(degradation=Degradation(hand_off=HandOff(target="support"))))
+        return conclusion(world.turn(), RunStopped(reason, "It ends."))
+
+    assert asyncio.run(ends("TOOL_CALL_CANCELLED")) is None
+    handed = asyncio.run(ends("DEADLINE_EXCEEDED"))
+    assert handed is not None
+    assert (handed.finish_reason, handed.handoff["reason"]) == ("handed_off", "DEADLINE_EXCEEDED")
 
 
 @dataclass
