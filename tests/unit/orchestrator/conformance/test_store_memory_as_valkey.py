@@ -22,7 +22,7 @@ SCHEDULES = st.builds(
     Schedule, st.integers(-1, 1), st.sampled_from([1, 2, 5]), st.sampled_from([0, 0, 0, 1_800_000_000_500]), st.integers(0, 2)
 )
 ENDS = [done(), Terminal("failed", b"{}", "run_failed", b"{}", b"entry")]
-DRAFTS = st.lists(st.builds(Draft, st.just("message_delta"), st.just(b"{}"), st.booleans()), max_size=2)
+DRAFTS = st.lists(st.builds(Draft, st.sampled_from(["message_delta", "steer_applied"]), st.just(b"{}"), st.booleans()), max_size=2)
 EPOCHS, NUMBERS, LEASES, SECONDS = st.integers(0, 3), st.integers(1, 3), st.sampled_from([0.5, 5]), st.sampled_from([0.4, 1, 6, 20, 4000])
 TRACKS = st.sampled_from(["stable", "stable", "canary"])
 
@@ -32,7 +32,10 @@ QUESTIONS = {
         ACME, USERS, st.integers(0, 2), st.sampled_from(["", "k"]), st.sampled_from(["p", "p", "q"]),
         st.fixed_dictionaries({"queued": st.integers(0, 2), "delayed": st.integers(0, 1), "schedule": SCHEDULES}),
     ),
-    "accept": st.tuples(ACME, USERS, st.booleans(), SCHEDULES, st.sampled_from([0.0, 0.0, 5.0])),
+    "accept": st.tuples(
+        ACME, USERS, st.booleans(), SCHEDULES, st.sampled_from([0.0, 0.0, 5.0]),
+        st.sampled_from(["", "", "reject", "steer", "interrupt", "rollback"]),
+    ),
     "claim": st.tuples(ACME, LEASES, st.sampled_from([2, 9])),
     "write": st.tuples(
         ACME, EPOCHS, NUMBERS, st.just("trace"), DRAFTS,
@@ -43,10 +46,14 @@ QUESTIONS = {
         })),
     ),
     "post": st.tuples(
-        ACME, st.sampled_from(["steer", "decision"]), st.sampled_from([b"{}", b'{"text":"a b  c"}']),
+        ACME, st.sampled_from(["steer", "stop", "tool", "decision"]), st.sampled_from([b"{}", b'{"text":"a b  c"}']),
         st.fixed_dictionaries({"key": st.sampled_from(["", "k", "l"]), "trace_id": st.just("trace"), "events": DRAFTS}),
     ),
     "commands": st.tuples(ACME, st.integers(0, 2)),
+    "posted": st.tuples(ACME, st.sampled_from(["k", "l"])),
+    "made_with": st.tuples(st.just("acme"), USERS, st.sampled_from(["k", "l"])),
+    "at_work": st.tuples(ACME, USERS),
+    "cut_by": st.tuples(ACME),
     "unpark": st.tuples(ACME),
     "beat": st.tuples(ACME, EPOCHS, LEASES),
     "wake": st.tuples(REFS, TRACKS, st.integers(0, 3), SECONDS, SCHEDULES.map(lambda schedule: {"schedule": schedule})),
@@ -121,11 +128,12 @@ class Asked:
         if name in ("advance", "expire"):
             return await getattr(self.backend, name)(*args)
         if name == "accept":
-            ref, user, append_only, schedule, own_for_s = args
+            ref, user, append_only, schedule, own_for_s, on_busy = args
             if ref not in self.reservations:
                 return None
             made = dataclasses.replace(spec(ref.thread_id, append_only), schedule=schedule)
-            return await self.store.accept(ref, user, made, "stable", self.reservations[ref], "trace", (QUEUED, CANCELLED), own_for_s)
+            events = QUEUED, CANCELLED
+            return await self.store.accept(ref, user, made, "stable", self.reservations[ref], "trace", events, own_for_s, on_busy)
         if name == "place":
             record = await self.store.run(*args)
             return None if record is None else await self.store.place(record, "acme")
