@@ -84,10 +84,11 @@ async def _ask(flow: Flow, place: str) -> None:
     step: ModelStep = flow.step(place)
     number = kept["number"]
     # The call is known by its number; what it uses is counted in the state that all share.
+    unseen: Any = _Unseen(turn)
+    agent = turn.agent.model_copy(update={"model": step.model}) if step.model else turn.agent
     asking = replace(
-        turn, state=replace(turn.state, step=number - 1), messages=_conversation(flow, kept), delivered="", writer=_Unseen(turn),
-        agent=turn.agent.model_copy(update={"model": step.model}) if step.model else turn.agent,
-    )  # type: ignore[arg-type]  # fmt: skip
+        turn, state=replace(turn.state, step=number - 1), messages=_conversation(flow, kept), delivered="", writer=unseen, agent=agent,
+    )  # fmt: skip
     offered = _offered(turn, step)
     last = limits.last_step(asking) if offered else None
     last_of_step = kept.get("asked", 0) + 1 >= step.max_steps

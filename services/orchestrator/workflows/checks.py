@@ -73,13 +73,17 @@ def _paths(step: Any) -> Iterator[tuple[str, Path]]:
     """What a step looks at, each with where it does."""
     if isinstance(step, ChoiceStep):
         yield from ((f"cases.{index}.when", path) for index, case in enumerate(step.cases) for path in case.when.paths)
-    parts: Mapping[str, Any] = {
-        ModelStep: lambda: {"prompt": step.prompt},
-        ToolStep: lambda: {"arguments": step.arguments},
-        WaitStep: lambda: {"until": step.until},
-        ApprovalStep: lambda: {"question": step.question},
-        EndStep: lambda: {"output": step.output, "fail.message": step.fail.message if step.fail else None},
-    }.get(type(step), dict)()
+    parts: dict[str, Any] = {}
+    if isinstance(step, ModelStep):
+        parts = {"prompt": step.prompt}
+    elif isinstance(step, ToolStep):
+        parts = {"arguments": step.arguments}
+    elif isinstance(step, WaitStep):
+        parts = {"until": step.until}
+    elif isinstance(step, ApprovalStep):
+        parts = {"question": step.question}
+    elif isinstance(step, EndStep):
+        parts = {"output": step.output, "fail.message": step.fail.message if step.fail else None}
     for name, part in parts.items():
         yield from ((name + at, path) for at, template in templates(part) for path in template.paths)
 
