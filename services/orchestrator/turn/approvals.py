@@ -14,7 +14,7 @@ import orjson
 from services.common.approval import Approval, canonical, digest
 from services.common.errors import BulkheadError
 from services.orchestrator.approvals.policy import ApprovalRule
-from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, TOOL_CALL, Interrupt, Who
+from services.orchestrator.approvals.records import COMMAND, OUTCOME_UNKNOWN, TOOL_CALL, Interrupt, Who
 from services.orchestrator.ports import Checked, ToolDefinition, ToolOutcome
 from services.orchestrator.records import Command
 from services.orchestrator.turn.state import PendingCall, RunParked, RunStopped, Turn
@@ -226,7 +226,7 @@ async def put(turn: Turn) -> None:
 async def _question(turn: Turn, call: PendingCall, asks: Mapping[str, str]) -> Interrupt | None:
     """The question about a call; None where the call is refused instead, and nobody has to be asked."""
     state, part = turn.state, turn.state.parts[PART]
-    key, unknown = f"{turn.ref.run_id}/{state.step}/{call.number}", asks["kind"] == OUTCOME_UNKNOWN
+    unknown = asks["kind"] == OUTCOME_UNKNOWN
     again = int(part.get("again", {}).get(str(call.number), 0))
     checked = await _checked(turn, call)
     if unknown:
@@ -241,7 +241,7 @@ async def _question(turn: Turn, call: PendingCall, asks: Mapping[str, str]) -> I
     rule: ApprovalRule = turn.agent.approval if unknown else turn.agent.approval.of(call.name)
     now, who = int(time.time() * 1000), rule.approvers
     return Interrupt(
-        f"{key}/unknown/{again + 1}" if unknown else key, asks["kind"], turn.ref.run_id, turn.ref.thread_id, state.step, call.number,
+        _id(turn, call.number, asks["kind"]), asks["kind"], turn.ref.run_id, turn.ref.thread_id, state.step, call.number,
         call.call_id, turn.spec.principal, call.name, call.version, arguments.decode(), digest(arguments), schema.decode(), asks["reason"],
         now, now + int(rule.expires_s * 1000), "reject" if unknown else rule.on_expiry,
         Who(tuple(who.users), tuple(who.scopes), who.requester), rule.four_eyes and not unknown, again,
@@ -291,7 +291,21 @@ async def wait(turn: Turn) -> None:
 
 
 def report(turn: Turn) -> None:
-    """Tells that the questions of a run that ends are not to be answered any more."""
-    part = turn.state.parts.get(PART) or {}
-    for asked in part.get("wait", {}).values():
-        turn.writer.emit("interrupt_resolved", {"interrupt_id": asked["id"], "kind": asked["kind"], "outcome": "cancelled", "by": ""})
+    """Tells that the questions of a run that ends are not to be answered any more: also one of which a lost owner did not write down that
+    it was put, so that nobody is shown a question for ever."""
+    part = _of_pending(turn)
+    # An answer that was not absorbed any more has told of itself.
+    answered = {command.data["interrupt_id"] for command in turn.commands if command.kind == COMMAND}
+    asked = {known["id"]: known["kind"] for known in part.get("wait", {}).values()}
+    for number, known in part.get("ask", {}).items():
+        asked[_id(turn, int(number), known["kind"])] = known["kind"]
+    for interrupt_id, kind in asked.items():
+        if interrupt_id not in answered:
+            turn.writer.emit("interrupt_resolved", {"interrupt_id": interrupt_id, "kind": kind, "outcome": "cancelled", "by": ""})
+
+
+def _id(turn: Turn, number: int, kind: str) -> str:
+    """The id of the question about a call, which every owner of the run gives it."""
+    key = f"{turn.ref.run_id}/{turn.state.step}/{number}"
+    again = int(turn.state.parts[PART].get("again", {}).get(str(number), 0))
+    return f"{key}/unknown/{again + 1}" if kind == OUTCOME_UNKNOWN else key

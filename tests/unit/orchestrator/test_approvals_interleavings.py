@@ -1,0 +1,143 @@
+"""Whatever people decide, in whatever order, and whoever is lost: an approved call runs once, with what was approved, and no other runs."""
+
+import asyncio
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.common.identity import Minter, Verifier, generate_keys
+from services.orchestrator.approvals.deciding import Choice
+from services.orchestrator.testing.approving import calling, on_the_clock_of
+from services.orchestrator.testing.turn_world import agent
+
+EXAMPLES = {"memory": 60, "valkey": 10, "cluster": 3}
+TOOLS = ("wipe", "fetch", "mail", "look")
+CALLS = st.lists(st.tuples(st.sampled_from(TOOLS), st.fixed_dictionaries({"n": st.integers(0, 3)})), min_size=1, max_size=3)
+CHOICES = st.sampled_from([
+    Choice("approve"), Choice("approve", key="k"), Choice("edit", b'{"n": 9}'), Choice("reject", reason="no"),
+    Choice("delegate", to="user:bo"), Choice("done", b'{"m": 1}'), Choice("failed"), Choice("retry"), Choice("cancel_run"),
+])  # fmt: skip
+OWN = st.tuples(st.just("own"), st.integers(0, 6), st.booleans())
+DECIDE = st.tuples(st.just("decide"), st.sampled_from(["ana", "ana", "bo", "eve"]), st.integers(0, 3), CHOICES)
+PASS = st.tuples(st.just("pass"), st.sampled_from([1.0, 50_000.0]))
+RACE = st.tuples(st.just("race"), DECIDE, DECIDE)
+ACTIONS = st.lists(st.one_of(OWN, DECIDE, DECIDE, RACE, PASS, st.just(("cancel",))), max_size=14)
+AGENT = agent(tools=TOOLS)
+FOUR = agent(tools=TOOLS, approval={"four_eyes": True, "approvers": {"users": ["ana", "bo", "eve"]}})
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    generate_keys(folder, ["orchestrator"])
+    return {"minter": Minter.from_file(folder / "orchestrator.pem", "orchestrator"), "verifier": Verifier.from_file(folder / "jwks.json")}
+
+
+async def decide(world, user, which, choice):
+    raised = await world.interrupts()
+    if not raised:
+        return
+    kind = raised[which % len(raised)].kind
+    fits = choice.verb == "delegate" or (choice.verb in ("approve", "edit", "reject")) == (kind == "tool_call")
+    if fits and choice.to != f"user:{user}":
+        await world.decide(user, which, choice)
+
+
+async def play(world, actions):
+    for name, *values in actions:
+        match name:
+            case "own":
+                await world.own(values[0], after=values[1])
+            case "decide":
+                await decide(world, *values)
+            case "race":
+                await asyncio.gather(*(decide(world, *values_of[1:]) for values_of in values))
+            case "pass":
+                await world.backend.advance(values[0])
+            case "cancel":
+                await world.cancel()
+
+
+@pytest.mark.parametrize("definition", [AGENT, FOUR], ids=["one", "four_eyes"])
+def test_each_approved_call_runs_once_with_what_was_approved_and_none_without(site, keys, definition):
+    @settings(max_examples=EXAMPLES[site.name], deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(calls=CALLS, actions=ACTIONS, unknown=st.sets(st.integers(0, 2)))
+    def example(calls, actions, unknown):
+        async def run():
+            async with site.open() as backend:
+                with on_the_clock_of(backend):
+                    unknowable = {f"r/1/{n}" for n in unknown if n < len(calls) and calls[n][0] in ("wipe", "mail")}
+                    world = calling(calls, definition, backend=backend, unknown=unknowable, **keys)
+                    await world.begin()
+                    await play(world, actions)
+                    status = await world.finish()
+                    assert not await world.judged(status)
+
+        asyncio.run(run())
+
+    example()
+
+
+def history(site, keys, calls, scenario, definition=AGENT, **fields):
+    """Runs one scenario on an empty store."""
+
+    async def run():
+        async with site.open() as backend:
+            with on_the_clock_of(backend):
+                world = calling(calls, definition, backend=backend, **fields, **keys)
+                await world.begin()
+                await scenario(world)
+                status = await world.finish()
+                assert not await world.judged(status)
+                return world, status
+
+    return asyncio.run(run())
+
+
+def test_an_owner_that_is_lost_around_a_question_leaves_one_question(site, keys):
+    for lost_at in range(1, 7):
+        for after in (False, True):
+
+            async def scenario(world, lost_at=lost_at, after=after):
+                await world.own(lost_at, after=after)
+                await world.own()
+                await world.own()
+                assert [interrupt.interrupt_id for interrupt in await world.interrupts()] == ["r/1/0", "r/1/1"]
+                assert await world.decide("ana", 1, Choice("approve")) == "done"
+                await world.own(lost_at, after=after)
+                assert not world.effects["r/1/1"]
+                assert await world.decide("ana", 0, Choice("edit", b'{"n": 9}')) == "done"
+                await world.own(lost_at, after=after)
+
+            world, status = history(site, keys, [("wipe", {"n": 1}), ("fetch", {"n": 2})], scenario)
+            assert (status, dict(world.effects)) == ("succeeded", {"r/1/0": [b'{"n":9}'], "r/1/1": [b'{"n":2}']})
+
+
+def test_the_answer_of_a_lost_owners_question_is_not_asked_for_again(site, keys):
+    """Decided after the question was durable and before the checkpoint that says so."""
+
+    async def scenario(world):
+        # The first write is the model's answer, the second the question; behind it the owner is lost.
+        await world.own(2, after=True)
+        (interrupt,) = await world.interrupts()
+        assert interrupt.open
+        assert await world.decide("ana", 0, Choice("approve")) == "done"
+
+    world, status = history(site, keys, [("wipe", {"n": 1})], scenario)
+    assert (status, dict(world.effects)) == ("succeeded", {"r/1/0": [b'{"n":1}']})
+
+
+def test_a_retry_is_made_once_however_often_its_owner_is_lost(site, keys):
+    async def scenario(world):
+        await world.own()
+        (interrupt,) = await world.interrupts()
+        assert interrupt.interrupt_id == "r/1/0/unknown/1"
+        assert await world.decide("ana", 0, Choice("retry")) == "done"
+        for lost_at in (1, 2, 3):
+            await world.own(lost_at)
+
+    world, status = history(site, keys, [("mail", {"n": 1})], scenario, unknown={"r/1/0"})
+    assert (status, len(world.effects["r/1/0"])) == ("succeeded", 2)
+    assert orjson.loads(world.effects["r/1/0"][1]) == {"n": 1}
