@@ -106,6 +106,7 @@ def shared() -> Schema:
         otlpEndpoint={"type": "string", "pattern": r"^(https?://.+)?$"},
         traceSampleRatio={"type": "number", "minimum": 0, "maximum": 1},
         identity=secret_reference("jwksKey"),
+        envelope=secret_reference("key"),
         state=secret_reference("key"),
         cache=secret_reference("key"),
         vectors=secret_reference("uriKey", "tokenKey"),

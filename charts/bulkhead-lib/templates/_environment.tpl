@@ -36,6 +36,9 @@ BULKHEAD_IDENTITY_KEYS_FILE: /etc/bulkhead/identity/jwks.json
 BULKHEAD_IDENTITY_SIGNING_KEY_FILE: /etc/bulkhead/identity/signing-key.pem
 {{- end }}
 {{- end }}
+{{- if include "bulkhead-lib.envelope" . }}
+BULKHEAD_ENVELOPE_KEYS_FILE: /etc/bulkhead/envelope/keys.json
+{{- end }}
 {{- range $callee := $facts.calls }}
 BULKHEAD_{{ $callee | replace "-" "_" | upper }}_ADDRESS: {{ include "bulkhead-lib.address" (dict "root" $ "service" $callee) | quote }}
 {{- end }}

@@ -59,6 +59,9 @@ containers:
       {{- if $facts.identity }}
       - {name: identity, mountPath: /etc/bulkhead/identity, readOnly: true}
       {{- end }}
+      {{- if include "bulkhead-lib.envelope" .root }}
+      - {name: envelope, mountPath: /etc/bulkhead/envelope, readOnly: true}
+      {{- end }}
       {{- if $facts.configFiles }}
       - {name: config, mountPath: /etc/bulkhead/config, readOnly: true}
       {{- end }}
@@ -70,6 +73,14 @@ volumes:
     emptyDir: {sizeLimit: 256Mi}
   {{- if $facts.identity }}
   - {{- include "bulkhead-lib.identityVolume" .root | nindent 4 }}
+  {{- end }}
+  {{- with include "bulkhead-lib.envelope" .root }}
+  - name: envelope
+    secret:
+      secretName: {{ . }}
+      defaultMode: 0440
+      items:
+        - {key: {{ $.root.Values.global.envelope.key }}, path: keys.json}
   {{- end }}
   {{- if $facts.configFiles }}
   - {{- include "bulkhead-lib.configVolume" .root | nindent 4 }}
@@ -96,6 +107,13 @@ capabilities: {drop: [ALL]}
 privileged: false
 readOnlyRootFilesystem: true
 runAsNonRoot: true
+{{- end }}
+
+{{/* The Secret with the root keys of personal data, for the two services that keep such; empty for all others, and where there is none. */}}
+{{- define "bulkhead-lib.envelope" -}}
+{{- if has (include "bulkhead-lib.facts" . | fromYaml).module (list "orchestrator" "memory") -}}
+{{- .Values.global.envelope.existingSecret -}}
+{{- end -}}
 {{- end }}
 
 {{/* Verifiers get the public keys only, issuers their own private key besides: no other's is even mounted. */}}
