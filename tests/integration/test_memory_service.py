@@ -159,18 +159,15 @@ async def test_reset_forgets_the_window_and_a_late_append_stays_away(memory, ide
 
 
 async def test_a_reset_with_a_time_forgets_what_ended_before_it_late_arrivals_included(memory, identities):
-    def ended(run_id, at_ms):
-        made = turn(run_id)
-        made.ended_at.FromMilliseconds(at_ms)
-        return made
+    def ended(run_id, at_s):
+        return memory_pb2.Turn(run_id=run_id, user_text="hello", assistant_text="hi", ended_at={"seconds": at_s})
 
     with testing.calling(identities):
-        await append(memory, "s", ended("old", 1_000), ended("at", 2_000), ended("new", 2_001))
-        request = memory_pb2.ResetSessionRequest(session_id="s")
-        request.ended_before.FromMilliseconds(2_000)
+        await append(memory, "s", ended("old", 1), ended("at", 2), ended("new", 3))
+        request = memory_pb2.ResetSessionRequest(session_id="s", ended_before={"seconds": 2})
         assert (await memory.sessions.ResetSession(request)).forgotten_turns == 1
-        assert await append(memory, "s", ended("late", 1_999)) == 2
-        assert await append(memory, "s", ended("newer", 2_002)) == 3
+        assert await append(memory, "s", ended("late", 1)) == 2
+        assert await append(memory, "s", ended("newer", 4)) == 3
         assert await recalled(memory, "s") == ["at", "new", "newer"]
         request.ended_before.FromMilliseconds(0)
         with pytest.raises(InvalidInput):

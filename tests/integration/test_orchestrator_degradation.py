@@ -271,6 +271,20 @@ async def test_a_session_is_forgotten_although_memory_was_away(client, behind):
     await testing.eventually_async(lambda: _remembered(behind) == ["echo context"], "the session is forgotten")
 
 
+async def test_a_session_is_forgotten_although_the_run_that_asked_for_it_was_cancelled(client, behind):
+    await client.wait((await client.start("say one", agent="recalls", thread_id="t")).run_id)
+    await testing.eventually_async(lambda: _remembered(behind) == ["say one"], "the turn is kept")
+    behind.sessions.failure = Overloaded("away", reason="STORE_UNAVAILABLE")
+    behind.models.gate.close()
+    run = await client.start("say one two three four", agent="recalls", thread_id="t", reset_memory=True)
+    await testing.eventually_async(lambda: behind.models.gate.waiting, "the model is at work")
+    await client.cancel(run.run_id)
+    assert (await client.wait(run.run_id)).status == pb.RUN_STATUS_CANCELLED
+    assert _remembered(behind) == ["say one"]
+    behind.sessions.failure = None
+    await testing.eventually_async(lambda: not _remembered(behind), "the session is forgotten")
+
+
 @pytest.mark.parametrize(("tools", "memory", "model"), list(itertools.product([False, True], repeat=3)))
 async def test_every_combination_of_failing_parts_ends_readably_and_names_what_is_lost(client, behind, tools, memory, model):
     behind.tools.failure = UpstreamFailed("Traceback: ConnectionError", reason="UPSTREAM_FAILED") if tools else None
