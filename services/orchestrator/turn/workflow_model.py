@@ -42,7 +42,9 @@ class _Unseen:
 
 async def ask_models(flow: Flow, places: Sequence[str]) -> None:
     """One model call for each place, side by side; what each gives is checkpointed as it comes. Raises RunStopped, Fenced."""
-    numbered = [place for place in places if _number(flow, place)]
+    numbered = [place for place in places if place in flow.places and _number(flow, place)]
+    # A prompt that cannot be made may have ended the branches beside it.
+    numbered = [place for place in numbered if place in flow.places]
     if not numbered:
         return
     if len(numbered) == 1:
@@ -80,6 +82,9 @@ def _number(flow: Flow, place: str) -> int:
 
 
 async def _ask(flow: Flow, place: str) -> None:
+    if place not in flow.places:
+        # Another branch has failed before this one was asked.
+        return
     turn, kept = flow.turn, flow.places[place]
     step: ModelStep = flow.step(place)
     number = kept["number"]

@@ -293,6 +293,21 @@ def test_a_branch_that_fails_ends_the_others_before_their_next_step():
     assert len(world.executed) == 2
 
 
+@pytest.mark.parametrize("first", ["good", "bad"])
+def test_a_prompt_that_cannot_be_made_ends_the_branches_beside_it(first):
+    steps = {"good": '{name: a, kind: model, prompt: "go"}', "bad": '{name: b, kind: model, prompt: "{steps.a.output.x}"}'}
+    order = [first, *(steps.keys() - {first})]
+    branches = ", ".join(f"{name}: [{steps[name]}]" for name in order)
+    text = f"""
+    steps:
+      - {{name: both, kind: parallel, on_error: sorry, branches: {{{branches}}}}}
+      - {{name: done, kind: end, output: x}}
+      - {{name: sorry, kind: end, output: "{{steps.both.error.message}}"}}
+    """
+    world = World(lambda call: "said", flow(text))
+    assert world.run()["output_text"] == "b: steps.a.output.x leads nowhere"
+
+
 def test_a_tool_that_is_gone_and_a_path_that_leads_nowhere_are_errors_of_their_step():
     world = World(lambda call: "", flow(ONE_TOOL.format(tool="look", retry="null")))
 
