@@ -9,9 +9,11 @@ import pytest
 from services.common import testing
 from services.common.errors import InvalidInput
 from services.common.valkey import connect
+from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import LOG_GAP, Draft, Fenced
+from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.testing.runs import accept, done, log_of, new_ref
 from services.orchestrator.watching import Watching
 
@@ -175,9 +177,6 @@ async def test_a_watcher_that_was_shown_more_than_is_left_is_told_at_once_whatev
 
 
 async def test_a_log_that_skipped_ahead_is_read_in_pages_and_moved_whole(pair, tmp_path):
-    from services.orchestrator.adapters.segment_files import SegmentFiles
-    from services.orchestrator.segments_moving import SegmentMover
-
     first, second = pair
     ref, epoch = await _owned(first)
     await _lost(first, second, ref, epoch, 1)
