@@ -324,10 +324,13 @@ def filtered(turn: Turn, answer: ModelFinished) -> str:
 
 
 def tool_failed(turn: Turn, tool: str, code: str) -> None:
-    """Tells the user of a tool that did not work, unless the model asked for it in the wrong way."""
-    if not code.startswith(_ASKED_WRONGLY):
+    """Tells the user of a tool that did not work, unless the model asked for it in the wrong way or a person did not want it."""
+    if not code.startswith(_NOT_AT_FAULT):
         warn(turn, "tool_unavailable", reason=code, tool=tool)
 
 
-# The model can do better, and is told how; or the run's own limit is told elsewhere.
-_ASKED_WRONGLY = ("input.", "upstream.bad_request", "upstream.not_found", "limit.tool_calls", "output.too_large", "refused.invalid_input")
+# The model can do better, and is told how; a person has decided; or the run's own limit is told elsewhere.
+_NOT_AT_FAULT = (
+    "input.", "upstream.bad_request", "upstream.not_found", "limit.tool_calls", "output.too_large", "refused.invalid_input",
+    "policy.approval_rejected", "outcome.failed", "cancelled",
+)  # fmt: skip
