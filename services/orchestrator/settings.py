@@ -21,7 +21,10 @@ class Settings(ServiceSettings):
     service_name: ClassVar[str] = "orchestrator"
     grpc_port: Port = Field(50051, description="Port of the gRPC listener.")
     metrics_port: Port = Field(9462, description="Port of the Prometheus metrics; 0 turns them off.")
-    state_url: str = Field("", description="URL of the state store (Valkey or Redis 7.2 or newer).")
+    state_url: str = Field(
+        "",
+        description="URL of the state store (Valkey or Redis 7.2 or newer), or redis+sentinel://host:port,host:port/name.",
+    )
     state_replicas: int = Field(
         0, ge=0, le=5, description="Replicas that must have an accept, a claim and a checkpoint on disk before it counts (WAITAOF)."
     )
