@@ -130,9 +130,12 @@ async def test_a_new_input_goes_on_from_within_a_run(identities, behind, setting
         run = await said(client, TWO, "t1", agent="quick")
         at = next(e.seq for e in await client.log(run.run_id) if e.type == "step_completed")
         made = (await fork(client, "t1", pb.Checkpoint(seq=at))).thread
-        failed = await client.start("say " + "never " * 40, thread_id=made.thread_id, start_at=None, agent="quick")
+        # One that does not answer takes nothing of it away.
+        behind.models.gate.close()
+        failed = await client.start("say one two three four", thread_id=made.thread_id, agent="quick")
         await client.cancel(failed.run_id)
         await client.wait(failed.run_id)
+        behind.models.gate.open()
         assert (await said(client, "echo context", made.thread_id, agent="quick")).output_text == (
             f"user:{TWO}|assistant:|tool:{json.dumps({'result': 3})}|user:echo context"
         )
@@ -172,6 +175,20 @@ async def test_a_rollback_into_a_run_goes_on_from_there(identities, behind, sett
         run = await said(client, TWO, "t1")
         await roll_back(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1))
         assert (await said(client, "echo context", "t1")).output_text == f'user:{TWO}|assistant:|tool:{{"result": 3}}|user:echo context'
+        # Cut off once more: what was given to the run that is cut off is given again, before what it said itself.
+        await roll_back(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1))
+        more = await said(client, 'tool calculator {"expression":"7+8"}', "t1")
+        made = (await fork(client, "t1", pb.Checkpoint(run_id=more.run_id, step=1))).thread
+        assert (await said(client, "echo context", made.thread_id)).output_text == (
+            f'user:{TWO}|assistant:|tool:{{"result": 3}}|user:tool calculator {{"expression":"7+8"}}|assistant:|tool:{{"result": 15}}'
+            "|user:echo context"
+        )
+        again = await fork(client, "t1", pb.Checkpoint(run_id=more.run_id, step=1), continue_run=True)
+        assert (await client.wait(again.run.run_id)).output_text == more.output_text
+        # It is one turn of what the user said in both.
+        assert (await said(client, "echo context", again.thread.thread_id)).output_text == (
+            f'user:{TWO}\n\ntool calculator {{"expression":"7+8"}}|assistant:{more.output_text}|user:echo context'
+        )
         await roll_back(client, "t1", pb.Checkpoint(beginning=True))
         assert (await said(client, "echo context", "t1")).output_text == "user:echo context"
 
@@ -468,3 +485,17 @@ async def test_threads_on_a_cluster_whose_records_are_encrypted(identities, behi
             await valkey.aclose()
             with pytest.raises(NotFound):
                 await client.get(last.run_id)
+
+
+async def test_what_memory_was_told_to_forget_does_not_come_back(identities, behind, settings):
+    async with served(settings, identities) as client:
+        await remembered(behind, await said(client, "say one", "t1"))
+        fresh = await client.wait((await client.start("say two", thread_id="t1", agent="helper", reset_memory=True)).run_id)
+        await remembered(behind, fresh)
+        last = await said(client, "say three", "t1")
+        made = (await fork(client, "t1")).thread.thread_id
+        await roll_back(client, "t1", pb.Checkpoint(run_id=fresh.run_id))
+        assert (await said(client, "echo context", "t1")).output_text == "user:say two|assistant:two|user:echo context"
+        assert (await said(client, "echo context", made)).output_text == (
+            f"user:say two|assistant:two|user:say three|assistant:{last.output_text}|user:echo context"
+        )

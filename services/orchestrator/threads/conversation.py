@@ -8,11 +8,12 @@ import orjson
 
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.ports import Message
-from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.records import ENDED, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.checkpoints import Position, log_of
 from services.orchestrator.threads.ports import ThreadState
 from services.orchestrator.threads.rebuilding import Rebuilt, rebuild
+from services.orchestrator.turn.carried import joined
 
 # More than the window of any session holds; what is older is not given to a model.
 MOST_TURNS = 50
@@ -29,25 +30,33 @@ class Conversation:
     async def turns(self, ref: RunRef, at: Position) -> list[dict[str, Any]]:
         """The last turns that memory holds of the conversation up to `at`, oldest first, as ports.Memory.append_turn takes them."""
         found: list[dict[str, Any]] = []
-        size, before = 0, at.seq + 1
+        size, before, forgets_before_ms = 0, at.seq + 1, 0
         while before > 1:
             members = await self._store.list_members("thread", ref.tenant, "", before, RUNS_AT_ONCE, ref.thread_id)
             if not members:
                 break
             before = members[-1][1]
             for record in await self._store.runs([ref._replace(run_id=run_id) for run_id, _ in members]):
-                if not await self._said(ref, record, at.seq) or not await self._remembered(record):
+                if not answered(record, at.seq, ENDED):
                     continue
-                turn = await self._turn(ref, record)
-                size += len(turn["user_text"]) + len(turn["assistant_text"])
+                rebuilt = await self.rebuilt(ref, record, record.terminal_seq)
+                forgets_before_ms = max(forgets_before_ms, rebuilt.forgets_before_ms)
+                if record.ended_ms < forgets_before_ms or not await self._said(ref, record) or not await self._remembered(record):
+                    continue
+                asked = joined(record.carry, record.spec.input[-1]["text"], continues=record.spec.continues)
+                answer = record.result.get("output_text", "")
+                size += len(asked) + len(answer)
                 if len(found) == MOST_TURNS or (found and size > MOST_BYTES):
                     return found[::-1]
-                found.append(turn)
+                found.append({
+                    "run_id": record.run_id, "user_text": asked, "assistant_text": answer, "tool_calls": rebuilt.tool_log,
+                    "ended_ms": record.ended_ms,
+                })  # fmt: skip
         return found[::-1]
 
-    async def _said(self, ref: RunRef, record: RunRecord, at_seq: int) -> bool:
+    async def _said(self, ref: RunRef, record: RunRecord) -> bool:
         """Whether memory got a turn of the run: also that of one which a next message interrupted, not of one that it replaced."""
-        if not answered(record, at_seq, ("succeeded", "cancelled")):
+        if record.status == "failed":
             return False
         cut = await self._store.cut_by(ref._replace(run_id=record.run_id))
         if record.status == "cancelled":
@@ -60,16 +69,6 @@ class Conversation:
             raw = await self._store.definition(record.spec.agent_digest)
             definition = AgentDefinition.decode(raw) if raw is not None else None
         return definition is not None and definition.recall is not None
-
-    async def _turn(self, ref: RunRef, record: RunRecord) -> dict[str, Any]:
-        rebuilt = await self.rebuilt(ref, record, record.terminal_seq)
-        asked = record.spec.input[-1]["text"]
-        if record.carry and not record.spec.continues:
-            asked = f"{record.carry['said']}\n\n{asked}"
-        return {
-            "run_id": record.run_id, "user_text": asked, "assistant_text": record.result.get("output_text", ""),
-            "tool_calls": rebuilt.tool_log, "ended_ms": record.ended_ms,
-        }  # fmt: skip
 
     async def rebuilt(self, ref: RunRef, record: RunRecord, until_seq: int) -> Rebuilt:
         """A run of the thread as its events up to `until_seq` tell it. Raises Gone."""

@@ -23,6 +23,8 @@ class Rebuilt:
     plan: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     ended: str = ""
+    # Turns that ended before (ms) are forgotten by memory; 0: none.
+    forgets_before_ms: int = 0
 
 
 def rebuild(events: Iterable[Event]) -> Rebuilt:
@@ -47,6 +49,8 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
             logged.append({"name": data["tool"], "arguments": arguments[:MOST_LOGGED_CHARS], "output": content[:MOST_LOGGED_CHARS]})
         elif event.type == "steer_applied":
             steered.append(Message("user", data["text"]))
+        elif event.type == "memory_reset":
+            found.forgets_before_ms = max(found.forgets_before_ms, data["ended_before_ms"])
         elif event.type == "plan_updated":
             plan = data
         elif event.type == "step_completed":
@@ -62,7 +66,7 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
 _READ = frozenset(
     {
         "run_queued", "message_completed", "tool_call_started", "tool_call_completed", "tool_call_failed", "steer_applied", "plan_updated",
-        "step_completed",
+        "memory_reset", "step_completed",
     }
 )  # fmt: skip
 

@@ -4,6 +4,9 @@ They come after the earlier turns and before the run's own input, or instead of 
 calls among them were made by the run that was cut off, and are made by nobody again.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from services.orchestrator.ports import Message
 from services.orchestrator.turn.state import Turn
 
@@ -19,9 +22,15 @@ def said(turn: Turn) -> list[Message]:
 
 def user_text(turn: Turn, question: str) -> str:
     """What the user said in this turn, as the turns after it remember it."""
-    if not turn.carried or turn.spec.continues:
+    return joined(turn.carried, question, continues=turn.spec.continues)
+
+
+def joined(carried: Mapping[str, Any], question: str, *, continues: bool) -> str:
+    """What a user said in the runs that were cut off, and to the one that went on from there."""
+    if not carried:
         return question
-    return f"{turn.carried['said']}\n\n{question}"
+    said_before: str = carried["said"]
+    return said_before if continues else f"{said_before}\n\n{question}"
 
 
 def take_over(turn: Turn) -> None:
