@@ -13,6 +13,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from scripts.bench.machine import Figure, percentile
 from services.common import testing
+from services.common.errors import BulkheadError, NotFound
 from services.orchestrator.testing.fakes import Fakes, fakes
 from services.orchestrator.testing.harness import write_config
 from services.orchestrator.testing.replicas import Replica
@@ -22,9 +23,20 @@ OWN = {"lease_s": 3.0, "heartbeat_s": 1.0, "sweep_s": 0.5, "crash_budget": 100, 
 LONG = "\n".join(f"tool calculator {json.dumps({'expression': f'1+{n}'})}" for n in range(400))
 
 
+async def _reached(replica: Replica) -> bool:
+    try:
+        await replica.client.get("run_of_nobody")
+    except BulkheadError as error:
+        return isinstance(error, NotFound)
+    return True
+
+
 async def _lost(pair: list[Replica], behind: Fakes, *, how: str) -> float:
     """Seconds from the loss of a run's owner to the next event that somebody else writes."""
     owner, other = pair
+    for replica in pair:
+        # A channel to a process that was away is dialled again only after a while.
+        await testing.eventually_async(lambda replica=replica: _reached(replica), f"the channel to {replica.name} is back")
     if how == "kill":
         # In the middle of an answer.
         behind.models.gate.close()

@@ -40,7 +40,8 @@ _run_s = _meter.create_histogram("bulkhead_run_duration_seconds", unit="s", desc
 
 @dataclass(slots=True)
 class Owned:
-    """A run in the hands of this process. `why` says what interrupts it: cancel, lost or drain."""
+    """A run in the hands of this process. `why` says what interrupts it: cancel, lost or drain. `released`: it was handed back, so
+    whoever hears of it, this process as well, may take it anew."""
 
     ref: RunRef
     record: RunRecord
@@ -49,6 +50,7 @@ class Owned:
     working: bool = False
     writer: RunWriter | None = None
     turn: Turn | None = None
+    released: bool = False
 
     def interrupt(self, why: str) -> None:
         """Ends the work under way; a run that is lost stays lost."""
@@ -158,6 +160,7 @@ class Driver:
                 return await self._park(owned, turn, parked)
             if terminal is None:
                 await writer.release(turn.snapshot())
+                owned.released = True
                 await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
                 log.info("run_released", run_id=ref.run_id)
                 return Left("released")
@@ -172,6 +175,7 @@ class Driver:
         written = await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
         if written.next_run == ref.run_id:
             # A command came while it was being parked.
+            owned.released = True
             await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
             return Left("released")
         # Waiting for somebody is no work: another run may have its slot meanwhile.

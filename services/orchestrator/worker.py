@@ -101,7 +101,7 @@ class Worker:
 
     def take(self, ref: RunRef) -> bool:
         """Begins to claim a run without a detour over the queue; False when there is no room."""
-        if ref in self.owned:
+        if (owned := self.owned.get(ref)) is not None and not owned.released:
             # Ours although its lease ran out, as after a long pause: the next heartbeat says how it stands.
             return True
         if not self.has_room():
@@ -209,7 +209,9 @@ class Worker:
         try:
             left = await self._driver.drive(owned, claim)
         finally:
-            del self.owned[ref], self._by_id[ref.tenant, ref.run_id]
+            if self.owned.get(ref) is owned:
+                # It was not handed back and taken anew meanwhile.
+                del self.owned[ref], self._by_id[ref.tenant, ref.run_id]
             if left.written is None:
                 self.hub.left(ref)
             _active.add(-1)
