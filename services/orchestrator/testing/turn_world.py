@@ -16,7 +16,7 @@ import orjson
 from services.common.identity import Principal
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolOutcome, ToolRequest
-from services.orchestrator.records import Draft, Fenced, Limits, Park, RunRef, RunSpec, Terminal, Written
+from services.orchestrator.records import Command, Draft, Fenced, Limits, Park, RunRef, RunSpec, Terminal, Written
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunParked, Services, Turn, TurnState
 from services.orchestrator.writer import RunWriter
@@ -100,6 +100,8 @@ class World:
     unknown: Sequence[str] = ()
     parked: list[int] = field(default_factory=list)
     leaving: Callable[[], bool] = lambda: False
+    inbox: list[Command] = field(default_factory=list)
+    at_work: Turn | None = None
 
     # --- the model ---
 
@@ -109,6 +111,7 @@ class World:
         await asyncio.sleep(0)
         step = int(call.key.split("/")[1])
         reply = self.reply(call)
+        await asyncio.sleep(0)
         if isinstance(reply, str):
             yield TextDelta(reply)
             message = Message("assistant", reply)
@@ -167,6 +170,15 @@ class World:
         await asyncio.sleep(0)
         return self.known.get(key)
 
+    # --- callers ---
+
+    def post(self, kind: str, **data: Any) -> int:
+        """Sends the run a command, of which its owner hears when it waits for something the next time; answers its number."""
+        self.inbox.append(Command(len(self.inbox) + 1, kind, 0, data))
+        if self.at_work is not None:
+            asyncio.get_running_loop().call_soon(self.at_work.hear, self.inbox[-1:])
+        return len(self.inbox)
+
     # --- owners ---
 
     def run(self) -> dict[str, Any]:
@@ -184,9 +196,17 @@ class World:
     async def _owner(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        turn = self.turn(task.cancel)
+        working = True
+
+        def lost() -> None:
+            # As a driver: who only writes the end any more finds out by that.
+            if working:
+                task.cancel()
+
+        turn = self.turn(lost)
         try:
             terminal = await run_turn(turn, self.leaving)
+            working = False
             if terminal is None:
                 await turn.writer.release(turn.snapshot())
             else:
@@ -215,7 +235,11 @@ class World:
         world: Any = self
         writer = RunWriter(store, hub, REF, journal.epoch, self.owners, trace_id="", batch_s=0.01, patience_s=1.0, on_lost=on_lost)
         messages = [Message.decode(raw) for raw in journal.messages]
-        return Turn(REF, spec, self.agent, state, messages, writer, Services(world, world, world), PRINCIPAL, lambda: "token")
+        self.at_work = turn = Turn(
+            REF, spec, self.agent, state, messages, writer, Services(world, world, world), PRINCIPAL, lambda: "token"
+        )
+        turn.hear([command for command in self.inbox if command.number > state.inbox])
+        return turn
 
 
 def agent(**fields: Any) -> AgentDefinition:

@@ -39,7 +39,9 @@ class ReAct:
     async def _model(self, turn: Turn) -> Terminal | None:
         limits.check(turn)
         start_step(turn)
-        await steering.apply(turn)
+        if not stopping.wanted(turn):
+            # What was said is answered behind the stop, and not stopped with it.
+            await steering.apply(turn)
         if turn.tools is None:
             turn.tools = await find_tools(turn)
         offered = self.offered(turn)

@@ -25,11 +25,15 @@ def stop_wanted(turn: Turn, command: Command) -> None:
         part["wanted"] = command.number
 
 
+def wanted(turn: Turn) -> int:
+    """The number of a wish that holds for the next model call, 0 where there is none."""
+    fresh = (command.number for command in turn.commands if command.kind == COMMAND)
+    return max(fresh, default=turn.state.parts.get(PART, {}).get("wanted", 0))
+
+
 async def generate(turn: Turn, asked: Asked) -> ModelFinished:
     """As model_step; where somebody wants it to stop, the text so far is the answer, with the finish reason STOPPED."""
-    number = max(
-        (command.number for command in turn.commands if command.kind == COMMAND), default=turn.state.parts.get(PART, {}).get("wanted", 0)
-    )
+    number = wanted(turn)
     if not number:
         task = asyncio.current_task()
         assert task is not None
