@@ -108,9 +108,9 @@ class NoFence(ThreadSteps):
 class TwoSteps(ThreadSteps):
     """The end in two steps, as above."""
 
-    def write(self, epoch, number, trace_id, drafts, mode, state, messages, terminal):
+    def write(self, epoch, number, trace_id, drafts, mode, state, messages, terminal, park=None):
         if terminal is None:
-            return super().write(epoch, number, trace_id, drafts, mode, state, messages, terminal)
+            return super().write(epoch, number, trace_id, drafts, mode, state, messages, terminal, park)
         run = self.fence(epoch)
         if run.number == number and run.reply is not None:
             return run.reply
