@@ -69,6 +69,10 @@ class Site:
         await self.start(run_id, *steps, **fields)
         await testing.eventually_async(lambda: self.models.of(run_id).waiting, f"{run_id} waits for its model")
 
+    async def asked(self, run_id):
+        """The open questions of a run, when it waits for their answers."""
+        return await testing.eventually_async(lambda: self.second.client.asked(run_id), f"{run_id} asks")
+
     async def ended(self, run_id, status=OK):
         run = await self.second.client.wait(run_id)
         assert run.status == status, f"{run_id}: {run}"

@@ -13,8 +13,8 @@ the end the oracle looks at everything.
 | after model call, before its checkpoint | `before_the_checkpoint` |
 | after checkpoint, before tool start | `after_the_checkpoint` |
 | mid tool, read-only or idempotent | `mid_repeatable_tool` |
-| mid tool, not idempotent, outcome unknown | `mid_unrepeatable_tool`: told as unknown, as there are no interrupts yet |
-| waiting for approval | not here: there are no approvals yet |
+| mid tool, not idempotent, outcome unknown | `mid_unrepeatable_tool` where the model is told; test_kill_matrix_approvals.py |
+| waiting for approval | test_kill_matrix_approvals.py |
 | during cancel | `during_a_cancel` |
 | between terminal write and acknowledgement | `ended_not_told` |
 | zombie returns | `zombie_returns` |

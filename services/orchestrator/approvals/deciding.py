@@ -28,6 +28,7 @@ CHECK_S = 10.0
 # Entries of a list that one page looks at.
 MOST_LOOKED_AT = 1_000
 CHUNK = 200
+NOTED_S = 1.0
 # Another decision came between reading and writing; each of these tries means one that did.
 TRIES = 8
 OF_KIND = {
@@ -134,6 +135,8 @@ class Deciding:
                 raise InvalidInput.field("decision", f"must be one of {', '.join(sorted(OF_KIND[interrupt.kind]))} here")
             _check_may(interrupt, principal)
             after = await self._decided(interrupt, principal, choice)
+            # Should this process be lost before it wakes the run, a sweeper comes by; its next look may be as far off as the expiry.
+            await self._runs.note(ref, NOTED_S, sooner=True)
             span = trace.get_current_span().get_span_context()
             settled = await self._store.settle_interrupt(ref, interrupt, after, f"{span.trace_id:032x}" if span.is_valid else "")
             match settled.verdict:

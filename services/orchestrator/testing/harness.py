@@ -7,6 +7,8 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bulkhead.orchestrator.v1 import approvals_pb2 as approvals_pb
+from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 
@@ -36,6 +38,14 @@ agents:
     current: "1"
     versions:
       "1": {prompt: helper.md, model: m, tools: [calculator, send_mail], approval: {unknown_outcome: tell}}
+  asking:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail]}
+  careful:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail], approval: {tools: {send_mail: {when: always}}}}
   goes-on:
     current: "1"
     versions:
@@ -50,6 +60,7 @@ class Client:
         self.identities, self.principal = identities, principal
         channel = dialer.channel("orchestrator")
         self.threads, self.runs, self.agents = rpc.ThreadServiceStub(channel), rpc.RunServiceStub(channel), rpc.AgentServiceStub(channel)
+        self.approvals = approvals_rpc.ApprovalServiceStub(channel)
 
     def calling(self, **options: Any):
         """The context of a call."""
@@ -77,6 +88,20 @@ class Client:
         """Asks for a run's end."""
         with self.calling():
             return await self.runs.CancelRun(pb.CancelRunRequest(run_id=run_id))
+
+    async def asked(self, run_id: str) -> list[approvals_pb.Approval]:
+        """The open questions of a run that waits for their answers; none while it does not wait."""
+        if (await self.get(run_id)).status != pb.RUN_STATUS_WAITING:
+            return []
+        with self.calling():
+            request = approvals_pb.ListApprovalsRequest(run_id=run_id, state=approvals_pb.APPROVAL_STATE_OPEN)
+            return list((await self.approvals.ListApprovals(request)).approvals)
+
+    async def decide(self, approval_id: str, **decision: Any) -> approvals_pb.Approval:
+        """Decides a question."""
+        with self.calling():
+            request = approvals_pb.DecideApprovalRequest(approval_id=approval_id, **decision)
+            return (await self.approvals.DecideApproval(request)).approval
 
     async def log(self, run_id: str = "", **fields: Any) -> list[pb.Event]:
         """The events that are there now."""
