@@ -45,11 +45,16 @@ class Outbox:
     def __init__(self, store: RunStore, memory: Memory, minter: Minter, announcing: Announcing) -> None:
         self._store, self._memory, self._minter, self._announcing = store, memory, minter, announcing
 
+    # Told of each end before anything else; set once there is who wakes a run that waits for it.
+    on_end: Callable[[RunRef], Awaitable[None]] | None = None
+
     # Appends the audit record of an ended run; None where none are kept.
     audit: Callable[[RunRef], Awaitable[None]] | None = None
 
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
+        if self.on_end is not None:
+            await self.on_end(ref)
         if self.audit is not None:
             await self.audit(ref)
         # A memory service that is away is no reason for others not to hear of the run's end.
@@ -81,6 +86,8 @@ class Outbox:
 
     async def settle(self, ref: RunRef) -> None:
         """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""
+        if self.on_end is not None:
+            await self.on_end(ref)
         if self.audit is not None:
             await self.audit(ref)
         if not self._announcing.certainly_silent(ref.tenant):

@@ -52,6 +52,46 @@ def test_the_shipped_agents_are_valid_and_in_their_order():
     assert agents.get("bench-recall").recall is not None
 
 
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        ("strategy: supervisor", "asks other agents, and no other strategy does"),
+        ("agents: [{name: two}]", "asks other agents, and no other strategy does"),
+        ("strategy: supervisor, agents: [{name: three}]", "agents.one: there is no agent 'three' to ask"),
+        ("strategy: supervisor, agents: [{name: two}, {name: two, mode: hand_over}]", "agents: 'two' stands twice"),
+        ("strategy: supervisor, agents: [{name: two, share: 0}]", "share"),
+        ("strategy: supervisor, agents: [{name: one}]", "in a circle: one -> one"),
+        ("strategy: supervisor, agents: [{name: two}], tools: [delegate_to_two]", "that the strategy supervisor brings itself"),
+        ("strategy: supervisor, agents: [{name: t.o}]", "cannot be asked"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_file(folder, version, problem):
+    text = f"""
+agents:
+  one: {{current: "1", versions: {{"1": {{prompt: a.md, model: m, {version}}}}}}}
+  two: {{current: "1", versions: {{"1": {{prompt: a.md, model: m}}}}}}
+  t.o: {{current: "1", versions: {{"1": {{prompt: a.md, model: m}}}}}}
+"""
+    with pytest.raises(ConfigProblem) as refused:
+        parse(folder, text)
+    assert any(problem in line for line in refused.value.problems), refused.value.problems
+
+
+def test_a_circle_over_several_agents_and_older_versions_is_named(folder):
+    text = """
+agents:
+  one: {current: "1", versions: {"1": {prompt: a.md, model: m, strategy: supervisor, agents: [{name: two}]}}}
+  two:
+    current: "2"
+    versions:
+      "1": {prompt: a.md, model: m, strategy: supervisor, agents: [{name: one}]}
+      "2": {prompt: a.md, model: m}
+"""
+    with pytest.raises(ConfigProblem) as refused:
+        parse(folder, text)
+    assert refused.value.problems == ["agents.yaml: agents ask each other in a circle: one -> two -> one"]
+
+
 def test_the_current_version_serves_and_the_others_stay_known(folder):
     agents = parse(folder, GOOD)
     assert (agents.get("one").version, agents.get("one").prompt) == ("2", "Be good.")
