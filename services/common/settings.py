@@ -47,7 +47,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dev": {"log_level": "DEBUG", "log_format": "console", "drain_grace_s": 6.0, "drain_flush_s": 1.0, "policy_set": "dev"},
     "test": {"log_level": "INFO", "log_format": "json", "policy_set": "test"},
     "staging": {"log_level": "INFO", "log_format": "json", "policy_set": "prod", "price_unknown": "deny", "audit_days": 400},
-    "prod": {"log_level": "INFO", "log_format": "json", "policy_set": "prod", "price_unknown": "deny", "audit_days": 400},
+    "prod": {
+        "log_level": "INFO",
+        "log_format": "json",
+        "policy_set": "prod",
+        "price_unknown": "deny",
+        "audit_days": 400,
+        "least_state_replicas": 1,
+    },
 }
 
 

@@ -49,6 +49,7 @@ KNOWN = frozenset(
         "INSTANCE",
         "JSON_DEPTH_LIMIT",
         "LEASE_S",
+        "LEAST_STATE_REPLICAS",
         "LEDGER_DIR",
         "LEDGER_LINES",
         "LLM_GATEWAY_ADDRESS",

@@ -28,6 +28,12 @@ class Settings(ServiceSettings):
     state_replicas: int = Field(
         0, ge=0, le=5, description="Replicas that must have an accept, a claim and a checkpoint on disk before it counts (WAITAOF)."
     )
+    least_state_replicas: int = Field(
+        0,
+        ge=0,
+        le=5,
+        description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: without a replica a lost disk loses accepted runs.",
+    )
     config_dir: Path = Field(DEFAULT_CONFIG, description="Folder of agents.yaml, policies.yaml and prompts/.")
     lease_s: PositiveSeconds = Field(3.0, description="How long a run stays with its owner without a heartbeat, in seconds.")
     heartbeat_s: PositiveSeconds = Field(1.0, description="Time between heartbeats, in seconds; well below the lease.")
@@ -65,11 +71,16 @@ class Settings(ServiceSettings):
     audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
 
     def problems(self) -> list[str]:
-        """Required settings, readable files, and a lease that outlives its heartbeats."""
+        """Required settings, readable files, replicas, and a lease that outlives its heartbeats."""
         found = self.missing("state_url")
         if self.address_file is None:
             found += self.missing("llm_gateway_address", "tool_executor_address", "memory_address")
         found += self.unreadable("identity_keys_file", "identity_signing_key_file", "config_dir")
+        if self.state_replicas < self.least_state_replicas:
+            found.append(
+                f"BULKHEAD_STATE_REPLICAS is {self.state_replicas} and must be at least {self.least_state_replicas}: set it to the replicas"
+                " of the state store that must have a write on disk"
+            )
         if self.heartbeat_s * 2 > self.lease_s:
             found.append("BULKHEAD_HEARTBEAT_S must be at most half of BULKHEAD_LEASE_S")
         if len(self.webhook_retries_s) > MOST_WEBHOOK_RETRIES or not all(0 < wait_s < math.inf for wait_s in self.webhook_retries_s):
