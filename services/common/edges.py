@@ -49,7 +49,7 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "orchestrator", _THREAD, ("CreateThread", "GetThread", "ListThreads")),
     Edge("gateway", "orchestrator", _THREAD, ("ForkThread", "RollbackThread", "DeleteThread")),
     Edge("gateway", "orchestrator", _RUN, ("CreateRun", "GetRun", "ListRuns", "WaitRun", "CancelRun", "StreamEvents")),
-    Edge("gateway", "orchestrator", _RUN, ("SteerRun", "StopGeneration", "CancelToolCall")),
+    Edge("gateway", "orchestrator", _RUN, ("SteerRun", "UpdatePlan", "StopGeneration", "CancelToolCall")),
     Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
     Edge("gateway", "orchestrator", _APPROVAL, ("ListApprovals", "GetApproval", "DecideApproval")),
@@ -93,6 +93,7 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_RUN}/StopGeneration": _WRITE,
     f"/{_RUN}/CancelToolCall": _WRITE,
     f"/{_RUN}/SteerRun": _WRITE,
+    f"/{_RUN}/UpdatePlan": _WRITE,
     # Watchers are bounded by heartbeats and a maximum age with a resumable cursor, not by a deadline.
     f"/{_RUN}/StreamEvents": MethodPolicy(None),
     f"/{_AGENT}/ListAgents": _READ,

@@ -11,7 +11,7 @@ from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id
 from services.orchestrator.commanding import Commanding
 from services.orchestrator.records import Posted, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.turn import orders, steering, stopping
+from services.orchestrator.turn import orders, plan_execute, steering, stopping
 from services.orchestrator.watching import Watching
 
 MOST_TEXT_BYTES = 64 * 1024
@@ -60,6 +60,29 @@ class Controlling:
         if len(text.encode()) > MOST_TEXT_BYTES:
             raise InvalidInput.field("text", f"must be at most {MOST_TEXT_BYTES} bytes")
         return await self._post(ref, steering.COMMAND, {"text": text}, key)
+
+    async def update_plan(
+        self, principal: Principal, run_id: str, steps: list[dict[str, str]], version: int, key: str
+    ) -> tuple[RunRecord, int]:
+        """Sends a run a plan in place of its own, of `version`; answers the run and the number of the command.
+
+        Raises InvalidInput, NotFound, Conflict (RUN_ENDED, PLAN_CHANGED, RUN_HAS_NO_PLAN), Overloaded.
+        """
+        checked = plan_execute.checked_steps(steps)
+        ref, record = await self._at_work(principal, run_id, key)
+        data = {"steps": checked, "version": version}
+        if (before := await self._before(ref, plan_execute.COMMAND, data, key)) is not None:
+            return record, before
+        if record.ended:
+            raise _ended(ref, record.status)
+        plan = record.state.get("plan")
+        if not plan:
+            raise Conflict("the run has no plan, or none yet", reason="RUN_HAS_NO_PLAN")
+        if plan["version"] != version:
+            about = {"version": str(plan["version"])}
+            raise Conflict("the plan has another version by now", reason="PLAN_CHANGED", metadata=about)
+        posted = await self._post(ref, plan_execute.COMMAND, data, key)
+        return await self._watching.record(ref), posted.number
 
     async def cancel_call(self, principal: Principal, run_id: str, call_id: str, continuation: str, result: bytes, key: str) -> int:
         """Ends a tool call that is at work, or waits for its turn in its step; answers the number of the command.

@@ -47,6 +47,14 @@ class ControlledRunServicer(RunServicer):
         )
         return pb.CancelToolCallResponse(number=number)
 
+    async def UpdatePlan(self, request, context):
+        """Puts a plan of the caller's in place of the run's."""
+        caller = principal()
+        caller.require("runs:write")
+        steps = [{"title": step.title, "status": step.status} for step in request.steps]
+        record, number = await self._control.update_plan(caller, request.run_id, steps, request.version, request.idempotency_key)
+        return pb.UpdatePlanResponse(run=run_message(record), number=number)
+
     async def SteerRun(self, request, context):
         """Puts a user message into a run at work."""
         caller = principal()

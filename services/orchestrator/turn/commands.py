@@ -6,7 +6,7 @@ import structlog
 
 from services.orchestrator.approvals.records import COMMAND
 from services.orchestrator.records import Command
-from services.orchestrator.turn import approvals, orders, steering, stopping, supervisor
+from services.orchestrator.turn import approvals, orders, plan_execute, steering, stopping, supervisor
 from services.orchestrator.turn.state import Turn
 
 # Changes the turn's state and may emit events; messages are not touched here, since a step may be in the middle of its tool calls.
@@ -17,6 +17,7 @@ HANDLERS: Mapping[str, Handler] = {
     steering.COMMAND: steering.steered,
     stopping.COMMAND: stopping.stop_wanted,
     orders.COMMAND: orders.ordered,
+    plan_execute.COMMAND: plan_execute.updated,
 }
 log = structlog.get_logger("bulkhead.turn")
 

@@ -4,15 +4,23 @@ The plan stands in the checkpoint, and everybody who watches the run sees each v
 Source: Wang et al., Plan-and-Solve Prompting, arXiv:2305.04091.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.common.errors import FieldViolation, InvalidInput
 from services.orchestrator.agents import UPDATE_PLAN
 from services.orchestrator.ports import ToolDefinition, ToolOutcome
+from services.orchestrator.records import Command
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import PendingCall, Turn
 
+# Kind of the command with which a caller changes the plan.
+COMMAND = "plan"
 MOST_STEPS = 50
+MOST_PROBLEMS = 5
 MOST_TITLE_CHARS = 500
 STATUSES = ("pending", "in_progress", "done", "skipped")
 _SCHEMA = {
@@ -58,6 +66,32 @@ class _Plan(BaseModel):
     steps: list[_Step] = Field(min_length=1, max_length=MOST_STEPS)
 
 
+def checked_steps(steps: Any) -> list[dict[str, str]]:
+    """The steps of a plan, as it stands in the state. Raises InvalidInput."""
+    try:
+        plan = _Plan.model_validate({"steps": steps})
+    except ValidationError as error:
+        found = [FieldViolation(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()[:MOST_PROBLEMS]]
+        raise InvalidInput("the plan is not valid", violations=found) from None
+    return [step.model_dump() for step in plan.steps]
+
+
+def updated(turn: Turn, command: Command) -> None:
+    """Takes a caller's plan, unless another one stands by now than the one that the caller saw."""
+    plan = turn.state.plan
+    if turn.agent.strategy != "plan_execute" or plan.get("version", 0) != command.data["version"]:
+        turn.writer.emit("plan_update_dropped", {"number": command.number, "version": plan.get("version", 0)})
+        return
+    _write(turn, command.data["steps"], {"by": "user", "number": command.number})
+
+
+def _write(turn: Turn, steps: list[dict[str, str]], about: Mapping[str, Any]) -> int:
+    version = turn.state.plan.get("version", 0) + 1
+    turn.state.plan = {"version": version, "steps": steps}
+    turn.writer.emit("plan_updated", {**turn.state.plan, **about})
+    return version
+
+
 class PlanExecute(ReAct):
     """ReAct under a plan. Until there is one, writing it is the only tool."""
 
@@ -75,11 +109,8 @@ class PlanExecute(ReAct):
         if call.name != UPDATE_PLAN:
             return None
         try:
-            plan = _Plan.model_validate_json(call.arguments or "{}")
-        except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in error.errors()[:5])
+            steps = checked_steps(orjson.loads(call.arguments or "{}").get("steps"))
+        except InvalidInput as error:
+            wrong = "; ".join(f"{violation.field}: {violation.description}" for violation in error.violations)
             return ToolOutcome("failed", code="input.invalid", message=f"The plan is not valid: {wrong}.")
-        version = turn.state.plan.get("version", 0) + 1
-        turn.state.plan = {"version": version, "steps": [step.model_dump() for step in plan.steps]}
-        turn.writer.emit("plan_updated", turn.state.plan)
-        return ToolOutcome("done", orjson.dumps({"version": version}))
+        return ToolOutcome("done", orjson.dumps({"version": _write(turn, steps, {})}))

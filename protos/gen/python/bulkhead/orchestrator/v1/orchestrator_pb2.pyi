@@ -541,6 +541,34 @@ class SteerRunResponse(_message.Message):
     run: Run
     def __init__(self, number: _Optional[int] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
+class PlanStep(_message.Message):
+    __slots__ = ("title", "status")
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    title: str
+    status: str
+    def __init__(self, title: _Optional[str] = ..., status: _Optional[str] = ...) -> None: ...
+
+class UpdatePlanRequest(_message.Message):
+    __slots__ = ("run_id", "steps", "version", "idempotency_key")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    steps: _containers.RepeatedCompositeFieldContainer[PlanStep]
+    version: int
+    idempotency_key: str
+    def __init__(self, run_id: _Optional[str] = ..., steps: _Optional[_Iterable[_Union[PlanStep, _Mapping]]] = ..., version: _Optional[int] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class UpdatePlanResponse(_message.Message):
+    __slots__ = ("number", "run")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    run: Run
+    def __init__(self, number: _Optional[int] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+
 class Event(_message.Message):
     __slots__ = ("seq", "occurred_at", "thread_id", "run_id", "attempt", "type", "data_json", "provisional", "trace_id", "schema_version")
     SEQ_FIELD_NUMBER: _ClassVar[int]

@@ -377,6 +377,11 @@ class RunServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.FromString,
                 _registered_method=True)
+        self.UpdatePlan = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.RunService/UpdatePlan',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanResponse.FromString,
+                _registered_method=True)
         self.StreamEvents = channel.unary_stream(
                 '/bulkhead.orchestrator.v1.RunService/StreamEvents',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.StreamEventsRequest.SerializeToString,
@@ -457,6 +462,13 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdatePlan(self, request, context):
+        """Puts a plan of the caller's in place of that of a run at work, whose agent plans.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamEvents(self, request, context):
         """The event log of a thread or a run from a cursor on, then live. It may be called without a deadline.
         """
@@ -518,6 +530,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.SteerRun,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.SerializeToString,
+            ),
+            'UpdatePlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePlan,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanResponse.SerializeToString,
             ),
             'StreamEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamEvents,
@@ -774,6 +791,33 @@ class RunService:
             '/bulkhead.orchestrator.v1.RunService/SteerRun',
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.SteerRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.RunService/UpdatePlan',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.UpdatePlanResponse.FromString,
             options,
             channel_credentials,
             insecure,
