@@ -129,7 +129,8 @@ class ToolProgress:
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
-    """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done; `cancel` tells of an order to end it."""
+    """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done; `cancel` tells of an order to end
+    it."""
 
     outcome: str
     output: bytes = b""

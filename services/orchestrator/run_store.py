@@ -123,6 +123,10 @@ class RunStore(ControlStore, Protocol):
         """For who has just heard of nobody from `next_waiting`: the first run that is offered within `wait_s`."""
         ...
 
+    async def stop_waiting(self) -> None:
+        """Has this process's `next_ready` answer None now, or the next time where none is waiting."""
+        ...
+
     async def depth(self, track: str) -> int:
         """Runs that wait for a claimer of `track`."""
         ...

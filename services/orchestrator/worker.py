@@ -299,6 +299,9 @@ class Worker:
         """Takes nothing more; lets steps end, then hands over what is left."""
         self.draining = True
         self._room.set()
+        # Whoever has waited longest for a run gets the next one, which may be this process and one that it hands back: before it does, it
+        # waits for none any more. Leaving without an answer would lose that wake-up, and the run would wait for the sweeper.
+        stopped = asyncio.create_task(self._stop_waiting(), name="stop waiting")
         try:
             async with asyncio.timeout(max(0.0, self.settings.drain_grace_s - HAND_OVER_S)):
                 await self._idle.wait()
@@ -308,9 +311,13 @@ class Worker:
             await self._idle.wait()
         if self._background:
             await asyncio.wait(set(self._background), timeout=HAND_OVER_S)
+        await stopped
+
+    async def _stop_waiting(self) -> None:
+        # Without a store the wait ends by itself.
+        with suppress(Overloaded):
+            await self.store.stop_waiting()
         with suppress(TimeoutError):
-            # Whoever has waited longest for a run gets the next one, which may be this process and one that it has just handed back.
-            # Leaving without an answer would lose that wake-up, and the run would wait for the sweeper.
             async with asyncio.timeout(CLAIM_WAIT_S + HAND_OVER_S):
                 await self._waits.wait()
 

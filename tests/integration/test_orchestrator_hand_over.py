@@ -6,6 +6,7 @@ import signal
 from contextlib import AsyncExitStack
 from functools import partial
 
+import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
@@ -17,6 +18,7 @@ NEVER_S = 600.0
 STEPS = "\n".join(f"tool calculator {json.dumps({'expression': f'1+{n}'})}" for n in range(300))
 
 
+@pytest.mark.system
 async def test_a_run_is_handed_over_without_a_sweeper_by_replicas_that_wait_for_work(identities, state_url, tmp_path):
     config = write_config(tmp_path / "config")
     async with fakes(identities) as behind, AsyncExitStack() as stack:

@@ -8,11 +8,14 @@ import redis.asyncio as redis
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import ENDED, LIVE, lookup_key, ready_keys, thread_keys, waiting_keys
+from services.orchestrator.adapters.store_keys import ENDED, LIVE, SHARD, lookup_key, ready_keys, thread_keys, waiting_keys
 from services.orchestrator.records import UNSCHEDULED, Place, RunRecord, RunRef, Schedule
 
 # How long a reservation may stay without a run before the sweeper gives it up; longer than accepting may take.
 FORGET_AFTER_MS = 15_000
+
+# No reference of a run has this form.
+LEAVE, LEAVE_KEPT_S = "leave", 10
 
 
 class QueueStore(StoreBase):
@@ -43,8 +46,20 @@ class QueueStore(StoreBase):
     async def next_ready(self, track: str, wait_s: float) -> RunRef | None:
         """As RunStore.next_ready."""
         # Who waits here is served by the push itself, within the time that a message takes.
-        answer = await self._ask(self._client.bzpopmin([ready_keys(track)[0]], timeout=wait_s))
-        return RunRef.decode(text(answer[1])) if answer else None
+        answer = await self._ask(self._client.bzpopmin([ready_keys(track)[0], self._leaving], timeout=wait_s))
+        return RunRef.decode(text(answer[1])) if answer and text(answer[1]) != LEAVE else None
+
+    async def stop_waiting(self) -> None:
+        """As RunStore.stop_waiting."""
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.zadd(self._leaving, {LEAVE: 0})
+        pipeline.expire(self._leaving, LEAVE_KEPT_S)
+        await self._ask(pipeline.execute())
+
+    @property
+    def _leaving(self) -> str:
+        """Key of the shard that ends this process's waiting; one connection at a time waits on it."""
+        return f"work:{SHARD}:leave:{self._instance}"
 
     async def depth(self, track: str) -> int:
         """As RunStore.depth."""

@@ -51,6 +51,7 @@ class MemoryStore(MemoryApprovals):
     def __init__(self, state: MemoryState, instance: str, steps: type[ThreadSteps] = ThreadSteps) -> None:
         """`instance` names this process; `steps` other than the right ones are for tests that must see a violation."""
         self.state, self._instance, self._of_thread = state, instance, steps
+        self._leaving = False
         self.on_admitted: Callable[[Sequence[RunRef]], None] = lambda admitted: None
 
     async def _steps(self, ref: RunRef) -> ThreadSteps:
@@ -213,10 +214,15 @@ class MemoryStore(MemoryApprovals):
         loop = asyncio.get_running_loop()
         until = loop.time() + (wait_s or float("inf"))
         while (popped := self.state.track(track).pop()) is None:
-            if loop.time() >= until:
+            if self._leaving or loop.time() >= until:
+                self._leaving = False
                 return None
             await asyncio.sleep(min(LOOK_AGAIN_S, until - loop.time()))
         return RunRef.decode(popped[0])
+
+    async def stop_waiting(self) -> None:
+        """As RunStore.stop_waiting."""
+        self._leaving = True
 
     async def depth(self, track: str) -> int:
         """As RunStore.depth."""

@@ -52,10 +52,6 @@ def current(found):
     return kind(*found)
 
 
-# What the version before has no word for.
-INVENTED_SINCE = frozenset({"post", "commands", "unpark"})
-
-
 class Mixed:
     """A process that is of either version at each call, as `versions` says (True: the present one)."""
 
@@ -64,7 +60,9 @@ class Mixed:
 
     def __getattr__(self, name):
         async def call(*args, **options):
-            if next(self._versions) or name in INVENTED_SINCE or options.get("mode") == "p" or await self._parked(name, args):
+            # What the version before has no word for, it never does.
+            unknown = not hasattr(self.previous, name) or options.get("mode") == "p"
+            if next(self._versions) or unknown or await self._parked(name, args):
                 return await getattr(self.present, name)(*args, **options)
             previous = sys.modules[f"{PACKAGE}.records"]
             args = [

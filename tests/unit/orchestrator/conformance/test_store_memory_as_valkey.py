@@ -59,6 +59,7 @@ QUESTIONS = {
     "wake": st.tuples(REFS, TRACKS, st.integers(0, 3), SECONDS, SCHEDULES.map(lambda schedule: {"schedule": schedule})),
     "next_waiting": st.tuples(TRACKS),
     "next_ready": st.tuples(TRACKS, st.just(0.001)),
+    "stop_waiting": st.tuples(),
     "depth": st.tuples(TRACKS),
     "admit": st.tuples(ACME, SCHEDULES),
     "enter": st.tuples(ACME),
