@@ -74,6 +74,11 @@ def held(turn: Turn) -> frozenset[int]:
     return frozenset(int(number) for number in {**waiting, **(part.get("answers", {}) if waiting else {})})
 
 
+def answered(turn: Turn) -> bool:
+    """Whether people have answered about calls of this step."""
+    return bool((turn.state.parts.get(PART) or {}).get("answers"))
+
+
 def refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
     """How a call ended that is not made, or of which a person said how it ended."""
     part, number = turn.state.parts.get(PART), str(call.number)
@@ -278,6 +283,9 @@ async def wait(turn: Turn) -> None:
     Raises RunParked, Overloaded.
     """
     part, interrupts = _of_pending(turn), turn.services.interrupts
+    if part.get("ask"):
+        # Put in the next round.
+        return
     assert part.get("wait"), "something goes on, or waits for an answer"
     assert interrupts is not None
     waiting = list(part.get("wait", {}).values())

@@ -14,8 +14,9 @@ from services.orchestrator.agents import DELEGATE, HAND_OVER, ChildAgent
 from services.orchestrator.children.naming import child_run_id, child_thread_id
 from services.orchestrator.ports import ChildRun, Message, ModelFinished, ToolDefinition, ToolOutcome
 from services.orchestrator.records import Command, Limits, Terminal
-from services.orchestrator.turn import finish
+from services.orchestrator.turn import approvals, finish
 from services.orchestrator.turn.execute_tools import DEFERRED, execute_tools
+from services.orchestrator.turn.plan_tools import startable
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import COUNTED, PendingCall, RunParked, Turn
 
@@ -48,8 +49,12 @@ class Supervisor(ReAct):
             return _handed_over(turn, over)
         if turn.state.phase == "tools" and not turn.leaving():
             await self._begin(turn)
-            if all(call.started for call in turn.state.pending):
-                raise RunParked
+            held = approvals.held(turn)
+            # What has started and is pending is with children or with people; what has not may have to wait for them.
+            if not startable(turn.state.pending, turn.agent.most_at_once, held):
+                if not held:
+                    raise RunParked
+                await approvals.wait(turn)
         return None
 
     def offered(self, turn: Turn) -> list[ToolDefinition]:
