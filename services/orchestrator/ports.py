@@ -130,7 +130,7 @@ class ToolProgress:
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
     """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done; `cancel` tells of an order to end
-    it."""
+    it; `note` is what the model is told with the output: that something else stands in for the tool."""
 
     outcome: str
     output: bytes = b""
@@ -140,6 +140,7 @@ class ToolOutcome:
     duration_ms: int = 0
     citations: Sequence[Mapping[str, Any]] = ()
     cancel: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from bulkhead.common.v1 import common_pb2
 from bulkhead.llm.v1 import llm_pb2
 from bulkhead.memory.v1 import memory_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
@@ -14,6 +15,7 @@ from services.common.errors import BudgetExceeded, InvalidInput, Overloaded, Per
 from services.orchestrator.testing.fakes import obedient
 from services.orchestrator.testing.harness import data_of, served, settings_for, shown_text, types, write_config
 from services.orchestrator.testing.receivers import receiver
+from services.orchestrator.testing.whole_threads import fork
 
 OK, FAILED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED
 SUM = 'tool calculator {"expression": "1+2"}'
@@ -27,6 +29,7 @@ agents:
     current: "1"
     versions:
       "1": {prompt: helper.md, model: m, recall: {}, degradation: {reset_memory: true}}
+  recalls_with_tools: {current: "1", versions: {"1": {prompt: helper.md, model: m, tools: [calculator], recall: {}}}}
   careful:
     current: "1"
     versions:
@@ -247,6 +250,29 @@ async def test_a_tool_that_does_not_work_is_told_to_the_user_and_one_asked_wrong
     run, _, warnings = await ended(client, SUM, agent="plain")
     assert run.status == OK
     assert warnings == [("tool_unavailable", "tell_model", "refused.scope_missing")]
+
+
+@pytest.mark.parametrize("code", ["tool_fallback", "tool_stale_result"])
+async def test_the_model_is_told_as_the_user_is_that_something_stands_in_for_a_tool(client, behind, code):
+    behind.tools.warnings = [
+        common_pb2.Warning(code="tool_retried", user_message="The tool calculator is tried again."),
+        common_pb2.Warning(code=code, user_message="The tool calculator failed; this is its result of 42 seconds ago."),
+    ]
+    run, log, warnings = await ended(client, SUM, agent="recalls_with_tools", thread_id="th")
+    note = "[The tool calculator failed; this is its result of 42 seconds ago.]\n"
+    assert run.output_text == f'Results: {note}{{"result": 3}}'
+    assert [told for told, _, _ in warnings] == ["tool_retried", code]
+    done = next(data_of(e) for e in log if e.type == "tool_call_completed")
+    assert (done["output"], done["note"]) == ({"result": 3}, note)
+    # So is the model of a fork, which knows the log alone, and whoever remembers the turn.
+    await testing.eventually_async(lambda: _remembered(behind) == [SUM], "the turn is kept")
+    assert json.loads(behind.sessions.turns["acme", "th"][run.run_id].tool_calls_json)[0]["output"] == note + '{"result": 3}'
+    made = await fork(client, "th", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True)
+    assert (await client.wait(made.run.run_id)).output_text == run.output_text
+    behind.tools.warnings = []
+    run, log, _ = await ended(client, SUM, agent="recalls_with_tools")
+    assert run.output_text == 'Results: {"result": 3}'
+    assert "note" not in next(data_of(e) for e in log if e.type == "tool_call_completed")
 
 
 async def test_a_caller_has_the_session_forgotten(client, behind):

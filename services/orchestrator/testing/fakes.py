@@ -155,6 +155,7 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         self.failure: BulkheadError | None = None
         self.listed = 0
         self.progress = False
+        self.warnings: list[common_pb2.Warning] = []
         # What GetToolCall answers instead of what it knows.
         self.forced: dict[str, int] = {}
         self.cancels: list[tuple[str, bool]] = []
@@ -195,6 +196,8 @@ class FakeTools(tools_pb2_grpc.ToolServiceServicer):
         elif seen.outcome != DONE:
             seen.executions += 1
             await self._run(seen)
+        for warning in self.warnings:
+            yield tools_pb2.ExecuteToolResponse(warning=warning)
         yield tools_pb2.ExecuteToolResponse(result=self._result(seen))
 
     async def _run(self, seen: ToolCallSeen) -> None:

@@ -43,10 +43,13 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
             calls[data["call_id"]] = ToolRequest(data["call_id"], data["tool"], _arguments(data["arguments"]))
         elif event.type in ("tool_call_completed", "tool_call_failed"):
             content = _output(event, data) if event.type == "tool_call_completed" else orjson.dumps({"error": data["error"]}).decode()
-            results.append(Message("tool", _cut(content), tool_call_id=data["call_id"]))
+            note = data.get("note", "")
+            results.append(Message("tool", note + _cut(content), tool_call_id=data["call_id"]))
             asked = calls.get(data["call_id"])
             arguments = asked.arguments.decode("utf-8", "replace") if asked else ""
-            logged.append({"name": data["tool"], "arguments": arguments[:MOST_LOGGED_CHARS], "output": content[:MOST_LOGGED_CHARS]})
+            logged.append(
+                {"name": data["tool"], "arguments": arguments[:MOST_LOGGED_CHARS], "output": (note + content)[:MOST_LOGGED_CHARS]}
+            )
         elif event.type == "steer_applied":
             steered.append(Message("user", data["text"]))
         elif event.type == "memory_reset":
@@ -79,7 +82,7 @@ def _arguments(arguments: Any) -> bytes:
 def _output(event: Event, data: Mapping[str, Any]) -> str:
     """The output, byte for byte as the model got it, which parsing and writing it again would not give."""
     before = orjson.dumps({"call_id": data["call_id"], "tool": data["tool"]})[:-1] + b',"output":'
-    after = b',"duration_ms":%s}' % orjson.dumps(data.get("duration_ms"))
+    after = b"," + orjson.dumps({name: value for name, value in data.items() if name not in ("call_id", "tool", "output")})[1:]
     if event.data.startswith(before) and event.data.endswith(after):
         return event.data[len(before) : -len(after)].decode("utf-8", "replace")
     return orjson.dumps(data["output"]).decode()

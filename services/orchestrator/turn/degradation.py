@@ -323,12 +323,19 @@ def filtered(turn: Turn, answer: ModelFinished) -> str:
     return f"\n\n{text}" if text and answer.message.text else text
 
 
+def stand_in(data: Mapping[str, Any]) -> str:
+    """What the model is told with the result of a tool call, where a warning says that something else than the tool answered."""
+    code = CODES.get(data["code"], _UNKNOWN)
+    return data.get("user_message") or code.user_message if code.rung in _STAND_INS else ""
+
+
 def tool_failed(turn: Turn, tool: str, code: str) -> None:
     """Tells the user of a tool that did not work, unless the model asked for it in the wrong way or a person did not want it."""
     if not code.startswith(_NOT_AT_FAULT):
         warn(turn, "tool_unavailable", reason=code, tool=tool)
 
 
+_STAND_INS = frozenset({"fallback_tool", "stale_tool_result"})
 # The model can do better, and is told how; a person has decided; or the run's own limit is told elsewhere.
 _NOT_AT_FAULT = (
     "input.", "upstream.bad_request", "upstream.not_found", "limit.tool_calls", "output.too_large", "refused.invalid_input",

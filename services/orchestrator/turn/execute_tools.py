@@ -59,14 +59,12 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
     await approvals.put(turn)
     held = approvals.held(turn)
     at_work = [call for call in turn.state.pending if call.started and call.number not in held]
-    if not at_work or approvals.answered(turn):
+    if not at_work:
         # A former owner left between two calls, or people have answered.
-        resumed, fresh = resumed and bool(at_work), start_next(turn)
-        at_work += fresh
+        at_work, resumed = start_next(turn), False
         if not at_work:
             return await approvals.wait(turn)
-        if fresh:
-            await turn.writer.checkpoint(turn.snapshot())
+        await turn.writer.checkpoint(turn.snapshot())
     with Attendance(turn) as attendance:
         if len(turn.state.pending) == 1:
             await _one(turn, built_in, attendance, at_work[0], resumed)
@@ -182,14 +180,16 @@ async def _send(turn: Turn, call: PendingCall, key: str) -> ToolOutcome:
     arguments = (call.arguments or "{}").encode()
     approval = approvals.token(turn, call)
     stream = turn.services.tools.execute(call.name, call.version, arguments, key, turn.ref.run_id, turn.ref.thread_id, approval)
+    note = ""
     async with aclosing(stream):
         async for item in stream:
             if isinstance(item, ToolOutcome):
-                return item
+                return replace(item, note=note) if note else item
             if isinstance(item, ToolProgress):
                 turn.writer.emit("tool_call_progress", {"call_id": call.call_id, **item.data})
             elif isinstance(item, Warned):
                 degradation.relay(turn, item.data)
+                note = degradation.stand_in(item.data) or note
             turn.writer.flush_soon()
     raise AssertionError("a tool call ends with its outcome or an error")
 
@@ -239,6 +239,9 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         following = [] if turn.leaving() else start_next(turn)
         await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
         return following
+    # It stands in the event too, so that whoever makes the conversation out of the log says what was said.
+    remark = approvals.remark(turn, call) + (f"[{outcome.note}]\n" if outcome.note else "")
+    note = {"note": remark} if remark else {}
     if outcome.outcome == "done":
         guard.brought(turn, call)
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
@@ -247,21 +250,20 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         shown = orjson.Fragment(output)
         turn.writer.emit(
             "tool_call_completed",
-            {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms, **_cancel(outcome)},
+            {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms, **note, **_cancel(outcome)},
         )
-        state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content[:2_000]})
     else:
         error = {"code": outcome.code or "failed", "message": outcome.message}
         if outcome.outcome == "unknown":
             error = {"code": UNKNOWN, "message": _UNKNOWN_TEXT}
-        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error, **_cancel(outcome)})
+        turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error, **note, **_cancel(outcome)})
         if not outcome.cancel:
             degradation.tool_failed(turn, call.name, error["code"])
         content = orjson.dumps({"error": error}).decode()
-        state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": content})
+    state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": (remark + content)[:2_000]})
     if len(content) > MOST_OUTPUT_CHARS:
         content = content[:MOST_OUTPUT_CHARS] + " …[cut: the result is longer]"
-    message = Message("tool", approvals.remark(turn, call) + content, tool_call_id=call.call_id)
+    message = Message("tool", remark + content, tool_call_id=call.call_id)
     turn.messages.append(message)
     approvals.ended(turn, call)
     state.pending = [p for p in state.pending if p.number != call.number]
