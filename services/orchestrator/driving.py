@@ -1,7 +1,6 @@
 """Works on one run that this process owns, from its claim to its end or its hand-over."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +14,11 @@ from services.common.errors import Overloaded
 from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import extract_trace
+from services.orchestrator import parking
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.hub import PAGE, Hub
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.parking import LOOK_S
 from services.orchestrator.ports import Message
 from services.orchestrator.records import Claim, Fenced, Park, RunRecord, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
@@ -29,8 +30,6 @@ from services.orchestrator.turn.state import RunParked, RunStopped, Services, Tu
 from services.orchestrator.turn.supervisor import cancel_children
 from services.orchestrator.writer import RunWriter
 
-# A command or a cancel wakes a parked run at once; the sweeper looks after it for a process that was lost in between.
-PARKED_LOOK_S = 30.0
 log = structlog.get_logger("bulkhead.driving")
 _tracer = trace.get_tracer("bulkhead.orchestrator")
 _meter = get_meter("bulkhead.orchestrator")
@@ -178,9 +177,10 @@ class Driver:
             owned.released = True
             await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
             return Left("released")
-        # Waiting for somebody is no work: another run may have its slot meanwhile.
-        await self.store.release_slot(ref)
-        await self.store.note(ref, max(0.0, parked.until_ms / 1000 - time.time()) if parked.until_ms else PARKED_LOOK_S)
+        # Whoever wakes it from here on may have this process take it anew, which is not done with it yet.
+        owned.released = True
+        left_s = max(0.0, (parked.until_ms - written.at_ms) / 1000) if parked.until_ms else LOOK_S
+        await parking.rest(self.store, ref, written.at_ms, left_s)
         log.info("run_parked", run_id=ref.run_id, until_ms=parked.until_ms)
         return Left("parked")
 

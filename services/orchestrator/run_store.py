@@ -155,8 +155,8 @@ class RunStore(ControlStore, Protocol):
         """Runs that somebody should look at now; they are due again in `again_in_s`."""
         ...
 
-    async def release_slot(self, ref: RunRef) -> None:
-        """Gives back the tenant's slot of a run that has ended."""
+    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
+        """Gives back the tenant's slot of a run that has ended or, where it was given no later than `before_ms`, was parked then."""
         ...
 
     async def settle(self, ref: RunRef) -> None:

@@ -32,7 +32,7 @@ class Settings(ServiceSettings):
         0,
         ge=0,
         le=5,
-        description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: without a replica a lost disk loses accepted runs.",
+        description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: one disk that is lost must lose no run.",
     )
     config_dir: Path = Field(DEFAULT_CONFIG, description="Folder of agents.yaml, policies.yaml and prompts/.")
     lease_s: PositiveSeconds = Field(3.0, description="How long a run stays with its owner without a heartbeat, in seconds.")

@@ -8,7 +8,7 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
-from services.orchestrator.driving import PARKED_LOOK_S
+from services.orchestrator import parking
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.records import SCHEMA_VERSION, RunRef
 from services.orchestrator.run_store import RunStore
@@ -108,8 +108,7 @@ class Sweeper:
     async def _parked(self, ref: RunRef, left_ms: int) -> None:
         """A parked run whose time has come goes on. Its slot is another's meanwhile, also where its owner was lost on the way."""
         if left_ms:
-            await self._store.release_slot(ref)
-            await self._store.note(ref, min(left_ms / 1000, PARKED_LOOK_S) if left_ms > 0 else PARKED_LOOK_S)
+            await parking.rest(self._store, ref, await self._store.parked_ms(ref), left_ms / 1000 if left_ms > 0 else parking.LOOK_S)
         elif await self._store.unpark(ref):
             # It needs a slot first, or ends where it was cancelled.
             await self._look(ref)

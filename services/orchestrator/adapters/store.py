@@ -17,6 +17,7 @@ from services.orchestrator.adapters.store_keys import LIVE, OWNER_CHANNEL, chann
 from services.orchestrator.adapters.store_queue import QueueStore
 from services.orchestrator.adapters.store_reading import ReadingStore
 from services.orchestrator.records import (
+    SCHEMA_VERSION,
     UNSCHEDULED,
     Accepted,
     Claim,
@@ -125,7 +126,7 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
 
     async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
         """As RunStore.claim."""
-        args = [ref.run_id, self._instance, int(lease_s * 1000), crash_budget, channel_of(ref), self._instance]
+        args = [ref.run_id, self._instance, int(lease_s * 1000), crash_budget, channel_of(ref), self._instance, SCHEMA_VERSION]
         verdict, *rest = await self._durable("run_claim_v1", thread_keys(ref), args)
         verdict = text(verdict)
         if not rest:

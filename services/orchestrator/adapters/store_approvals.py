@@ -54,7 +54,7 @@ class ApprovalsStore(StoreBase):
             ref.run_id, before.interrupt_id, before.raw, record, before.expires_ms, "1" if by_time else "0", kind, data, order, command,
             trace_id, channel_of(ref), self._instance, INBOX_CHANNEL, ref.encode(),
         ]  # fmt: skip
-        verdict, status, answer = await self._durable("interrupt_settle_v1", _keys(ref), args)
+        verdict, status, answer = await self._noted(ref, self._durable("interrupt_settle_v1", _keys(ref), args))
         return Settled(text(verdict), text(status), posted(answer) if answer else None)
 
     async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:

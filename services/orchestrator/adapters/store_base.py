@@ -1,5 +1,6 @@
 """What every part of the store shares: its client, its Lua library, and what an error of Valkey means."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from redis.exceptions import ResponseError
 from services.common.errors import Overloaded
 from services.common.valkey import UNAVAILABLE, Library, look_again, ping, store_unavailable
 from services.orchestrator.adapters.sealing import Sealing
-from services.orchestrator.records import Fenced
+from services.orchestrator.adapters.store_keys import LIVE
+from services.orchestrator.records import Fenced, RunRef
 
 LUA = Path(__file__).with_name("lua")
 # A replica tells once a second how far its disk is, and at once whoever asks: but what it answers to a WAITAOF that comes with the
@@ -21,6 +23,8 @@ REPLICA_WAIT_MS = 500
 REPLICA_SYNC_MS = 1_200
 # A refusal of the store is no defect of ours and goes away: memory full, disk full, too few replicas, a primary that is one no more.
 _REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "UNBLOCKED", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
+# When the sweeper looks after a run that somebody has asked something of.
+NOTED_MS = 1_000
 log = structlog.get_logger("bulkhead.store")
 
 
@@ -72,6 +76,12 @@ class StoreBase:
                     await look_again(self._client)
                 raise store_unavailable() from error
             raise
+
+    async def _noted(self, ref: RunRef, call: Awaitable[Any]) -> Any:
+        """A call that may wake a parked run, of which the sweeper is told first: whoever makes it may be lost right behind it."""
+        note = self._ask(self._library.batched("work_note_v1", [LIVE], [NOTED_MS, ref.encode(), "LT"]))
+        _, answer = await asyncio.gather(note, call)
+        return answer
 
     async def _durable(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """A call that counts only when it is on disk, here and on as many replicas as are asked for."""

@@ -21,7 +21,7 @@ class ControllingStore(StoreBase):
         args = [ref.run_id, kind, data, key, trace_id, channel_of(ref), self._instance, INBOX_CHANNEL, ref.encode()]
         for event in events:
             args += (event.type, "1" if event.provisional else "0", event.data)
-        return posted(await self._durable("run_post_v1", [*thread_keys(ref), inbox_key(ref)], args))
+        return posted(await self._noted(ref, self._durable("run_post_v1", [*thread_keys(ref), inbox_key(ref)], args)))
 
     async def commands(self, ref: RunRef, after: int) -> list[Command]:
         """As ControlStore.commands."""
@@ -50,6 +50,10 @@ class ControllingStore(StoreBase):
         kind, at_ms, data = entry.split(b" ", 2)
         opened = await self.sealing.open(tenant, COMMAND, data)
         return Command(number, kind.decode(), int(at_ms), orjson.loads(opened or b"{}"))
+
+    async def parked_ms(self, ref: RunRef) -> int:
+        """As ControlStore.parked_ms."""
+        return int(await self._ask(self._client.hget(thread_keys(ref)[2], "queued_ms")) or 0)
 
     async def unpark(self, ref: RunRef) -> bool:
         """As ControlStore.unpark."""

@@ -81,10 +81,10 @@ class QueueStore(StoreBase):
         forget = self._ask(self._library.batched("ended_settle_v1", keys, [ref.encode()]))
         await asyncio.gather(self.release_slot(ref), forget)
 
-    async def release_slot(self, ref: RunRef) -> None:
+    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
         """As RunStore.release_slot."""
-        keys = waiting_keys(ref.tenant)
-        self._admitted(ref.tenant, await self._ask(self._library.batched("tenant_release_v1", keys, [ref.run_id, ref.thread_id])))
+        args = [ref.run_id, ref.thread_id, *([before_ms] if before_ms else [])]
+        self._admitted(ref.tenant, await self._ask(self._library.batched("tenant_release_v1", waiting_keys(ref.tenant), args)))
 
     async def forget(self, ref: RunRef) -> bool:
         """As RunStore.forget."""

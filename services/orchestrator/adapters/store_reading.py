@@ -94,7 +94,7 @@ class ReadingStore(StoreBase):
         kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
         (data,) = await self.sealing.seal(ref, [(EVENT, data)])
         args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, reason, ref.encode()]
-        answer = await self._durable("run_cancel_v1", thread_keys(ref), args)
+        answer = await self._noted(ref, self._durable("run_cancel_v1", thread_keys(ref), args))
         status, last, now, following, wrote = answer
         return text(status), Written(int(last) if int(wrote) else 0, int(last), int(now), text(following))
 

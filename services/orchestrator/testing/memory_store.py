@@ -11,6 +11,7 @@ from functools import partial
 import orjson
 
 from services.orchestrator.adapters import store as valkey
+from services.orchestrator.adapters.store_base import NOTED_MS
 from services.orchestrator.adapters.store_queue import FORGET_AFTER_MS
 from services.orchestrator.adapters.store_reading import TOMBSTONE_KEPT
 from services.orchestrator.records import (
@@ -96,12 +97,12 @@ class MemoryStore(MemoryApprovals):
         tenant.lookups[ref.run_id] = Lookup(user, ref.thread_id, now, cancelled)
         promoted = []
         if place == "slot":
-            tenant.slots.add(ref.run_id)
+            tenant.slots[ref.run_id] = now
         elif place == "delayed":
             tenant.delayed.add(member)
         else:
             tenant.line_up(member, schedule, slots, now)
-            promoted = tenant.promote()
+            promoted = tenant.promote(now)
         if keyed:
             tenant.keys[user, key] = IdempotencyKey(print_, ref.run_id, ref.thread_id, cancelled, now + IDEMPOTENCY_MS)
         tenant.counter += 1
@@ -166,6 +167,7 @@ class MemoryStore(MemoryApprovals):
 
     async def post(self, ref: RunRef, kind: str, data: bytes, *, key: str = "", trace_id: str = "", events: Sequence[Draft] = ()) -> Posted:
         """As ControlStore.post."""
+        await self.note(ref, NOTED_MS / 1000, sooner=True)
         return (await self._steps(ref)).post(kind, data, key, trace_id, events)
 
     async def commands(self, ref: RunRef, after: int) -> list[Command]:
@@ -190,6 +192,11 @@ class MemoryStore(MemoryApprovals):
         """As ControlStore.cut_by."""
         run = (await self._steps(ref)).found
         return run.cut if run is not None else ""
+
+    async def parked_ms(self, ref: RunRef) -> int:
+        """As ControlStore.parked_ms."""
+        run = (await self._steps(ref)).found
+        return run.queued_ms if run is not None else 0
 
     async def unpark(self, ref: RunRef) -> bool:
         """As ControlStore.unpark."""
@@ -248,10 +255,10 @@ class MemoryStore(MemoryApprovals):
         if members:
             self.on_admitted(refs_of(tenant, members))
 
-    async def release_slot(self, ref: RunRef) -> None:
+    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
         """As RunStore.release_slot."""
         await asyncio.sleep(0)
-        self._admitted(ref.tenant, self.state.tenant(ref.tenant).release(ref, self.state.clock.now_ms))
+        self._admitted(ref.tenant, self.state.tenant(ref.tenant).release(ref, self.state.clock.now_ms, before_ms))
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
@@ -372,6 +379,7 @@ class MemoryStore(MemoryApprovals):
 
     async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
         """As RunStore.cancel."""
+        await self.note(ref, NOTED_MS / 1000, sooner=True)
         return (await self._steps(ref)).cancel(trace_id, data, reason, TOMBSTONE_MS)
 
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from services.orchestrator.adapters.store_base import NOTED_MS
 from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
 from services.orchestrator.records import Draft, Fenced, Posted, RunRef, Written
 from services.orchestrator.testing.memory_store_runs import ThreadSteps
@@ -14,6 +15,10 @@ class MemoryApprovals:
     """InterruptStore in memory; part of MemoryStore."""
 
     state: MemoryState
+
+    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
+        """As RunStore.note."""
+        raise NotImplementedError
 
     async def _steps(self, ref: RunRef) -> ThreadSteps:
         raise NotImplementedError
@@ -37,6 +42,7 @@ class MemoryApprovals:
         self, ref: RunRef, before: Interrupt, after: Interrupt, trace_id: str, *, by_time: bool = False
     ) -> Settled:  # fmt: skip
         """As InterruptStore.settle_interrupt."""
+        await self.note(ref, NOTED_MS / 1000, sooner=True)
         steps = await self._steps(ref)
         run = steps.found
         present = run.interrupts.get(before.interrupt_id) if run is not None else None

@@ -35,10 +35,10 @@ class ControlSteps:
         if run is None:
             return Posted("none", 0, "", nothing)
         if key and key in run.posted:
-            return Posted("again", run.posted[key], run.status, nothing)
+            return Posted("again", run.posted[key], run.status, nothing, run.held == "2")
         if run.ended:
             return Posted("ended", 0, run.status, nothing)
-        if run.inbox >= MOST_COMMANDS:
+        if kind in ACKNOWLEDGED and run.inbox >= MOST_COMMANDS:
             return Posted("full", 0, run.status, nothing)
         run.commands.append(Command(run.inbox + 1, kind, now, orjson.loads(data)))
         if key:
@@ -48,8 +48,8 @@ class ControlSteps:
             run.stopping = run.stopping or kind == "stop"
             run.steers += [run.inbox] if kind == "steer" else []
         first, last = self.append(run.attempt, trace_id, events)[:2] if events else (0, 0)
-        woken = run.status == "waiting"
-        if woken:
+        woken = run.status == "waiting" or run.held == "2"
+        if run.status == "waiting":
             run.status, run.held, run.queued_ms = "queued", "2", now
         return Posted("posted", run.inbox, run.status, Written(first, last, now, ""), woken)
 

@@ -35,10 +35,11 @@ class IdempotencyKey:
 
 @dataclass(slots=True)
 class StoredTenant:
-    """All under one tenant's hash tag. Lists map a member to its position; the queue maps "<thread>/<run>" to its rank."""
+    """All under one tenant's hash tag. Slots map a run to when it was given one, lists a member to its position,
+    and the queue "<thread>/<run>" to its rank."""
 
     lookups: dict[str, Lookup] = field(default_factory=dict)
-    slots: set[str] = field(default_factory=set)
+    slots: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[str, str], IdempotencyKey] = field(default_factory=dict)
     lists: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     counter: int = 0
@@ -72,7 +73,7 @@ class StoredTenant:
         self.queue.setdefault(member, now_ms - schedule.priority * PRIORITY_STEP)
         self.limits[member] = limit
 
-    def promote(self) -> list[str]:
+    def promote(self, now_ms: int) -> list[str]:
         """Gives slots to those who wait, in their order, as long as there is room; answers who got one."""
         got: list[str] = []
         for member in self._in_order():
@@ -81,7 +82,7 @@ class StoredTenant:
                 break
             del self.queue[member]
             self.limits.pop(member, None)
-            self.slots.add(member.partition("/")[2])
+            self.slots[member.partition("/")[2]] = now_ms
             got.append(member)
         return got
 
@@ -106,10 +107,11 @@ class StoredTenant:
         standing = self.standing(f"{seen.thread_id}/{seen.run_id}")
         return Reservation("existing", seen.run_id, seen.thread_id, seen.cancel, not_after_ms, *standing)
 
-    def release(self, ref: RunRef, now_ms: int) -> list[str]:
-        """Gives back the slot of a run, or its place; answers who got a slot by it."""
-        member, had_slot = f"{ref.thread_id}/{ref.run_id}", ref.run_id in self.slots
-        self.slots.discard(ref.run_id)
+    def release(self, ref: RunRef, now_ms: int, before_ms: int = 0) -> list[str]:
+        """Gives back the slot of a run, or its place, unless the slot was given after `before_ms`; answers who got a slot by it."""
+        if before_ms and self.slots.get(ref.run_id, 0) > before_ms:
+            return []
+        member, had_slot = f"{ref.thread_id}/{ref.run_id}", self.slots.pop(ref.run_id, None) is not None
         if not had_slot:
             self.delayed.discard(member)
             self.queue.pop(member, None)
@@ -122,16 +124,17 @@ class StoredTenant:
                 gap = float(now_ms - self.released_ms)
                 self.average_ms = gap if self.average_ms is None else self.average_ms * 0.8 + gap * 0.2
             self.released_ms = now_ms
-        return self.promote()
+        return self.promote(now_ms)
 
     def admit(self, ref: RunRef, schedule: Schedule, now_ms: int) -> tuple[bool, list[str]]:
         """A held run whose time has come: whether it has a slot, and who else got one."""
         member = f"{ref.thread_id}/{ref.run_id}"
         self.delayed.discard(member)
-        if ref.run_id in self.slots:
+        if ref.run_id in self.slots or not schedule.slots:
+            self.slots[ref.run_id] = now_ms
             return True, []
         self.line_up(member, schedule, schedule.slots, now_ms)
-        promoted = self.promote()
+        promoted = self.promote(now_ms)
         return member in promoted, [other for other in promoted if other != member]
 
 

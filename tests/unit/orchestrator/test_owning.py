@@ -13,6 +13,7 @@ from services.orchestrator.ports import Message, ModelFinished
 from services.orchestrator.records import Limits, RunRef
 from services.orchestrator.sweeper import Sweeper
 from services.orchestrator.testing.runs import CRASHES, accept, done, new_ref
+from services.orchestrator.testing.turn_world import agent
 from services.orchestrator.turn import model_step
 from services.orchestrator.turn.state import TurnState
 from services.orchestrator.worker import Worker
@@ -93,7 +94,7 @@ async def test_a_long_answer_that_is_lost_is_asked_for_again(monkeypatch):
     models = LateLoss(after_s=0.2)
     turn = SimpleNamespace(
         state=TurnState(started_step=1), spec=SimpleNamespace(limits=Limits(), append_only=False, temperature=None, max_tokens=None),
-        agent=SimpleNamespace(model="m", temperature=None, max_tokens=None, continues_prefix=False), tools=[], messages=[], delivered="",
+        agent=agent(), tools=[], messages=[], delivered="",
         ref=RunRef("acme", "t", "r"), services=SimpleNamespace(models=models), check_time=lambda: None, enter_call=lambda: None,
     )  # fmt: skip
     await model_step.model_step(turn, model_step.Asked([], []))

@@ -11,7 +11,7 @@ local MOST_COMMANDS = 1000
 
 -- Puts a command into the inbox, with events {type, provisional, data}… in the same step, and turns `waiting` into `queued`.
 -- `keys`: as thread_accept, then the inbox. Answers {verdict, number, status, first seq, last seq, now, woken};
--- verdict: none, ended, full, again (that key was used before), posted; woken 1: it was parked, and somebody has to resume it.
+-- verdict: none, ended, full, again (that key was used before), posted; woken 1: it was parked, and somebody has to resume it, which may be done twice.
 local function post_command(keys, run_id, kind, data, key, trace, channel, origin, inbox_channel, reference, events)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'attempt', 'owner', 'inbox', 'held')
@@ -21,16 +21,17 @@ local function post_command(keys, run_id, kind, data, key, trace, channel, origi
     if known then
       -- A write, so that this answer waits for the replicas as the first one did.
       redis.call('HSET', keys[8], 'k:' .. key, known)
-      return {'again', tonumber(known), run[1], 0, 0, now, 0}
+      return {'again', tonumber(known), run[1], 0, 0, now, run[5] == '2' and 1 or 0}
     end
   end
   if ended(run[1]) then return {'ended', 0, run[1], 0, 0, now, 0} end
-  if tonumber(run[4] or '0') >= MOST_COMMANDS then return {'full', 0, run[1], 0, 0, now, 0} end
+  local told = ACKNOWLEDGED[kind]
+  -- What a run waits for is never refused: answers to its own questions, and the ends of its children.
+  if told and tonumber(run[4] or '0') >= MOST_COMMANDS then return {'full', 0, run[1], 0, 0, now, 0} end
   local number = redis.call('HINCRBY', keys[3], 'inbox', 1)
   redis.call('HSET', keys[8], string.format('%.0f', number), kind .. ' ' .. string.format('%.0f', now) .. ' ' .. data)
   if key ~= '' then redis.call('HSET', keys[8], 'k:' .. key, string.format('%.0f', number)) end
   local first, last = 0, 0
-  local told = ACKNOWLEDGED[kind]
   if told then
     events = {told, '0', string.format('{"number":%.0f}', number)}
     -- Text that is shown when generating is stopped stays, also where its owner is lost before it can say so.
@@ -44,7 +45,8 @@ local function post_command(keys, run_id, kind, data, key, trace, channel, origi
     first, last = append(keys[1], keys[2], run_id, run[2], trace, now, events, 1, #events / 3)
     tell(channel, last, origin)
   end
-  local status, woken = run[1], 0
+  -- Whoever posted before may have been lost before it could have the run resumed.
+  local status, woken = run[1], run[5] == '2' and 1 or 0
   if status == 'waiting' then
     status, woken = 'queued', 1
     redis.call('HSET', keys[3], 'status', status, 'held', '2', 'queued_ms', now)

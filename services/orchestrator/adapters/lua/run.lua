@@ -1,17 +1,18 @@
 -- A run and its owner: claimed, written to, kept alive, cancelled, looked at.
 
--- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin.
+-- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin, newest schema that it reads.
 -- Answers {verdict, run fields, messages, runs whose outbox waits, first seq, last seq, now, next run};
 -- verdict: claimed, gone, ended, owned, waiting (its turn in the thread, or for a slot), parked, failed.
 local function claim(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'lease_until', 'epoch', 'attempt', 'crashes', 'prov_from', 'append_only', 'state',
-    'cancel', 'held', 'stopping')
+    'cancel', 'held', 'stopping', 'schema_version')
   local status = run[1]
   if not status then return {'gone'} end
   if ended(status) then return {'ended'} end
   if status == 'waiting' then return {'parked'} end
-  if run[10] == '2' then return {'waiting'} end
+  -- The version before, which names no schema, would lose what it does not know of the state.
+  if run[10] == '2' or tonumber(run[12] or '1') > tonumber(args[7] or '1') then return {'waiting'} end
   if status == 'running' and tonumber(run[2]) > now then return {'owned'} end
   if redis.call('LINDEX', keys[4], 0) ~= args[1] then return {'waiting'} end
   local attempt = tonumber(run[4])

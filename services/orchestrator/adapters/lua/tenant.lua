@@ -133,8 +133,11 @@ local function tenant_cancel(keys, args)
   return ''
 end
 
--- KEYS: slots, queue, limits, delayed, pace. ARGV: run id, thread id. Answers {thread, run…} of those that got a slot by it.
+-- KEYS: slots, queue, limits, delayed, pace. ARGV: run id, thread id, date in ms (absent or 0: now). A slot that was given after the
+-- date stays: a run that was parked then has been woken since. Answers {thread, run…} of those that got a slot by it.
 local function release(keys, args)
+  local before = tonumber(args[3] or '0')
+  if before > 0 and tonumber(redis.call('ZSCORE', keys[1], args[1]) or '0') > before then return {} end
   local held = redis.call('ZREM', keys[1], args[1])
   local member = args[2] .. '/' .. args[1]
   if held == 0 then
@@ -165,7 +168,7 @@ local function tenant_forget(keys, args)
   -- The same run id asked for in another thread was refused; the slot belongs to the run that has the id.
   if known[2] and known[2] ~= args[2] then return {1} end
   if known[1] and now_ms() - tonumber(known[1]) < tonumber(args[3]) then return {0} end
-  return {1, unpack(release(keys, args))}
+  return {1, unpack(release(keys, {args[1], args[2]}))}
 end
 
 -- KEYS: as release. ARGV: run id, thread id, priority, limit. For a held run whose time has come: a slot, or a place in the queue.
@@ -173,7 +176,11 @@ end
 local function admit(keys, args)
   local now, member = now_ms(), args[2] .. '/' .. args[1]
   redis.call('ZREM', keys[4], member)
-  if redis.call('ZSCORE', keys[1], args[1]) then return {1} end
+  if redis.call('ZSCORE', keys[1], args[1]) or tonumber(args[4]) == 0 then
+    -- Given anew, for whoever is about to take it back from a run that was parked. A run without a limit waits behind nobody.
+    redis.call('ZADD', keys[1], now, args[1])
+    return {1}
+  end
   line_up(keys[2], keys[3], member, args[3], args[4], now)
   local got, others = 0, {}
   local promoted = promote(keys[1], keys[2], keys[3], now)

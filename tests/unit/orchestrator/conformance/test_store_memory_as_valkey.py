@@ -12,6 +12,7 @@ from services.common.errors import Gone
 from services.orchestrator.records import Draft, Event, Fenced, Park, RunRef, Schedule, Terminal
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.memory_store import MemoryStore
+from services.orchestrator.testing.memory_store_state import Clock
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, done, spec
 from services.orchestrator.testing.stores import Site
 
@@ -46,7 +47,7 @@ QUESTIONS = {
         })),
     ),
     "post": st.tuples(
-        ACME, st.sampled_from(["steer", "stop", "tool", "decision"]), st.sampled_from([b"{}", b'{"text":"a b  c"}']),
+        ACME, st.sampled_from(["steer", "stop", "tool", "decision", "child"]), st.sampled_from([b"{}", b'{"text":"a b  c"}']),
         st.fixed_dictionaries({"key": st.sampled_from(["", "k", "l"]), "trace_id": st.just("trace"), "events": DRAFTS}),
     ),
     "commands": st.tuples(ACME, st.integers(0, 2)),
@@ -54,6 +55,7 @@ QUESTIONS = {
     "made_with": st.tuples(st.just("acme"), USERS, st.sampled_from(["k", "l"])),
     "at_work": st.tuples(ACME, USERS),
     "cut_by": st.tuples(ACME),
+    "parked_ms": st.tuples(ACME),
     "unpark": st.tuples(ACME),
     "beat": st.tuples(ACME, EPOCHS, LEASES),
     "wake": st.tuples(REFS, TRACKS, st.integers(0, 3), SECONDS, SCHEDULES.map(lambda schedule: {"schedule": schedule})),
@@ -67,7 +69,7 @@ QUESTIONS = {
     "place": st.tuples(ACME),
     "note": st.tuples(REFS, SECONDS, st.booleans().map(lambda sooner: {"sooner": sooner})),
     "due": st.tuples(st.integers(1, 3), SECONDS),
-    "release_slot": st.tuples(ACME),
+    "release_slot": st.tuples(ACME, st.sampled_from([0, *(Clock().now_ms + ms for ms in (0, 1_000, 20_000))])),
     "settle": st.tuples(ACME),
     "forget": st.tuples(ACME),
     "inspect": st.tuples(ACME),
