@@ -20,12 +20,14 @@ from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
 
 from services.common import testing
 from services.common.approval import canonical
-from services.common.errors import BulkheadError, NotFound
+from services.common.errors import BulkheadError, InvalidInput, NotFound
 from services.common.rpc import context as call_context
 from services.common.rpc.server import Service
 from services.common.settings import ServiceSettings
 from services.orchestrator.testing.erasable import Erasable
 
+# As memory.
+MOST_TURN_BYTES = 512 * 1024
 DONE, FAILED = tools_pb2.TOOL_OUTCOME_DONE, tools_pb2.TOOL_OUTCOME_FAILED
 UNKNOWN, RUNNING = tools_pb2.TOOL_OUTCOME_UNKNOWN, tools_pb2.TOOL_OUTCOME_RUNNING
 
@@ -316,6 +318,8 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         """These turns and no others; those of the runs forgotten stay away."""
         if self.append_failure is not None:
             raise self.append_failure
+        if any(turn.ByteSize() > MOST_TURN_BYTES for turn in request.turns):
+            raise InvalidInput.field("turns", "must be smaller")
         name = call_context.principal().tenant, request.session_id
         self.turns[name] = _Window({turn.run_id: turn for turn in request.turns})
         self.turns[name].closed |= set(request.forgotten_run_ids)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from services.common.errors import Conflict, NotFound
@@ -66,12 +67,13 @@ class Changing:
         self, ref: RunRef, principal: Principal, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str]
     ) -> None:
         """As Sessions.replace_session, for the thread's user."""
-        with call_context.bind(self._context(principal)):
+        # A session of this name that is another user's, or deleted, gives this user nothing, and never will.
+        with call_context.bind(self._context(principal)), suppress(NotFound):
             await self._sessions.replace_session(ref.thread_id, turns, forgotten, "")
 
     async def delete_session(self, ref: RunRef, principal: Principal) -> None:
         """As Sessions.delete_session, for the thread's user."""
-        with call_context.bind(self._context(principal)):
+        with call_context.bind(self._context(principal)), suppress(NotFound):
             await self._sessions.delete_session(ref.thread_id, "")
 
     def _context(self, principal: Principal) -> call_context.CallContext:

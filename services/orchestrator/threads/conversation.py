@@ -18,6 +18,8 @@ from services.orchestrator.turn.carried import joined
 # More than the window of any session holds; what is older is not given to a model.
 MOST_TURNS = 50
 MOST_BYTES = 2 * 1024 * 1024
+# Memory takes no larger turn; it did not take it when its run ended either.
+MOST_TURN_BYTES = 512 * 1024
 RUNS_AT_ONCE = 100
 
 
@@ -45,7 +47,10 @@ class Conversation:
                     continue
                 asked = joined(record.carry, record.spec.input[-1]["text"], continues=record.spec.continues)
                 answer = record.result.get("output_text", "")
-                size += len(asked) + len(answer)
+                turn_bytes = sum(len(text) for text in (asked.encode(), answer.encode(), orjson.dumps(rebuilt.tool_log)))
+                if turn_bytes > MOST_TURN_BYTES:
+                    continue
+                size += turn_bytes
                 if len(found) == MOST_TURNS or (found and size > MOST_BYTES):
                     return found[::-1]
                 found.append({
