@@ -23,7 +23,11 @@ DIALS = {COMMON / "rpc/channel.py", COMMON / "rpc/probe.py"}
 SIGNALS = SERVES | {Path("services/cli/up/run.py"), Path("services/cli/up/keeper.py"), Path("services/cli/chat.py")}
 # Settings are read once, in one place. Secrets in product configuration stand there as os.environ/NAME, and whoever reads such a
 # file looks the name up.
-ENVIRONMENT = {COMMON / "settings.py", Path("services/llm_gateway/app.py"), Path("services/tool_executor/configuration.py")}
+ENVIRONMENT = {
+    *(COMMON / "settings.py", Path("services/llm_gateway/app.py"), Path("services/tool_executor/configuration.py")),
+    # Writes what gRPC reads when it is imported.
+    COMMON / "rpc" / "__init__.py",
+}
 # Every importable part of common has at least two services behind it, by itself or through another part of common.
 SERVICES = ("gateway", "orchestrator", "llm_gateway", "tool_executor", "memory", "simulator", "cli")
 
