@@ -28,6 +28,8 @@ SENTINEL_PORT = 26379
 
 # Pipelines of one library that may be under way at once.
 MOST_PIPELINES = 8
+# What may wait in a connection's buffer before a writer waits for it: the high water mark of asyncio's transports.
+_UNSENT_BYTES = 64 * 1024
 
 
 class _Connection(redis.Connection):
@@ -38,10 +40,16 @@ class _Connection(redis.Connection):
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         try:
-            await super().send_packed_command(command, check_health)
+            if not self.is_connected or self._writer.transport.get_write_buffer_size() > _UNSENT_BYTES:
+                await super().send_packed_command(command, check_health)
+                return
+            # As there, but for the task that it makes for each write, to bound a wait that there is none of here. A connection that has
+            # been lost is told by the reading of the answer.
+            self._writer.writelines([command] if isinstance(command, bytes) else command)
         except (RuntimeError, AttributeError) as error:
             # What uvloop says of a transport that the other side has reset, where asyncio has an OSError; and what redis-py says of a
             # connection that another task, its listener, gave up a moment before.
+            await self.disconnect(nowait=True)
             if "closed" not in str(error) and "writelines" not in str(error):
                 raise
             raise ValkeyConnectionError("the connection was reset") from error
@@ -53,6 +61,13 @@ class _Connection(redis.Connection):
             self.mark_for_reconnect()
             raise
 
+    def is_quiet(self) -> bool:
+        """Whether it is connected, and nothing of an earlier call is on its way."""
+        if not self.is_connected or not self._parser._connected:
+            return False
+        stream = self._parser._stream
+        return not (self._parser._reader.has_data() or stream._buffer or stream.at_eof())
+
     def read_ready(self) -> Any:
         """An answer that has arrived as a whole, or NOT_ENOUGH_DATA; a ResponseError is answered and not raised."""
         answer = self._parser._reader.gets() if self._parser._connected else NOT_ENOUGH_DATA
@@ -62,11 +77,38 @@ class _Connection(redis.Connection):
         return answer
 
 
+class _Lean:
+    """For a pool: a connection that is ready is handed out at once. Redis-py takes a lock, asks five recorders and makes a retry of each.
+
+    Nothing is awaited between looking and taking, so that there is nothing to lock.
+    """
+
+    async def get_connection(self: Any, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        connection = self.get_available_connection()
+        try:
+            if not connection.is_quiet():
+                await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self: Any, connection: Any) -> None:
+        self._in_use_connections.remove(connection)
+        if connection.should_reconnect():
+            await connection.disconnect()
+        self._available_connections.append(connection)
+
+
+class _Pool(_Lean, redis.ConnectionPool):
+    """Connections to one address."""
+
+
 class _FollowingConnection(SentinelManagedConnection, _Connection):
     """Goes to whoever is the primary when it connects."""
 
 
-class _FollowingPool(SentinelConnectionPool):
+class _FollowingPool(_Lean, SentinelConnectionPool):
     """Connections to the primary that sentinels name."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
@@ -88,7 +130,7 @@ def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, deco
         "protocol": 2,
     }  # fmt: skip
     if not url.startswith(SENTINELS):
-        return redis.Redis.from_url(url, connection_class=_Connection, **options)
+        return redis.Redis.from_pool(_Pool.from_url(url, connection_class=_Connection, **options))
     sentinels, name, access = _sentinels(url)
     asked = Sentinel(sentinels, sentinel_kwargs=bounds)
     return asked.master_for(name, connection_pool_class=_FollowingPool, connection_class=_FollowingConnection, **options, **access)

@@ -52,7 +52,7 @@ class IdempotencyStore:
         token = secrets.token_hex(8)
         args = [print_, token, int(lease_s * 1000), int(KEPT.total_seconds() * 1000)]
         try:
-            verdict, value = await self._library.call("idempotency_begin_v1", [name], args)
+            verdict, value = await self._library.batched("idempotency_begin_v1", [name], args)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         verdict = verdict.decode() if isinstance(verdict, bytes) else verdict
@@ -69,7 +69,7 @@ class IdempotencyStore:
         if not claim.key:
             return True
         try:
-            return bool(await self._library.call("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
+            return bool(await self._library.batched("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
         except UNAVAILABLE as error:
             raise store_unavailable() from error
 
@@ -82,14 +82,14 @@ class IdempotencyStore:
             return True
         keys = [claim.key, _owned(claim.key.partition(":{")[2].partition("}")[0], owner)] if owner else [claim.key]
         try:
-            return bool(await self._library.call("idempotency_finish_v1", keys, [claim.token, answer, int(KEPT.total_seconds() * 1000)]))
+            return bool(await self._library.batched("idempotency_finish_v1", keys, [claim.token, answer, int(KEPT.total_seconds() * 1000)]))
         except UNAVAILABLE as error:
             raise store_unavailable() from error
 
     async def erase(self, tenant: str, owner: str) -> int:
         """Deletes the answers of an owner; answers how many there were."""
         try:
-            return int(await self._library.call("idempotency_erase_v1", [_owned(tenant, owner)], []))
+            return int(await self._library.batched("idempotency_erase_v1", [_owned(tenant, owner)], []))
         except UNAVAILABLE as error:
             raise store_unavailable() from error
 
@@ -97,7 +97,7 @@ class IdempotencyStore:
         """Gives the key back after work that had no effect."""
         if claim.key:
             try:
-                await self._library.call("idempotency_abandon_v1", [claim.key], [claim.token])
+                await self._library.batched("idempotency_abandon_v1", [claim.key], [claim.token])
             except UNAVAILABLE as error:
                 raise store_unavailable() from error
 
