@@ -1,22 +1,24 @@
 """What the layers around the attempt loop tell: one counter, and the `llm_call` line of an answer that no provider gave."""
 
 import structlog
-from opentelemetry.metrics import get_meter
 
+from services.common.telemetry import Counter
 from services.llm_gateway.results import Outcome
 
 # The operations as the attempt loop's own lines call them.
 _NAMES = {"embed": "embeddings"}
 log = structlog.get_logger("bulkhead.llm")
-_lookups = get_meter("bulkhead.llm").create_counter(
+_lookups = Counter(
+    "bulkhead.llm",
     "bulkhead_llm_cache_total",
+    ("layer", "outcome"),
     description="Answers by layer (l1, l2, disk, semantic, stale, flight, replay) and outcome (hit, miss, stored, error, refused).",
 )
 
 
 def counted(layer: str, outcome: str, count: int = 1) -> None:
     """Counts what one layer found."""
-    _lookups.add(count, {"layer": layer, "outcome": outcome})
+    _lookups.add(count, layer, outcome)
 
 
 def answered(operation: str, asked: str, outcome: Outcome, latency_s: float) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.metrics import get_meter
 
 from services.common.errors import BulkheadError, DeadlineExceeded, InvalidInput
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
+from services.common.telemetry import Counter, Histogram
 from services.tool_executor.approvals import CODES, Approvals
 from services.tool_executor.arguments import canonical, output, parsed, valid
 from services.tool_executor.attempts import Attempt, Ended, Slots, Stopped, TimedOut, wait_before_retry
@@ -38,10 +38,10 @@ MARGIN_S = 0.03
 LEASE_MARGIN_S = 5.0
 log = structlog.get_logger("bulkhead.tools")
 _tracer = trace.get_tracer("bulkhead.tools")
-_meter = get_meter("bulkhead.tools")
-_calls = _meter.create_counter("bulkhead_tool_calls_total", description="Tool calls by tool and outcome.")
-_durations = _meter.create_histogram("bulkhead_tool_call_duration_seconds", unit="s", description="Time from a tool call to its outcome.")
-_retries = _meter.create_counter("bulkhead_tool_retries_total", description="Repeated attempts of tools.")
+_SCOPE = "bulkhead.tools"
+_calls = Counter(_SCOPE, "bulkhead_tool_calls_total", ("tool", "outcome"), description="Tool calls by tool and outcome.")
+_durations = Histogram(_SCOPE, "bulkhead_tool_call_duration_seconds", ("tool",), description="Time from a tool call to its outcome.")
+_retries = Counter(_SCOPE, "bulkhead_tool_retries_total", ("tool",), description="Repeated attempts of tools.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Executor:
             arguments = parsed(request.arguments_json)
             entry, record = await self._claimed(request, tool, principal, arguments, deadline)
         except BulkheadError:
-            _calls.add(1, {"tool": tool.name, "outcome": "refused"})
+            _calls.add(1, tool.name, "refused")
             raise
         except ToolFailure as failure:
             # Not even JSON: there is nothing to remember it by, and nothing ran.
@@ -214,7 +214,7 @@ class Executor:
                     wait_s = wait_before_retry(tool, failure, work.attempts, deadline)
                     if wait_s is None or work.stopped or self._breaker.is_open(tool, tenant):
                         raise
-                    _retries.add(1, {"tool": tool.name})
+                    _retries.add(1, tool.name)
                     yield Warned("tool_retried", f"The tool {tool.name} is tried again.", {"code": failure.code, "attempt": work.attempts})
                     await asyncio.sleep(wait_s)
         except ToolFailure as failure:
@@ -324,8 +324,8 @@ class Executor:
             if self.audit is not None:
                 self._claims.in_background(self.audit.append(work.call.principal, request, tool.name, result))
         code = result.error.code if result.error else ""
-        _calls.add(1, {"tool": tool.name, "outcome": "replayed" if work.replayed else str(result.outcome)})
-        _durations.record(duration_s, {"tool": tool.name})
+        _calls.add(1, tool.name, "replayed" if work.replayed else str(result.outcome))
+        _durations.record(duration_s, tool.name)
         if work.span.is_recording():
             work.span.set_attribute("bulkhead.tool.outcome", str(result.outcome))
             work.span.set_attribute("bulkhead.tool.attempts", result.attempts)

@@ -14,7 +14,6 @@ import grpc
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.metrics import get_meter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.common import edges
@@ -22,15 +21,18 @@ from services.common.errors import BulkheadError, DeadlineExceeded, Internal, In
 from services.common.identity import Verifier
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import context_of, extract_trace
+from services.common.telemetry import Histogram
 
 # gRPC reports "no deadline" as a time so far away that no caller can mean it.
 FAR_AWAY_S = 10 * 365 * 24 * 3600.0
 
 log = structlog.get_logger("bulkhead.rpc")
 _tracer = trace.get_tracer("bulkhead.rpc")
-_meter = get_meter("bulkhead.rpc")
-_duration = _meter.create_histogram(
-    "bulkhead_rpc_server_duration_seconds", unit="s", description="Time from a request to its last response."
+_duration = Histogram(
+    "bulkhead.rpc",
+    "bulkhead_rpc_server_duration_seconds",
+    ("method", "code"),
+    description="Time from a request to its last response.",
 )
 
 
@@ -99,7 +101,6 @@ class _Guard:
         self._active = active
         self._needs_deadline = path not in edges.NO_DEADLINE_NEEDED
         self._attributes = {"rpc.system": "grpc", "rpc.method": path[1:]}
-        self._labels = {code: {"method": path[1:], "code": code.name} for code in grpc.StatusCode}
 
     def _enter(self, context: grpc.aio.ServicerContext) -> tuple[trace.Span, BulkheadError | None]:
         """Reads the metadata and starts the server span; what is wrong with the call comes back as an error."""
@@ -154,7 +155,7 @@ class _Guard:
             finally:
                 self._active.leave(task)
                 span.end()
-                _duration.record(time.perf_counter() - started, self._labels[code])
+                _duration.record(time.perf_counter() - started, self._span_name, code.name)
 
         return handle
 
@@ -193,7 +194,7 @@ class _Guard:
                 finally:
                     self._active.leave(task)
                     span.end()
-                    _duration.record(time.perf_counter() - started, self._labels[code])
+                    _duration.record(time.perf_counter() - started, self._span_name, code.name)
 
         return handle
 
