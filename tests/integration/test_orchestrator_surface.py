@@ -5,11 +5,12 @@ import base64
 
 import orjson
 import pytest
+import yaml
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
-from services.orchestrator.testing.harness import Client, served, settings_for, write_config
+from services.orchestrator.testing.harness import AGENTS, Client, served, settings_for, write_config
 
 OK, QUEUED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_QUEUED
 
@@ -235,11 +236,13 @@ async def test_threads_are_made_once_and_keep_their_labels(client):
 async def test_agents_are_listed_in_order_with_their_current_version(client):
     with client.calling():
         agents = (await client.agents.ListAgents(pb.ListAgentsRequest())).agents
-        assert [(a.name, a.version) for a in agents] == [("helper", "2"), ("quick", "1"), ("goes-on", "1")]
+        configured = yaml.safe_load(AGENTS)["agents"]
+        assert [(a.name, a.version) for a in agents] == [(name, agent["current"]) for name, agent in configured.items()]
         assert list((await client.agents.GetAgent(pb.GetAgentRequest(name="helper"))).agent.tools) == ["calculator", "send_mail"]
         first = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2))
         rest = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2, page_token=first.next_page_token))
-        assert [a.name for a in (*first.agents, *rest.agents)] == ["helper", "quick", "goes-on"]
+        assert len(first.agents) == 2
+        assert [a.name for a in (*first.agents, *rest.agents)] == list(configured)
         with pytest.raises(NotFound):
             await client.agents.GetAgent(pb.GetAgentRequest(name="nobody"))
     # Without a name the first agent serves.
