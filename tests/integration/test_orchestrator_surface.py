@@ -240,7 +240,7 @@ async def test_agents_are_listed_in_order_with_their_current_version(client):
         assert [(a.name, a.version) for a in agents] == [(name, agent["current"]) for name, agent in configured.items()]
         assert list((await client.agents.GetAgent(pb.GetAgentRequest(name="helper"))).agent.tools) == ["calculator", "send_mail"]
         first = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2))
-        rest = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=2, page_token=first.next_page_token))
+        rest = await client.agents.ListAgents(pb.ListAgentsRequest(page_size=100, page_token=first.next_page_token))
         assert len(first.agents) == 2
         assert [a.name for a in (*first.agents, *rest.agents)] == list(configured)
         with pytest.raises(NotFound):
