@@ -111,8 +111,9 @@ class Sessions(Protocol):
     async def window(self, tenant: str, user: str, session: str) -> list[Turn] | None:
         """Turns oldest first; None for a session that is not there or not the user's."""
 
-    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
-        """Makes `turns` the window, and keeps those of the runs `forgotten` away; answers the turns in the window.
+    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str], as_of: int = 0) -> int:
+        """Makes `turns` the window, and keeps those of the runs `forgotten` away; answers the turns in the window. Where it was replaced
+        as of the number `as_of` (0: none) or a higher one, it stays.
 
         Raises NotFound for another user's session, and for one that was deleted."""
 

@@ -113,7 +113,7 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
         return await self._once(who, "ResetSession", request, memory_pb2.ResetSessionResponse, work)
 
     async def ReplaceSession(self, request, context):
-        """See memory.proto. Done twice it is the same, so the key needs no record."""
+        """See memory.proto. Its number keeps it from being made twice, so the key needs no record."""
         session = checks.identifier("session_id", request.session_id)
         checks.key(request.idempotency_key)
         if len(request.turns) > checks.MAX_TURNS:
@@ -122,7 +122,10 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
             raise InvalidInput.field("forgotten_run_ids", f"must hold at most {checks.MAX_FORGOTTEN:,} ids")
         turns = [_turn(f"turns[{position}]", turn) for position, turn in enumerate(request.turns)]
         forgotten = [checks.identifier(f"forgotten_run_ids[{position}]", run) for position, run in enumerate(request.forgotten_run_ids)]
-        return memory_pb2.ReplaceSessionResponse(window_turns=await self._sessions.replace(principal(), session, turns, forgotten))
+        if request.as_of < 0:
+            raise InvalidInput.field("as_of", "must not be negative")
+        count = await self._sessions.replace(principal(), session, turns, forgotten, request.as_of)
+        return memory_pb2.ReplaceSessionResponse(window_turns=count)
 
     async def DeleteSession(self, request, context):
         """See memory.proto. Done twice it is the same, so the key needs no record."""

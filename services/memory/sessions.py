@@ -29,9 +29,11 @@ class SessionWindows:
             raise NotFound("no such session")
         return fit(turns, self._window_tokens)
 
-    async def replace(self, principal: Principal, session_id: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
-        """Makes `turns` the window; answers the turns in it. Raises NotFound for another user's session, and for a deleted one."""
-        return await self._store.replace(principal.tenant, principal.user, session_id, turns, forgotten)
+    async def replace(self, principal: Principal, session_id: str, turns: Sequence[Turn], forgotten: Sequence[str], as_of: int = 0) -> int:
+        """Makes `turns` the window, as Sessions.replace; answers the turns in it.
+
+        Raises NotFound for another user's session, and for a deleted one."""
+        return await self._store.replace(principal.tenant, principal.user, session_id, turns, forgotten, as_of)
 
     async def delete(self, principal: Principal, session_id: str) -> int:
         """Deletes the session, where it is there; answers how many turns. Raises NotFound for another user's."""

@@ -40,9 +40,25 @@ def append(memory, session, *turns):
     return memory.sessions.AppendTurns(memory_pb2.AppendTurnsRequest(session_id=session, turns=turns))
 
 
-def replace(memory, session, turns, forgotten=()):
-    request = memory_pb2.ReplaceSessionRequest(session_id=session, turns=turns, forgotten_run_ids=forgotten)
+def replace(memory, session, turns, forgotten=(), **fields):
+    request = memory_pb2.ReplaceSessionRequest(session_id=session, turns=turns, forgotten_run_ids=forgotten, **fields)
     return memory.sessions.ReplaceSession(request)
+
+
+async def test_a_replacement_that_comes_late_or_twice_takes_away_nothing_that_was_said_since(memory, identities):
+    with testing.calling(identities, testing.principal_of("whole-late")):
+        await replace(memory, "s", [turn("r1", 1)], as_of=7)
+        await append(memory, "s", turn("r2", 2))
+        for number in (7, 6):
+            assert (await replace(memory, "s", [turn("r0", 0)], ["r3"], as_of=number)).window_turns == 2
+        await append(memory, "s", turn("r3", 3))
+        assert await window(memory, "s") == ["r1", "r2", "r3"]
+        await replace(memory, "s", [turn("r0", 0)], as_of=8)
+        assert await window(memory, "s") == ["r0"]
+        await replace(memory, "s", [turn("r1", 1)])
+        assert await window(memory, "s") == ["r1"]
+        with pytest.raises(InvalidInput):
+            await replace(memory, "s", [], as_of=-1)
 
 
 async def test_a_replaced_window_is_these_turns_and_what_was_forgotten_stays_away(memory, identities):

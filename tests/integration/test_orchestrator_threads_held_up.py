@@ -38,3 +38,15 @@ async def test_a_turn_that_memory_would_not_take_holds_no_thread_up(client, behi
         assert (await said(client, "echo context", thread_id)).output_text == (
             "user:say two|assistant:two|user:say three|assistant:three|user:echo context"
         )
+
+
+async def test_each_change_replaces_the_session_under_a_number_of_its_own(client, behind):
+    first = await said(client, "say one", "t1")
+    numbers = []
+    for _ in range(2):
+        await remembered(behind, await said(client, "say two", "t1"))
+        await roll_back(client, "t1", pb.Checkpoint(run_id=first.run_id))
+        numbers.append(behind.sessions.replaced["acme", "t1"])
+    assert 0 < numbers[0] < numbers[1]
+    made = (await fork(client, "t1")).thread
+    assert behind.sessions.replaced["acme", made.thread_id] > 0

@@ -59,16 +59,21 @@ local function reset(keys, args)
   return count
 end
 
--- ARGV: user, window turns, ttl ms, forgotten runs, run id…, then per turn as append. Answers {verdict, turns in the window}.
+-- ARGV: user, window turns, ttl ms, number of the replacement (0: none), forgotten runs, run id…, then per turn as append.
+-- Answers {verdict, turns in the window}. What has been replaced as of a later number, or this one, stays.
 local function replace(keys, args)
   local meta, turns, seen = keys[1], keys[2], keys[3]
-  local window, ttl, forgotten = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
+  local window, ttl, as_of, forgotten = tonumber(args[2]), tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
   if not owned(meta, args[1]) then return {'foreign', 0} end
   if redis.call('HEXISTS', meta, 'deleted') == 1 then return {'deleted', 0} end
+  if as_of > 0 then
+    if tonumber(redis.call('HGET', meta, 'replaced') or '0') >= as_of then return {'ok', redis.call('ZCARD', turns)} end
+    redis.call('HSET', meta, 'replaced', args[4])
+  end
   redis.call('HSET', meta, 'user', args[1], 'schema_version', 1)
   redis.call('DEL', turns)
-  for i = 5, 4 + forgotten do redis.call('HSET', seen, 'run:' .. args[i], '1') end
-  for i = 5 + forgotten, #args, 3 do
+  for i = 6, 5 + forgotten do redis.call('HSET', seen, 'run:' .. args[i], '1') end
+  for i = 6 + forgotten, #args, 3 do
     redis.call('HSET', seen, 'run:' .. args[i], '1')
     local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
     redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])

@@ -56,9 +56,9 @@ class ValkeySessions:
             raise IdempotencyMismatch("the idempotency key was used before with other turns")
         return int(count)
 
-    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str]) -> int:
+    async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str], as_of: int = 0) -> int:
         """See `Sessions`."""
-        args: list = [user, self._window_turns, self._ttl_ms, len(forgotten), *forgotten]
+        args: list = [user, self._window_turns, self._ttl_ms, as_of, len(forgotten), *forgotten]
         packed = [_packed(turn) for turn in turns]
         if self._envelope is not None:
             packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])

@@ -61,10 +61,10 @@ class MemoryService:
         request = memory_pb2.AppendTurnsRequest(session_id=session_id, turns=[_turn(turn)], idempotency_key=key)
         await self._sessions.AppendTurns(request)
 
-    async def replace_session(self, session_id: str, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], key: str) -> None:
+    async def replace_session(self, session_id: str, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], as_of: int) -> None:
         """As threads.ports.Sessions.replace_session."""
         request = memory_pb2.ReplaceSessionRequest(
-            session_id=session_id, turns=[_turn(turn) for turn in turns], forgotten_run_ids=forgotten, idempotency_key=key
+            session_id=session_id, turns=[_turn(turn) for turn in turns], forgotten_run_ids=forgotten, as_of=as_of
         )
         await self._sessions.ReplaceSession(request)
 

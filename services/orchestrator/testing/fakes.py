@@ -268,6 +268,7 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
 
     def __init__(self) -> None:
         self.turns: dict[tuple[str, str], _Window] = defaultdict(_Window)
+        self.replaced: dict[tuple[str, str], int] = {}
         self.deleted: list[str] = []
         self.appends: list[str] = []
         self.resets: list[str] = []
@@ -321,6 +322,9 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         if any(turn.ByteSize() > MOST_TURN_BYTES for turn in request.turns):
             raise InvalidInput.field("turns", "must be smaller")
         name = call_context.principal().tenant, request.session_id
+        if 0 < request.as_of <= self.replaced.get(name, 0):
+            return memory_pb2.ReplaceSessionResponse(window_turns=len(self.turns[name]))
+        self.replaced[name] = request.as_of
         self.turns[name] = _Window({turn.run_id: turn for turn in request.turns})
         self.turns[name].closed |= set(request.forgotten_run_ids)
         return memory_pb2.ReplaceSessionResponse(window_turns=len(self.turns[name]))

@@ -64,12 +64,12 @@ class Changing:
         return (await self._store.inspect(ref._replace(run_id=record.run_id)))[0] == "held"
 
     async def replace_session(
-        self, ref: RunRef, principal: Principal, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str]
+        self, ref: RunRef, principal: Principal, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], as_of: int
     ) -> None:
         """As Sessions.replace_session, for the thread's user."""
         # A session of this name that is another user's, or deleted, gives this user nothing, and never will.
         with call_context.bind(self._context(principal)), suppress(NotFound):
-            await self._sessions.replace_session(ref.thread_id, turns, forgotten, "")
+            await self._sessions.replace_session(ref.thread_id, turns, forgotten, as_of)
 
     async def delete_session(self, ref: RunRef, principal: Principal) -> None:
         """As Sessions.delete_session, for the thread's user."""

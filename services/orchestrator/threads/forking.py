@@ -93,10 +93,11 @@ class Forking:
             await self._store.read(parent, 0, 1, False)
         if request.continue_run and not await self._conversation.carry(parent, at, state):
             raise InvalidInput("the checkpoint is not within a run", reason="NOTHING_TO_CONTINUE")
+        not_after_ms = await self._threads.note(ref, NOTED_S)
         job = {
             "kind": "fork", "parent": parent.thread_id, "at": list(at), "ttl_ms": request.ttl_ms, "principal": principal.as_dict(),
+            "as_of": not_after_ms,
         }  # fmt: skip
-        not_after_ms = await self._threads.note(ref, NOTED_S)
         begun = await self._threads.build(ref, principal.user, request.metadata, orjson.dumps(job), request.digest(), not_after_ms)
         return self._checked(begun, request)
 
@@ -130,7 +131,7 @@ class Forking:
             await self._deleting.abandon(ref, principal)
             raise
         if turns:
-            await self._changing.replace_session(ref, principal, turns, [])
+            await self._changing.replace_session(ref, principal, turns, [], job.get("as_of", 0))
         data = orjson.dumps({"parent_thread_id": parent.thread_id, "forked_at_seq": at.seq})
         ttl_ms = job["ttl_ms"]
         await self._threads.built(ref, principal.user, data, encoded(carry), parent.thread_id, at.seq, ttl_ms, last_run, "")

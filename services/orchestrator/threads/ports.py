@@ -33,8 +33,9 @@ class ThreadState:
 class Sessions(Protocol):
     """The memory service's part."""
 
-    async def replace_session(self, session_id: str, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], key: str) -> None:
-        """Makes `turns`, as of append_turn, all that a session holds, and keeps the turns of runs away. Raises BulkheadError."""
+    async def replace_session(self, session_id: str, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], as_of: int) -> None:
+        """Makes `turns`, as of append_turn, all that a session holds, and keeps the turns of runs away; nothing where that was done as of
+        the number `as_of` (0: none) or a higher one. Raises BulkheadError."""
         ...
 
     async def delete_session(self, session_id: str, key: str) -> None:

@@ -40,8 +40,8 @@ class RollingBack:
         await self._check(ref, at)
         # Without a key of the caller's one of this call: two that work on it at once must know it for the same rollback.
         rolled_key = _key(principal, key or uuid.uuid4().hex, to)
-        job = orjson.dumps({"kind": "rollback", "at": list(at), "principal": principal.as_dict(), "key": rolled_key})
         not_after_ms = await self._threads.note(ref, NOTED_S)
+        job = orjson.dumps({"kind": "rollback", "at": list(at), "principal": principal.as_dict(), "key": rolled_key, "as_of": not_after_ms})
         begun = await self._threads.begin(ref, principal.user, "busy", job, not_after_ms, rolled_key)
         if begun.verdict in ("none", "gone"):
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
@@ -78,7 +78,7 @@ class RollingBack:
         """Rolls back, from wherever it was left; answers the event's number. Raises BulkheadError."""
         await self._threads.look_again(ref, AGAIN_S)
         job = orjson.loads(raw)
-        principal, at = Principal.from_dict(job["principal"]), Position(*job["at"])
+        principal, at, as_of = Principal.from_dict(job["principal"]), Position(*job["at"]), job.get("as_of", 0)
         while True:
             await self._end_runs(ref, principal, at)
             run_ids = await self._threads.run_ids(ref)
@@ -89,7 +89,7 @@ class RollingBack:
             turns = await self._conversation.turns(ref, at)
             carry = await self._conversation.carry(ref, at, state)
             if turns or later:
-                await self._changing.replace_session(ref, principal, turns, [record.run_id for record in later][-MOST_FORGOTTEN:])
+                await self._changing.replace_session(ref, principal, turns, [record.run_id for record in later][-MOST_FORGOTTEN:], as_of)
             names = [record.run_id for record in later]
             data = orjson.dumps({"to_seq": at.seq, "run_ids": names[-MOST_FORGOTTEN:], "run_id": at.run_id, "step": at.step})
             verdict, seq = await self._threads.rolled(ref, principal.user, raw, data, encoded(carry), names, job["key"], "")
@@ -100,6 +100,8 @@ class RollingBack:
                 return seq
             if verdict == "lost":
                 raise changing()
+            # Once more, and with what is different by now.
+            as_of += 1 if as_of else 0
 
     async def _end_runs(self, ref: RunRef, principal: Principal, at: Position) -> None:
         """Ends all runs but those that were to start later when the checkpoint was passed."""

@@ -81,16 +81,18 @@ class ResetSessionResponse(_message.Message):
     def __init__(self, forgotten_turns: _Optional[int] = ...) -> None: ...
 
 class ReplaceSessionRequest(_message.Message):
-    __slots__ = ("session_id", "turns", "forgotten_run_ids", "idempotency_key")
+    __slots__ = ("session_id", "turns", "forgotten_run_ids", "idempotency_key", "as_of")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
     FORGOTTEN_RUN_IDS_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     turns: _containers.RepeatedCompositeFieldContainer[Turn]
     forgotten_run_ids: _containers.RepeatedScalarFieldContainer[str]
     idempotency_key: str
-    def __init__(self, session_id: _Optional[str] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., forgotten_run_ids: _Optional[_Iterable[str]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    as_of: int
+    def __init__(self, session_id: _Optional[str] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., forgotten_run_ids: _Optional[_Iterable[str]] = ..., idempotency_key: _Optional[str] = ..., as_of: _Optional[int] = ...) -> None: ...
 
 class ReplaceSessionResponse(_message.Message):
     __slots__ = ("window_turns",)
