@@ -8,6 +8,7 @@ Every step can be done again, and by two processes at once.
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,9 @@ WAIT_MOST_S = 300.0
 RUNS_WAIT_MOST_S = 5.0
 CANCELLED_AT_ONCE = 50
 SESSIONS_AT_ONCE = 1_000
+# A process whose file is older may make a tenant's key with the root key of before, also behind a look at all of them.
+REWRAP_EVERY_S = 3600.0
+KEYS_AT_HAND = "KEYS_AT_HAND"
 SCHEDULES_AT_ONCE = 100
 EVERY_EVENT = 1 << 62
 log = structlog.get_logger("bulkhead.erasure")
@@ -136,17 +140,19 @@ class Erasing:
     async def run(self) -> None:
         """Drives erasures until cancelled; a store that is away is tried again."""
         self._woken = asyncio.Event()
-        rewrapped = ""
+        rewrapped, rewrap_at = "", 0.0
         while True:
             with suppress(Overloaded):
                 while len(refs := await self.store.due(MOST_AT_ONCE, AGAIN_S)) > 0:
                     await asyncio.gather(*map(self._look_safely, refs))
                     if len(refs) < MOST_AT_ONCE:
                         break
-                if self.envelope is not None and (newest := self.envelope.newest_root) != rewrapped:
-                    if tenants := await self.envelope.rewrap():
-                        log.info("tenant_keys_rewrapped", root=newest, tenants=tenants)
-                    rewrapped = newest
+                if self.envelope is not None:
+                    now, newest = time.monotonic(), self.envelope.newest_root
+                    if newest != rewrapped or now >= rewrap_at:
+                        if tenants := await self.envelope.rewrap():
+                            log.info("tenant_keys_rewrapped", root=newest, tenants=tenants)
+                        rewrapped, rewrap_at = newest, now + REWRAP_EVERY_S
             self._woken.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.every_s * self.jitter(0.8, 1.2)):
@@ -188,13 +194,18 @@ class Erasing:
         _tries.add(1, {"service": ORCHESTRATOR, "outcome": "done" if not reason else "waits"})
         if reason:
             log.info("erasure_waits", erasure_id=ref.erasure_id, reason=reason, attempts=own.attempts)
-            most = RUNS_WAIT_MOST_S if reason == "RUNS_OPEN" else WAIT_MOST_S
-            await self.store.note(ref, min(WAIT_FIRST_S * 2 ** min(own.attempts, 12), most) * self.jitter(0.5, 1.0))
+            await self.store.note(ref, await self._wait_s(record, own))
             return False
         await self.store.finish(ref, record.user)
         _ended.add(1)
         log.info("subject_erased", erasure_id=ref.erasure_id)
         return True
+
+    async def _wait_s(self, record: ErasureRecord, own: Part) -> float:
+        if own.reason == KEYS_AT_HAND and self.envelope is not None:
+            return await self.envelope.at_hand_s(record.ref.tenant, record.user) or 0.0
+        most = RUNS_WAIT_MOST_S if own.reason == "RUNS_OPEN" else WAIT_MOST_S
+        return min(WAIT_FIRST_S * 2 ** min(own.attempts, 12), most) * self.jitter(0.5, 1.0)
 
     async def _quiet(self, record: ErasureRecord) -> str:
         """Nothing of the subject is at work and nothing more will begin; else why not. Schedules first: they make runs."""
@@ -245,8 +256,15 @@ class Erasing:
             # After the log: a mover that was at it has nothing to point to its file with, and this takes the file.
             for thread in threads:
                 await self.segments.drop(tenant, thread, EVERY_EVENT)
-        keys = await self.envelope.erase(tenant, user) if self.envelope is not None else 0
-        return Part(own.attempts, "", {"runs": len(runs), "threads": len(threads), "keys": keys})
+        keys, left = own.erased.get("keys", 0), None
+        if self.envelope is not None:
+            if own.reason != KEYS_AT_HAND:
+                keys = await self.envelope.erase(tenant, user)
+            # Who begins anew must not write with a key that another process has at hand still: nobody would read it.
+            left = await self.envelope.at_hand_s(tenant, user)
+            # Memory destroys the same key, and is asked before.
+            keys = max(keys, int(left is not None))
+        return Part(own.attempts, KEYS_AT_HAND if left else "", {"runs": len(runs), "threads": len(threads), "keys": keys})
 
 
 def _add(erased: dict[str, int], more: Mapping[str, int]) -> None:

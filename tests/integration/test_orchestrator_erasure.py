@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
@@ -13,8 +14,10 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2, webhooks_pb2, webhooks_pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
+from services.common.envelope import Envelope, RootKeys
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded, PermissionDenied
 from services.common.valkey import connect
+from services.orchestrator import app
 from services.orchestrator.testing.harness import served, settings_for, write_config
 from services.orchestrator.testing.receivers import receiver
 
@@ -265,3 +268,27 @@ async def test_a_destroyed_key_makes_what_a_backup_brings_back_unreadable(identi
         await admin.done((await admin.forget()).erasure_id)
         assert not await client.keys("t:{acme/t-ana}*")
     await client.aclose()
+
+
+async def test_whoever_begins_anew_at_another_replica_loses_nothing_to_the_destroyed_key(
+    identities, behind, state_url, tmp_path, keys_file, monkeypatch
+):
+    config, max_age_s = write_config(tmp_path / "config"), 1.5
+
+    def opened(client, path, **options):
+        return Envelope(client, RootKeys.from_file(path), max_age_s=max_age_s, **options)
+
+    monkeypatch.setattr(app, "opened_envelope", opened)
+    options = {"envelope_keys_file": keys_file}
+    async with (
+        scene_of(identities, behind, state_url, config, **options) as (there, _, _, _),
+        scene_of(identities, behind, state_url, config, **options) as (_, _, admin, _),
+    ):
+        # Its replica reads the key just before it is destroyed.
+        await there.wait((await there.start("say before")).run_id)
+        began = time.monotonic()
+        erasure = await admin.done((await admin.forget()).erasure_id)
+        assert {entry.kind: entry.count for entry in erasure.parts[0].erased}["keys"] == 1
+        anew = await there.wait((await there.start("say anew")).run_id)
+        await testing.eventually_async(lambda: time.monotonic() - began > 2 * max_age_s, "no process has the old key")
+        assert (await there.get(anew.run_id)).output_text == "anew"

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 import redis.asyncio as redis
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -29,6 +30,8 @@ ID_BYTES = 16
 _HEAD = len(MARK) + ID_BYTES
 REPLICA_WAIT_MS = 1_200
 TABLE = "envelope"
+KEY_MISSING, KEY_DAMAGED = "ENVELOPE_KEY_MISSING", "ENVELOPE_KEY_DAMAGED"
+log = structlog.get_logger("bulkhead.envelope")
 
 
 def is_sealed(stored: bytes | None) -> bool:
@@ -108,6 +111,14 @@ class Envelope:
             del self._cache[name]
         return count
 
+    async def at_hand_s(self, tenant: str, subject: str) -> float | None:
+        """How long others may still seal with the subject's destroyed key, which nobody would open; None where none was destroyed.
+
+        Whoever lets the subject begin anew waits for it; once it was answered with 0, it is forgotten.
+        """
+        left = int(await self._call("envelope_left_v1", tenant, [subject_digest(tenant, subject), int(self._max_age_s * 1000)]))
+        return left / 1000 if left >= 0 else None
+
     # --- keys ---
 
     async def _of_subject(self, tenant: str, subject: str) -> _Key:
@@ -150,18 +161,31 @@ class Envelope:
         return self._roots.newest
 
     async def rewrap(self) -> int:
-        """Wraps the keys of all tenants with the newest root key; answers how many were wrapped with an older one."""
+        """Wraps the keys of all tenants with the newest root key; answers how many were wrapped with an older one.
+
+        A tenant whose key cannot be unwrapped here is told in the log and passed over.
+        """
         count = 0
         try:
             async for name in self._client.scan_iter(match=f"{TABLE}:{{*}}", count=1000):
                 tenant = unquote(name.decode().removeprefix(f"{TABLE}:{{").removesuffix("}"))
-                known = (await self._call("envelope_find_v1", tenant, ["-", ""]))[0]
-                if known and orjson.loads(known)["root"] != self._roots.newest:
-                    await self._tenant_key(tenant)
-                    count += 1
+                count += await self._rewrapped(tenant)
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return count
+
+    async def _rewrapped(self, tenant: str) -> bool:
+        known = (await self._call("envelope_find_v1", tenant, ["-", ""]))[0]
+        if not known or orjson.loads(known)["root"] == self._roots.newest:
+            return False
+        try:
+            await self._tenant_key(tenant)
+        except (Overloaded, Internal) as error:
+            if error.reason not in (KEY_MISSING, KEY_DAMAGED):
+                raise
+            log.error("tenant_key_not_rewrapped", tenant=tenant, reason=error.reason, root=orjson.loads(known)["root"])
+            return False
+        return True
 
     async def _tenant_key(self, tenant: str) -> bytes:
         """The tenant's key, made where there is none, and wrapped anew where a newer root key is mounted."""
@@ -183,11 +207,11 @@ class Envelope:
         except KeyError as error:
             # Another replica may have the file already, or have it still.
             raise Overloaded(
-                "the root key of this tenant's data is not among the mounted ones", reason="ENVELOPE_KEY_MISSING", retry_after_s=5.0,
+                "the root key of this tenant's data is not among the mounted ones", reason=KEY_MISSING, retry_after_s=5.0,
                 metadata={"root": record["root"]},
             ) from error  # fmt: skip
         except ValueError as error:
-            raise Internal("the tenant's key is not what was written", reason="ENVELOPE_KEY_DAMAGED") from error
+            raise Internal("the tenant's key is not what was written", reason=KEY_DAMAGED) from error
 
     def _unwrapped(self, tenant: str, answer: Sequence[bytes]) -> _Key | None:
         tenant_record, key_id, raw = answer
@@ -200,7 +224,7 @@ class Envelope:
                 wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], _about_key(tenant, digest, key_id)
             )
         except InvalidTag as error:
-            raise Internal("a subject's key is not what was written", reason="ENVELOPE_KEY_DAMAGED") from error
+            raise Internal("a subject's key is not what was written", reason=KEY_DAMAGED) from error
         return _Key(key_id, AESGCM(plain), _lengths(tenant.encode("utf-8", "surrogatepass"), digest.encode()))
 
     def _kept(self, name: tuple[str, str | bytes]) -> _Kept | None:

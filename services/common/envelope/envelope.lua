@@ -1,7 +1,7 @@
 #!lua name=bulkhead_envelope
 
 -- KEYS: the table of a tenant: `tenant` is its wrapped key, `key:<id>` a wrapped data key, `subject:<digest>` the id of the data key
--- that a subject's data is sealed with.
+-- that a subject's data is sealed with, `gone:<digest>` when one was destroyed.
 
 -- ARGV: digest of a subject, or '' and the id of a key. Answers {wrapped tenant key, id, wrapped data key}, '' for what is not there.
 local function find(keys, args)
@@ -24,15 +24,30 @@ local function make(keys, args)
   return find(keys, {args[1]})
 end
 
--- ARGV: digest of the subject. Answers how many keys were destroyed.
+-- ARGV: digest of the subject. Answers how many keys were destroyed. `gone:<digest>` tells when, until somebody has waited for it.
 local function erase(keys, args)
   local id = redis.call('HGET', keys[1], 'subject:' .. args[1])
   if not id then return 0 end
+  local time = redis.call('TIME')
   redis.call('HDEL', keys[1], 'subject:' .. args[1], 'key:' .. id)
+  redis.call('HSET', keys[1], 'gone:' .. args[1], tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
   return 1
+end
+
+-- ARGV: digest of the subject, ms that a process may use a key for that it has at hand. Answers ms until nobody uses the key that was
+-- destroyed last, -1 where none was since this was answered with 0.
+local function left(keys, args)
+  local gone = redis.call('HGET', keys[1], 'gone:' .. args[1])
+  if not gone then return -1 end
+  local time = redis.call('TIME')
+  local ms = tonumber(gone) + tonumber(args[2]) - tonumber(time[1]) * 1000 - math.floor(tonumber(time[2]) / 1000)
+  if ms > 0 then return ms end
+  redis.call('HDEL', keys[1], 'gone:' .. args[1])
+  return 0
 end
 
 redis.register_function{function_name='envelope_find_v1', callback=find, flags={'no-writes'}}
 redis.register_function('envelope_tenant_v1', tenant)
 redis.register_function('envelope_make_v1', make)
-redis.register_function('envelope_erase_v1', erase)
+redis.register_function{function_name='envelope_erase_v1', callback=erase, flags={'allow-oom'}}
+redis.register_function{function_name='envelope_left_v1', callback=left, flags={'allow-oom'}}

@@ -11,9 +11,10 @@ import pytest_asyncio
 
 from services.common.envelope import Envelope, RootKeys, is_sealed
 from services.common.errors import Internal, Overloaded
+from services.common.testing import eventually_async
 from services.common.valkey import connect
 
-ROOTS = {name: base64.b64encode(os.urandom(32)).decode() for name in ("old", "new")}
+ROOTS = {name: base64.b64encode(os.urandom(32)).decode() for name in ("old", "new", "other")}
 
 
 def key_file(path, *names):
@@ -102,3 +103,32 @@ def test_a_file_that_holds_no_keys_is_refused_by_name(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"roots\.json"):
         RootKeys.from_file(path)
+
+
+async def test_a_tenant_whose_key_cannot_be_unwrapped_keeps_no_other_from_being_wrapped_anew(client, tmp_path, envelope):
+    await gather(*(envelope.seal(tenant, "ana", "event", b"x") for tenant in ("acme", "damaged", "zeta")))
+    missing = RootKeys.from_file(key_file(tmp_path / "other.json", "other"))
+    await Envelope(client, missing).seal("foreign", "ana", "event", b"x")
+    record = json.loads(await client.hget("envelope:{damaged}", "tenant"))
+    await client.hset("envelope:{damaged}", "tenant", json.dumps({**record, "key": "00" * 60}))
+    rotated = Envelope(client, RootKeys.from_file(key_file(tmp_path / "both.json", "new", "old")))
+    assert await rotated.rewrap() == 2
+    assert await rotated.rewrap() == 0
+
+
+async def test_a_destroyed_key_is_at_hand_elsewhere_for_a_time_and_that_is_told_once(client, roots):
+    here, there = (Envelope(client, roots, max_age_s=0.3) for _ in range(2))
+    assert await here.at_hand_s("acme", "ana") is None
+    sealed = await there.seal("acme", "ana", "event", b"x")
+    await here.erase("acme", "ana")
+    assert 0 < await here.at_hand_s("acme", "ana") <= 0.3
+    lost = await there.seal("acme", "ana", "event", b"lost")
+    assert lost[1:17] == sealed[1:17]
+
+    async def over():
+        return await here.at_hand_s("acme", "ana") == 0
+
+    await eventually_async(over, "nobody has it at hand")
+    anew = await there.seal("acme", "ana", "event", b"anew")
+    assert await here.open("acme", "event", anew) == b"anew"
+    assert await here.at_hand_s("acme", "ana") is None
