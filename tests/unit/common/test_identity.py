@@ -50,6 +50,48 @@ def test_expired_foreign_and_unsigned_tokens_are_refused(identities, tmp_path):
             identities.verifier.verify(token)
 
 
+@given(st.data())
+def test_a_token_of_which_any_character_was_changed_is_refused(identities, data):
+    token = identities.token(PRINCIPAL)
+    # The last character of a signature holds bits that stand for nothing.
+    place = data.draw(st.integers(0, len(token) - 2))
+    other = data.draw(st.sampled_from("ABCxyz019-_.=+/ \n\u00e9").filter(lambda found: found != token[place]))
+    for changed in (token[:place] + other + token[place + 1 :], token[:place] + token[place + 1 :], token[:place] + "!" + token[place:]):
+        with pytest.raises(Unauthenticated):
+            identities.verifier.verify(changed)
+
+
+@pytest.mark.parametrize(
+    ("claims", "headers"),
+    [
+        ({"aud": "other"}, {}),
+        ({"aud": None}, {}),
+        ({"exp": None}, {}),
+        ({"iat": None}, {}),
+        ({"iss": None}, {}),
+        ({"exp": "soon"}, {}),
+        ({"iat": time.time() + 60}, {}),
+        ({"iat": int(time.time()) + 60, "exp": int(time.time()) + 90}, {}),
+        ({}, {"crit": ["x"], "x": 1}),
+        ({}, {"kid": None}),
+    ],
+)
+def test_what_a_token_must_say_and_must_not(identities, claims, headers):
+    """Signed with a key of ours all the same."""
+    minter, now = Minter.from_file(identities.signing_key("gateway"), "gateway"), int(time.time())
+    said = {"iss": "x", "aud": "bulkhead", "iat": now - 5, "exp": now + 60, "tenant": "a", "sub": "b"}
+
+    def signed(claims, headers):
+        parts = ({"alg": "EdDSA", "kid": minter._kid} | headers, said | claims)
+        parts = [json.dumps({key: value for key, value in part.items() if value is not None}).encode() for part in parts]
+        text = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+        return f"{text}.{base64.urlsafe_b64encode(minter._key.sign(text.encode())).decode().rstrip('=')}"
+
+    assert identities.verifier.verify(signed({}, {})).tenant == "a"
+    with pytest.raises(Unauthenticated):
+        identities.verifier.verify(signed(claims, headers))
+
+
 def test_rotation_both_keys_hold_during_the_overlap_and_the_old_one_ends(tmp_path):
     generate_keys(tmp_path, ["old"])
     verifier = Verifier.from_file(tmp_path / "jwks.json")
