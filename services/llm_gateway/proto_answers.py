@@ -131,7 +131,9 @@ def _number(value: Any) -> int:
 class StreamedAnswer:
     """The events of one stream. Texts of one network read that follow each other become one event."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, text_only: bool = False) -> None:
+        """`text_only` leaves out what is no piece of the text of an answer; `finished` has it all the same."""
+        self._text_only = text_only
         self._joined = Joined()
         self._numbers: dict[int, CallNumbers] = {}
 
@@ -148,10 +150,15 @@ class StreamedAnswer:
                 _append(events, "text_delta", llm_pb2.TextDelta, "".join(said), 0)
                 said.clear()
             for choice in chunk.data.get("choices") or ():
-                self._choice(events, choice)
+                (self._text_of if self._text_only else self._choice)(events, choice)
         if said:
             _append(events, "text_delta", llm_pb2.TextDelta, "".join(said), 0)
         return events
+
+    def _text_of(self, events: list[llm_pb2.StreamCompleteResponse], choice: Mapping[str, Any]) -> None:
+        content = (choice.get("delta") or {}).get("content")
+        if content and isinstance(content, str):
+            _append(events, "text_delta", llm_pb2.TextDelta, content, _number(choice.get("index")))
 
     def _choice(self, events: list[llm_pb2.StreamCompleteResponse], choice: Mapping[str, Any]) -> None:
         number, delta = _number(choice.get("index")), choice.get("delta") or {}
@@ -159,9 +166,7 @@ class StreamedAnswer:
             _append(events, "reasoning_delta", llm_pb2.ReasoningDelta, thought, number)
         # Before the text: a block of thinking, with its signature, ends here.
         self._detail(events, choice, delta, number)
-        content = delta.get("content")
-        if content and isinstance(content, str):
-            _append(events, "text_delta", llm_pb2.TextDelta, content, number)
+        self._text_of(events, choice)
         if refusal := text_of(delta.get("refusal")):
             _append(events, "refusal_delta", llm_pb2.RefusalDelta, refusal, number)
         for place, call in enumerate(delta.get("tool_calls") or ()):

@@ -64,7 +64,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         opening: list[Outcome] = []
         told = opening.append if request.tell_opening else None
         call = proto_chat.chat_call(request.input, stream=True, idempotency_key=request.idempotency_key, opened=told)
-        answer = StreamedAnswer()
+        answer = StreamedAnswer(text_only=request.text_only)
         async with aclosing(self._calls.stream(call)) as events:
             async for event in events:
                 if isinstance(event, list):

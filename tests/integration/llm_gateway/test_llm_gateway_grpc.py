@@ -18,8 +18,8 @@ CALCULATOR = llm_pb2.ToolDefinition(
 )
 
 
-async def events_of(stack, **fields):
-    request = llm_pb2.StreamCompleteRequest(input=llm_pb2.CompletionInput(**fields))
+async def events_of(stack, *, text_only=False, **fields):
+    request = llm_pb2.StreamCompleteRequest(input=llm_pb2.CompletionInput(**fields), text_only=text_only)
     with testing.calling(stack.identities):
         return [event async for event in stack.llm.StreamComplete(request)]
 
@@ -38,6 +38,8 @@ async def test_tool_calls_come_the_same_whole_and_in_fragments(stack):
     assert finished.outcome.finish_reason == "tool_calls"
     assert "".join(d.arguments_fragment for d in deltas).encode() == finished.message.tool_calls[0].arguments_json == call.arguments_json
     assert next(d.tool_call_id for d in deltas if d.tool_call_id) == finished.message.tool_calls[0].tool_call_id
+    (last,) = await events_of(stack, text_only=True, **fields)
+    assert last.finished.message.tool_calls[0].arguments_json == call.arguments_json
     answered = [
         *fields["messages"], finished.message,
         llm_pb2.Message(role="tool", tool_call_id=finished.message.tool_calls[0].tool_call_id, text='{"result": "391"}'),

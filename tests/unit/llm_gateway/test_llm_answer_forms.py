@@ -182,6 +182,21 @@ def test_arguments_that_come_as_an_object_stay_what_they_are():
     assert rb'"partial_json":"{\"x\":1}"' in events.feed(chunks)
 
 
+@given(st.lists(MESSAGES, min_size=1, max_size=3), st.integers(0, 4))
+def test_a_stream_of_text_only_has_the_same_text_and_nothing_else(messages, size):
+    chunks, all_of_it, text_only = chunks_of(answer(messages)), StreamedAnswer(), StreamedAnswer(text_only=True)
+    parts = [chunks[:size], chunks[size:]]
+    told, kept = ([event for part in parts for event in stream.feed(part)] for stream in (all_of_it, text_only))
+
+    def texts(events):
+        choices = range(len(messages))
+        deltas = [event.text_delta for event in events if event.HasField("text_delta")]
+        return ["".join(delta.text for delta in deltas if delta.choice == number) for number in choices]
+
+    assert texts(kept) == texts(told) == [made["content"] or "" for made in messages]
+    assert {event.WhichOneof("event") for event in kept} <= {"text_delta"}
+
+
 def test_what_a_token_has_beside_its_probability_goes_along():
     tokens = [{"token": "a", "logprob": -0.5, "token_id": 64}]
     choice = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": tokens}}

@@ -130,14 +130,16 @@ class CompleteResponse(_message.Message):
     def __init__(self, message: _Optional[_Union[Message, _Mapping]] = ..., outcome: _Optional[_Union[CompletionOutcome, _Mapping]] = ..., details: _Optional[_Union[AnswerDetails, _Mapping]] = ...) -> None: ...
 
 class StreamCompleteRequest(_message.Message):
-    __slots__ = ("input", "idempotency_key", "tell_opening")
+    __slots__ = ("input", "idempotency_key", "tell_opening", "text_only")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     TELL_OPENING_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ONLY_FIELD_NUMBER: _ClassVar[int]
     input: CompletionInput
     idempotency_key: str
     tell_opening: bool
-    def __init__(self, input: _Optional[_Union[CompletionInput, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., tell_opening: _Optional[bool] = ...) -> None: ...
+    text_only: bool
+    def __init__(self, input: _Optional[_Union[CompletionInput, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., tell_opening: _Optional[bool] = ..., text_only: _Optional[bool] = ...) -> None: ...
 
 class StreamCompleteResponse(_message.Message):
     __slots__ = ("text_delta", "tool_call_delta", "warning", "finished", "reasoning_delta", "refusal_delta", "detail_delta", "opened")
