@@ -58,7 +58,7 @@ class LlmGateway:
 
 def _request(call: ModelCall) -> llm_pb2.StreamCompleteRequest:
     # Filled in place: messages made one by one and put into one another are copied each time, which takes three times as long.
-    request = llm_pb2.StreamCompleteRequest(idempotency_key=call.key)
+    request = llm_pb2.StreamCompleteRequest(idempotency_key=call.key, text_only=True)
     source = request.input
     source.model, source.run_id, source.thread_id = call.model, call.run_id, call.thread_id
     for message in call.messages:
