@@ -124,7 +124,7 @@ def build(settings: Settings) -> Service:
     bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))
     commanding = Commanding(store, hub, worker)
     deciding = Deciding(store, store, commanding, services.tools, minter)
-    services.children, outbox.on_end = Spawning(accepting), ChildEnds(store, commanding).tell
+    services.children, outbox.on_end = Spawning(accepting, store), ChildEnds(store, commanding).tell
     quotas = Quotas(ValkeyQuota(client, owner), policies, settings.policy_set)
     erasures = ValkeyErasures(client, owner, settings.state_replicas)
     erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope)

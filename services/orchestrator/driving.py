@@ -163,7 +163,8 @@ class Driver:
                 await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
                 log.info("run_released", run_id=ref.run_id)
                 return Left("released")
-            written = await writer.finish(terminal)
+            # What a child has used of its parent's time, the last step included.
+            written = await writer.finish(terminal, turn.snapshot() if turn.spec.child_of else b"")
         except (Fenced, Overloaded):
             return Left("lost")
         _run_s.record(max(0, written.at_ms - owned.record.started_ms) / 1000)

@@ -225,6 +225,10 @@ class Children(Protocol):
         """Asks for its end. Raises Overloaded."""
         ...
 
+    async def gone(self, run_id: str, thread_id: str, principal: Principal) -> bool:
+        """Whether a run that was made is there no more, so that nobody will hear of its end. Raises Overloaded."""
+        ...
+
 
 class Memory(Protocol):
     """The memory service."""

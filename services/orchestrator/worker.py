@@ -20,6 +20,7 @@ from services.orchestrator.records import Claim, Event, Fenced, RunRecord, RunRe
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.state import Services
+from services.orchestrator.turn.supervisor import at_work_of
 
 # Left of the drain's grace to hand a run over whose step did not end in time.
 HAND_OVER_S = 1.0
@@ -192,7 +193,16 @@ class Worker:
             await self._own(ref, claim)
         elif claim.verdict == "failed" and claim.written is not None:
             self.hub.noticed(ref, claim.written.last_seq)
+            await self._end_children(ref)
             await self._settle(ref, claim.written.next_run, False)
+
+    async def _end_children(self, ref: RunRef) -> None:
+        """Nobody waits for the children of a run that was given up."""
+        record = await self.store.run(ref)
+        if record is None or self.services.children is None:
+            return
+        for run_id in at_work_of(record.state):
+            await self.services.children.cancel(run_id, Principal.from_dict(dict(record.spec.principal)))
 
     def _register(self, ref: RunRef, record: RunRecord) -> None:
         self.owned[ref] = self._by_id[ref.tenant, ref.run_id] = Owned(ref, record)

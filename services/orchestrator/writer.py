@@ -134,9 +134,9 @@ class RunWriter:
         Fenced."""
         return await asyncio.shield(self._start("p", state=state, messages=messages, park=park))
 
-    async def finish(self, terminal: Terminal) -> Written:
-        """The end of the run, with what is buffered before it. Raises Fenced."""
-        return await asyncio.shield(self._start("f", terminal=terminal))
+    async def finish(self, terminal: Terminal, state: bytes = b"") -> Written:
+        """The end of the run, with what is buffered before it, and its last state where somebody wants it. Raises Fenced."""
+        return await asyncio.shield(self._start("f", terminal=terminal, state=state))
 
     async def settled(self) -> None:
         """Waits for the writes under way, without raising what they raise."""

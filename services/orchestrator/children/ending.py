@@ -38,8 +38,9 @@ class ChildEnds:
 
 def _result(record: RunRecord) -> dict[str, Any]:
     result = record.result
-    found = {"run_id": record.run_id, "thread_id": record.spec.thread_id, "status": record.status}
+    found: dict[str, Any] = {"run_id": record.run_id, "thread_id": record.spec.thread_id, "status": record.status}
     found["output_text"] = result.get("output_text", "")
     found["usage"] = result.get("usage") or {}
     found["active_ms"] = record.state.get("active_ms", 0)
+    found["started_ms"], found["ended_ms"] = record.started_ms, record.ended_ms
     return found | {name: result[name] for name in ("error", "finish_reason", "citations") if name in result}

@@ -6,6 +6,8 @@ from services.common.errors import BulkheadError, NotFound, Overloaded
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, RunRequest
 from services.orchestrator.ports import ChildRun
+from services.orchestrator.records import RunRef
+from services.orchestrator.run_store import RunStore
 
 # agents.yaml allows no circles; a run that is pinned to an older one might still be part of one.
 MOST_DEPTH = 8
@@ -14,8 +16,8 @@ MOST_DEPTH = 8
 class Spawning:
     """ports.Children over what accepts any run."""
 
-    def __init__(self, accepting: Accepting) -> None:
-        self._accepting = accepting
+    def __init__(self, accepting: Accepting, store: RunStore) -> None:
+        self._accepting, self._store = accepting, store
 
     async def create(self, run: ChildRun, principal: Principal) -> Mapping[str, str] | None:
         """As ports.Children.create."""
@@ -41,3 +43,7 @@ class Spawning:
         except NotFound:
             # It was refused, so there is nothing to end.
             return
+
+    async def gone(self, run_id: str, thread_id: str, principal: Principal) -> bool:
+        """As ports.Children.gone."""
+        return await self._store.run(RunRef(principal.tenant, thread_id, run_id)) is None

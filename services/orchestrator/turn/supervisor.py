@@ -5,11 +5,15 @@ run's id follows from the run, the step and the call, so whoever takes the run o
 second ones. While only children are at work the run is parked.
 """
 
+import asyncio
+import itertools
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from services.common.errors import Overloaded
 from services.orchestrator.agents import DELEGATE, HAND_OVER, ChildAgent
 from services.orchestrator.children.naming import child_run_id, child_thread_id
 from services.orchestrator.ports import ChildRun, Message, ModelFinished, ToolDefinition, ToolOutcome
@@ -23,6 +27,12 @@ from services.orchestrator.turn.state import COUNTED, PendingCall, RunParked, Tu
 # Of the run's parts: the children of the step at work, by the number of their call.
 PART = "children"
 COMMAND = "child"
+# Of the run's parts: the time (ms since 1970) up to which active time of children is counted.
+COUNTED_UNTIL = "children_until"
+# A parked run looks after its children so often: one whose thread was deleted tells of nothing.
+LOOK_MS = 60_000
+# The store may be away for a moment while a child is made.
+AWAY_TRIES, AWAY_WAIT_S = 32, 0.25
 MOST_TASK_CHARS = 65_536
 _SCHEMA = {
     "type": "object",
@@ -31,6 +41,7 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 _DELEGATE = "Has the agent {0} work on a task and answers with its result. It sees only what the task says. {1}"
+_GONE = {"reason": "RUN_NOT_FOUND", "message": "The run of the agent was deleted."}
 _NOTHING_LEFT = {"reason": "BUDGET_USED_UP", "message": "Too little of the run's limits is left for another agent."}
 _HAND_OVER = "Hands this conversation over to the agent {0}, whose answer goes to the user as it is. {1}"
 
@@ -40,21 +51,22 @@ class Supervisor(ReAct):
 
     async def advance(self, turn: Turn, *, resumed: bool) -> Terminal | None:
         """As Strategy.advance. Raises RunParked while children are at work and nothing else is."""
+        if (over := _over(turn)) is not None:
+            # Its answer was written down by an owner who was lost before it could end the run.
+            return _handed_over(turn, over)
         if turn.state.phase != "tools":
             return await super().advance(turn, resumed=resumed)
+        if resumed:
+            await _look_after(turn)
         await self._begin(turn)
         await execute_tools(turn, self.built_in, resumed=resumed)
-        over = turn.state.parts.get(PART, {}).pop("over", None)
-        if over is not None:
+        if (over := _over(turn)) is not None:
             return _handed_over(turn, over)
         if turn.state.phase == "tools" and not turn.leaving():
             await self._begin(turn)
-            held = approvals.held(turn)
             # What has started and is pending is with children or with people; what has not may have to wait for them.
-            if not startable(turn.state.pending, turn.agent.most_at_once, held):
-                if not held:
-                    raise RunParked
-                await approvals.wait(turn)
+            if not startable(turn.state.pending, turn.agent.most_at_once, approvals.held(turn)):
+                await _wait(turn)
         return None
 
     def offered(self, turn: Turn) -> list[ToolDefinition]:
@@ -109,14 +121,55 @@ class Supervisor(ReAct):
         if call.name.startswith(HAND_OVER):
             said = [{"role": "system", "text": f"Another agent hands this conversation over to you: {task}"}, *turn.spec.input]
         assert turn.services.children is not None
-        turn.enter_call()
         run = ChildRun(
             known["run_id"], known["thread_id"], known["agent"], tuple(said), Limits(*known["limits"]), turn.ref,
             turn.spec.child_of.get("depth", 0) + 1,
         )  # fmt: skip
-        refused = await turn.services.children.create(run, turn.principal)
+        for tries in itertools.count(1):
+            turn.check_time()
+            turn.enter_call()
+            try:
+                refused = await turn.services.children.create(run, turn.principal)
+            except Overloaded:
+                if tries >= AWAY_TRIES:
+                    raise
+            else:
+                break
+            await asyncio.sleep(AWAY_WAIT_S)
         if refused is not None:
             known.update(status="failed", error=refused)
+
+
+def _over(turn: Turn) -> Mapping[str, Any] | None:
+    """What became of the child that the conversation was handed to, once it has answered."""
+    found: Mapping[str, Any] | None = turn.state.parts.get(PART, {}).pop("over", None)
+    return found
+
+
+def _at_work(turn: Turn) -> list[dict[str, Any]]:
+    """The children that have not ended, as far as the run knows."""
+    return [known for number, known in turn.state.parts.get(PART, {}).items() if number != "over" and "status" not in known]
+
+
+async def _look_after(turn: Turn) -> None:
+    """A child whose thread was deleted will never tell of its end. Raises Overloaded."""
+    assert turn.services.children is not None
+    told = {command.data.get("run_id") for command in turn.commands if command.kind == COMMAND}
+    for known in _at_work(turn):
+        waited_for = known.get("made") and known["run_id"] not in told
+        if waited_for and await turn.services.children.gone(known["run_id"], known["thread_id"], turn.principal):
+            known.update(status="failed", error=_GONE)
+
+
+async def _wait(turn: Turn) -> None:
+    """Parks the run where nothing is left to do but to wait for children, or for people as well. Raises RunParked, Overloaded."""
+    asked = turn.state.parts.get(approvals.PART, {})
+    if asked.get("ask") or turn.commands or any("status" in known for known in turn.state.parts.get(PART, {}).values()):
+        return
+    if asked.get("wait"):
+        await approvals.wait(turn)
+        return
+    raise RunParked(int(time.time() * 1000) + LOOK_MS)
 
 
 def finished(turn: Turn, command: Command) -> None:
@@ -129,17 +182,33 @@ def finished(turn: Turn, command: Command) -> None:
     known.update({name: data[name] for name in ("status", "output_text", "error", "finish_reason", "citations") if name in data})
     for name in COUNTED:
         turn.state.usage[name] += data["usage"].get(name, 0)
-    turn.state.active_ms += data.get("active_ms", 0)
+    turn.state.active_ms += _passed_ms(turn, data)
     shown = {name: data[name] for name in ("run_id", "thread_id", "status", "usage") if name in data}
     turn.writer.emit("child_run_finished", {"agent": known["agent"], **shown})
 
 
+def _passed_ms(turn: Turn, data: Mapping[str, Any]) -> int:
+    """Active time of a child, without what passed while one was at work beside it that is counted already."""
+    active_ms = int(data.get("active_ms", 0))
+    if not data.get("ended_ms"):
+        # Told by the version before.
+        return active_ms
+    until_ms = turn.state.parts.get(COUNTED_UNTIL, 0)
+    turn.state.parts[COUNTED_UNTIL] = max(until_ms, data["ended_ms"])
+    return max(0, min(active_ms, data["ended_ms"] - max(data["started_ms"], until_ms)))
+
+
 async def cancel_children(turn: Turn) -> None:
     """Asks for the end of the children that are at work, for a run that ends before them. Raises Overloaded."""
-    for number, known in turn.state.parts.get(PART, {}).items():
-        if number != "over" and "status" not in known:
-            assert turn.services.children is not None
-            await turn.services.children.cancel(known["run_id"], turn.principal)
+    for known in _at_work(turn):
+        assert turn.services.children is not None
+        await turn.services.children.cancel(known["run_id"], turn.principal)
+
+
+def at_work_of(state: Mapping[str, Any]) -> list[str]:
+    """Run ids of the children that have not ended, by the checkpoint of a run."""
+    known = state.get("parts", {}).get(PART, {})
+    return [made["run_id"] for number, made in known.items() if number != "over" and "status" not in made]
 
 
 def _tools(child: ChildAgent) -> list[ToolDefinition]:
@@ -183,7 +252,7 @@ def _slice(turn: Turn, child: ChildAgent) -> list[float] | None:
         usage["input_tokens"] + usage["output_tokens"],
     ]  # fmt: skip
     every = [limits.deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd, limits.max_total_tokens]
-    given = [made["limits"] for number, made in turn.state.parts[PART].items() if number != "over" and "status" not in made]
+    given = [made["limits"] for made in _at_work(turn)]
     found: list[float] = []
     for i, limit in enumerate(every):
         if not limit:

@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import orjson
 import pytest
 
 from services.common import testing
@@ -99,3 +100,38 @@ async def test_a_long_answer_that_is_lost_is_asked_for_again(monkeypatch):
     )  # fmt: skip
     await model_step.model_step(turn, model_step.Asked([], []))
     assert models.calls == 2
+
+
+class Recorder:
+    """Notes what is asked of it, as whatever part it stands for."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def cancel(self, run_id, principal):
+        self.asked.append((run_id, principal.user))
+
+    async def settle(self, ref):
+        self.asked.append(("settled", ref))
+
+    def noticed(self, ref, last_seq):
+        pass
+
+
+async def test_children_of_a_run_that_is_given_up_are_asked_to_end(valkey):
+    store, ref, children = Store(valkey, "one"), new_ref(), Recorder()
+    assert await accept(store, ref) == "new"
+    claim = await store.claim(ref, 0.01, 1)
+    known = {"0": {"run_id": "at-work"}, "1": {"run_id": "ended", "status": "failed"}, "over": {"run_id": "ended-too"}}
+    state = orjson.dumps({"usage": {}, "parts": {"children": known}})
+    await store.write(ref, claim.record.epoch, 1, "", [], mode="c", state=state)
+
+    async def expired():
+        return (await store.inspect(ref))[0] == "free"
+
+    await testing.eventually_async(expired, "the lease has run out")
+    settings, outbox = SimpleNamespace(lease_s=1.0, crash_budget=1, max_active_runs=1), Recorder()
+    worker = Worker(settings, store, Recorder(), None, SimpleNamespace(children=children), outbox, None)
+    assert worker.take(ref)
+    await testing.eventually_async(lambda: outbox.asked, "the run is given up")
+    assert children.asked == [("at-work", "ana")]
