@@ -386,7 +386,7 @@ def _waits(reservation: Reservation, schedule: Schedule) -> dict[str, int]:
     if not reservation.held:
         return {}
     if not reservation.place:
-        return {"start_at_ms": schedule.start_ms}
+        return {"start_at_ms": schedule.start_ms} if schedule.start_ms else {}
     return {"queue_position": reservation.place, "expected_wait_ms": reservation.place * reservation.pace_ms}
 
 

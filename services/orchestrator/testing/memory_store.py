@@ -84,7 +84,7 @@ class MemoryStore(MemoryApprovals):
         await self.note(ref, valkey.LOOK_AFTER_MS / 1000, sooner=True)
         tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
         not_after, keyed, member = now + valkey.ACCEPT_WITHIN_MS, bool(key and print_), f"{ref.thread_id}/{ref.run_id}"
-        if keyed and (existing := tenant.existing(user, key, print_, not_after, now)) is not None:
+        if keyed and (existing := tenant.existing(user, key, print_, slots, not_after, now)) is not None:
             return existing
         known = tenant.lookup(ref.run_id, now)
         if known is not None and known.thread_id:

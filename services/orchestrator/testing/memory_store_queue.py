@@ -97,7 +97,7 @@ class StoredTenant:
             return "quota"
         return "full" if len(self.queue) >= queued else "queue"
 
-    def existing(self, user: str, key: str, print_: str, not_after_ms: int, now_ms: int) -> Reservation | None:
+    def existing(self, user: str, key: str, print_: str, slots: int, not_after_ms: int, now_ms: int) -> Reservation | None:
         """What a key that was used before leads to."""
         seen = self.keys.get((user, key))
         if seen is None or seen.expires_ms <= now_ms:
@@ -105,6 +105,8 @@ class StoredTenant:
         if seen.print_ != print_:
             return Reservation("mismatch", "", "", False, not_after_ms)
         standing = self.standing(f"{seen.thread_id}/{seen.run_id}")
+        if not standing[0] and slots and seen.run_id not in self.slots:
+            standing = True, 0, 0
         return Reservation("existing", seen.run_id, seen.thread_id, seen.cancel, not_after_ms, *standing)
 
     def release(self, ref: RunRef, now_ms: int, before_ms: int = 0) -> list[str]:

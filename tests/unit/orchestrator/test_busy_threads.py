@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, RunRef, Terminal
+from services.orchestrator.records import TERMINAL_EVENTS, Draft, Fenced, RunRef, Schedule, Terminal
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, log_of, spec
 from services.orchestrator.testing.stores import Edit, Site, stepped_lua
 
@@ -194,6 +194,33 @@ async def test_text_of_a_stopped_run_outlives_its_owner(backend, store, other):
         claim = await other.claim(ref, LEASE_S, CRASHES)
         void = [event.type for event in await log_of(store, ref)].count("attempt_superseded")
         assert (void, bool(claim.record.provisional_from)) == ((0, True) if stopped else (1, False))
+
+
+async def test_who_was_refused_and_asks_again_under_the_same_key_waits_for_a_slot(backend, store):
+    """The slot of the first try went back, and is another run's by now."""
+    thread = Thread(backend)
+    await thread.accept("", 0)
+    ref = RunRef("acme", thread.thread_id, uuid.uuid4().hex)
+
+    async def ask():
+        found = await store.reserve(ref, "ana", 2, "k", "print")
+        events = (QUEUED, CANCELLED)
+        accepted = await store.accept(ref, "ana", spec(thread.thread_id), "stable", found, "", events, on_busy="reject")
+        return found, accepted.verdict
+
+    reserved, verdict = await ask()
+    assert (reserved.verdict, reserved.held, verdict) == ("new", False, "busy")
+    await store.settle(ref)
+    another = RunRef("acme", uuid.uuid4().hex, uuid.uuid4().hex)
+    assert (await store.reserve(another, "ana", 2, "", "")).verdict == "new"
+    await thread.claim("", 0)
+    await thread.finish("", 0)
+    reserved, verdict = await ask()
+    assert (reserved.verdict, reserved.held, verdict) == ("existing", True, "new")
+    assert (await store.inspect(ref))[0] == "held"
+    assert not await store.admit(ref, Schedule(slots=2)), "beside the other it would be one too many"
+    await store.settle(another)
+    assert await store.admit(ref, Schedule(slots=2))
 
 
 # What is broken on purpose, each of which must be found out.

@@ -62,7 +62,10 @@ local function reserve(keys, args)
     local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread', 'cancel')
     if seen[1] then
       if seen[1] ~= args[5] then return {'mismatch', '', '', '0', now, free, {}} end
-      return {'existing', seen[2], seen[3], seen[4], now, standing(keys[7], keys[9], keys[10], seen[3] .. '/' .. seen[2]), {}}
+      local where = standing(keys[7], keys[9], keys[10], seen[3] .. '/' .. seen[2])
+      -- A first try that was refused later gave its slot back: should the run be written now, it waits for another.
+      if where[1] == '0' and tonumber(args[4]) > 0 and not redis.call('ZSCORE', keys[2], seen[2]) then where = {'1', 0, 0} end
+      return {'existing', seen[2], seen[3], seen[4], now, where, {}}
     end
   end
   local known = redis.call('HMGET', keys[1], 'thread', 'cancel', 'user')
