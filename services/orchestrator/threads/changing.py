@@ -12,7 +12,7 @@ from services.common.rpc import context as call_context
 from services.orchestrator.accepting import Accepting
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.threads.ports import Sessions
+from services.orchestrator.threads.ports import Sessions, ThreadStore
 
 # A change that is noted begins within less; one that was lost midway is gone on with after this time.
 NOTED_S = 15.0
@@ -83,6 +83,14 @@ class Changing:
             request_id, bool(current and current.canary), principal=principal, token=self._minter.mint(principal)
         )
         return context.with_timeout(CALL_S)
+
+
+async def settled(threads: ThreadStore, ref: RunRef, look_in_s: float | None) -> None:
+    """Has a thread looked at in `look_in_s` (None: never) now that a change of it is done, and sooner where another one has begun."""
+    await threads.look_again(ref, look_in_s)
+    state = await threads.state(ref)
+    if state is not None and state.job:
+        await threads.note(ref, AGAIN_S)
 
 
 def changing() -> Conflict:

@@ -91,10 +91,16 @@ class Conversation:
         if not state.carry or at.seq < state.carry_seq:
             return {}
         # Part of a turn by now, where a run has answered since.
-        members = await self._store.list_members("thread", ref.tenant, "", 0, RUNS_AT_ONCE, ref.thread_id)
-        since = [ref._replace(run_id=run_id) for run_id, first in members if first > state.carry_seq]
-        closed = any(answered(record, at.seq) for record in await self._store.runs(since)) if since else False
-        return {} if closed else dict(state.carry)
+        before = at.seq + 1
+        while before > state.carry_seq:
+            members = await self._store.list_members("thread", ref.tenant, "", before, RUNS_AT_ONCE, ref.thread_id)
+            since = [ref._replace(run_id=run_id) for run_id, first in members if first > state.carry_seq]
+            if not since:
+                break
+            if any(answered(record, at.seq) for record in await self._store.runs(since)):
+                return {}
+            before = members[-1][1]
+        return dict(state.carry)
 
     async def _cut(self, ref: RunRef, record: RunRecord, at: Position) -> dict[str, Any]:
         rebuilt = await self.rebuilt(ref, record, at.seq)

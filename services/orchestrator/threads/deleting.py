@@ -11,7 +11,7 @@ from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.segments import SegmentStore
 from services.orchestrator.segments_moving import ALL
-from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, RUNS_AT_ONCE, Changing
+from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, RUNS_AT_ONCE, Changing, settled
 from services.orchestrator.threads.ports import ThreadStore
 
 # Runs that take longer to end lose their records: whoever works on them is fenced with the next write.
@@ -68,7 +68,7 @@ class Deleting:
 
     async def work(self, ref: RunRef, raw: bytes) -> None:
         """Deletes, from wherever it was left. Raises BulkheadError."""
-        await self._threads.look_again(ref, AGAIN_S)
+        await self._threads.note(ref, AGAIN_S)
         job = orjson.loads(raw)
         principal = Principal.from_dict(job["principal"])
         run_ids = await self._threads.run_ids(ref)
@@ -90,5 +90,5 @@ class Deleting:
         await self._threads.delist_thread(ref, principal.user)
         last = await self._threads.purge(ref, principal.user)
         self._hub.noticed(ref, last)
-        await self._threads.look_again(ref, None)
+        await settled(self._threads, ref, None)
         _deleted.add(1, {"why": job["why"]})

@@ -14,7 +14,7 @@ from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, RunRequest
 from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing
+from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing, settled
 from services.orchestrator.threads.checkpoints import Asked, Position, log_of, resolve
 from services.orchestrator.threads.conversation import RUNS_AT_ONCE, Conversation, encoded
 from services.orchestrator.threads.deleting import Deleting
@@ -114,7 +114,7 @@ class Forking:
 
     async def work(self, ref: RunRef, raw: bytes) -> None:
         """Makes the fork whole, from wherever it was left; one that cannot be made is deleted. Raises BulkheadError."""
-        await self._threads.look_again(ref, AGAIN_S)
+        await self._threads.note(ref, AGAIN_S)
         job = orjson.loads(raw)
         principal = Principal.from_dict(job["principal"])
         parent, at = ref._replace(thread_id=job["parent"]), Position(*job["at"])
@@ -135,7 +135,7 @@ class Forking:
         data = orjson.dumps({"parent_thread_id": parent.thread_id, "forked_at_seq": at.seq})
         ttl_ms = job["ttl_ms"]
         await self._threads.built(ref, principal.user, data, encoded(carry), parent.thread_id, at.seq, ttl_ms, last_run, "")
-        await self._threads.look_again(ref, ttl_ms / 1000 if ttl_ms else None)
+        await settled(self._threads, ref, ttl_ms / 1000 if ttl_ms else None)
 
     async def _copy(self, parent: RunRef, ref: RunRef, user: str, at: Position) -> bool:
         """Copies the log; False where somebody else has made or deleted the fork meanwhile."""

@@ -12,7 +12,7 @@ from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing
+from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing, settled
 from services.orchestrator.threads.checkpoints import OF_THREAD, Asked, Position, log_of, resolve
 from services.orchestrator.threads.conversation import Conversation, encoded
 from services.orchestrator.threads.ports import ThreadStore
@@ -76,7 +76,7 @@ class RollingBack:
 
     async def work(self, ref: RunRef, raw: bytes) -> int:
         """Rolls back, from wherever it was left; answers the event's number. Raises BulkheadError."""
-        await self._threads.look_again(ref, AGAIN_S)
+        await self._threads.note(ref, AGAIN_S)
         job = orjson.loads(raw)
         principal, at, as_of = Principal.from_dict(job["principal"]), Position(*job["at"]), job.get("as_of", 0)
         while True:
@@ -96,7 +96,7 @@ class RollingBack:
             if verdict == "done":
                 self._hub.noticed(ref, seq)
                 left_s = await self._threads.live(ref, 0, 0) if state.ttl_ms else -1
-                await self._threads.look_again(ref, left_s if left_s >= 0 else None)
+                await settled(self._threads, ref, left_s if left_s >= 0 else None)
                 return seq
             if verdict == "lost":
                 raise changing()

@@ -13,7 +13,7 @@ from services.common.errors import BulkheadError, Overloaded
 from services.common.identity import Principal
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.threads.changing import AGAIN_S
+from services.orchestrator.threads.changing import AGAIN_S, Changing, settled
 from services.orchestrator.threads.deleting import Deleting
 from services.orchestrator.threads.forking import Forking, permanent
 from services.orchestrator.threads.ports import ThreadState, ThreadStore
@@ -30,11 +30,11 @@ class Tending:
     """`ttl_ms` answers the time to live of threads of a tier, 0 for none."""
 
     def __init__(
-        self, store: RunStore, threads: ThreadStore, forking: Forking, rolling_back: RollingBack, deleting: Deleting,
-        ttl_ms: Callable[[str], int],
+        self, store: RunStore, threads: ThreadStore, changing: Changing, forking: Forking, rolling_back: RollingBack,
+        deleting: Deleting, ttl_ms: Callable[[str], int],
     ) -> None:  # fmt: skip
         self._store, self._threads, self._forking, self._rolling_back = store, threads, forking, rolling_back
-        self._deleting, self._ttl_ms = deleting, ttl_ms
+        self._changing, self._deleting, self._ttl_ms = changing, deleting, ttl_ms
 
     async def run(self) -> None:
         """Tends until cancelled; a store that is away is tried again."""
@@ -85,15 +85,22 @@ class Tending:
         tier = str(newest.spec.principal.get("tier", "")) if newest is not None else ""
         ttl_ms = state.ttl_ms or (self._ttl_ms(tier) if newest is not None else 0)
         if not ttl_ms:
-            await self._threads.look_again(ref, None)
+            await settled(self._threads, ref, None)
             return
         if newest is not None and not newest.ended:
             await self._threads.live(ref, ttl_ms, newest.created_ms)
-            await self._threads.look_again(ref, max(BUSY_S, ttl_ms / 1000))
+            await settled(self._threads, ref, max(BUSY_S, ttl_ms / 1000))
             return
         left_s = await self._threads.live(ref, ttl_ms, newest.ended_ms if newest is not None else 0)
+        if left_s == 0 and newest is not None:
+            # An older one may have waited for its time meanwhile.
+            records = await self._changing.records(ref, await self._threads.run_ids(ref))
+            if not all(record.ended for record in records):
+                await settled(self._threads, ref, max(BUSY_S, ttl_ms / 1000))
+                return
+            left_s = await self._threads.live(ref, ttl_ms, max((record.ended_ms for record in records), default=0))
         if left_s > 0:
-            await self._threads.look_again(ref, left_s)
+            await settled(self._threads, ref, left_s)
         elif left_s == 0:
             who = newest.spec.principal if newest is not None else {"tenant": ref.tenant, "user": state.owner}
             await self._deleting.expire(ref, Principal.from_dict(dict(who)))

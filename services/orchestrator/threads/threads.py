@@ -30,7 +30,7 @@ class Threads:
         self.deleting = Deleting(store, threads, changing, hub, segments)
         self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)
-        self.tending = Tending(store, threads, self.forking, self.rolling_back, self.deleting, ttl_ms)
+        self.tending = Tending(store, threads, changing, self.forking, self.rolling_back, self.deleting, ttl_ms)
 
     async def live(self, principal: Principal, thread: ThreadRecord, ttl_ms: int) -> None:
         """Gives a thread that was just made a time to live. Raises Overloaded."""
