@@ -248,6 +248,7 @@ class Erasing:
         tenant, user, own = record.ref.tenant, record.user, record.parts[ORCHESTRATOR]
         runs, threads = await self.store.runs(tenant, user), await self.store.threads(tenant, user)
         await self.store.delete_runs(runs)
+        await self.store.delete_messages(tenant, user)
         done = await self.store.delete_threads(tenant, threads)
         if not done or len(await self.store.runs(tenant, user)) > len(runs):
             # A replica of the version before, which knows of no mark, has accepted another.

@@ -117,6 +117,10 @@ class ErasureStore(Protocol):
         """Deletes what the tenant keeps of runs: where they are, messages to webhooks, feedback."""
         ...
 
+    async def delete_messages(self, tenant: str, user: str) -> None:
+        """Deletes messages to webhooks about the user's runs, also of runs that were deleted before."""
+        ...
+
     async def delete_threads(self, tenant: str, threads: Sequence[str]) -> bool:
         """Deletes all that stands under the threads' names; False where a run of one is in line again."""
         ...

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from bulkhead.orchestrator.v1 import admin_pb2 as pb
 from bulkhead.orchestrator.v1 import admin_pb2_grpc as rpc
-from bulkhead.orchestrator.v1 import orchestrator_pb2, webhooks_pb2, webhooks_pb2_grpc
+from bulkhead.orchestrator.v1 import orchestrator_pb2, schedules_pb2, schedules_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
@@ -292,3 +292,43 @@ async def test_whoever_begins_anew_at_another_replica_loses_nothing_to_the_destr
         anew = await there.wait((await there.start("say anew")).run_id)
         await testing.eventually_async(lambda: time.monotonic() - began > 2 * max_age_s, "no process has the old key")
         assert (await there.get(anew.run_id)).output_text == "anew"
+
+
+async def test_messages_about_runs_whose_thread_was_deleted_before_go_with_their_user(scene, state_url):
+    ana, _, admin, dialer = scene
+    hooks = webhooks_pb2_grpc.WebhookServiceStub(dialer.channel("orchestrator"))
+    async with receiver() as got:
+        got.gate.close()
+        with testing.calling(ana.identities):
+            await hooks.CreateWebhook(webhooks_pb2.CreateWebhookRequest(url=got.url("/"), event_types=["run.finished"]))
+        await ana.wait((await ana.start(f"say {MARK}", thread_id="t-ana")).run_id)
+        await testing.eventually_async(lambda: got.gate.waiting, "it is being told")
+        with ana.calling():
+            await ana.threads.DeleteThread(orchestrator_pb2.DeleteThreadRequest(thread_id="t-ana"))
+
+        async def gone():
+            return not await holding(state_url, "t-ana}:run")
+
+        await testing.eventually_async(gone, "the thread is deleted")
+        await admin.done((await admin.forget()).erasure_id)
+        assert await holding(state_url, MARK, ":ana", "hook-message:", "hook-delivery:msg") == []
+        got.gate.open()
+
+
+async def test_while_an_erasure_is_under_way_the_user_makes_no_schedule(scene, behind, state_url):
+    ana, _, admin, dialer = scene
+    schedules = schedules_pb2_grpc.ScheduleServiceStub(dialer.channel("orchestrator"))
+    timing = schedules_pb2.ScheduleTiming(cron="0 3 * * *")
+    definition = schedules_pb2.ScheduleDefinition(
+        agent="quick", input=[orchestrator_pb2.InputMessage(role="user", text=MARK)], timing=timing
+    )
+    request = schedules_pb2.CreateScheduleRequest(definition=definition, idempotency_key="k")
+    behind.memories.erasing.refusals = [Overloaded("away")] * 2
+    erasure = await admin.forget()
+    with pytest.raises(Conflict) as refused, ana.calling():
+        await schedules.CreateSchedule(request)
+    assert refused.value.reason == "SUBJECT_BEING_ERASED"
+    await admin.done(erasure.erasure_id)
+    assert await holding(state_url, MARK) == []
+    with ana.calling():
+        await schedules.CreateSchedule(request)

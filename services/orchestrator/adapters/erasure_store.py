@@ -19,6 +19,7 @@ from services.orchestrator.adapters.store_keys import (
     erasing_key,
     feedback_key,
     lookup_key,
+    messages_key,
     quoted,
     thread_keys,
 )
@@ -109,18 +110,11 @@ class ValkeyErasures(StoreBase):
         if not refs:
             return
         tenant = refs[0].tenant
-        prefix = f"tn:{{{quoted(tenant)}}}"
-        endpoints = [text(name) for name in await self._ask(self._client.hkeys(f"{prefix}:hooks"))]
+        # Of a version before this one, which lists no messages of users.
+        await self._unsend(tenant, [message_id_of(ref, *kind) for ref in refs for kind in ((), (HANDED_OFF,))])
         for some in _some(refs):
-            keys = [lookup_key(tenant, ref.run_id) for ref in some]
-            messages = [message_id_of(ref, *kind) for ref in some for kind in ((), (HANDED_OFF,))]
-            for message in messages:
-                keys.append(f"{prefix}:hook-message:{message}")
-                keys += [f"{prefix}:hook-delivery:{message}/{endpoint}" for endpoint in endpoints]
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.unlink(*keys)
-            for endpoint in endpoints:
-                pipeline.zrem(f"{prefix}:hook-log:{endpoint}", *messages)
+            pipeline.unlink(*(lookup_key(tenant, ref.run_id) for ref in some))
             pipeline.zrem(ENDED, *(ref.encode() for ref in some))
             await self._ask(pipeline.execute())
         threads = {ref.thread_id for ref in refs}
@@ -128,6 +122,24 @@ class ValkeyErasures(StoreBase):
             async for members in self._scanned(key):
                 if gone := [member for member in members if text(member).replace("/", " ").partition(" ")[0] in threads]:
                     await self._ask(self._client.zrem(key, *gone))
+
+    async def delete_messages(self, tenant: str, user: str) -> None:
+        """As ErasureStore.delete_messages."""
+        key = messages_key(tenant, user)
+        await self._unsend(tenant, [text(message) for message in await self._ask(self._client.zrange(key, 0, -1))])
+        await self._ask(self._client.unlink(key))
+
+    async def _unsend(self, tenant: str, messages: Sequence[str]) -> None:
+        prefix = f"tn:{{{quoted(tenant)}}}"
+        endpoints = [text(name) for name in await self._ask(self._client.hkeys(f"{prefix}:hooks"))]
+        for some in _some(messages):
+            keys = [f"{prefix}:hook-message:{message}" for message in some]
+            keys += [f"{prefix}:hook-delivery:{message}/{endpoint}" for message in some for endpoint in endpoints]
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.unlink(*keys)
+            for endpoint in endpoints:
+                pipeline.zrem(f"{prefix}:hook-log:{endpoint}", *some)
+            await self._ask(pipeline.execute())
 
     async def delete_threads(self, tenant: str, threads: Sequence[str]) -> bool:
         """As ErasureStore.delete_threads."""

@@ -9,7 +9,8 @@ from services.common.errors import Overloaded
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import LUA, StoreBase
-from services.orchestrator.adapters.store_keys import quoted
+from services.orchestrator.adapters.store_keys import erasing_key, quoted
+from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import RunRef
 from services.orchestrator.schedules.records import Definition, Due, Outcome, ScheduleRecord, ScheduleRef
 
@@ -39,9 +40,11 @@ class ValkeySchedules(StoreBase):
         # First the reminder: a schedule that nothing leads to would never fire.
         await self._note(ref, now_ms + LOOK_AFTER_MS)
         prefix = _prefix(ref.tenant)
-        keys = [_key(ref), f"{prefix}:schedules:{quoted(user)}", f"{prefix}:n"]
+        keys = [_key(ref), f"{prefix}:schedules:{quoted(user)}", f"{prefix}:n", erasing_key(ref.tenant)]
         args = [ref.schedule_id, user, definition.encode(), next_ms, most, now_ms + WITHIN_MS]
         verdict = text(await self._durable("schedule_add_v1", keys, args))
+        if verdict == "erased":
+            raise being_erased()
         if verdict == "late":
             raise Overloaded("making the schedule took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
         await self._note(ref, next_ms, sooner=True)

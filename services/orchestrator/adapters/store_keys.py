@@ -50,6 +50,11 @@ def feedback_key(tenant: str) -> str:
     return f"tn:{{{quoted(tenant)}}}:feedback"
 
 
+def messages_key(tenant: str, user: str) -> str:
+    """Key of the messages to webhooks about runs of a user, by time."""
+    return f"tn:{{{quoted(tenant)}}}:hook-messages:{quoted(user)}"
+
+
 def approvals_keys(tenant: str) -> tuple[str, str]:
     """Keys of the lists of all interrupts of a tenant, and of the open ones: `<thread> <id>`."""
     prefix = f"tn:{{{quoted(tenant)}}}:approvals"

@@ -10,7 +10,7 @@ from services.common.errors import Overloaded
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import LUA, StoreBase
-from services.orchestrator.adapters.store_keys import quoted
+from services.orchestrator.adapters.store_keys import messages_key, quoted
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import (
     Attempt,
@@ -87,7 +87,7 @@ class ValkeyWebhooks(StoreBase):
 
     async def fan_out(self, tenant: str, message: Message, endpoint_ids: Sequence[str]) -> bool:
         """As WebhookStore.fan_out."""
-        keys = [_message_key(tenant, message.message_id), f"{_prefix(tenant)}:hook-n"]
+        keys = [_message_key(tenant, message.message_id), f"{_prefix(tenant)}:hook-n", messages_key(tenant, message.user)]
         for endpoint_id in endpoint_ids:
             keys += [_delivery_key(DeliveryRef(tenant, message.message_id, endpoint_id)), _log_key(tenant, endpoint_id)]
         (body,) = await self.sealing.seal(RunRef(tenant, "-", message.run_id), [(MESSAGE, message.body)], message.user)

@@ -133,7 +133,7 @@ class Schedules:
                     f"the user has {MOST_SCHEDULES} schedules, which is the limit",
                     metadata={"policy": "schedules", "limit": str(MOST_SCHEDULES)},
                 )
-        except (InvalidInput, NotFound, QuotaExceeded):
+        except (Conflict, InvalidInput, NotFound, QuotaExceeded):
             await self._keys.abandon(claim)
             raise
         await self._keys.finish(claim, ref.schedule_id.encode())

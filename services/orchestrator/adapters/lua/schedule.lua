@@ -13,11 +13,12 @@ local function now_ms()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- KEYS: schedule, user's list, counter. ARGV: id, user, definition, next ms, most of a user, not after ms.
--- Answers new, existing, full or late.
+-- KEYS: schedule, user's list, counter, users being erased. ARGV: id, user, definition, next ms, most of a user, not after ms.
+-- Answers new, existing, erased, full or late.
 local function add(keys, args)
   local now = now_ms()
   if redis.call('EXISTS', keys[1]) == 1 then return 'existing' end
+  if redis.call('HEXISTS', keys[4], args[2]) == 1 then return 'erased' end
   if now > tonumber(args[6]) then return 'late' end
   if redis.call('ZCARD', keys[2]) >= tonumber(args[5]) then return 'full' end
   redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'id', args[1], 'user', args[2], 'definition', args[3], 'state', 'active',

@@ -35,15 +35,19 @@ local function remove(keys, args)
   return redis.call('HDEL', keys[1], args[1])
 end
 
--- KEYS: message, counter, then {delivery, log} of each endpoint. ARGV: message id, event type, run id, body, kept ms, most of a log,
+-- KEYS: message, counter, messages about the user, then {delivery, log} of each endpoint. ARGV: message id, event type, run id, body, kept ms, most of a log,
 --       endpoint id…
 -- All deliveries of a message are made in this one step, once. Answers 1, or 0 where that was done before.
 local function fan_out(keys, args)
   if redis.call('EXISTS', keys[1]) == 1 then return 0 end
   local now = now_ms()
   redis.call('SET', keys[1], args[4], 'PX', args[5])
+  -- For an erasure of the user: the run that the message is about may be deleted before the message is sent.
+  redis.call('ZADD', keys[3], now, args[1])
+  redis.call('ZREMRANGEBYSCORE', keys[3], '-inf', now - args[5])
+  redis.call('PEXPIRE', keys[3], args[5])
   for i = 7, #args do
-    local delivery, log = keys[2 * (i - 6) + 1], keys[2 * (i - 6) + 2]
+    local delivery, log = keys[2 * (i - 6) + 2], keys[2 * (i - 6) + 3]
     redis.call('HSET', delivery, 'schema_version', SCHEMA, 'message', args[1], 'endpoint', args[i], 'type', args[2], 'run', args[3],
       'status', 'pending', 'created_ms', now, 'round_ms', now, 'next_ms', now, 'attempts', 0, 'round_attempts', 0, 'lease_until', 0,
       'owner', '')
