@@ -30,6 +30,7 @@ SENTINEL_PORT = 26379
 MOST_PIPELINES = 8
 # What may wait in a connection's buffer before a writer waits for it: the high water mark of asyncio's transports.
 _UNSENT_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024
 
 
 class _Connection(redis.Connection):
@@ -67,6 +68,27 @@ class _Connection(redis.Connection):
             return False
         stream = self._parser._stream
         return not (self._parser._reader.has_data() or stream._buffer or stream.at_eof())
+
+    async def read_answer(self) -> Any:
+        """The next answer, within the connection's time limit; a ResponseError is answered and not raised.
+
+        Does what `read_response` does, for a protocol of which the server sends nothing unasked, with half of its steps.
+        """
+        while (answer := self.read_ready()) is NOT_ENOUGH_DATA:
+            parser = self._parser
+            try:
+                async with asyncio.timeout(self.socket_timeout):
+                    read = await parser._stream.read(_READ_BYTES) if parser._connected else b""
+            except TimeoutError:
+                raise ValkeyTimeoutError("the store did not answer in time") from None
+            except OSError as error:
+                raise ValkeyConnectionError(f"the connection was lost: {error}") from error
+            if not read:
+                raise ValkeyConnectionError("the store closed the connection")
+            parser._reader.feed(read)
+        if isinstance(answer, ValkeyConnectionError):
+            raise answer
+        return answer
 
     def read_ready(self) -> Any:
         """An answer that has arrived as a whole, or NOT_ENOUGH_DATA; a ResponseError is answered and not raised."""
@@ -247,12 +269,7 @@ class Library:
             await connection.send_packed_command(b"".join(map(pack_command, commands)))
             for _ in commands:
                 answer = connection.read_ready()
-                if answer is NOT_ENOUGH_DATA:
-                    try:
-                        answer = await connection.read_response()
-                    except ResponseError as error:
-                        answer = error
-                answers.append(answer)
+                answers.append(await connection.read_answer() if answer is NOT_ENOUGH_DATA else answer)
         except BaseException:
             # What is still on its way must not be taken for the answer of another call.
             await connection.disconnect(nowait=True)

@@ -14,10 +14,11 @@ An answer that is too large to be kept, or that this version cannot read, answer
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -266,28 +267,8 @@ class Replay:
             raise Gone("the first answer was too large to be kept", reason="ANSWER_NOT_KEPT")
         return claim, record
 
-    @asynccontextmanager
-    async def _held(self, claim: Claim) -> AsyncIterator[None]:
-        """Holds the claim while the work lasts; frees the key when it fails."""
-        renewing, working = asyncio.create_task(self._renew(claim)), asyncio.current_task()
-        assert working is not None
-        self._working.add(working)
-        try:
-            yield
-        except BaseException:
-            with suppress(Overloaded):
-                await self._claims.abandon(claim)
-            raise
-        finally:
-            renewing.cancel()
-            self._working.discard(working)
-
-    async def _renew(self, claim: Claim) -> None:
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            with suppress(Overloaded):
-                if not await self._claims.renew(claim, lease_s=self._lease_s):
-                    return
+    def _held(self, claim: Claim) -> "_Held":
+        return _Held(self._claims, claim, self._lease_s, self._working)
 
     async def _finish(self, claim: Claim, record: bytes, place: _Place) -> None:
         try:
@@ -316,6 +297,44 @@ class Replay:
 
     def _ranked(self, record: Record) -> Ranked:
         return Ranked(record.ranking(), self._outcome(record))
+
+
+class _Held:
+    """Holds a claim while the work of the block lasts; frees the key when it fails."""
+
+    def __init__(self, claims: Claims, claim: Claim, lease_s: float, working: set[asyncio.Task[Any]]) -> None:
+        """`working` has the tasks at work."""
+        self._claims, self._claim, self._lease_s, self._working = claims, claim, lease_s, working
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._worker = worker
+        self._working.add(worker)
+        # Most work is done before it needs a task that renews.
+        self._timer = asyncio.get_running_loop().call_later(self._lease_s / 3, self._begin)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is not None:
+                with suppress(Overloaded):
+                    await self._claims.abandon(self._claim)
+        finally:
+            self._timer.cancel()
+            if self._renewing is not None:
+                self._renewing.cancel()
+            self._working.discard(self._worker)
+
+    def _begin(self) -> None:
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        while True:
+            with suppress(Overloaded):
+                if not await self._claims.renew(self._claim, lease_s=self._lease_s):
+                    return
+            await asyncio.sleep(self._lease_s / 3)
 
 
 def _place(operation: str, call: ChatCall | EmbedCall | RerankCall) -> _Place | None:
