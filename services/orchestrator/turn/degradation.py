@@ -240,8 +240,8 @@ class Descent:
     def __init__(self, turn: Turn, tools: Sequence[ToolDefinition], notes: Sequence[str]) -> None:
         self._turn = turn
         self.tools, self.notes = tools, notes
-        self._cause = ""
-        self._tools_given_up = self._memory_given_up = False
+        self._tools_given_up = False
+        self._poison: str | None = None
         self._rungs: Mapping[str, Callable[[str], bool]] = {
             "without_tools": self._without_tools, "without_memory": self._without_memory,
             "shorter_context": self._shorter_context, "cheaper_model": self._cheaper_model,
@@ -255,9 +255,12 @@ class Descent:
 
     def down(self, error: BulkheadError) -> bool:
         """Takes the next rung that the agent allows and that may help; False where none is left."""
-        self._cause = cause_of(error)
-        allowed = self._turn.agent.degradation.rungs
-        return any(self._rungs[rung](error.reason) for rung in RUNGS[self._cause] if rung == "cheaper_model" or rung in allowed)
+        cause, allowed = cause_of(error), self._turn.agent.degradation.rungs
+        for rung in RUNGS[cause]:
+            if (rung == "cheaper_model" or rung in allowed) and self._rungs[rung](error.reason):
+                self._poison = _POISONED.get(cause) if rung == "without_memory" else None
+                return True
+        return False
 
     def end(self, error: BulkheadError) -> RunStopped:
         """How the run ends where no rung is left, in words for its user."""
@@ -269,8 +272,7 @@ class Descent:
 
     def poison(self) -> str | None:
         """Why memory is to forget the session, where the agent allows it and only leaving it out has brought the answer."""
-        memory_given_up = self._turn.agent.degradation.reset_memory and self._memory_given_up
-        return _POISONED.get(self._cause) if memory_given_up else None
+        return self._poison if self._turn.agent.degradation.reset_memory else None
 
     def _without_tools(self, reason: str) -> bool:
         if not self.tools:
@@ -284,7 +286,7 @@ class Descent:
         kept = part(self._turn)
         if kept.get("without_memory") or not kept.get("recalled"):
             return False
-        kept["without_memory"] = self._memory_given_up = True
+        kept["without_memory"] = True
         warn(self._turn, "answered_without_memory", reason=reason)
         return True
 
