@@ -223,7 +223,7 @@ class Executor:
             harmless = tool.repeatable or failure.certain or not work.call.effect_possible
             work.free = failure.code in ("limit.concurrency", "limit.breaker_open") or failure.code in CODES
             work.free = work.free or (failure.code == "transport.cancelled" and harmless)
-        if isinstance(result, CallResult) and self._kept.keeps(tool, result.output):
+        if isinstance(result, CallResult) and self._kept.keeps(tool, work.call, result.output):
             self._claims.in_background(self._kept.keep(tool, work.call, arguments, result.output))
         elif isinstance(result, ToolFailure) and not work.stopped and helps(tool, result, work.call):
             async for event in self._instead(work, arguments, deadline, result):

@@ -40,9 +40,9 @@ class Kept:
         principal = call.principal
         await self._results.keep(principal.tenant, principal.user, _name(tool, arguments), output, tool.stale_s)
 
-    def keeps(self, tool: Tool, output: bytes) -> bool:
-        """Whether the tool keeps such results."""
-        return tool.stale_s > 0 and len(output) <= MOST_KEPT_BYTES
+    def keeps(self, tool: Tool, call: ToolCall, output: bytes) -> bool:
+        """Whether the tool keeps such results: small ones, and none that refers to sources, which would not be there any more."""
+        return tool.stale_s > 0 and len(output) <= MOST_KEPT_BYTES and not call.citations
 
     async def instead(self, tool: Tool, call: ToolCall, arguments: Any, failure: ToolFailure) -> tuple[Warned, CallResult] | None:
         """The last good result of the same call, where it is young enough."""

@@ -28,7 +28,9 @@ class ValkeyLastResults:
                 await self._client.delete(key)
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.hset(key, name, _AT.pack(time.time()) + output)
-                pipeline.pexpire(key, int(kept_s * 1000))
+                # As long as the one that is kept longest; GT alone sets no time where there is none.
+                pipeline.pexpire(key, int(kept_s * 1000), nx=True)
+                pipeline.pexpire(key, int(kept_s * 1000), gt=True)
                 await pipeline.execute()
         except UNAVAILABLE as error:
             log.info("last_result_lost", reason=type(error).__name__)

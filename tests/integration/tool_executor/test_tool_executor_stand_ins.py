@@ -24,6 +24,7 @@ async def client(tmp_path, state_url, identities, outside):
         http_tool(outside, "ask", "/ask", fallback="other", stale_s=60, **READ),
         http_tool(outside, "other", "/other", **READ),
         http_tool(outside, "alone", "/alone", stale_s=60, **READ),
+        http_tool(outside, "brief", "/brief", stale_s=0.5, **READ),
         http_tool(outside, "effect", "/effect", fallback="other@1.0.0", retry={"times": 0, "backoff_s": [0, 0]}),
     ]
     write_config(tmp_path, tools)
@@ -98,3 +99,18 @@ def test_what_could_never_stand_in_is_refused(fields, problem):
     with pytest.raises(ConfigProblem) as caught:
         parse_tools(content, [], lambda config: None)
     assert problem in str(caught.value.problems)
+
+
+async def test_an_old_result_is_kept_for_its_own_time_whatever_else_is_kept_beside_it(client, outside, valkey):
+    outside.answers |= {"/alone": [{"n": 1}, DOWN], "/brief": [{"n": 2}]}
+    for name in ("alone", "brief"):
+        await client.result(name, {})
+        count = ("alone", "brief").index(name) + 1
+
+        async def kept(count=count):
+            keys = [key async for key in valkey.scan_iter("tool_results:*")]
+            return keys if keys and await valkey.hlen(keys[0]) == count else None
+
+        (key,) = await testing.eventually_async(kept, "the result is kept")
+    assert await valkey.pttl(key) > 30_000
+    assert (await client.result("alone", {})).outcome == DONE
