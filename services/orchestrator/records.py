@@ -41,7 +41,7 @@ class RunRef(NamedTuple):
 
 @dataclass(slots=True)
 class Event:
-    """One event of a thread's log. `data` is a JSON object; `wire` may hold its ready-made protobuf form."""
+    """One event of a thread's log. `data` is a JSON object."""
 
     seq: int
     at_ms: int
@@ -53,7 +53,6 @@ class Event:
     provisional: bool
     trace_id: str
     schema_version: int = EVENT_SCHEMA
-    wire: Any = None
 
 
 @dataclass(frozen=True, slots=True)

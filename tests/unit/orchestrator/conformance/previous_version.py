@@ -48,7 +48,9 @@ def current(found):
         return found
     kind = getattr(records, type(found).__name__)
     if dataclasses.is_dataclass(found):
-        return kind(**{f.name: current(getattr(found, f.name)) for f in dataclasses.fields(found)})
+        # What this version keeps no more does not matter to it.
+        kept = {f.name for f in dataclasses.fields(kind)}
+        return kind(**{f.name: current(getattr(found, f.name)) for f in dataclasses.fields(found) if f.name in kept})
     return kind(*found)
 
 
