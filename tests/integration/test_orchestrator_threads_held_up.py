@@ -3,18 +3,19 @@
 import time
 
 import pytest
+import yaml
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
-from services.common.errors import NotFound, Overloaded
+from services.common.errors import DeadlineExceeded, NotFound, Overloaded, UpstreamFailed
 from services.orchestrator.adapters.store_keys import THREADS
 from services.orchestrator.adapters.store_threads import ValkeyThreads
 from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import served, settings_for, write_config
 from services.orchestrator.testing.whole_threads import delete, fork, remembered, roll_back, said, thread
-from services.orchestrator.threads import changing, conversation, tending
+from services.orchestrator.threads import changing, conversation, deleting, tending
 
 TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
 
@@ -116,3 +117,30 @@ def _in(seconds):
     stamp = Timestamp()
     stamp.FromMilliseconds(int((time.time() + seconds) * 1000))
     return stamp
+
+
+async def test_a_deletion_that_memory_does_not_answer_is_gone_on_with(client, behind, monkeypatch):
+    monkeypatch.setattr(deleting, "AGAIN_S", 0.2)
+    await said(client, "say one", "t1")
+    for failure in (UpstreamFailed("Traceback: boom", reason="UPSTREAM_FAILED"), DeadlineExceeded("late")):
+        behind.sessions.append_failure = failure
+        assert not await delete(client, "t1")
+    behind.sessions.append_failure = None
+    await testing.eventually_async(lambda: behind.sessions.deleted, "somebody goes on with it")
+
+
+async def test_a_run_that_cannot_go_on_leaves_no_fork(identities, behind, state_url, tmp_path):
+    config = write_config(tmp_path / "config")
+    settings = settings_for(identities, behind, state_url, config)
+    async with served(settings, identities) as client:
+        run = await said(client, TWO, "t1", agent="quick")
+    agents = yaml.safe_load((config / "agents.yaml").read_text())
+    del agents["agents"]["quick"]
+    agents.pop("default", None)
+    (config / "agents.yaml").write_text(yaml.safe_dump(agents))
+    async with served(settings, identities) as client:
+        with pytest.raises(NotFound) as refused:
+            await fork(client, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True, new_thread_id="f")
+        assert refused.value.reason == "AGENT_NOT_FOUND"
+        with pytest.raises(NotFound):
+            await thread(client, "f")

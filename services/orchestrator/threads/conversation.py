@@ -59,6 +59,10 @@ class Conversation:
                 })  # fmt: skip
         return found[::-1]
 
+    def check_agent(self, name: str) -> None:
+        """Raises NotFound (AGENT_NOT_FOUND) where no run can be made of an agent any more."""
+        self._agents.agents.get(name)
+
     async def _said(self, ref: RunRef, record: RunRecord) -> bool:
         """Whether memory got a turn of the run: also that of one which a next message interrupted, not of one that it replaced."""
         if record.status == "failed":

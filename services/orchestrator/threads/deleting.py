@@ -4,7 +4,7 @@ import orjson
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.errors import NotFound, Overloaded
+from services.common.errors import DeadlineExceeded, NotFound, Overloaded, UpstreamFailed
 from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRef
@@ -45,7 +45,7 @@ class Deleting:
             return True
         try:
             await self.work(ref, begun.job)
-        except Overloaded as error:
+        except (Overloaded, UpstreamFailed, DeadlineExceeded) as error:
             log.warning("delete_postponed", thread_id=thread_id, reason=error.reason)
             return False
         return True

@@ -58,8 +58,8 @@ class Forking:
     async def fork(self, principal: Principal, request: ForkRequest) -> tuple[ThreadRecord, RunRecord | None]:
         """Makes a fork, or answers the one that this request made before; and the run that goes on in it, where that is asked for.
 
-        Raises InvalidInput (NOTHING_TO_CONTINUE, and as `resolve`), NotFound, Gone (RESUME_GAP: the beginning of the thread is no longer
-        kept), Conflict (THREAD_EXISTS, THREAD_CHANGING), IdempotencyMismatch, Overloaded.
+        Raises InvalidInput (NOTHING_TO_CONTINUE, and as `resolve`), NotFound (also AGENT_NOT_FOUND), Gone (RESUME_GAP: the beginning of
+        the thread is no longer kept), Conflict (THREAD_EXISTS, THREAD_CHANGING), IdempotencyMismatch, Overloaded.
         """
         parent = RunRef(principal.tenant, request.thread_id, "-")
         ref = parent._replace(thread_id=_id_of(principal, request))
@@ -91,8 +91,11 @@ class Forking:
         if at.seq:
             # The whole of what comes before is copied: where some of it is gone, now is the time to say so.
             await self._store.read(parent, 0, 1, False)
-        if request.continue_run and not await self._conversation.carry(parent, at, state):
-            raise InvalidInput("the checkpoint is not within a run", reason="NOTHING_TO_CONTINUE")
+        if request.continue_run:
+            carry = await self._conversation.carry(parent, at, state)
+            if not carry:
+                raise InvalidInput("the checkpoint is not within a run", reason="NOTHING_TO_CONTINUE")
+            self._conversation.check_agent(carry["agent"])
         not_after_ms = await self._threads.note(ref, NOTED_S)
         job = {
             "kind": "fork", "parent": parent.thread_id, "at": list(at), "ttl_ms": request.ttl_ms, "principal": principal.as_dict(),
