@@ -20,6 +20,8 @@ from services.common.errors import Unauthenticated
 from services.common.identity._principal import Principal
 
 AUDIENCE = "bulkhead"
+# Member of a key in the key set, of ours: the issuers whose tokens it may sign. One without it may sign anybody's.
+ISSUERS = "issuers"
 LIFETIME = timedelta(minutes=5)
 # A token is minted anew when less than this is left, so that no call starts with one about to end.
 RENEW_BEFORE = timedelta(minutes=2)
@@ -44,7 +46,8 @@ def _public_jwk(key: Ed25519PublicKey) -> dict:
 
 
 def generate_keys(folder: Path, issuers: list[str]) -> None:
-    """Writes `<issuer>.pem` for each issuer and `jwks.json` with all public keys; an existing private key is kept."""
+    """Writes `<issuer>.pem` for each issuer and `jwks.json` with all public keys, each for the tokens of its issuer alone; an existing
+    private key is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     public = []
     for issuer in issuers:
@@ -58,7 +61,7 @@ def generate_keys(folder: Path, issuers: list[str]) -> None:
             )  # fmt: skip
             path.touch(mode=0o600)
             path.write_bytes(pem)
-        public.append(_public_jwk(key.public_key()))
+        public.append({**_public_jwk(key.public_key()), ISSUERS: [issuer]})
     (folder / "jwks.json").write_text(json.dumps({"keys": public}, indent=2))
 
 
@@ -119,11 +122,15 @@ class Minter:
 
 
 class Verifier:
-    """Verifies tokens against a JWKS file, which is read again when it changes: keys overlap during a rotation."""
+    """Verifies tokens against a JWKS file, which is read again when it changes: keys overlap during a rotation.
+
+    A key that names its `issuers` signs for them alone: a service that has one cannot pass for another.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: dict[str, Ed25519PublicKey] = {}
+        self._issuers: dict[str, frozenset[str]] = {}
         self._stamp: tuple[int, int] | None = None
         self._looked_at = 0.0
         self._cache: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
@@ -142,12 +149,14 @@ class Verifier:
             return
         text = self._path.read_text()
         try:
-            keys = {entry["kid"]: jwt.PyJWK.from_dict(entry).key for entry in json.loads(text)["keys"]}
+            entries = json.loads(text)["keys"]
+            keys = {entry["kid"]: jwt.PyJWK.from_dict(entry).key for entry in entries}
+            issuers = {entry["kid"]: _issuers(entry[ISSUERS]) for entry in entries if ISSUERS in entry}
         except (ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
             raise ValueError(f"{self._path.name} is not a JWKS of Ed25519 keys with their ids") from error
         if not keys:
             raise ValueError(f"{self._path.name} holds no key")
-        self._keys, self._stamp = keys, stamp
+        self._keys, self._issuers, self._stamp = keys, issuers, stamp
         self._cache.clear()
 
     def verify(self, token: str) -> Principal:
@@ -200,7 +209,16 @@ class Verifier:
             raise _invalid() from error
         if claims["exp"] - claims["iat"] > LIFETIME.total_seconds():
             raise _invalid()
+        if (bound := self._issuers.get(kid)) is not None and claims["iss"] not in bound:
+            raise Unauthenticated("the internal token is signed by another service than it says", reason="TOKEN_INVALID")
         return claims
+
+
+def _issuers(named: Any) -> frozenset[str]:
+    """Raises ValueError: a binding that cannot be read must not be taken for none."""
+    if not isinstance(named, list) or not all(isinstance(issuer, str) for issuer in named):
+        raise ValueError("issuers must be a list of names")
+    return frozenset(named)
 
 
 def _invalid() -> Unauthenticated:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.approval import Approval
 from services.common.errors import PermissionDenied, Unauthenticated
 from services.common.identity import Minter, Principal, Verifier, generate_keys
 
@@ -69,6 +70,7 @@ def test_a_token_of_which_any_character_was_changed_is_refused(identities, data)
         ({"exp": None}, {}),
         ({"iat": None}, {}),
         ({"iss": None}, {}),
+        ({"iss": "orchestrator"}, {}),
         ({"exp": "soon"}, {}),
         ({"iat": time.time() + 60}, {}),
         ({"iat": int(time.time()) + 60, "exp": int(time.time()) + 90}, {}),
@@ -79,7 +81,7 @@ def test_a_token_of_which_any_character_was_changed_is_refused(identities, data)
 def test_what_a_token_must_say_and_must_not(identities, claims, headers):
     """Signed with a key of ours all the same."""
     minter, now = Minter.from_file(identities.signing_key("gateway"), "gateway"), int(time.time())
-    said = {"iss": "x", "aud": "bulkhead", "iat": now - 5, "exp": now + 60, "tenant": "a", "sub": "b"}
+    said = {"iss": "gateway", "aud": "bulkhead", "iat": now - 5, "exp": now + 60, "tenant": "a", "sub": "b"}
 
     def signed(claims, headers):
         parts = ({"alg": "EdDSA", "kid": minter._kid} | headers, said | claims)
@@ -106,6 +108,27 @@ def test_rotation_both_keys_hold_during_the_overlap_and_the_old_one_ends(tmp_pat
     assert verifier.verify(new) == PRINCIPAL
     with pytest.raises(Unauthenticated):
         verifier.verify(old)
+
+
+def test_a_key_signs_for_the_issuers_that_it_names_and_one_that_names_none_for_anybody(tmp_path):
+    generate_keys(tmp_path, ["gateway", "orchestrator"])
+    verifier = Verifier.from_file(tmp_path / "jwks.json")
+    own, posing = (Minter.from_file(tmp_path / "gateway.pem", issuer) for issuer in ("gateway", "orchestrator"))
+    approval = Approval("acme", "r", "r/1/0", "wipe", "1", "d", ("bo",))
+    assert verifier.verify(own.mint(PRINCIPAL)) == PRINCIPAL
+    for doing in (lambda: verifier.verify(posing.mint(PRINCIPAL)), lambda: Approval.verified(verifier, approval.sign(posing))):
+        with pytest.raises(Unauthenticated) as caught:
+            doing()
+        assert caught.value.reason == "TOKEN_INVALID"
+    assert Approval.verified(verifier, approval.sign(Minter.from_file(tmp_path / "orchestrator.pem", "orchestrator"))) == approval
+    keys = json.loads((tmp_path / "jwks.json").read_text())["keys"]
+    unbound = [{name: value for name, value in key.items() if name != "issuers"} for key in keys]
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": unbound}))
+    verifier = Verifier.from_file(tmp_path / "jwks.json")
+    assert Approval.verified(verifier, approval.sign(posing)) == approval
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [{**key, "issuers": "gateway"} for key in keys]}))
+    with pytest.raises(ValueError, match="is not a JWKS"):
+        Verifier.from_file(tmp_path / "jwks.json")
 
 
 def test_a_key_set_caught_half_written_keeps_the_last_good_one(tmp_path):
