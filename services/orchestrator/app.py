@@ -134,7 +134,7 @@ def build(settings: Settings) -> Service:
     )  # fmt: skip
     accepting.on_mortal = threads.noticed
     watching = Watching(settings, store, hub, worker)
-    controlling = Controlling(store, commanding, accepting, watching)
+    controlling = Controlling(store, commanding, accepting, watching, agents)
     double_texting = DoubleTexting(store, accepting, controlling, watching, IdempotencyStore(client))
     feedback = Feedback(store, agents, hub)
     runs = JudgedRunServicer(feedback, controlling, accepting, watching, store, bulk_cancel, double_texting)
@@ -191,7 +191,7 @@ def build(settings: Settings) -> Service:
             partial(rpc.add_RunServiceServicer_to_server, runs),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
             partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
-            partial(admin_rpc.add_AdminServiceServicer_to_server, AdminServicer(quotas, erasing)),
+            partial(admin_rpc.add_AdminServiceServicer_to_server, AdminServicer(quotas, erasing, feedback)),
             partial(approvals_rpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(deciding)),
             partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
         ],

@@ -2,9 +2,9 @@
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from opentelemetry.metrics import get_meter
@@ -24,6 +24,11 @@ MOST_KEY = 255
 MOST_DWELL_S = 86_400.0
 # Nobody means to say more of one run; signals of a console that fails must not grow a record for ever.
 MOST_OF_RUN = 100
+# Of the tenant's list, for one page: an agent that few think of must not hold the store up.
+MOST_LOOKED_AT = 5_000
+AT_ONCE = 250
+# More than one store records in a millisecond.
+_PLACES = 10**6
 _recorded = get_meter("bulkhead.orchestrator").create_counter("bulkhead_feedback_total", description="Feedback on runs, by kind and value.")
 
 
@@ -60,6 +65,22 @@ class Given:
         return {name: value for name, value in asdict(self).items() if value}
 
 
+class Listed(NamedTuple):
+    """Where an entry is, and when it was recorded."""
+
+    ref: RunRef
+    feedback_id: str
+    at_ms: int
+
+
+class Wanted(NamedTuple):
+    """Which entries; '' and 0: all."""
+
+    run_id: str = ""
+    agent: str = ""
+    since_ms: int = 0
+
+
 class FeedbackStore(Protocol):
     """Raises Overloaded while the state store is away."""
 
@@ -71,6 +92,22 @@ class FeedbackStore(Protocol):
 
     async def feedback(self, ref: RunRef) -> list[Mapping[str, Any]]:
         """All that was recorded of a run, in order."""
+        ...
+
+    async def listed_feedback(self, tenant: str, since_ms: int, before_ms: int, skip: int, most: int) -> list[Listed]:
+        """The tenant's entries from the newest on: those of `before_ms` and before (0: all) but the first `skip`, down to `since_ms`."""
+        ...
+
+    async def feedback_of(self, ref: RunRef) -> list[Listed]:
+        """The entries of a run, newest first."""
+        ...
+
+    async def feedback_entries(self, listed: Sequence[Listed]) -> list[Mapping[str, Any] | None]:
+        """What was recorded; None where it is gone."""
+        ...
+
+    async def whereabouts(self, tenant: str, run_id: str) -> RunRef | None:
+        """Where a run of the tenant is, whoever's it is."""
         ...
 
     async def definition(self, digest: str) -> bytes | None:
@@ -128,6 +165,35 @@ class Feedback:
         if verdict == "recorded":
             _count(given)
         return feedback_id, seq
+
+    async def listed(self, tenant: str, wanted: Wanted, size: int, position: int) -> tuple[list[tuple[Mapping[str, Any], int]], int]:
+        """A page of at most `size` of the tenant's (entry, ms of recording), newest first, and where the next begins (0: there is none).
+
+        Raises InvalidInput, NotFound (run), Overloaded.
+        """
+        before_ms, skip = divmod(position, _PLACES)
+        of_run: list[Listed] | None = None
+        if wanted.run_id:
+            checked_id("run_id", wanted.run_id)
+            ref = await self._store.whereabouts(tenant, wanted.run_id)
+            if ref is None:
+                raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
+            of_run = [one for one in await self._store.feedback_of(ref) if one.at_ms >= wanted.since_ms]
+        page: list[tuple[Mapping[str, Any], int]] = []
+        for _ in range(0, MOST_LOOKED_AT, AT_ONCE):
+            if of_run is None:
+                some = await self._store.listed_feedback(tenant, wanted.since_ms, before_ms, skip, AT_ONCE)
+            else:
+                some = [one for one in of_run if not before_ms or one.at_ms <= before_ms][skip : skip + AT_ONCE]
+            for one, entry in zip(some, await self._store.feedback_entries(some), strict=True):
+                if len(page) == size:
+                    return page, before_ms * _PLACES + skip
+                before_ms, skip = one.at_ms, skip + 1 if one.at_ms == before_ms else 1
+                if entry is not None and wanted.agent in ("", entry["agent"]):
+                    page.append((entry, one.at_ms))
+            if len(some) < AT_ONCE:
+                return page, 0
+        return page, before_ms * _PLACES + skip
 
     async def _model(self, record: RunRecord) -> str:
         digest = record.spec.agent_digest

@@ -1,7 +1,7 @@
 """Feedback in Valkey: with the run that it is about, and a list of the tenant that leads to it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +11,7 @@ from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import EVENT
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_keys import channel_of, feedback_key, thread_keys
+from services.orchestrator.feedback import Listed
 from services.orchestrator.records import RunRef
 
 FEEDBACK = "feedback"
@@ -48,4 +49,34 @@ class FeedbackStore(StoreBase):
             opened = await self.sealing.open(ref.tenant, FEEDBACK, raw.split(b" ", 2)[2])
             if opened is not None:
                 found.append(orjson.loads(opened))
+        return found
+
+    async def listed_feedback(self, tenant: str, since_ms: int, before_ms: int, skip: int, most: int) -> list[Listed]:
+        """As feedback.FeedbackStore.listed_feedback."""
+        found = await self._ask(
+            self._client.zrevrangebyscore(
+                feedback_key(tenant), before_ms or "+inf", since_ms or "-inf", start=skip, num=most, withscores=True
+            )
+        )
+        return [Listed(RunRef(tenant, *names[:2]), names[2], int(at)) for member, at in found if (names := text(member).split("/"))]
+
+    async def feedback_of(self, ref: RunRef) -> list[Listed]:
+        """As feedback.FeedbackStore.feedback_of."""
+        names = await self._ask(self._client.hkeys(thread_keys(ref)[2]))
+        ids = [text(name.removeprefix(_PREFIX)) for name in names if name.startswith(_PREFIX)]
+        if not ids:
+            return []
+        at = await self._ask(self._client.zmscore(feedback_key(ref.tenant), [f"{ref.thread_id}/{ref.run_id}/{one}" for one in ids]))
+        found = [Listed(ref, one, int(ms or 1)) for one, ms in zip(ids, at, strict=True)]
+        return sorted(found, key=lambda listed: (listed.at_ms, listed.feedback_id), reverse=True)
+
+    async def feedback_entries(self, listed: Sequence[Listed]) -> list[Mapping[str, Any] | None]:
+        """As feedback.FeedbackStore.feedback_entries."""
+        pipeline = self._client.pipeline(transaction=False)
+        for one in listed:
+            pipeline.hget(thread_keys(one.ref)[2], _PREFIX + one.feedback_id.encode())
+        found: list[Mapping[str, Any] | None] = []
+        for one, raw in zip(listed, await self._ask(pipeline.execute()) if listed else [], strict=True):
+            opened = await self.sealing.open(one.ref.tenant, FEEDBACK, raw.split(b" ", 2)[2]) if raw else None
+            found.append(orjson.loads(opened) if opened is not None else None)
         return found

@@ -1,13 +1,21 @@
 """AdminService."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from bulkhead.orchestrator.v1 import admin_pb2 as pb
 from bulkhead.orchestrator.v1 import admin_pb2_grpc as rpc
 
 from services.common.rpc.context import principal
-from services.orchestrator.erasure import Erasing
+from services.orchestrator.erasure import ADMIN, Erasing
 from services.orchestrator.erasure_records import PARTS, ErasureRecord, Part
+from services.orchestrator.feedback import Feedback, Wanted
 from services.orchestrator.quota import Quotas
+from services.orchestrator.servicer import page, page_token
+from services.orchestrator.servicers.feedback import SIGNALS, THUMBS
 
+_THUMBS_OF = {name: value for value, name in THUMBS.items()}
+_SIGNAL_OF = {name: value for value, name in SIGNALS.items()}
 _STATE = {True: pb.ERASURE_STATE_DONE, False: pb.ERASURE_STATE_PENDING}
 
 
@@ -32,11 +40,25 @@ def part_message(name: str, part: Part) -> pb.ErasurePart:
     return message
 
 
-class AdminServicer(rpc.AdminServiceServicer):
-    """Quota and erasure."""
+def feedback_message(entry: Mapping[str, Any], at_ms: int) -> pb.FeedbackEntry:
+    """What was recorded of a run, as it travels."""
+    same = (
+        "feedback_id", "run_id", "thread_id", "agent", "agent_version", "agent_digest", "model", "canary", "rating", "text",
+        "corrected_answer",
+    )  # fmt: skip
+    message = pb.FeedbackEntry(**{name: entry[name] for name in same if name in entry})
+    message.thumbs, message.signal = _THUMBS_OF.get(entry.get("thumbs"), 0), _SIGNAL_OF.get(entry.get("signal"), 0)
+    if entry.get("dwell_ms"):
+        message.dwell.FromMilliseconds(entry["dwell_ms"])
+    message.recorded_at.FromMilliseconds(at_ms)
+    return message
 
-    def __init__(self, quotas: Quotas, erasing: Erasing) -> None:
-        self._quotas, self._erasing = quotas, erasing
+
+class AdminServicer(rpc.AdminServiceServicer):
+    """Quota, erasure and what users think."""
+
+    def __init__(self, quotas: Quotas, erasing: Erasing, feedback: Feedback) -> None:
+        self._quotas, self._erasing, self._feedback = quotas, erasing, feedback
 
     async def GetQuota(self, request, context):
         """What the caller's tenant uses of its tier."""
@@ -62,3 +84,13 @@ class AdminServicer(rpc.AdminServiceServicer):
     async def GetErasure(self, request, context):
         """A receipt."""
         return pb.GetErasureResponse(erasure=erasure_message(await self._erasing.get(principal(), request.erasure_id)))
+
+    async def ListFeedback(self, request, context):
+        """A page of the tenant's feedback."""
+        caller = principal()
+        caller.require(ADMIN)
+        size, position = page(request.page_size, request.page_token)
+        since_ms = max(0, request.since.ToMilliseconds()) if request.HasField("since") else 0
+        found, following = await self._feedback.listed(caller.tenant, Wanted(request.run_id, request.agent, since_ms), size, position)
+        entries = [feedback_message(entry, at_ms) for entry, at_ms in found]
+        return pb.ListFeedbackResponse(feedback=entries, next_page_token=page_token(following) if following else "")

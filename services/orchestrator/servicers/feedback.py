@@ -9,8 +9,8 @@ from services.common.rpc.context import principal
 from services.orchestrator.feedback import Feedback, Given
 from services.orchestrator.servicers.control import ControlledRunServicer
 
-_THUMBS = {pb.THUMBS_UP: "up", pb.THUMBS_DOWN: "down"}
-_SIGNALS = {
+THUMBS = {pb.THUMBS_UP: "up", pb.THUMBS_DOWN: "down"}
+SIGNALS = {
     pb.FEEDBACK_SIGNAL_REGENERATE: "regenerate", pb.FEEDBACK_SIGNAL_EDIT: "edit", pb.FEEDBACK_SIGNAL_COPY: "copy",
     pb.FEEDBACK_SIGNAL_ABANDON: "abandon", pb.FEEDBACK_SIGNAL_CORRECTION: "correction", pb.FEEDBACK_SIGNAL_DWELL: "dwell",
     pb.FEEDBACK_SIGNAL_SCROLL: "scroll",
@@ -30,8 +30,8 @@ class JudgedRunServicer(ControlledRunServicer):
         caller = principal()
         caller.require("runs:write")
         given = Given(
-            rating=request.rating, thumbs=_THUMBS.get(request.thumbs, ""), text=request.text, corrected_answer=request.corrected_answer,
-            signal=_SIGNALS.get(request.signal, ""), dwell_ms=request.dwell.ToMilliseconds() if request.HasField("dwell") else 0,
+            rating=request.rating, thumbs=THUMBS.get(request.thumbs, ""), text=request.text, corrected_answer=request.corrected_answer,
+            signal=SIGNALS.get(request.signal, ""), dwell_ms=request.dwell.ToMilliseconds() if request.HasField("dwell") else 0,
         )  # fmt: skip
         span = trace.get_current_span().get_span_context()
         trace_id = f"{span.trace_id:032x}" if span.is_valid else ""

@@ -22,39 +22,46 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$bulkhead/orchestrator/v1/admin.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetQuotaRequest\"\x94\x02\n\x10GetQuotaResponse\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12<\n\x0f\x63oncurrent_runs\x18\x02 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x38\n\x0bqueued_runs\x18\x03 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x39\n\x0c\x64\x65layed_runs\x18\x04 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x31\n\ttask_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x0c\n\n_task_time\"7\n\tAllowance\x12\x0c\n\x04used\x18\x01 \x01(\x03\x12\x12\n\x05limit\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_limit\"=\n\x14\x46orgetSubjectRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"K\n\x15\x46orgetSubjectResponse\x12\x32\n\x07\x65rasure\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Erasure\"\'\n\x11GetErasureRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"H\n\x12GetErasureResponse\x12\x32\n\x07\x65rasure\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Erasure\"\xff\x01\n\x07\x45rasure\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ErasureState\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x64one_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05parts\x18\x05 \x03(\x0b\x32%.bulkhead.orchestrator.v1.ErasurePart\x12\x16\n\x0esubject_digest\x18\x06 \x01(\t\"\xe0\x01\n\x0b\x45rasurePart\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ErasureState\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12\x13\n\x0blast_reason\x18\x04 \x01(\t\x12+\n\x07\x64one_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06\x65rased\x18\x06 \x03(\x0b\x32%.bulkhead.orchestrator.v1.ErasedCount\"*\n\x0b\x45rasedCount\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03*`\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02\x32\xcc\x02\n\x0c\x41\x64minService\x12\x61\n\x08GetQuota\x12).bulkhead.orchestrator.v1.GetQuotaRequest\x1a*.bulkhead.orchestrator.v1.GetQuotaResponse\x12p\n\rForgetSubject\x12..bulkhead.orchestrator.v1.ForgetSubjectRequest\x1a/.bulkhead.orchestrator.v1.ForgetSubjectResponse\x12g\n\nGetErasure\x12+.bulkhead.orchestrator.v1.GetErasureRequest\x1a,.bulkhead.orchestrator.v1.GetErasureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$bulkhead/orchestrator/v1/admin.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a+bulkhead/orchestrator/v1/orchestrator.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n\x0fGetQuotaRequest\"\x94\x02\n\x10GetQuotaResponse\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12<\n\x0f\x63oncurrent_runs\x18\x02 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x38\n\x0bqueued_runs\x18\x03 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x39\n\x0c\x64\x65layed_runs\x18\x04 \x01(\x0b\x32#.bulkhead.orchestrator.v1.Allowance\x12\x31\n\ttask_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x0c\n\n_task_time\"7\n\tAllowance\x12\x0c\n\x04used\x18\x01 \x01(\x03\x12\x12\n\x05limit\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_limit\"=\n\x14\x46orgetSubjectRequest\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"K\n\x15\x46orgetSubjectResponse\x12\x32\n\x07\x65rasure\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Erasure\"\'\n\x11GetErasureRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"H\n\x12GetErasureResponse\x12\x32\n\x07\x65rasure\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Erasure\"\xff\x01\n\x07\x45rasure\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ErasureState\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x64one_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x05parts\x18\x05 \x03(\x0b\x32%.bulkhead.orchestrator.v1.ErasurePart\x12\x16\n\x0esubject_digest\x18\x06 \x01(\t\"\xe0\x01\n\x0b\x45rasurePart\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ErasureState\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\x05\x12\x13\n\x0blast_reason\x18\x04 \x01(\t\x12+\n\x07\x64one_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x06\x65rased\x18\x06 \x03(\x0b\x32%.bulkhead.orchestrator.v1.ErasedCount\"*\n\x0b\x45rasedCount\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\x86\x01\n\x13ListFeedbackRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"j\n\x14ListFeedbackResponse\x12\x39\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x03(\x0b\x32\'.bulkhead.orchestrator.v1.FeedbackEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x03\n\rFeedbackEntry\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x11\n\tthread_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x14\n\x0c\x61gent_digest\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0e\n\x06\x63\x61nary\x18\x08 \x01(\x08\x12\x0e\n\x06rating\x18\t \x01(\x05\x12\x30\n\x06thumbs\x18\n \x01(\x0e\x32 .bulkhead.orchestrator.v1.Thumbs\x12\x0c\n\x04text\x18\x0b \x01(\t\x12\x18\n\x10\x63orrected_answer\x18\x0c \x01(\t\x12\x38\n\x06signal\x18\r \x01(\x0e\x32(.bulkhead.orchestrator.v1.FeedbackSignal\x12(\n\x05\x64well\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0brecorded_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45RASURE_STATE_PENDING\x10\x01\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x02\x32\xbb\x03\n\x0c\x41\x64minService\x12\x61\n\x08GetQuota\x12).bulkhead.orchestrator.v1.GetQuotaRequest\x1a*.bulkhead.orchestrator.v1.GetQuotaResponse\x12p\n\rForgetSubject\x12..bulkhead.orchestrator.v1.ForgetSubjectRequest\x1a/.bulkhead.orchestrator.v1.ForgetSubjectResponse\x12g\n\nGetErasure\x12+.bulkhead.orchestrator.v1.GetErasureRequest\x1a,.bulkhead.orchestrator.v1.GetErasureResponse\x12m\n\x0cListFeedback\x12-.bulkhead.orchestrator.v1.ListFeedbackRequest\x1a..bulkhead.orchestrator.v1.ListFeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bulkhead.orchestrator.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ERASURESTATE']._serialized_start=1270
-  _globals['_ERASURESTATE']._serialized_end=1366
-  _globals['_GETQUOTAREQUEST']._serialized_start=131
-  _globals['_GETQUOTAREQUEST']._serialized_end=148
-  _globals['_GETQUOTARESPONSE']._serialized_start=151
-  _globals['_GETQUOTARESPONSE']._serialized_end=427
-  _globals['_ALLOWANCE']._serialized_start=429
-  _globals['_ALLOWANCE']._serialized_end=484
-  _globals['_FORGETSUBJECTREQUEST']._serialized_start=486
-  _globals['_FORGETSUBJECTREQUEST']._serialized_end=547
-  _globals['_FORGETSUBJECTRESPONSE']._serialized_start=549
-  _globals['_FORGETSUBJECTRESPONSE']._serialized_end=624
-  _globals['_GETERASUREREQUEST']._serialized_start=626
-  _globals['_GETERASUREREQUEST']._serialized_end=665
-  _globals['_GETERASURERESPONSE']._serialized_start=667
-  _globals['_GETERASURERESPONSE']._serialized_end=739
-  _globals['_ERASURE']._serialized_start=742
-  _globals['_ERASURE']._serialized_end=997
-  _globals['_ERASUREPART']._serialized_start=1000
-  _globals['_ERASUREPART']._serialized_end=1224
-  _globals['_ERASEDCOUNT']._serialized_start=1226
-  _globals['_ERASEDCOUNT']._serialized_end=1268
-  _globals['_ADMINSERVICE']._serialized_start=1369
-  _globals['_ADMINSERVICE']._serialized_end=1701
+  _globals['_ERASURESTATE']._serialized_start=1980
+  _globals['_ERASURESTATE']._serialized_end=2076
+  _globals['_GETQUOTAREQUEST']._serialized_start=176
+  _globals['_GETQUOTAREQUEST']._serialized_end=193
+  _globals['_GETQUOTARESPONSE']._serialized_start=196
+  _globals['_GETQUOTARESPONSE']._serialized_end=472
+  _globals['_ALLOWANCE']._serialized_start=474
+  _globals['_ALLOWANCE']._serialized_end=529
+  _globals['_FORGETSUBJECTREQUEST']._serialized_start=531
+  _globals['_FORGETSUBJECTREQUEST']._serialized_end=592
+  _globals['_FORGETSUBJECTRESPONSE']._serialized_start=594
+  _globals['_FORGETSUBJECTRESPONSE']._serialized_end=669
+  _globals['_GETERASUREREQUEST']._serialized_start=671
+  _globals['_GETERASUREREQUEST']._serialized_end=710
+  _globals['_GETERASURERESPONSE']._serialized_start=712
+  _globals['_GETERASURERESPONSE']._serialized_end=784
+  _globals['_ERASURE']._serialized_start=787
+  _globals['_ERASURE']._serialized_end=1042
+  _globals['_ERASUREPART']._serialized_start=1045
+  _globals['_ERASUREPART']._serialized_end=1269
+  _globals['_ERASEDCOUNT']._serialized_start=1271
+  _globals['_ERASEDCOUNT']._serialized_end=1313
+  _globals['_LISTFEEDBACKREQUEST']._serialized_start=1316
+  _globals['_LISTFEEDBACKREQUEST']._serialized_end=1450
+  _globals['_LISTFEEDBACKRESPONSE']._serialized_start=1452
+  _globals['_LISTFEEDBACKRESPONSE']._serialized_end=1558
+  _globals['_FEEDBACKENTRY']._serialized_start=1561
+  _globals['_FEEDBACKENTRY']._serialized_end=1978
+  _globals['_ADMINSERVICE']._serialized_start=2079
+  _globals['_ADMINSERVICE']._serialized_end=2522
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as _orchestrator_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -111,3 +112,59 @@ class ErasedCount(_message.Message):
     kind: str
     count: int
     def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ListFeedbackRequest(_message.Message):
+    __slots__ = ("run_id", "agent", "since", "page_size", "page_token")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    agent: str
+    since: _timestamp_pb2.Timestamp
+    page_size: int
+    page_token: str
+    def __init__(self, run_id: _Optional[str] = ..., agent: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListFeedbackResponse(_message.Message):
+    __slots__ = ("feedback", "next_page_token")
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    feedback: _containers.RepeatedCompositeFieldContainer[FeedbackEntry]
+    next_page_token: str
+    def __init__(self, feedback: _Optional[_Iterable[_Union[FeedbackEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class FeedbackEntry(_message.Message):
+    __slots__ = ("feedback_id", "run_id", "thread_id", "agent", "agent_version", "agent_digest", "model", "canary", "rating", "thumbs", "text", "corrected_answer", "signal", "dwell", "recorded_at")
+    FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CANARY_FIELD_NUMBER: _ClassVar[int]
+    RATING_FIELD_NUMBER: _ClassVar[int]
+    THUMBS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    DWELL_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_AT_FIELD_NUMBER: _ClassVar[int]
+    feedback_id: str
+    run_id: str
+    thread_id: str
+    agent: str
+    agent_version: str
+    agent_digest: str
+    model: str
+    canary: bool
+    rating: int
+    thumbs: _orchestrator_pb2.Thumbs
+    text: str
+    corrected_answer: str
+    signal: _orchestrator_pb2.FeedbackSignal
+    dwell: _duration_pb2.Duration
+    recorded_at: _timestamp_pb2.Timestamp
+    def __init__(self, feedback_id: _Optional[str] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., agent_digest: _Optional[str] = ..., model: _Optional[str] = ..., canary: _Optional[bool] = ..., rating: _Optional[int] = ..., thumbs: _Optional[_Union[_orchestrator_pb2.Thumbs, str]] = ..., text: _Optional[str] = ..., corrected_answer: _Optional[str] = ..., signal: _Optional[_Union[_orchestrator_pb2.FeedbackSignal, str]] = ..., dwell: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

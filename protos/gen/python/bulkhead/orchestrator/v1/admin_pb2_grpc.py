@@ -50,6 +50,11 @@ class AdminServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureResponse.FromString,
                 _registered_method=True)
+        self.ListFeedback = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.AdminService/ListFeedback',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -79,6 +84,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeedback(self, request, context):
+        """Feedback on runs of all users of the caller's tenant, newest first. Needs the scope `admin`. What was recorded of a run that is
+        deleted by now is not among it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +109,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetErasure,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureResponse.SerializeToString,
+            ),
+            'ListFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeedback,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +198,33 @@ class AdminService:
             '/bulkhead.orchestrator.v1.AdminService/GetErasure',
             bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.GetErasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.AdminService/ListFeedback',
+            bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_admin__pb2.ListFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,
