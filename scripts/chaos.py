@@ -2,18 +2,20 @@
 
 Three replicas, each behind a proxy of its own before one Valkey (AOF), with the product's own lease, heartbeat and sweep. Faults: SIGKILL,
 SIGSTOP longer than the lease, a store that is cut off for longer and for shorter than the lease, a network that swallows everything, and
-kill and restart of the store. One replica is left alone at any time. Each thread is judged by the oracle some seconds after its end.
-Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken.
+kill and restart of the store; FAULTS=kill takes those that it names, and no others. One replica is left alone at any time. Each thread
+is judged by the oracle some seconds after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken.
 """
 
 import asyncio
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +88,14 @@ class Chaos:
         self.faults: Counter = Counter()
         self.strikes: dict[str, list[Strike]] = defaultdict(list)
         self.takeovers_ms: list[int] = []
+        self.enough = False
         load.logs = self._measure
 
-    async def rage(self, kills: int) -> None:
-        """Strikes so many times, then waits until all is well."""
-        while self.faults.total() < kills:
+    async def rage(self, kills: int, kinds: list[str]) -> None:
+        """Strikes so many times, or until it is enough, then waits until all is well."""
+        while self.faults.total() < kills and not self.enough:
             await asyncio.sleep(random.uniform(*PAUSE_S))
-            fault = random.choices(list(FAULTS), list(FAULTS.values()))[0]
+            fault = random.choices(kinds, [FAULTS[kind] for kind in kinds])[0]
             well = [replica for replica in self._replicas if replica not in self._struck]
             if len(well) < 2:
                 continue
@@ -174,8 +177,8 @@ class Chaos:
                 self.takeovers_ms.append(following[0] - strike.at_ms)
 
 
-async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
-    """Runs it; answers what came of it."""
+async def chaos(kills: int, concurrent: int, kinds: list[str]) -> dict[str, Any]:
+    """Runs it with faults of these kinds; answers what came of it."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bulkhead-chaos-")))
         (folder / "keys").mkdir()
@@ -191,7 +194,8 @@ async def chaos(kills: int, concurrent: int) -> dict[str, Any]:
         mischief = Chaos(replicas, load, store)
         began = time.monotonic()
         clients = [asyncio.create_task(load.keep_asking()) for _ in range(concurrent)]
-        await mischief.rage(kills)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, partial(setattr, mischief, "enough", True))
+        await mischief.rage(kills, kinds)
         load.asking = False
         await asyncio.gather(*clients)
         await load.judged()
@@ -222,7 +226,11 @@ def defects_of(log: Path) -> list[str]:
 
 def main() -> int:
     """Exit status."""
-    found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24"))))
+    kinds = os.environ.get("FAULTS", ",".join(FAULTS)).split(",")
+    if unknown := [kind for kind in kinds if kind not in FAULTS]:
+        print(f"FAULTS: {', '.join(unknown)}: must be out of {', '.join(FAULTS)}", file=sys.stderr)
+        return 2
+    found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24")), kinds))
     return tell({"ok": not found["violations"], **found}, RESULT)
 
 
