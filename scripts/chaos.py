@@ -3,7 +3,8 @@
 Three replicas, each behind a proxy of its own before one Valkey (AOF), with the product's own lease, heartbeat and sweep. Faults: SIGKILL,
 SIGSTOP longer than the lease, a store that is cut off for longer and for shorter than the lease, a network that swallows everything, and
 kill and restart of the store; FAULTS=kill takes those that it names, and no others. One replica is left alone at any time. Each thread
-is judged by the oracle some seconds after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken.
+is judged by the oracle some seconds after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits
+with 1 where any promise was broken.
 """
 
 import asyncio
