@@ -47,7 +47,8 @@ class SegmentLogStore(StoreBase):
 
     async def deleted(self, ref: RunRef) -> bool:
         """As LogArchive.deleted."""
-        return await self._ask(self._client.hget(thread_keys(ref)[0], "user")) == b"\0gone"
+        # A user who was erased leaves not even a tombstone.
+        return await self._ask(self._client.hget(thread_keys(ref)[0], "user")) in (None, b"\0gone")
 
     async def unlist(self, ref: RunRef, age_s: float) -> None:
         """As LogArchive.unlist."""

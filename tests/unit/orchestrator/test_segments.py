@@ -14,6 +14,7 @@ from services.common.errors import Gone, Internal, Overloaded
 from services.common.limits import TierPolicy
 from services.common.valkey import connect
 from services.orchestrator import segments_moving
+from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.store_keys import lookup_key, segments_key, thread_keys
@@ -379,3 +380,20 @@ async def _same(store, thread, model, open_run):
             assert gone.value.metadata == {"oldest_seq": str(oldest)}
         else:
             assert (await store.read(thread, after, 5, False))[3] == model[after : after + 5]
+
+
+async def test_a_file_that_a_mover_writes_behind_the_erasure_of_its_thread_does_not_stay(valkey, tmp_path):
+    store, erasures, files, ref = Store(valkey, "one"), ValkeyErasures(valkey, "one"), SegmentFiles(tmp_path / "segments"), new_ref()
+    await one_run(store, ref)
+
+    class Overtaken:
+        drop = staticmethod(files.drop)
+
+        async def put(self, *args):
+            await erasures.delete_runs([ref])
+            assert await erasures.delete_threads(ref.tenant, [ref.thread_id])
+            await files.drop(ref.tenant, ref.thread_id, 1 << 62)
+            await files.put(*args)
+
+    await SegmentMover(store, Overtaken(), 0.0, lambda tier: None).look(ref)
+    assert [path for path in (tmp_path / "segments").rglob("*") if path.is_file()] == []
