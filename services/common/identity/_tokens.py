@@ -91,7 +91,7 @@ class Minter:
 
     def mint(self, principal: Principal, *, run_id: str = "") -> str:
         """A token for `principal`, optionally bound to a run; valid for at least two and at most five minutes."""
-        if run_id:
+        if run_id and principal.run_id != run_id:
             principal = replace(principal, run_id=run_id)
         now = time.time()
         cached = self._cache.get(principal)

@@ -141,7 +141,7 @@ async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
                 if len(whole) > len(turn.delivered):
                     turn.writer.delta(message_id, whole[len(turn.delivered) :])
                     turn.delivered = whole
-                return replace(item, message=replace(item.message, text=whole))
+                return item if whole == text else replace(item, message=replace(item.message, text=whole))
             else:
                 degradation.relay(turn, item.data)
                 turn.writer.flush_soon()

@@ -21,7 +21,9 @@ def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
     for number, call in enumerate(answer.message.tool_calls):
         call_id = call.call_id if call.call_id and call.call_id not in used else f"call_{step}_{number}"
         used.add(call_id)
-        calls.append(replace(call, call_id=call_id))
+        calls.append(call if call_id == call.call_id else replace(call, call_id=call_id))
+    if calls == list(answer.message.tool_calls):
+        return answer
     return replace(answer, message=replace(answer.message, tool_calls=tuple(calls)))
 
 
