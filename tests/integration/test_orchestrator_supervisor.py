@@ -8,6 +8,8 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import NotFound
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
+from services.orchestrator.testing.whole_threads import delete, fork, keys_of, said
+from services.orchestrator.threads import deleting, tending
 
 OK, FAILED, CANCELLED, WAITING = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED, pb.RUN_STATUS_WAITING
 AGENTS = """
@@ -171,3 +173,27 @@ async def test_a_child_gets_its_share_of_what_is_left(client, behind):
     # One call is the delegation; of the four that are left half is the child's.
     assert child.usage.tool_calls == 2
     assert ended.usage.tool_calls == 3
+
+
+async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_it_and_a_fork_without(client, valkey, monkeypatch):
+    for module in (deleting, tending):
+        monkeypatch.setattr(module, "AGAIN_S", 0.1)
+    monkeypatch.setattr(tending, "TURN_S", 0.05)
+    task = asking("delegate_to_quick", "say unheard-of")
+    run = await said(client, asking("delegate_to_lead", task), "of-all", agent="head")
+    made = (await fork(client, "of-all")).thread
+    children = [key for key in await keys_of(valkey, "th_run_") if key.endswith(":meta")]
+    assert len(children) == 2
+    assert await delete(client, made.thread_id)
+    lead = next(data_of(e) for e in await client.log(run.run_id) if e.type == "child_run_started")
+    assert (await client.get(lead["run_id"])).status == OK
+    assert await delete(client, "of-all")
+
+    async def only_tombstones():
+        # What others keep of it, as the ids that a tenant lists, is not looked at here but in the tests of threads.
+        return [key for key in await keys_of(valkey, "th_run_") if key.startswith("t:")] == children
+
+    await testing.eventually_async(only_tombstones, "the children's threads are deleted")
+    assert not [key for key in await valkey.keys("*") if b"unheard-of" in (await valkey.dump(key) or b"")]
+    with pytest.raises(NotFound):
+        await client.get(lead["run_id"])

@@ -73,11 +73,27 @@ class Conversation:
         return cut != "rollback"
 
     async def _remembered(self, record: RunRecord) -> bool:
-        definition = self._agents.agents.by_digest.get(record.spec.agent_digest)
-        if definition is None:
-            raw = await self._store.definition(record.spec.agent_digest)
-            definition = AgentDefinition.decode(raw) if raw is not None else None
+        definition = await self._definition(record)
         return definition is not None and definition.recall is not None
+
+    async def child_threads(self, ref: RunRef, record: RunRecord) -> list[str]:
+        """Threads of the runs that other agents made for this one, which has ended, as far as its log is kept."""
+        definition = await self._definition(record)
+        if definition is None or definition.strategy != "supervisor":
+            return []
+        found = []
+        async with aclosing(log_of(self._store, ref, record.first_seq - 1, record.terminal_seq)) as pages:
+            async for page in pages:
+                started = (event for event in page if event.run_id == record.run_id and event.type == "child_run_started")
+                found += [str(orjson.loads(event.data)["thread_id"]) for event in started]
+        return found
+
+    async def _definition(self, record: RunRecord) -> AgentDefinition | None:
+        definition = self._agents.agents.by_digest.get(record.spec.agent_digest)
+        if definition is not None:
+            return definition
+        raw = await self._store.definition(record.spec.agent_digest)
+        return AgentDefinition.decode(raw) if raw is not None else None
 
     async def rebuilt(self, ref: RunRef, record: RunRecord, until_seq: int) -> Rebuilt:
         """A run of the thread as its events up to `until_seq` tell it. Raises Gone."""

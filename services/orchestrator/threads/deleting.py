@@ -1,10 +1,12 @@
 """Deleting a thread: hidden at once, then taken out of every place that leads to it, then deleted. Each step can be done again."""
 
+from collections.abc import Sequence
+
 import orjson
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.errors import DeadlineExceeded, NotFound, Overloaded, UpstreamFailed
+from services.common.errors import DeadlineExceeded, Gone, NotFound, Overloaded, UpstreamFailed
 from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRef
@@ -12,6 +14,7 @@ from services.orchestrator.run_store import RunStore
 from services.orchestrator.segments import SegmentStore
 from services.orchestrator.segments_moving import ALL
 from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, RUNS_AT_ONCE, Changing, settled
+from services.orchestrator.threads.conversation import Conversation
 from services.orchestrator.threads.ports import ThreadStore
 
 # Runs that take longer to end lose their records: whoever works on them is fenced with the next write.
@@ -25,8 +28,12 @@ _deleted = get_meter("bulkhead.orchestrator").create_counter(
 class Deleting:
     """Deletes threads."""
 
-    def __init__(self, store: RunStore, threads: ThreadStore, changing: Changing, hub: Hub, segments: SegmentStore | None) -> None:
-        self._store, self._threads, self._changing, self._hub, self._segments = store, threads, changing, hub, segments
+    def __init__(
+        self, store: RunStore, threads: ThreadStore, changing: Changing, conversation: Conversation, hub: Hub,
+        segments: SegmentStore | None,
+    ) -> None:  # fmt: skip
+        self._store, self._threads, self._changing, self._conversation = store, threads, changing, conversation
+        self._hub, self._segments = hub, segments
 
     async def delete(self, principal: Principal, thread_id: str) -> bool:
         """Deletes the caller's thread; False where something that is needed for it is away, and the sweeper goes on. Again is harmless.
@@ -75,6 +82,7 @@ class Deleting:
         left = await self._changing.end(ref, principal, run_ids, "the thread was deleted", END_WITHIN_S, lambda record: False)
         for record in left:
             log.warning("deleted_at_work", thread_id=ref.thread_id, run_id=record.run_id)
+        await self._begin_children(ref, principal, run_ids, job["why"])
         # First what leads to the runs, then the runs: who comes after us still finds which ones are left.
         for at in range(0, len(run_ids), RUNS_AT_ONCE):
             chunk = run_ids[at : at + RUNS_AT_ONCE]
@@ -92,3 +100,20 @@ class Deleting:
         self._hub.noticed(ref, last)
         await settled(self._threads, ref, None)
         _deleted.add(1, {"why": job["why"]})
+
+    async def _begin_children(self, ref: RunRef, principal: Principal, run_ids: Sequence[str], why: str) -> None:
+        """Begins to delete the threads on which other agents worked for runs of this one; whoever looks at threads goes on with it."""
+        for record in await self._changing.records(ref, run_ids):
+            try:
+                names = await self._conversation.child_threads(ref, record)
+            except Gone:
+                continue
+            for name in names:
+                child = ref._replace(thread_id=name)
+                made = await self._changing.records(child, await self._threads.run_ids(child))
+                # Those of a fork's copied runs belong to the thread that it was forked from.
+                asked_by = {RunRef.decode(run.spec.child_of["ref"]).thread_id for run in made if run.spec.child_of}
+                if asked_by == {ref.thread_id}:
+                    not_after_ms = await self._threads.note(child, AGAIN_S)
+                    job = orjson.dumps({"kind": "delete", "why": why, "principal": principal.as_dict()})
+                    await self._threads.begin(child, principal.user, "gone", job, not_after_ms)

@@ -27,7 +27,7 @@ class Threads:
     ) -> None:  # fmt: skip
         self.ttl_ms, self._threads = ttl_ms, threads
         changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, agents)
-        self.deleting = Deleting(store, threads, changing, hub, segments)
+        self.deleting = Deleting(store, threads, changing, conversation, hub, segments)
         self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)
         self.tending = Tending(store, threads, changing, self.forking, self.rolling_back, self.deleting, ttl_ms)
