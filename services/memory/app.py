@@ -67,7 +67,7 @@ def build(settings: Settings) -> Service:
     documents = TenantDocuments(ValkeyDocuments(state), index, embedder, search, work, settings.chunk_chars, settings.chunk_overlap_chars)
     upkeep = Upkeep(work, memories, documents, minter, index.maintain)
     once = Once(IdempotencyStore(state))
-    erasure = Erasure(session_store, records, documents, index, work, once, envelope)
+    erasure = Erasure(session_store, records, documents, index, work, once, envelope, embedder)
     sessions = SessionServicer(
         SessionWindows(session_store, settings.window_tokens),
         Recall(session_store, memories, documents, search, settings.recall_top_k),

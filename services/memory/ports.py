@@ -227,5 +227,8 @@ class Embedder(Protocol):
     async def query(self, text: str) -> Sequence[float]:
         """The embedding of one query, from a small cache where it is known."""
 
+    def forget_queries(self) -> None:
+        """Empties that cache."""
+
     async def passages(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """One embedding a text; batched so that every message stays below 4 MiB."""

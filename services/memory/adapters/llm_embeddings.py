@@ -1,5 +1,7 @@
 """Embeddings through llm_gateway, with the token of the call that is being served."""
 
+import hashlib
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ MAX_TEXTS = 512
 MAX_BYTES = 3_500_000
 # The dimension is not known before the first answer; no model in use has more than this.
 ASSUMED_DIMENSION = 4_096
+# A query that nobody asked for so long leaves the cache with the next one that comes.
+CACHED_S = 900.0
 _cache_lookups = get_meter("bulkhead.memory").create_counter(
     "bulkhead_memory_embedding_cache_lookups", description="Lookups of query embeddings, by result (hit or miss)."
 )
@@ -28,20 +32,27 @@ class LlmEmbeddings:
         self._model = model
         self._entries = cache_entries
         self._query_timeout_s = query_timeout_s
-        self._cache: OrderedDict[str, array] = OrderedDict()
+        # By digest: what was asked is not kept. The least recently used first.
+        self._cache: OrderedDict[bytes, tuple[float, array]] = OrderedDict()
         self._dimension = 0
 
     async def query(self, text: str) -> Sequence[float]:
         """See `Embedder`."""
-        found = self._cache.get(text)
-        _cache_lookups.add(1, {"result": "miss" if found is None else "hit"})
-        if found is None:
-            found = (await self._embed([text], self._query_timeout_s))[0]
-            self._cache[text] = found
-            if len(self._cache) > self._entries:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(text)
+        name, now = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), time.monotonic()
+        while self._cache and next(iter(self._cache.values()))[0] <= now:
+            self._cache.popitem(last=False)
+        kept = self._cache.get(name)
+        _cache_lookups.add(1, {"result": "miss" if kept is None else "hit"})
+        found = kept[1] if kept is not None else (await self._embed([text], self._query_timeout_s))[0]
+        self._cache[name] = (now + CACHED_S, found)
+        self._cache.move_to_end(name)
+        if len(self._cache) > self._entries:
+            self._cache.popitem(last=False)
         return found
+
+    def forget_queries(self) -> None:
+        """Empties the cache. Nobody can tell whose queries are in it."""
+        self._cache.clear()
 
     async def passages(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """See `Embedder`."""
