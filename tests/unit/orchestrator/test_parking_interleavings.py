@@ -253,7 +253,7 @@ NAMES = st.sampled_from(["accept"] * 3 + ["post"] * 4 + ["work"] * 4 + ["cancel"
 ACTIONS = st.lists(st.tuples(NAMES, st.integers(0, 1), st.integers(0, 9), st.sampled_from([0, 1, 2, 4, 8, 16])), min_size=5, max_size=40)
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(wants=WANTS, actions=ACTIONS)
 def test_every_accepted_run_ends_or_waits_for_a_command_that_nobody_sent(wants, actions):
     async def scenario():

@@ -9,10 +9,12 @@ import pytest
 from services.common import testing
 from services.common.errors import InvalidInput
 from services.common.valkey import connect
+from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
+from services.orchestrator.adapters.store_threads import ValkeyThreads
 from services.orchestrator.hub import Hub
-from services.orchestrator.records import LOG_GAP, Draft, Fenced
+from services.orchestrator.records import LOG_GAP, Draft, Event, Fenced
 from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.testing.runs import accept, done, log_of, new_ref
 from services.orchestrator.watching import Watching
@@ -193,3 +195,16 @@ async def test_a_log_that_skipped_ahead_is_read_in_pages_and_moved_whole(pair, t
         paged += events
         after = events[-1].seq
     assert paged == log
+
+
+async def test_a_fork_begins_in_the_generation_of_its_store_and_names_no_gap(valkey):
+    ref, sealing = new_ref(), Sealing()
+    store, threads = Store(valkey, "one", 1), ValkeyThreads(valkey, "one", 1, sealing)
+    # Their Lua code is that of a store with replicas; there is none here to wait for.
+    store._replicas = threads._replicas = 0
+    assert (await threads.build(ref, "ana", {}, b"{}", "print", 10**14)).verdict == "building"
+    copied = [Event(seq, 1, ref.thread_id, "of-the-parent", 1, "message_completed", b"{}", False, "") for seq in (1, 2, 5)]
+    assert await threads.copy(ref, "ana", 0, copied) == 5
+    await threads.built(ref, "ana", b"{}", b"", "parent", 5, 0, "", "")
+    assert await accept(store, ref) == "new"
+    assert [event.type for event in await log_of(store, ref)] == ["message_completed"] * 3 + ["thread_forked", "run_queued"]
