@@ -98,4 +98,4 @@ class Site:
                     seen=[seen for run_id in run_ids for seen in self.seen.get(run_id, ())],
                 )
             )
-        assert broken == []
+        assert broken == [], broken

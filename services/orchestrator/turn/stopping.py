@@ -8,6 +8,7 @@ import asyncio
 
 from services.orchestrator.ports import Message, ModelFinished
 from services.orchestrator.records import Command
+from services.orchestrator.turn import degradation
 from services.orchestrator.turn.model_step import Asked, model_step
 from services.orchestrator.turn.state import Turn
 
@@ -52,6 +53,9 @@ async def generate(turn: Turn, asked: Asked) -> ModelFinished:
             if not number or task.uncancel():
                 raise
             turn.state.usage["model_calls"] += 1
+            # What it used, only the model gateway knows.
+            told = {"step": turn.state.step + 1, "model": degradation.model_of(turn), "provider": "", "stopped": True}
+            turn.writer.emit("usage", told | _NOTHING_USED)
         else:
             if number:
                 # It came too late for this answer, and holds for the next one.
