@@ -59,12 +59,14 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
     await approvals.put(turn)
     held = approvals.held(turn)
     at_work = [call for call in turn.state.pending if call.started and call.number not in held]
-    if not at_work:
+    if not at_work or approvals.answered(turn):
         # A former owner left between two calls, or people have answered.
-        at_work, resumed = start_next(turn), False
+        resumed, fresh = resumed and bool(at_work), start_next(turn)
+        at_work += fresh
         if not at_work:
             return await approvals.wait(turn)
-        await turn.writer.checkpoint(turn.snapshot())
+        if fresh:
+            await turn.writer.checkpoint(turn.snapshot())
     with Attendance(turn) as attendance:
         if len(turn.state.pending) == 1:
             await _one(turn, built_in, attendance, at_work[0], resumed)
