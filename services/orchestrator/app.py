@@ -119,6 +119,7 @@ def build(settings: Settings) -> Service:
     sweeper = Sweeper(settings, store, worker, outbox)
     accepting = Accepting(settings, store, hub, worker, agents, policies)
     timed = ValkeySchedules(client, owner, settings.state_replicas)
+    timed.sealing = store.sealing
     firing = Firing(timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s)
     schedules = Schedules(timed, IdempotencyStore(client), accepting, agents, settings.schedule_least_interval_s)
     bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))

@@ -315,14 +315,15 @@ async def test_messages_about_runs_whose_thread_was_deleted_before_go_with_their
         got.gate.open()
 
 
+def nightly():
+    timing = schedules_pb2.ScheduleTiming(cron="0 3 * * *")
+    return schedules_pb2.ScheduleDefinition(agent="quick", input=[orchestrator_pb2.InputMessage(role="user", text=MARK)], timing=timing)
+
+
 async def test_while_an_erasure_is_under_way_the_user_makes_no_schedule(scene, behind, state_url):
     ana, _, admin, dialer = scene
     schedules = schedules_pb2_grpc.ScheduleServiceStub(dialer.channel("orchestrator"))
-    timing = schedules_pb2.ScheduleTiming(cron="0 3 * * *")
-    definition = schedules_pb2.ScheduleDefinition(
-        agent="quick", input=[orchestrator_pb2.InputMessage(role="user", text=MARK)], timing=timing
-    )
-    request = schedules_pb2.CreateScheduleRequest(definition=definition, idempotency_key="k")
+    request = schedules_pb2.CreateScheduleRequest(definition=nightly(), idempotency_key="k")
     behind.memories.erasing.refusals = [Overloaded("away")] * 2
     erasure = await admin.forget()
     with pytest.raises(Conflict) as refused, ana.calling():
@@ -332,3 +333,53 @@ async def test_while_an_erasure_is_under_way_the_user_makes_no_schedule(scene, b
     assert await holding(state_url, MARK) == []
     with ana.calling():
         await schedules.CreateSchedule(request)
+
+
+async def test_a_schedule_is_encrypted_fires_beside_plain_ones_and_is_gone_with_its_key(identities, behind, state_url, tmp_path, keys_file):
+    config = write_config(tmp_path / "config")
+
+    async def made(ana, dialer, **fields):
+        stub = schedules_pb2_grpc.ScheduleServiceStub(dialer.channel("orchestrator"))
+        definition = nightly()
+        definition.timing.MergeFrom(schedules_pb2.ScheduleTiming(**fields))
+        with ana.calling():
+            return stub, (await stub.CreateSchedule(schedules_pb2.CreateScheduleRequest(definition=definition))).schedule
+
+    async with scene_of(identities, behind, state_url, config) as (ana, _, _, dialer):
+        _, plain = await made(ana, dialer)
+    client = connect(state_url)
+    assert MARK.encode() in await client.hget(f"tn:{{acme}}:schedule:{plain.schedule_id}", "definition")
+    await client.aclose()
+    options = {"envelope_keys_file": keys_file, "schedule_least_interval_s": 0.1}
+    async with scene_of(identities, behind, state_url, config, **options) as (ana, _, admin, dialer):
+        stub, sealed = await made(ana, dialer)
+        client = connect(state_url)
+        key = f"tn:{{acme}}:schedule:{sealed.schedule_id}"
+        assert MARK.encode() not in await client.hget(key, "definition")
+        with ana.calling():
+            shown = (await stub.ListSchedules(schedules_pb2.ListSchedulesRequest())).schedules
+            assert [schedule.schedule_id for schedule in shown] == [sealed.schedule_id, plain.schedule_id]
+            assert shown[0].definition == shown[1].definition
+            changed = nightly()
+            changed.name = "other"
+            request = schedules_pb2.UpdateScheduleRequest(schedule_id=sealed.schedule_id, definition=changed)
+            assert (await stub.UpdateSchedule(request)).schedule.definition.name == "other"
+        assert MARK.encode() not in await client.hget(key, "definition")
+        await client.hset(key, "next_ms", 1)
+        await client.zadd("schedules:{sd0}:due", {f"acme/{sealed.schedule_id}": 0})
+
+        async def fired():
+            with ana.calling():
+                ticks = (await stub.ListScheduleTicks(schedules_pb2.ListScheduleTicksRequest(schedule_id=sealed.schedule_id))).ticks
+            return ticks
+
+        await testing.eventually_async(fired, "it was looked at")
+        kept = await client.dump(key)
+        await admin.done((await admin.forget()).erasure_id)
+        # A backup brings it back, and its list.
+        await client.restore(key, 0, kept)
+        await client.zadd("tn:{acme}:schedules:ana", {sealed.schedule_id: 1})
+        with ana.calling():
+            assert not (await stub.ListSchedules(schedules_pb2.ListSchedulesRequest())).schedules
+        assert not await client.exists(key, "tn:{acme}:schedules:ana")
+        await client.aclose()

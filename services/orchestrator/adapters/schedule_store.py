@@ -14,6 +14,7 @@ from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import RunRef
 from services.orchestrator.schedules.records import Definition, Due, Outcome, ScheduleRecord, ScheduleRef
 
+SCHEDULE = "schedule"
 DUE = "schedules:{sd0}:due"
 MOST_TICKS = 500
 # Between the reminder of a schedule that is being made or changed and the record; whoever looks waits for longer.
@@ -41,7 +42,7 @@ class ValkeySchedules(StoreBase):
         await self._note(ref, now_ms + LOOK_AFTER_MS)
         prefix = _prefix(ref.tenant)
         keys = [_key(ref), f"{prefix}:schedules:{quoted(user)}", f"{prefix}:n", erasing_key(ref.tenant)]
-        args = [ref.schedule_id, user, definition.encode(), next_ms, most, now_ms + WITHIN_MS]
+        args = [ref.schedule_id, user, await self._packed(ref.tenant, user, definition), next_ms, most, now_ms + WITHIN_MS]
         verdict = text(await self._durable("schedule_add_v1", keys, args))
         if verdict == "erased":
             raise being_erased()
@@ -52,7 +53,7 @@ class ValkeySchedules(StoreBase):
 
     async def get(self, ref: ScheduleRef) -> ScheduleRecord | None:
         """As ScheduleStore.get."""
-        return _record(ref, await self._ask(self._client.hgetall(_key(ref))))
+        return await self._record(ref, await self._ask(self._client.hgetall(_key(ref))))
 
     async def of_user(self, tenant: str, user: str, before: int, size: int) -> list[tuple[ScheduleRecord | None, int]]:
         """As ScheduleStore.of_user."""
@@ -63,13 +64,18 @@ class ValkeySchedules(StoreBase):
         for ref in refs:
             pipeline.hgetall(_key(ref))
         records = await self._ask(pipeline.execute()) if refs else []
-        return [(_record(ref, fields), int(score)) for ref, fields, (_, score) in zip(refs, records, found, strict=True)]
+        read = [await self._record(ref, fields) for ref, fields in zip(refs, records, strict=True)]
+        for ref, fields, record in zip(refs, records, read, strict=True):
+            if fields and record is None:
+                # Its key is destroyed, as in a store that was restored: nobody reads it any more, and it fires no more.
+                await self._remove(ref, user)
+        return [(record, int(score)) for record, (_, score) in zip(read, found, strict=True)]
 
     async def change(self, record: ScheduleRecord, definition: Definition, state: str, next_ms: int) -> bool:
         """As ScheduleStore.change."""
         # Before and after: whoever is lost in between leaves a look that comes too early, and none that comes too late.
         await self._note(record.ref, await self.now_ms() + LOOK_AFTER_MS)
-        args = [record.version, definition.encode(), state, next_ms]
+        args = [record.version, await self._packed(record.ref.tenant, record.user, definition), state, next_ms]
         done = bool(await self._durable("schedule_change_v1", [_key(record.ref)], args))
         if done and state == "active":
             # No later than the look above: a run that is being made may wait for it.
@@ -78,8 +84,11 @@ class ValkeySchedules(StoreBase):
 
     async def remove(self, record: ScheduleRecord) -> None:
         """As ScheduleStore.remove."""
-        keys = [_key(record.ref), f"{_prefix(record.ref.tenant)}:schedules:{quoted(record.user)}", _log_key(record.ref)]
-        await self._durable("schedule_remove_v1", keys, [record.ref.schedule_id])
+        await self._remove(record.ref, record.user)
+
+    async def _remove(self, ref: ScheduleRef, user: str) -> None:
+        keys = [_key(ref), f"{_prefix(ref.tenant)}:schedules:{quoted(user)}", _log_key(ref)]
+        await self._durable("schedule_remove_v1", keys, [ref.schedule_id])
 
     async def ticks(self, ref: ScheduleRef, before: int, size: int) -> list[tuple[Outcome, int]]:
         """As ScheduleStore.ticks."""
@@ -117,6 +126,21 @@ class ValkeySchedules(StoreBase):
 
     async def _note(self, ref: ScheduleRef, at_ms: int, *, sooner: bool = False) -> None:
         await self._durable("schedule_note_v1", [DUE], [ref.encode(), at_ms, "LT" if sooner else "CH"])
+
+    async def _packed(self, tenant: str, user: str, definition: Definition) -> bytes:
+        (packed,) = await self.sealing.seal(RunRef(tenant, "-", "-"), [(SCHEDULE, definition.encode())], user)
+        return packed
+
+    async def _record(self, ref: ScheduleRef, fields: Mapping[bytes, bytes]) -> ScheduleRecord | None:
+        """A schedule as it was stored; None where there is none, or none that can be read any more."""
+        found = dict(fields)
+        for name in (b"definition", b"firing_definition"):
+            if name in found:
+                opened = await self.sealing.open(ref.tenant, SCHEDULE, found[name])
+                if opened is None:
+                    return None
+                found[name] = opened
+        return _record(ref, found)
 
 
 def _prefix(tenant: str) -> str:
