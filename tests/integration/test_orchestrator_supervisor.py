@@ -8,7 +8,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import NotFound
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
-from services.orchestrator.testing.whole_threads import delete, fork, keys_of, said
+from services.orchestrator.testing.whole_threads import delete, fork, keys_of, roll_back, said
 from services.orchestrator.threads import deleting, tending
 
 OK, FAILED, CANCELLED, WAITING = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED, pb.RUN_STATUS_WAITING
@@ -197,3 +197,33 @@ async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_i
     assert not [key for key in await valkey.keys("*") if b"unheard-of" in (await valkey.dump(key) or b"")]
     with pytest.raises(NotFound):
         await client.get(lead["run_id"])
+
+
+async def test_a_run_that_waits_for_a_slot_again_is_rolled_back_like_any_that_has_begun(identities, behind, state_url, config):
+    (config / "policies.yaml").write_text("sets:\n  test:\n    enterprise: {concurrent_runs: 1, queued_runs: 10}\n    free: {}\n")
+    async with served(settings_for(identities, behind, state_url, config), identities) as client:
+        obedient = behind.models.reply
+
+        def reply(request):
+            if request.messages[-1].text.startswith("say one"):
+                behind.models.gate.close()
+                behind.tools.gate.close()
+            return obedient(request)
+
+        behind.models.reply = reply
+        task = 'tool calculator {"expression":"1+2"}\n' + asking("delegate_to_quick", "say one two three four")
+        lead = await client.start(task, agent="lead", thread_id="t1")
+        await testing.eventually_async(lambda: behind.models.gate.waiting == 1, "the child is at work")
+        other = await client.start('tool send_mail {"to":"ana"}', thread_id="t2")
+        # It stands first in the line for the slot that the child leaves.
+        behind.models.gate.open()
+
+        async def woken():
+            return (await client.get(lead.run_id)).status == pb.RUN_STATUS_QUEUED
+
+        await testing.eventually_async(woken, "the lead waits for a slot again")
+        await roll_back(client, "t1", pb.Checkpoint(run_id=lead.run_id, step=1))
+        assert (await client.get(lead.run_id)).status == CANCELLED
+        behind.tools.gate.open()
+        await client.wait(other.run_id)
+        assert (await said(client, "echo context", "t1", agent="quick")).output_text.endswith('tool:{"result": 3}|user:echo context')

@@ -60,8 +60,8 @@ class Changing:
             return
 
     async def held(self, ref: RunRef, record: RunRecord) -> bool:
-        """Whether a run waits for its time or a slot and stands in no line."""
-        return (await self._store.inspect(ref._replace(run_id=record.run_id)))[0] == "held"
+        """Whether a run waits for its time or a slot and stands in no line, as none does that has begun."""
+        return not record.attempt and (await self._store.inspect(ref._replace(run_id=record.run_id)))[0] == "held"
 
     async def replace_session(
         self, ref: RunRef, principal: Principal, turns: Sequence[Mapping[str, Any]], forgotten: Sequence[str], as_of: int

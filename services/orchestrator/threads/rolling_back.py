@@ -1,7 +1,9 @@
 """Going back to a checkpoint. The log only grows: an event tells what is no longer part of the conversation, and memory follows before
 that event is written, while the thread takes no runs: so no run is ever given what was rolled back."""
 
+import asyncio
 import hashlib
+import time
 import uuid
 from contextlib import aclosing
 
@@ -12,7 +14,7 @@ from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing, settled
+from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, POLL_S, Changing, changing, settled
 from services.orchestrator.threads.checkpoints import OF_THREAD, Asked, Position, log_of, resolve
 from services.orchestrator.threads.conversation import Conversation, encoded
 from services.orchestrator.threads.ports import ThreadStore
@@ -79,6 +81,7 @@ class RollingBack:
         await self._threads.note(ref, AGAIN_S)
         job = orjson.loads(raw)
         principal, at, as_of = Principal.from_dict(job["principal"]), Position(*job["at"]), job.get("as_of", 0)
+        give_up = time.monotonic() + END_WITHIN_S
         while True:
             await self._end_runs(ref, principal, at)
             run_ids = await self._threads.run_ids(ref)
@@ -100,7 +103,10 @@ class RollingBack:
                 return seq
             if verdict == "lost":
                 raise changing()
+            if time.monotonic() > give_up:
+                raise changing()
             # Once more, and with what is different by now.
+            await asyncio.sleep(POLL_S)
             as_of += 1 if as_of else 0
 
     async def _end_runs(self, ref: RunRef, principal: Principal, at: Position) -> None:
