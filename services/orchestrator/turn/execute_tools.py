@@ -247,7 +247,8 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
     if outcome.outcome == "done":
         guard.brought(turn, call)
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
-        outcome = replace(outcome, output=output)
+        if output != outcome.output:
+            outcome = replace(outcome, output=output)
         content = output.decode("utf-8", "replace")
         shown = orjson.Fragment(output)
         turn.writer.emit(
