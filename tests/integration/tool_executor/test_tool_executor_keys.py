@@ -147,9 +147,14 @@ async def test_a_cancelled_call_stops_at_once_and_what_became_of_it_is_known(too
     assert len(outside.seen) == count + 1
 
 
+async def records_in(store):
+    """The names of the calls, without the index that a user's calls are erased by."""
+    return [name for name in await store.keys("tool_calls:*") if b":of:" not in name]
+
+
 async def test_records_are_kept_for_a_day(tools, caller, valkey):
     await tools.result("order", {"n": 1}, "k")
-    (name,) = await valkey.keys("tool_calls:*")
+    (name,) = await records_in(valkey)
     assert 23.9 * 3600 < await valkey.ttl(name) <= 24 * 3600
 
 
@@ -275,7 +280,7 @@ async def test_an_owner_thought_dead_may_still_tell_what_it_did(tmp_path, state_
         task = asyncio.create_task(client.result("order", {"n": 1}, "k"))
         await testing.eventually_async(lambda: outside.seen, "the effect")
         store = connect(state_url)
-        (name,) = await store.keys("tool_calls:*")
+        (name,) = await records_in(store)
         await store.hset(name, "until", 1)
         await store.aclose()
         assert (await client.known("k")).outcome == UNKNOWN
