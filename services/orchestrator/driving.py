@@ -23,7 +23,7 @@ from services.orchestrator.ports import Message
 from services.orchestrator.records import Claim, Fenced, Park, RunRecord, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
-from services.orchestrator.turn import finish
+from services.orchestrator.turn import approvals, finish
 from services.orchestrator.turn.execute_tools import end_calls, report_unfinished
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunParked, RunStopped, Services, Turn, TurnState
@@ -149,6 +149,7 @@ class Driver:
             return Left("lost")
         try:
             if terminal is None and owned.why == "cancel":
+                await approvals.catch_up(turn)
                 report_unfinished(turn, "cancelled", await end_calls(turn))
                 # What it said so far stays in the conversation for the run that it was cut off for.
                 kept = bool(turn.delivered) and await self.store.cut_by(ref) == "interrupt"

@@ -88,6 +88,7 @@ class Approving(World):
     tokens: dict[str, list[Approval]] = field(default_factory=lambda: defaultdict(list))
     decided: dict[str, Interrupt] = field(default_factory=dict)
     ended: bool = False
+    owned: Owned | None = None
 
     # --- the tools ---
 
@@ -154,7 +155,7 @@ class Approving(World):
             Services(world, world, world, interrupts), SimpleNamespace(), self.minter,
         )  # type: ignore[arg-type]  # fmt: skip
         assert claim.record is not None
-        owned = Owned(self.ref, claim.record)
+        self.owned = owned = Owned(self.ref, claim.record)
         owned.task = asyncio.create_task(driver.drive(owned, claim))
         left = await owned.task
         if left.status == "lost":

@@ -243,13 +243,15 @@ async def _question(turn: Turn, call: PendingCall, asks: Mapping[str, str]) -> I
         # Nobody should approve what the tool would refuse.
         part.setdefault("refused", {})[str(call.number)] = _wrong(call, checked)
         return None
-    rule: ApprovalRule = turn.agent.approval if unknown else turn.agent.approval.of(call.name)
+    rule: ApprovalRule = turn.agent.approval.of(call.name)
+    if unknown and not rule.four_eyes:
+        rule = turn.agent.approval
     now, who = int(time.time() * 1000), rule.approvers
     return Interrupt(
         _id(turn, call.number, asks["kind"]), asks["kind"], turn.ref.run_id, turn.ref.thread_id, state.step, call.number,
         call.call_id, turn.spec.principal, call.name, call.version, arguments.decode(), digest(arguments), schema.decode(), asks["reason"],
         now, now + int(rule.expires_s * 1000), "reject" if unknown else rule.on_expiry,
-        Who(tuple(who.users), tuple(who.scopes), who.requester), rule.four_eyes and not unknown, again,
+        Who(tuple(who.users), tuple(who.scopes), who.requester), rule.four_eyes, again,
     )  # fmt: skip
 
 
@@ -296,6 +298,12 @@ async def wait(turn: Turn) -> None:
     if turn.commands:
         return
     raise RunParked(max(now + AGAIN_MS, min(asked["expires_ms"] for asked in waiting)))
+
+
+async def catch_up(turn: Turn) -> None:
+    """Hears of the answers that came while the run was on its way to its end, before `report`. Raises Overloaded."""
+    if _of_pending(turn) and turn.services.interrupts is not None:
+        turn.hear(await turn.services.interrupts.expire(turn.ref, (), turn.heard))
 
 
 def report(turn: Turn) -> None:

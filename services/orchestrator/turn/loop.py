@@ -5,7 +5,7 @@ from collections.abc import Callable
 from services.orchestrator.records import Terminal
 from services.orchestrator.turn import approvals, finish
 from services.orchestrator.turn.commands import absorb
-from services.orchestrator.turn.execute_tools import report_unfinished
+from services.orchestrator.turn.execute_tools import end_calls, report_unfinished
 from services.orchestrator.turn.state import RunStopped, Turn
 from services.orchestrator.turn.strategy import strategy_of
 
@@ -24,13 +24,14 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
             if turn.commands:
                 await absorb(turn)
             if approvals.cancels(turn):
-                report_unfinished(turn, "cancelled")
+                report_unfinished(turn, "cancelled", await end_calls(turn))
                 return finish.cancel(turn)
             terminal = await strategy.advance(turn, resumed=resumed)
             if terminal is not None:
                 return terminal
             resumed = False
     except RunStopped as stopped:
+        await approvals.catch_up(turn)
         report_unfinished(turn, "stopped")
         return finish.fail(turn, stopped)
     return None

@@ -129,6 +129,44 @@ def test_the_answer_of_a_lost_owners_question_is_not_asked_for_again(site, keys)
     assert (status, dict(world.effects)) == ("succeeded", {"r/1/0": [b'{"n":1}']})
 
 
+def test_with_four_eyes_the_user_of_the_run_has_no_call_made_again(site, keys):
+    async def scenario(world):
+        await world.own()
+        for user in ("bo", "eve"):
+            assert await world.decide(user, 0, Choice("approve")) == "done"
+        await world.own()
+        approved, asked = await world.interrupts()
+        assert (approved.outcome, asked.kind, asked.outcome) == ("approved", "outcome_unknown", "open")
+        assert await world.decide("ana", 1, Choice("retry")) == "NOT_AN_APPROVER"
+        assert len(world.effects["r/1/0"]) == 1
+        assert await world.decide("bo", 1, Choice("retry")) == "done"
+
+    world, status = history(site, keys, [("wipe", {"n": 1})], scenario, FOUR, unknown={"r/1/0"})
+    assert (status, len(world.effects["r/1/0"])) == ("succeeded", 2)
+
+
+def test_a_decision_that_its_owner_has_not_heard_of_at_the_runs_end_is_told_once(site, keys):
+    """Another call is at work while somebody decides, and the run is cancelled right behind it."""
+
+    async def scenario(world):
+        execute = world.execute
+
+        async def cut_off(name, *args):
+            if name == "look":
+                assert await world.decide("ana", 0, Choice("approve")) == "done"
+                await world.cancel()
+                world.owned.interrupt("cancel")
+                await asyncio.Event().wait()
+            async for item in execute(name, *args):
+                yield item
+
+        world.execute = cut_off
+        await world.own()
+
+    _, status = history(site, keys, [("look", {"n": 1}), ("wipe", {"n": 2})], scenario)
+    assert status == "cancelled"
+
+
 def test_a_retry_is_made_once_however_often_its_owner_is_lost(site, keys):
     async def scenario(world):
         await world.own()
