@@ -1,4 +1,4 @@
-"""What can neither be stopped, steered nor ended call by call is refused by name, and nothing of it happens."""
+"""What users of a run at work are refused by name, of which then nothing happens, and what they are not asked."""
 
 import json
 
@@ -7,6 +7,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import Conflict
+from services.orchestrator.testing.fakes import UNKNOWN
 from services.orchestrator.testing.harness import served, settings_for, types, write_config
 
 WORKFLOW = """
@@ -28,6 +29,10 @@ SUPERVISOR = """
     current: "1"
     versions:
       "1": {prompt: helper.md, model: m}
+  mailer:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [send_mail]}
   lead:
     current: "1"
     versions:
@@ -100,3 +105,20 @@ async def test_a_stop_that_is_sent_again_is_the_same_stop_whatever_the_run_does_
         await client.wait(run.run_id)
         again = await client.runs.StopGeneration(stop)
     assert (first.number, again.number) == (1, 1)
+
+
+async def test_who_has_a_call_skipped_is_not_asked_what_became_of_it(client, behind):
+    behind.tools.gate.close()
+    run = await client.start('tool send_mail {"to": "bob"}', agent="mailer")
+    await testing.eventually_async(lambda: behind.tools.gate.waiting == 1, "the tool is at work")
+    behind.tools.forced[f"{run.run_id}/1/0"] = UNKNOWN
+    with client.calling():
+        skip = pb.TOOL_CALL_CONTINUATION_SKIP
+        await client.runs.CancelToolCall(pb.CancelToolCallRequest(run_id=run.run_id, call_id="c0", continuation=skip))
+
+    async def told():
+        return {"tool_call_failed", "interrupt_raised"} & set(types(await client.log(run.run_id)))
+
+    assert await testing.eventually_async(told, "the outcome is told") == {"tool_call_failed"}
+    behind.tools.gate.open()
+    assert "tool_outcome_unknown" in (await client.wait(run.run_id)).output_text

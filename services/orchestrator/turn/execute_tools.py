@@ -237,7 +237,7 @@ def _lost(call: PendingCall, reason: str) -> ToolOutcome:
 async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[PendingCall]:
     """Checkpoints the result together with its event, and with the start of the calls that it makes way for."""
     state = turn.state
-    if outcome.outcome == "unknown" and approvals.doubt(turn, call):
+    if outcome.outcome == "unknown" and not outcome.cancel and approvals.doubt(turn, call):
         following = [] if turn.leaving() else start_next(turn)
         await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
         return following
