@@ -180,7 +180,8 @@ class Approving(World):
         except (Conflict, PermissionDenied) as error:
             return error.reason
         if not seen.interrupt.open:
-            if interrupt.interrupt_id in self.decided:
+            # Under the key of before it is the same decision, and changes nothing.
+            if self.decided.get(interrupt.interrupt_id, seen.interrupt) != seen.interrupt:
                 self.faults.append(f"{interrupt.interrupt_id} was decided twice")
             self.decided[interrupt.interrupt_id] = seen.interrupt
         return "done"

@@ -179,3 +179,15 @@ def test_a_retry_is_made_once_however_often_its_owner_is_lost(site, keys):
     world, status = history(site, keys, [("mail", {"n": 1})], scenario, unknown={"r/1/0"})
     assert (status, len(world.effects["r/1/0"])) == ("succeeded", 2)
     assert orjson.loads(world.effects["r/1/0"][1]) == {"n": 1}
+
+
+def test_a_decision_sent_again_under_its_key_is_one_decision(site, keys):
+    async def scenario(world):
+        await world.own()
+        for _ in range(2):
+            assert await world.decide("ana", 0, Choice("approve", key="k")) == "done"
+        await world.own()
+        assert await world.decide("ana", 0, Choice("approve", key="k")) == "done"
+
+    world, status = history(site, keys, [("wipe", {"n": 1})], scenario)
+    assert (status, len(world.effects["r/1/0"])) == ("succeeded", 1)
