@@ -247,6 +247,7 @@ async def test_what_is_kept_of_a_run_is_encrypted_and_reads_as_before_beside_pla
     assert await holding(state_url, MARK, secret) == []
 
 
+@pytest.mark.system
 async def test_a_destroyed_key_makes_what_a_backup_brings_back_unreadable(identities, behind, state_url, tmp_path, keys_file):
     config = write_config(tmp_path / "config")
     client = connect(state_url)
@@ -335,6 +336,7 @@ async def test_while_an_erasure_is_under_way_the_user_makes_no_schedule(scene, b
         await schedules.CreateSchedule(request)
 
 
+@pytest.mark.system
 async def test_a_schedule_is_encrypted_fires_beside_plain_ones_and_is_gone_with_its_key(identities, behind, state_url, tmp_path, keys_file):
     config = write_config(tmp_path / "config")
 

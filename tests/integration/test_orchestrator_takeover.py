@@ -76,6 +76,7 @@ async def test_killed_mid_model_stream(pair):
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_killed_mid_model_stream_of_a_client_that_cannot_take_text_back(pair):
     pair.behind.models.gate.close()
     run, events, watching = await start_watched(pair, "say one two three four", append_only_output=True)
@@ -90,6 +91,7 @@ async def test_killed_mid_model_stream_of_a_client_that_cannot_take_text_back(pa
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_killed_mid_model_stream_where_the_model_can_go_on(pair):
     def reply(request):
         if request.messages[-1].role == "assistant":
@@ -110,6 +112,7 @@ async def test_killed_mid_model_stream_where_the_model_can_go_on(pair):
     assert pair.behind.models.calls[1].request.messages[-1].text == "one two"
 
 
+@pytest.mark.system
 async def test_text_that_cannot_be_continued_fails_and_says_so(pair):
     answers = iter(["one two three", "something else altogether"])
     first_reply = pair.behind.models.reply
@@ -126,6 +129,7 @@ async def test_text_that_cannot_be_continued_fails_and_says_so(pair):
     assert shown_text(events) == "one two"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("line", [SUM, MAIL])
 async def test_killed_mid_tool_the_call_is_found_by_its_key(pair, line):
     pair.behind.tools.gate.close()
@@ -151,6 +155,7 @@ async def second_attempt(get):
 
 
 # A failed call is one that the executor stopped when its caller went away.
+@pytest.mark.system
 @pytest.mark.parametrize(("line", "known", "repeated"), [(SUM, UNKNOWN, True), (MAIL, UNKNOWN, False), (SUM, NOT_DONE, True)])
 async def test_killed_mid_tool_with_an_unknown_outcome_or_a_cancelled_call(pair, line, known, repeated):
     pair.behind.tools.gate.close()
@@ -175,6 +180,7 @@ async def test_killed_mid_tool_with_an_unknown_outcome_or_a_cancelled_call(pair,
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_killed_with_several_tools_midway_those_that_wait_keep_their_order(pair):
     pair.behind.tools.gate.close()
     run, events, watching = await start_watched(pair, f'tools\n{SUM}\ntool calculator {{"expression": "3+4"}}\n{MAIL}\n{MAIL}')
@@ -210,6 +216,7 @@ async def test_killed_after_the_checkpoint_and_before_the_call_was_sent(pair):
     assert pair.behind.tools.calls[key].executions == 1
 
 
+@pytest.mark.system
 async def test_a_zombie_writes_nothing_and_stops_its_calls(pair):
     pair.behind.models.gate.close()
     run, events, watching = await start_watched(pair, "say one two three four")
@@ -250,6 +257,7 @@ async def test_sigterm_lets_the_step_end_and_hands_over(pair):
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_sigterm_hands_over_a_step_that_does_not_end(pair):
     pair.behind.models.gate.close()
     run, events, watching = await start_watched(pair, "say one two three four")
@@ -266,6 +274,7 @@ async def test_sigterm_hands_over_a_step_that_does_not_end(pair):
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_a_cancel_sent_to_the_other_replica_reaches_the_owner(pair):
     pair.behind.models.gate.close()
     run, events, watching = await start_watched(pair, "say one two three four")
@@ -276,6 +285,7 @@ async def test_a_cancel_sent_to_the_other_replica_reaches_the_owner(pair):
     assert data_of(events[-1])["output_text"] == "one two"
 
 
+@pytest.mark.system
 async def test_killed_during_a_cancel_the_run_ends_cancelled_with_its_text(pair):
     pair.behind.models.gate.close()
     run, events, watching = await start_watched(pair, "say one two three four")
@@ -291,6 +301,7 @@ async def test_killed_during_a_cancel_the_run_ends_cancelled_with_its_text(pair)
     await check_log(pair, run, events)
 
 
+@pytest.mark.system
 async def test_killed_before_the_outbox_was_sent(pair, valkey):
     pair.behind.sessions.gate.close()
     run = await pair.client.start("say hi", agent="helper", thread_id="t")
@@ -305,6 +316,7 @@ async def test_killed_before_the_outbox_was_sent(pair, valkey):
     await testing.eventually_async(lambda: run.run_id in pair.behind.sessions.turns["acme", "t"], "the other replica sends it")
 
 
+@pytest.mark.system
 async def test_a_run_accepted_by_a_process_that_died_at_once_is_found(pair, valkey):
     """Written durably, never offered to anybody: only the sweeper can know."""
     store = Store(valkey, "gone")
@@ -323,6 +335,7 @@ async def any_run(pair, valkey):
     return f"t:{{acme/t0}}:run:{run.run_id}"
 
 
+@pytest.mark.system
 async def test_a_wake_up_taken_by_a_process_that_died_is_made_up_for(pair, valkey):
     pair.behind.models.gate.close()
     run = await pair.client.start("say one two three")

@@ -96,6 +96,7 @@ async def test_what_a_cut_off_run_left_is_given_once_however_many_runs_came_sinc
     assert (await said(client, "echo context", again, agent="quick")).output_text == "user:echo context"
 
 
+@pytest.mark.system
 async def test_a_thread_lives_as_long_as_a_run_of_it_waits_for_its_time(client, behind):
     with client.calling():
         await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="brief", ttl=Duration(seconds=1)))

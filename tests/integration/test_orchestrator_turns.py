@@ -384,6 +384,7 @@ async def test_a_tool_whose_outcome_is_unknown_is_told_so_and_not_repeated(clien
     assert behind.tools.calls[f"{run.run_id}/1/0"].executions == 1
 
 
+@pytest.mark.system
 async def test_without_the_tool_executor_a_turn_is_answered_without_tools(identities, state_url, tmp_path):
     async with fakes(identities, without=frozenset({"tool_executor"})) as behind:
         settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"))

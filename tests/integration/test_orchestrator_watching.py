@@ -114,6 +114,7 @@ async def nothing(self, ref):
     """Follows no thread."""
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_watcher_of_another_replica_sees_everything(identities, behind, state_url, config, client, monkeypatch, told):
     """Told of each append at once; and where notices get lost, by looking."""

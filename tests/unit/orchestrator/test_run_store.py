@@ -252,6 +252,7 @@ async def test_the_outbox_entry_appears_with_the_end_and_has_one_sender(store, o
     assert (await store.inspect(ref))[0] == "ended"
 
 
+@pytest.mark.system
 async def test_what_must_be_on_a_replica_counts_only_there(tmp_path):
     with testing.valkey_server() as (url, _), testing.valkey_server() as (replica_url, replica):
         client, follower = connect(url), connect(replica_url)
