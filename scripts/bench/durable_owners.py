@@ -20,7 +20,7 @@ from services.orchestrator.testing.replicas import Replica
 
 OWN = {"lease_s": 3.0, "heartbeat_s": 1.0, "sweep_s": 0.5, "crash_budget": 100, "log_level": "WARNING"}
 # A run of many steps, so that a step ends soon after the signal and another one is left to do.
-LONG = "\n".join(f"tool calculator {json.dumps({'expression': f'1+{n}'})}" for n in range(400))
+LONG = "\n".join(f"tool calculator {json.dumps({'expression': f'1+{n}'})}" for n in range(12))
 
 
 async def _reached(replica: Replica) -> bool:
@@ -43,7 +43,10 @@ async def _lost(pair: list[Replica], behind: Fakes, *, how: str) -> float:
         run = await owner.client.start("say one two three four five", agent="quick")
         await testing.eventually_async(lambda: behind.models.gate.waiting >= 1, "a model call is at work")
     else:
+        # In the middle of a step, with others left to do.
+        behind.tools.gate.close()
         run = await owner.client.start(LONG, agent="quick")
+        await testing.eventually_async(lambda: behind.tools.gate.waiting >= 1, "a tool is at work")
     seen = asyncio.Event()
     attempt = 0
 
@@ -68,7 +71,8 @@ async def _lost(pair: list[Replica], behind: Fakes, *, how: str) -> float:
         owner.process.kill()
     else:
         owner.process.signal(15)
-    behind.models.gate.open() if how == "kill" else None
+    behind.models.gate.open()
+    behind.tools.gate.open()
     took = await watching - began
     await other.client.cancel(run.run_id)
     await other.client.wait(run.run_id)

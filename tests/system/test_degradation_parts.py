@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import aiohttp
 import pytest
 import yaml
+from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
@@ -78,12 +79,20 @@ async def test_a_turn_goes_on_when_memory_is_killed_and_its_turn_arrives_when_me
             assert (run.status, run.output_text) == (OK, "user:echo context")
             assert ("memory_unavailable", "without_memory") in warnings
         with killable("memory", address, identities, tmp_path, **env):
+            await testing.wait_ready(address)
+            async with testing.dialer("orchestrator", {"memory": address}) as dialer:
+                sessions = memory_pb2_grpc.SessionServiceStub(dialer.channel("memory"))
 
-            async def remembered():
-                run, _ = await ended(client, "echo context", "recalls", thread_id="t")
-                return "user:say one" in run.output_text and "assistant:user:echo context" in run.output_text
+                async def remembered():
+                    # A turn that asks would push older ones out of the window.
+                    with testing.calling(identities):
+                        found = await sessions.Recall(memory_pb2.RecallRequest(session_id="t", query="what was said"))
+                    return [part.text for part in found.parts] == ["say one", "echo context"]
 
-            await testing.eventually_async(remembered, "both turns are there")
+                await testing.eventually_async(remembered, "both turns are there")
+            run, _ = await ended(client, "echo context", "recalls", thread_id="t")
+            assert "user:say one" in run.output_text
+            assert "assistant:user:echo context" in run.output_text
             run, warnings = await ended(client, "echo context", "recalls", thread_id="t", reset_memory=True)
             assert (run.output_text, "memory_reset" in {rung for _, rung in warnings}) == ("user:echo context", False)
             run, _ = await ended(client, "echo context", "recalls", thread_id="t")
