@@ -4,7 +4,7 @@ The suite in tests/unit/orchestrator/conformance holds both to it, the one again
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -36,8 +36,6 @@ from services.orchestrator.records import (
 )  # fmt: skip
 from services.orchestrator.testing.memory_store_approvals import MemoryApprovals
 from services.orchestrator.testing.memory_store_queue import IdempotencyKey, Lookup, rank_of, refs_of
-from services.orchestrator.testing.memory_store_runs import ThreadSteps
-from services.orchestrator.testing.memory_store_state import MemoryState
 
 TOMBSTONE_MS = int(TOMBSTONE_KEPT.total_seconds() * 1000)
 IDEMPOTENCY_MS = int(valkey.IDEMPOTENCY_KEPT.total_seconds() * 1000)
@@ -48,16 +46,6 @@ LOOK_AGAIN_S = 0.005
 class MemoryStore(MemoryApprovals):
     """One process's way to the store `state`. What shares a hash tag changes in one step; the loop runs between steps, as it does
     between round trips."""
-
-    def __init__(self, state: MemoryState, instance: str, steps: type[ThreadSteps] = ThreadSteps) -> None:
-        """`instance` names this process; `steps` other than the right ones are for tests that must see a violation."""
-        self.state, self._instance, self._of_thread = state, instance, steps
-        self._leaving = False
-        self.on_admitted: Callable[[Sequence[RunRef]], None] = lambda admitted: None
-
-    async def _steps(self, ref: RunRef) -> ThreadSteps:
-        await asyncio.sleep(0)
-        return self._of_thread(self.state.clock, self.state.thread(ref), ref)
 
     async def load(self) -> None:
         """As RunStore.load."""
@@ -234,12 +222,6 @@ class MemoryStore(MemoryApprovals):
     async def depth(self, track: str) -> int:
         """As RunStore.depth."""
         return len(self.state.track(track).ready)
-
-    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
-        """As RunStore.note."""
-        await asyncio.sleep(0)
-        at = self.state.clock.now_ms + int(look_in_s * 1000)
-        self.state.live[ref.encode()] = min(at, self.state.live.get(ref.encode(), at)) if sooner else at
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
         """As RunStore.due."""

@@ -7,21 +7,11 @@ from dataclasses import replace
 from services.orchestrator.adapters.store_base import NOTED_MS
 from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
 from services.orchestrator.records import Draft, Fenced, Posted, RunRef, Written
-from services.orchestrator.testing.memory_store_runs import ThreadSteps
-from services.orchestrator.testing.memory_store_state import MemoryState
+from services.orchestrator.testing.memory_store_base import MemoryBase
 
 
-class MemoryApprovals:
+class MemoryApprovals(MemoryBase):
     """InterruptStore in memory; part of MemoryStore."""
-
-    state: MemoryState
-
-    async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
-        """As RunStore.note."""
-        raise NotImplementedError
-
-    async def _steps(self, ref: RunRef) -> ThreadSteps:
-        raise NotImplementedError
 
     async def raise_interrupts(
         self, ref: RunRef, epoch: int, trace_id: str, interrupts: Sequence[Interrupt]

@@ -2,23 +2,12 @@
 
 from collections.abc import Callable
 
-from services.orchestrator.records import Accepted, Cut, Reservation, RunRef, Written
-from services.orchestrator.testing.memory_store_state import Clock, StoredThread
+from services.orchestrator.records import Accepted, Cut, Reservation
+from services.orchestrator.testing.memory_store_control import ControlSteps
 
 
-class BusySteps:
-    """What a run that is to be accepted does to those before it; part of ThreadSteps."""
-
-    _clock: Clock
-    _thread: StoredThread
-    _ref: RunRef
-
-    def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
-        raise NotImplementedError
-
-    def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
-        """As ThreadSteps.cancel."""
-        raise NotImplementedError
+class BusySteps(ControlSteps):
+    """What a run that is to be accepted does to those before it."""
 
     def at_work(self, user: str) -> str:
         """As thread_busy."""

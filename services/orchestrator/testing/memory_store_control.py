@@ -4,29 +4,17 @@ from collections.abc import Sequence
 
 import orjson
 
-from services.orchestrator.records import Command, Draft, Park, Posted, RunRef, Written
-from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
+from services.orchestrator.records import Command, Draft, Park, Posted, Terminal, Written
+from services.orchestrator.testing.memory_store_log import LogSteps
+from services.orchestrator.testing.memory_store_state import StoredRun
 
 MOST_COMMANDS = 1000
 PARKED_SCHEMA = 2
 ACKNOWLEDGED = {"steer": "steer_received", "stop": "stop_received", "tool": "tool_cancel_received"}
 
 
-class ControlSteps:
-    """Steps on one run's inbox; part of ThreadSteps."""
-
-    _clock: Clock
-    _thread: StoredThread
-    _ref: RunRef
-
-    def append(self, attempt: int, trace_id: str, drafts: Sequence[Draft]) -> tuple[int, int, int]:
-        """As ThreadSteps.append."""
-        raise NotImplementedError
-
-    @property
-    def found(self) -> StoredRun | None:
-        """The run, where it is there."""
-        return self._thread.runs.get(self._ref.run_id)
+class ControlSteps(LogSteps):
+    """Steps on one run's inbox, and what ends or wakes it."""
 
     def post(self, kind: str, data: bytes, key: str, trace_id: str, events: Sequence[Draft]) -> Posted:
         """As post_command."""
@@ -69,3 +57,22 @@ class ControlSteps:
             return False
         run.status, run.held, run.queued_ms = "queued", "" if run.cancel else "2", now
         return True
+
+    def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
+        """As run_cancel."""
+        run, now = self.found, self._clock.now_ms
+        nothing = Written(0, 0, now, "")
+        if run is None:
+            self._thread.tombstones[self._ref.run_id] = now + tombstone_ms
+            return "none", nothing
+        if run.ended:
+            return run.status, nothing
+        if not run.cancel:
+            run.cancel, run.cancel_reason = True, reason
+        if run.status == "queued" and run.attempt == 0:
+            last, following = self.terminate(run, trace_id, Terminal("cancelled", data, "run_cancelled", data))
+            return "cancelled", Written(last, last, now, following)
+        if run.status == "waiting":
+            run.status, run.queued_ms = "queued", now
+        run.held = ""
+        return run.status, nothing

@@ -15,50 +15,17 @@ from services.orchestrator.records import (
     Heard,
     Park,
     Reservation,
-    RunRef,
     RunSpec,
     Schedule,
     Terminal,
     Written,
 )  # fmt: skip
 from services.orchestrator.testing.memory_store_busy import BusySteps
-from services.orchestrator.testing.memory_store_control import ControlSteps
-from services.orchestrator.testing.memory_store_state import Clock, StoredRun, StoredThread
+from services.orchestrator.testing.memory_store_state import StoredRun
 
 
-class ThreadSteps(BusySteps, ControlSteps):
+class ThreadSteps(BusySteps):
     """Steps on the thread of `ref`. Nothing in here waits: each call happens as a whole, as a Lua function does."""
-
-    def __init__(self, clock: Clock, thread: StoredThread, ref: RunRef) -> None:
-        self._clock, self._thread, self._ref = clock, thread, ref
-
-    @property
-    def _head(self) -> str:
-        return self._thread.pending[0] if self._thread.pending else ""
-
-    def append(self, attempt: int, trace_id: str, drafts: Sequence[Draft]) -> tuple[int, int, int]:
-        """Appends to the log; answers the first and the last number and that of the first provisional event (0: none)."""
-        log, ref, before, provisional = self._thread.log, self._ref, len(self._thread.log), 0
-        for draft in drafts:
-            seq = len(log) + 1
-            if draft.provisional and not provisional:
-                provisional = seq
-            log.append(
-                Event(
-                    seq, self._clock.now_ms, ref.thread_id, ref.run_id, attempt, draft.type, bytes(draft.data), draft.provisional, trace_id
-                )
-            )
-        return before + 1, len(log), provisional
-
-    def terminate(self, run: StoredRun, trace_id: str, terminal: Terminal) -> tuple[int, str]:
-        """Terminal event and state; answers the event's number and the run that is next in the thread."""
-        dropped = [Draft("steer_dropped", b'{"number":%d}' % number) for number in run.steers]
-        _, last, _ = self.append(run.attempt, trace_id, [*dropped, Draft(terminal.event, terminal.data)])
-        run.status, run.result, run.ended_ms, run.terminal_seq = terminal.status, terminal.result, self._clock.now_ms, last
-        run.owner, run.lease_until, run.prov_from, run.messages = "", 0, 0, []
-        if self._ref.run_id in self._thread.pending:
-            self._thread.pending.remove(self._ref.run_id)
-        return last, self._head
 
     def open(self, user: str, metadata: bytes) -> bool:
         """Makes the thread unless it is there; False where it is another user's."""
@@ -137,13 +104,6 @@ class ThreadSteps(BusySteps, ControlSteps):
         last, following = self.terminate(run, "", Terminal("failed", result, "run_failed", result))
         return Claim("failed", None, [], [], Written(last, last, self._clock.now_ms, following))
 
-    def fence(self, epoch: int) -> StoredRun:
-        """The run, for its owner in `epoch`. Raises Fenced to anybody else."""
-        run = self._thread.runs.get(self._ref.run_id)
-        if run is None or run.epoch != epoch:
-            raise Fenced("FENCED the run has another owner")
-        return run
-
     def write(
         self, epoch: int, number: int, trace_id: str, drafts: Sequence[Draft], mode: str, state: bytes, messages: Sequence[bytes],
         terminal: Terminal | None, park: Park | None = None,
@@ -184,25 +144,6 @@ class ThreadSteps(BusySteps, ControlSteps):
             raise Fenced(f"FENCED the run is {run.status}")
         run.lease_until = self._clock.now_ms + lease_ms
         return Heard(run.cancel, run.inbox)
-
-    def cancel(self, trace_id: str, data: bytes, reason: str, tombstone_ms: int) -> tuple[str, Written]:
-        """As run_cancel."""
-        run, now = self._thread.runs.get(self._ref.run_id), self._clock.now_ms
-        nothing = Written(0, 0, now, "")
-        if run is None:
-            self._thread.tombstones[self._ref.run_id] = now + tombstone_ms
-            return "none", nothing
-        if run.ended:
-            return run.status, nothing
-        if not run.cancel:
-            run.cancel, run.cancel_reason = True, reason
-        if run.status == "queued" and run.attempt == 0:
-            last, following = self.terminate(run, trace_id, Terminal("cancelled", data, "run_cancelled", data))
-            return "cancelled", Written(last, last, now, following)
-        if run.status == "waiting":
-            run.status, run.queued_ms = "queued", now
-        run.held = ""
-        return run.status, nothing
 
     def inspect(self) -> tuple[str, int, str, int, int, int, str]:
         """As run_inspect."""
