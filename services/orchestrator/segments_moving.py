@@ -5,7 +5,6 @@ leaves a run that is due again, and at worst a file that nothing points to.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.repeating import repeat
 from services.orchestrator.segments import MOST_ENTRIES, Entry, Segment, SegmentStore, fitting, pack
 
 MOST_AT_ONCE = 64
@@ -89,14 +89,7 @@ class SegmentMover:
 
     async def run(self) -> None:
         """Moves until cancelled; a store that is away is tried again."""
-        while True:
-            found = 0
-            try:
-                found = await self.turn()
-            except Overloaded:
-                log.debug("segments_postponed")
-            # Jitter keeps the movers of many replicas apart.
-            await asyncio.sleep(0 if found == MOST_AT_ONCE else TURN_S * random.uniform(0.8, 1.2))  # noqa: S311
+        await repeat("segments", self.turn, MOST_AT_ONCE, TURN_S)
 
     async def turn(self) -> int:
         """Looks at runs that are due, at most MOST_AT_ONCE; answers how many there were. Raises Overloaded."""

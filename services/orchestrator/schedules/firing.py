@@ -6,7 +6,6 @@ Whoever is lost between the decision and the run leaves the tick marked, and the
 """
 
 import asyncio
-import random
 from contextlib import suppress
 
 import structlog
@@ -18,6 +17,7 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.accepting import RunRequest
 from services.orchestrator.records import RunRef
+from services.orchestrator.repeating import repeat
 from services.orchestrator.schedules.ports import RunRecords, Runs, ScheduleStore
 from services.orchestrator.schedules.records import LABEL, LABEL_FOR, Due, Outcome, ScheduleRecord, at, due_of, run_of
 
@@ -49,14 +49,7 @@ class Firing:
 
     async def run(self) -> None:
         """Fires until cancelled; a store that is away is tried again."""
-        while True:
-            found = 0
-            try:
-                found = await self.turn()
-            except Overloaded:
-                log.debug("schedules_postponed")
-            # Jitter keeps the looks of many replicas apart.
-            await asyncio.sleep(0 if found == MOST_AT_ONCE else self._look_every_s * random.uniform(0.8, 1.2))  # noqa: S311
+        await repeat("schedules", self.turn, MOST_AT_ONCE, self._look_every_s)
 
     async def turn(self) -> int:
         """Looks at what is due, at most MOST_AT_ONCE; answers how many there were. Raises Overloaded."""

@@ -4,14 +4,14 @@ One of any number, like the sweeper; a thread's meta is the truth, and what is d
 """
 
 import asyncio
-import random
 from collections.abc import Callable
 
 import structlog
 
-from services.common.errors import BulkheadError, Overloaded
+from services.common.errors import BulkheadError
 from services.common.identity import Principal
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.repeating import repeat
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.changing import AGAIN_S, Changing, settled
 from services.orchestrator.threads.deleting import Deleting
@@ -38,16 +38,13 @@ class Tending:
 
     async def run(self) -> None:
         """Tends until cancelled; a store that is away is tried again."""
-        while True:
-            found = 0
-            try:
-                refs = await self._threads.due(MOST_AT_ONCE, AGAIN_S)
-                found = len(refs)
-                await asyncio.gather(*map(self._look_safely, refs))
-            except Overloaded:
-                log.debug("tending_postponed")
-            # Jitter keeps the processes of many replicas apart.
-            await asyncio.sleep(0 if found == MOST_AT_ONCE else TURN_S * random.uniform(0.8, 1.2))  # noqa: S311
+        await repeat("threads", self.turn, MOST_AT_ONCE, TURN_S)
+
+    async def turn(self) -> int:
+        """Looks at what is due, at most MOST_AT_ONCE; answers how many there were. Raises Overloaded."""
+        refs = await self._threads.due(MOST_AT_ONCE, AGAIN_S)
+        await asyncio.gather(*map(self._look_safely, refs))
+        return len(refs)
 
     async def _look_safely(self, ref: RunRef) -> None:
         try:
