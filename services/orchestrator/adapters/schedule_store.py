@@ -8,7 +8,8 @@ import redis.asyncio as redis
 from services.common.errors import Overloaded
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
-from services.orchestrator.adapters.store_base import LUA, StoreBase
+from services.orchestrator.adapters.store_base import LUA
+from services.orchestrator.adapters.store_due import DueStore
 from services.orchestrator.adapters.store_keys import erasing_key, quoted
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import RunRef
@@ -22,18 +23,13 @@ WITHIN_MS = 5_000
 LOOK_AFTER_MS = 7_000
 
 
-class ValkeySchedules(StoreBase):
+class ValkeySchedules(DueStore):
     """ScheduleStore on Valkey."""
 
     def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
         """As StoreBase."""
         super().__init__(client, instance, replicas)
-        self._library = Library(client, LUA / "schedule.lua")
-
-    async def now_ms(self) -> int:
-        """As ScheduleStore.now_ms."""
-        seconds, micros = await self._ask(self._client.time())
-        return int(seconds) * 1000 + int(micros) // 1000
+        self._library = Library(client, LUA / "schedule.lua", LUA / "due.lua")
 
     async def add(self, ref: ScheduleRef, user: str, definition: Definition, next_ms: int, most: int) -> str:
         """As ScheduleStore.add."""
@@ -97,13 +93,12 @@ class ValkeySchedules(StoreBase):
 
     async def due(self, most: int, again_in_s: float) -> list[Due]:
         """As ScheduleStore.due."""
-        at, found = await self._ask(self._library.batched("schedule_due_v1", [DUE], [most, int(again_in_s * 1000)]))
-        return [Due(ScheduleRef.decode(text(reference)), int(at)) for reference in found]
+        at_ms, found = await self._take_due(DUE, most, again_in_s)
+        return [Due(ScheduleRef.decode(reference), at_ms) for reference in found]
 
     async def leave(self, due: Due, wait_s: float | None) -> None:
         """As ScheduleStore.leave."""
-        args = [due.ref.encode(), due.at_ms, "" if wait_s is None else int(wait_s * 1000)]
-        await self._ask(self._library.batched("schedule_leave_v1", [DUE], args))
+        await self._leave_due(DUE, due.ref.encode(), due.at_ms, wait_s)
 
     async def begin(self, record: ScheduleRecord) -> bool:
         """As ScheduleStore.begin."""

@@ -9,7 +9,8 @@ import redis.asyncio as redis
 from services.common.errors import Overloaded
 from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
-from services.orchestrator.adapters.store_base import LUA, StoreBase
+from services.orchestrator.adapters.store_base import LUA
+from services.orchestrator.adapters.store_due import DueStore
 from services.orchestrator.adapters.store_keys import messages_key, quoted
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import (
@@ -33,18 +34,13 @@ DUE = "wh:{wh0}:due"
 TENANTS = "wh:{wh0}:tenants"
 
 
-class ValkeyWebhooks(StoreBase):
+class ValkeyWebhooks(DueStore):
     """WebhookStore on Valkey."""
 
     def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
         """As StoreBase; `instance` proves that a try is this process's."""
         super().__init__(client, instance, replicas)
-        self._library = Library(client, LUA / "webhook.lua")
-
-    async def now_ms(self) -> int:
-        """As WebhookStore.now_ms."""
-        seconds, micros = await self._ask(self._client.time())
-        return int(seconds) * 1000 + int(micros) // 1000
+        self._library = Library(client, LUA / "webhook.lua", LUA / "due.lua")
 
     async def enlist(self, tenant: str) -> None:
         """As WebhookStore.enlist."""
@@ -100,13 +96,12 @@ class ValkeyWebhooks(StoreBase):
 
     async def due(self, most: int, again_in_s: float) -> list[Due]:
         """As WebhookStore.due."""
-        at, found = await self._ask(self._library.batched("webhook_due_v1", [DUE], [most, int(again_in_s * 1000)]))
-        return [Due(DeliveryRef.decode(text(reference)), int(at)) for reference in found]
+        at_ms, found = await self._take_due(DUE, most, again_in_s)
+        return [Due(DeliveryRef.decode(reference), at_ms) for reference in found]
 
     async def leave(self, due: Due, wait_s: float | None) -> None:
         """As WebhookStore.leave."""
-        args = [due.ref.encode(), due.at_ms, "" if wait_s is None else int(wait_s * 1000)]
-        await self._ask(self._library.batched("webhook_leave_v1", [DUE], args))
+        await self._leave_due(DUE, due.ref.encode(), due.at_ms, wait_s)
 
     async def take(self, ref: DeliveryRef, lease_s: float) -> Taken:
         """As WebhookStore.take."""

@@ -94,27 +94,6 @@ local function note(keys, args)
   return redis.call('ZADD', keys[1], args[3], args[2], args[1])
 end
 
--- KEYS: due. ARGV: most, ms until they are due again. Answers {that date, references that are due}.
-local function due(keys, args)
-  local now = now_ms()
-  local at = now + tonumber(args[2])
-  local found = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now, 'LIMIT', 0, args[1])
-  for _, reference in ipairs(found) do
-    redis.call('ZADD', keys[1], at, reference)
-  end
-  return {at, found}
-end
-
--- KEYS: due. ARGV: reference, date that it was taken with, ms until it is looked at ('' : never again).
--- Changes nothing where somebody has asked for another date meanwhile.
-local function leave(keys, args)
-  local at = redis.call('ZSCORE', keys[1], args[1])
-  if not at or tonumber(at) ~= tonumber(args[2]) then return 0 end
-  if args[3] == '' then return redis.call('ZREM', keys[1], args[1]) end
-  redis.call('ZADD', keys[1], now_ms() + tonumber(args[3]), args[1])
-  return 1
-end
-
 redis.register_function('schedule_add_v1', add)
 redis.register_function('schedule_change_v1', change)
 redis.register_function('schedule_remove_v1', remove)
@@ -123,5 +102,3 @@ redis.register_function('schedule_hold_v1', hold)
 redis.register_function('schedule_passed_v1', passed)
 redis.register_function('schedule_fired_v1', fired)
 redis.register_function('schedule_note_v1', note)
-redis.register_function('schedule_due_v1', due)
-redis.register_function('schedule_leave_v1', leave)

@@ -115,27 +115,6 @@ local function note(keys, args)
   return #args - 1
 end
 
--- KEYS: due. ARGV: most, ms until they are due again. Answers {that date, references that are due}.
-local function due(keys, args)
-  local now = now_ms()
-  local at = now + tonumber(args[2])
-  local found = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now, 'LIMIT', 0, args[1])
-  for _, reference in ipairs(found) do
-    redis.call('ZADD', keys[1], at, reference)
-  end
-  return {at, found}
-end
-
--- KEYS: due. ARGV: reference, date that it was taken with, ms until it is looked at ('' : never again).
--- Changes nothing where somebody has asked for another date meanwhile.
-local function leave(keys, args)
-  local at = redis.call('ZSCORE', keys[1], args[1])
-  if not at or tonumber(at) ~= tonumber(args[2]) then return 0 end
-  if args[3] == '' then return redis.call('ZREM', keys[1], args[1]) end
-  redis.call('ZADD', keys[1], now_ms() + tonumber(args[3]), args[1])
-  return 1
-end
-
 redis.register_function('webhook_enlist_v1', enlist)
 redis.register_function('webhook_add_v1', add)
 redis.register_function('webhook_replace_v1', replace)
@@ -145,5 +124,3 @@ redis.register_function('webhook_take_v1', take)
 redis.register_function('webhook_record_v1', record)
 redis.register_function('webhook_again_v1', again)
 redis.register_function('webhook_note_v1', note)
-redis.register_function('webhook_due_v1', due)
-redis.register_function('webhook_leave_v1', leave)
