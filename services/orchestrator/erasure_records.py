@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
-from urllib.parse import quote, unquote
 
 from services.common.errors import Conflict
-from services.orchestrator.records import RunRef
+from services.orchestrator.records import RunRef, decode_ref, encode_ref
 
 ORCHESTRATOR = "orchestrator"
 # In this order in every receipt.
@@ -28,14 +27,13 @@ class ErasureRef(NamedTuple):
     erasure_id: str
 
     def encode(self) -> str:
-        """As it stands among what is due; tenants may hold any character."""
-        return f"{quote(self.tenant, safe='')}/{self.erasure_id}"
+        """As encode_ref."""
+        return encode_ref(*self)
 
     @classmethod
     def decode(cls, text: str) -> "ErasureRef":
         """The inverse of `encode`. Raises ValueError."""
-        tenant, erasure_id = text.split("/")
-        return cls(unquote(tenant), erasure_id)
+        return cls(*decode_ref(text, 1))
 
 
 @dataclass(frozen=True, slots=True)

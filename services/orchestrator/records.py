@@ -21,6 +21,19 @@ class Fenced(Exception):
     """The run has another owner by now; whoever gets this must stop its work and write nothing more."""
 
 
+def encode_ref(tenant: str, *names: str) -> str:
+    """What is a tenant's, as it stands in queues and among what is due; tenants may hold any character, the names no slash."""
+    return "/".join((quote(tenant, safe=""), *names))
+
+
+def decode_ref(text: str, names: int) -> tuple[str, ...]:
+    """The inverse of `encode_ref`: the tenant and so many names. Raises ValueError."""
+    tenant, *found = text.split("/")
+    if len(found) != names:
+        raise ValueError(f"a tenant and {names} names are meant")
+    return unquote(tenant), *found
+
+
 class RunRef(NamedTuple):
     """Where a run is."""
 
@@ -29,14 +42,13 @@ class RunRef(NamedTuple):
     run_id: str
 
     def encode(self) -> str:
-        """As it stands in queues; tenants may hold any character."""
-        return f"{quote(self.tenant, safe='')}/{self.thread_id}/{self.run_id}"
+        """As encode_ref."""
+        return encode_ref(*self)
 
     @classmethod
     def decode(cls, text: str) -> "RunRef":
         """The inverse of `encode`. Raises ValueError."""
-        tenant, thread_id, run_id = text.split("/")
-        return cls(unquote(tenant), thread_id, run_id)
+        return cls(*decode_ref(text, 2))
 
 
 @dataclass(slots=True)

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
 import orjson
 
-from services.orchestrator.records import RunRef
+from services.orchestrator.records import RunRef, decode_ref, encode_ref
 from services.orchestrator.schedules.cron import HORIZON, Cron
 
 SCHEDULE_SCHEMA = 1
@@ -30,14 +29,13 @@ class ScheduleRef(NamedTuple):
     schedule_id: str
 
     def encode(self) -> str:
-        """As it stands among what is due; tenants may hold any character."""
-        return f"{quote(self.tenant, safe='')}/{self.schedule_id}"
+        """As encode_ref."""
+        return encode_ref(*self)
 
     @classmethod
     def decode(cls, text: str) -> "ScheduleRef":
         """The inverse of `encode`. Raises ValueError."""
-        tenant, schedule_id = text.split("/")
-        return cls(unquote(tenant), schedule_id)
+        return cls(*decode_ref(text, 1))
 
 
 class Due(NamedTuple):

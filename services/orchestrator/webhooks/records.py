@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 
 import orjson
 
-from services.orchestrator.records import RunRef
+from services.orchestrator.records import RunRef, decode_ref, encode_ref
 
 # By how a run ended.
 EVENT_TYPES: Mapping[str, str] = {"succeeded": "run.finished", "failed": "run.failed", "cancelled": "run.cancelled"}
@@ -81,14 +80,13 @@ class DeliveryRef(NamedTuple):
         return f"{self.message_id}:{self.endpoint_id}"
 
     def encode(self) -> str:
-        """As it stands among what is due; tenants may hold any character."""
-        return f"{quote(self.tenant, safe='')}/{self.message_id}/{self.endpoint_id}"
+        """As encode_ref."""
+        return encode_ref(*self)
 
     @classmethod
     def decode(cls, text: str) -> "DeliveryRef":
         """The inverse of `encode`. Raises ValueError."""
-        tenant, message_id, endpoint_id = text.split("/")
-        return cls(unquote(tenant), message_id, endpoint_id)
+        return cls(*decode_ref(text, 2))
 
 
 class Due(NamedTuple):
