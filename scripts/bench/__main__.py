@@ -26,7 +26,7 @@ def table_of(name: str, figures: Sequence[Figure]) -> Table:
     for figure in figures:
         target = "" if figure.target is None else f"{'≤' if figure.lower else '≥'} {figure.target:g}"
         holds = {None: "", True: "yes", False: "NO"}[figure.holds]
-        table.add_row(figure.name, f"{figure.value:.1f}", figure.unit, target, holds)
+        table.add_row(figure.name, f"{figure.value:.{1 if figure.value >= 1 else 3}f}", figure.unit, target, holds)
     return table
 
 
