@@ -7,11 +7,25 @@ local function owned(key, user)
   return not owner or owner == user
 end
 
+-- Turns that ended in the same millisecond stay in the order in which they came.
+local function add(meta, turns, ended_ms, turn)
+  local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
+  redis.call('ZADD', turns, string.format('%.3f', tonumber(ended_ms) + order / 1000), turn)
+end
+
+-- Leaves the window's turns, for ttl ms from now, and answers how many they are.
+local function kept(keys, window, ttl)
+  local extra = redis.call('ZCARD', keys[2]) - tonumber(window)
+  if extra > 0 then redis.call('ZREMRANGEBYRANK', keys[2], 0, extra - 1) end
+  for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
+  return {'ok', redis.call('ZCARD', keys[2])}
+end
+
 -- ARGV: user, window turns, ttl ms, idempotency field ('' for none), fingerprint, then per turn: run id, ended ms, turn JSON.
 -- Answers {verdict, turns in the window}. What is for a deleted session is dropped: it was late.
 local function append(keys, args)
   local meta, turns, seen = keys[1], keys[2], keys[3]
-  local user, window, ttl, idem, print = args[1], tonumber(args[2]), tonumber(args[3]), args[4], args[5]
+  local user, idem, print = args[1], args[4], args[5]
   if not owned(meta, user) then return {'foreign', 0} end
   if redis.call('HEXISTS', meta, 'deleted') == 1 then return {'deleted', 0} end
   if idem ~= '' then
@@ -26,15 +40,10 @@ local function append(keys, args)
   local forgotten = tonumber(redis.call('HGET', meta, 'forgotten_ms') or '0')
   for i = 6, #args, 3 do
     if redis.call('HSETNX', seen, 'run:' .. args[i], '1') == 1 and tonumber(args[i + 1]) >= forgotten then
-      -- Turns that ended in the same millisecond stay in the order in which they came.
-      local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
-      redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])
+      add(meta, turns, args[i + 1], args[i + 2])
     end
   end
-  local extra = redis.call('ZCARD', turns) - window
-  if extra > 0 then redis.call('ZREMRANGEBYRANK', turns, 0, extra - 1) end
-  for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
-  return {'ok', redis.call('ZCARD', turns)}
+  return kept(keys, args[2], args[3])
 end
 
 -- ARGV: user. Answers the turns oldest first, or false when the session is not there or not the user's.
@@ -63,7 +72,7 @@ end
 -- Answers {verdict, turns in the window}. What has been replaced as of a later number, or this one, stays.
 local function replace(keys, args)
   local meta, turns, seen = keys[1], keys[2], keys[3]
-  local window, ttl, as_of, forgotten = tonumber(args[2]), tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
+  local as_of, forgotten = tonumber(args[4]), tonumber(args[5])
   if not owned(meta, args[1]) then return {'foreign', 0} end
   if redis.call('HEXISTS', meta, 'deleted') == 1 then return {'deleted', 0} end
   if as_of > 0 then
@@ -75,13 +84,9 @@ local function replace(keys, args)
   for i = 6, 5 + forgotten do redis.call('HSET', seen, 'run:' .. args[i], '1') end
   for i = 6 + forgotten, #args, 3 do
     redis.call('HSET', seen, 'run:' .. args[i], '1')
-    local order = redis.call('HINCRBY', meta, 'appended', 1) % 1000
-    redis.call('ZADD', turns, string.format('%.3f', tonumber(args[i + 1]) + order / 1000), args[i + 2])
+    add(meta, turns, args[i + 1], args[i + 2])
   end
-  local extra = redis.call('ZCARD', turns) - window
-  if extra > 0 then redis.call('ZREMRANGEBYRANK', turns, 0, extra - 1) end
-  for _, key in ipairs(keys) do redis.call('PEXPIRE', key, ttl) end
-  return {'ok', redis.call('ZCARD', turns)}
+  return kept(keys, args[2], args[3])
 end
 
 -- ARGV: user, ms that the tombstone stays. Answers how many turns were deleted, -1 for another user's session.

@@ -38,12 +38,7 @@ class ValkeySessions:
     async def append(self, tenant: str, user: str, session: str, turns: Sequence[Turn], key: str, print_: str) -> int:
         """See `Sessions`. Raises IdempotencyMismatch when `key` was used with another fingerprint."""
         field = f"key:{hashlib.sha256(key.encode()).hexdigest()}" if key else ""
-        args: list = [user, self._window_turns, self._ttl_ms, field, print_]
-        packed = [_packed(turn) for turn in turns]
-        if self._envelope is not None:
-            packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])
-        for turn, raw in zip(turns, packed, strict=True):
-            args += [turn.run_id, turn.ended_ms, raw]
+        args = [user, self._window_turns, self._ttl_ms, field, print_, *await self._arguments(tenant, user, turns)]
         try:
             # A session that is listed and not there is harmless; one that is there and not listed would outlive its user's erasure.
             await self._list(tenant, user, session)
@@ -58,12 +53,8 @@ class ValkeySessions:
 
     async def replace(self, tenant: str, user: str, session: str, turns: Sequence[Turn], forgotten: Sequence[str], as_of: int = 0) -> int:
         """See `Sessions`."""
-        args: list = [user, self._window_turns, self._ttl_ms, as_of, len(forgotten), *forgotten]
-        packed = [_packed(turn) for turn in turns]
-        if self._envelope is not None:
-            packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])
-        for turn, raw in zip(turns, packed, strict=True):
-            args += [turn.run_id, turn.ended_ms, raw]
+        args = [user, self._window_turns, self._ttl_ms, as_of, len(forgotten), *forgotten]
+        args += await self._arguments(tenant, user, turns)
         try:
             await self._list(tenant, user, session)
             verdict, count = await self._library.call("memory_session_replace_v1", self._keys(tenant, session), args)
@@ -105,6 +96,12 @@ class ValkeySessions:
         except UNAVAILABLE as error:
             raise store_unavailable() from error
         return None if count < 0 else count
+
+    async def _arguments(self, tenant: str, user: str, turns: Sequence[Turn]) -> list:
+        packed = [_packed(turn) for turn in turns]
+        if self._envelope is not None:
+            packed = await self._envelope.seal_all(tenant, user, [(KIND, raw) for raw in packed])
+        return [part for turn, raw in zip(turns, packed, strict=True) for part in (turn.run_id, turn.ended_ms, raw)]
 
     async def _list(self, tenant: str, user: str, session: str) -> None:
         now_ms, key = time.time() * 1000, _listed(tenant, user)
