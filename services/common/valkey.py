@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
 from hiredis import pack_command
@@ -26,8 +27,9 @@ UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError
 SENTINELS = "redis+sentinel://"
 SENTINEL_PORT = 26379
 
-# Pipelines of one library that may be under way at once.
+# Pipelines of one client that may be under way at once, and after how long the next one does not wait for the one before.
 MOST_PIPELINES = 8
+_LONG_S = 0.002
 # What may wait in a connection's buffer before a writer waits for it: the high water mark of asyncio's transports.
 _UNSENT_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
@@ -194,9 +196,7 @@ class Library:
     def __init__(self, client: redis.Redis, *paths: Path) -> None:
         self._client = client
         self._code, self._names = _content_addressed("\n".join(path.read_text(encoding="utf-8") for path in paths))
-        self._batch: list[tuple[tuple, asyncio.Future]] = []
-        self._in_flight = 0
-        self._scheduled = False
+        self._batches = _Batches.of(client)
 
     @property
     def client(self) -> redis.Redis:
@@ -217,57 +217,107 @@ class Library:
         try:
             return await self._client.execute_command(*command)
         except ResponseError as error:
-            if "Function not found" not in str(error):
+            if not _missed(error):
                 raise
             await self.load()
             return await self._client.execute_command(*command)
 
     async def batched(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """FCALL in one pipeline with all other batched calls of this loop tick: fewer system calls under load.
+        """FCALL in one pipeline with all other batched calls of the client: fewer system calls under load.
 
-        A store that is slow gets fewer and larger pipelines, and not a connection for each tick. The calls are not a
-        transaction; each succeeds or fails alone. A cancelled caller's call is still made.
+        The calls are not a transaction; each succeeds or fails alone. A cancelled caller's call is still made.
         """
-        return await self.submit(name, keys, args)
+        return await self._batches.add(self, self.command(name, keys, args))
 
     def submit(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> asyncio.Future:
         """As `batched`, without waiting: the future gets the answer, or the redis error. Whoever ends it before is left alone."""
+        return self._batches.add(self, self.command(name, keys, args))
+
+
+def _missed(answer: Any) -> bool:
+    return isinstance(answer, ResponseError) and "Function not found" in str(answer)
+
+
+class _Call(NamedTuple):
+    library: Library
+    command: tuple
+    future: asyncio.Future
+
+
+class _Batches:
+    """The batched calls of one client, of whichever library.
+
+    What is called while a pipeline is under way waits for its answers and goes as the next: the more load, the fewer and larger
+    pipelines, which costs both sides less than anything else that can be done about a call. A pipeline that has been under way for long
+    is not waited for, up to MOST_PIPELINES, so that a call that the store is slow with holds up no others.
+    """
+
+    _by_client: "WeakKeyDictionary[redis.Redis, _Batches]" = WeakKeyDictionary()
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pool = client.connection_pool
+        self._waiting: list[_Call] = []
+        self._in_flight = 0
+        self._scheduled = False
+        self._sent_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def of(cls, client: redis.Redis) -> "_Batches":
+        """Those of `client`."""
+        found = cls._by_client.get(client)
+        if found is None:
+            found = cls._by_client[client] = cls(client)
+        return found
+
+    def add(self, library: Library, command: tuple) -> asyncio.Future:
+        """The future gets the answer, or the redis error."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future = loop.create_future()
-        self._batch.append((self.command(name, keys, args), future))
+        self._waiting.append(_Call(library, command, future))
         self._schedule(loop)
         return future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._batch and not self._scheduled and self._in_flight < MOST_PIPELINES:
+        if self._scheduled or not self._waiting:
+            return
+        long_at = self._sent_at + _LONG_S
+        if not self._in_flight or (self._in_flight < MOST_PIPELINES and loop.time() >= long_at):
             self._scheduled = True
-            loop.call_soon(self._send)
+            loop.call_soon(self._send, loop)
+        elif self._timer is None and self._in_flight < MOST_PIPELINES:
+            self._timer = loop.call_at(long_at, self._look, loop)
 
-    def _send(self) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._schedule(loop)
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         self._in_flight += 1
-        batch, self._batch = self._batch, []
-        task = asyncio.get_running_loop().create_task(self._run(batch))
+        self._sent_at = loop.time()
+        batch, self._waiting = self._waiting, []
+        task = loop.create_task(self._run(batch))
         # The futures are what callers hold; the task itself reports through them and needs a reference until done.
-        batch[0][1].add_done_callback(lambda _, task=task: task)
+        batch[0].future.add_done_callback(lambda _, task=task: task)
 
-    async def _run(self, batch: list[tuple[tuple, asyncio.Future]]) -> None:
+    async def _run(self, batch: list[_Call]) -> None:
         try:
             await self._exchange(batch)
         finally:
             self._in_flight -= 1
             self._schedule(asyncio.get_running_loop())
 
-    async def _answers(self, commands: Sequence[tuple]) -> list[Any]:
+    async def _answers(self, commands: Iterable[tuple]) -> list[Any]:
         """All commands in one write, and their answers; a ResponseError stands for itself. Redis-py's own pipeline costs 15 µs more
         for each command, most of it for a timer around the reading of what has already come.
         """
-        pool = self._client.connection_pool
-        connection = await pool.get_connection()
+        connection = await self._pool.get_connection()
         answers = []
         try:
-            await connection.send_packed_command(b"".join(map(pack_command, commands)))
-            for _ in commands:
+            packed = [pack_command(command) for command in commands]
+            await connection.send_packed_command(b"".join(packed))
+            for _ in packed:
                 answer = connection.read_ready()
                 answers.append(await connection.read_answer() if answer is NOT_ENOUGH_DATA else answer)
         except BaseException:
@@ -275,28 +325,27 @@ class Library:
             await connection.disconnect(nowait=True)
             raise
         finally:
-            await pool.release(connection)
+            await self._pool.release(connection)
         return answers
 
-    async def _exchange(self, batch: list[tuple[tuple, asyncio.Future]]) -> None:
+    async def _exchange(self, batch: list[_Call]) -> None:
         try:
-            answers = await self._answers([command for command, _ in batch])
-            if any(isinstance(a, ResponseError) and "Function not found" in str(a) for a in answers):
-                await self.load()
-                answers = [
-                    await self._client.execute_command(*command)
-                    if isinstance(answer, ResponseError) and "Function not found" in str(answer)
-                    else answer
-                    for (command, _), answer in zip(batch, answers, strict=True)
-                ]
+            answers = await self._answers(call.command for call in batch)
+            missed = [number for number, answer in enumerate(answers) if _missed(answer)]
+            if missed:
+                for library in {batch[number].library for number in missed}:
+                    await library.load()
+                again = await self._answers(batch[number].command for number in missed)
+                for number, answer in zip(missed, again, strict=True):
+                    answers[number] = answer
         except BaseException as error:  # handed on, to every caller of the batch
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else ValkeyConnectionError("interrupted"))
+            for call in batch:
+                if not call.future.done():
+                    call.future.set_exception(error if isinstance(error, Exception) else ValkeyConnectionError("interrupted"))
             if not isinstance(error, Exception):
                 raise
             return
-        for (_, future), answer in zip(batch, answers, strict=True):
+        for (_, _, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue
             if isinstance(answer, Exception):

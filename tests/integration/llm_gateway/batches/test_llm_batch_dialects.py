@@ -232,12 +232,15 @@ async def test_money_is_in_the_store_before_the_record_says_that_it_is_paid(gate
             seen.append(await g.store.hlen("llm:{acme}:open"))
         return await real(self, claim, lease_s, progress, **fields)
 
-    async def slow(self, batch, exchange=Library._exchange):
-        await asyncio.sleep(0.05 if any(b"purse_settle_v1" in command or "purse_settle_v1" in command for command, _ in batch) else 0)
-        return await exchange(self, batch)
+    def slow(self, name, keys, args, submit=Library.submit):
+        async def later():
+            await asyncio.sleep(0.05)
+            return await submit(self, name, keys, args)
+
+        return asyncio.ensure_future(later()) if name == "purse_settle_v1" else submit(self, name, keys, args)
 
     monkeypatch.setattr(ValkeyBatches, "renew", watched)
-    monkeypatch.setattr(Library, "_exchange", slow)
+    monkeypatch.setattr(Library, "submit", slow)
     async with gateway() as g:
         whole((await g.outputs(await g.ended(await g.begun(numbered(line, "claude", 2)))))[0], 2)
     assert seen == [0]
