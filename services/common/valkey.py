@@ -3,15 +3,13 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
-from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
 from hiredis import pack_command
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
@@ -20,6 +18,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.common.errors import Overloaded
+from services.common.valkey_pipelines import Batches, missed
 
 # What callers may catch as "the store is away"; everything else from redis is a defect of ours.
 UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError)
@@ -27,12 +26,8 @@ UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError
 SENTINELS = "redis+sentinel://"
 SENTINEL_PORT = 26379
 
-# Pipelines of one client that may be under way at once, and after how long the next one does not wait for the one before.
-MOST_PIPELINES = 8
-_LONG_S = 0.002
 # What may wait in a connection's buffer before a writer waits for it: the high water mark of asyncio's transports.
 _UNSENT_BYTES = 64 * 1024
-_READ_BYTES = 64 * 1024
 
 
 class _Connection(redis.Connection):
@@ -70,35 +65,6 @@ class _Connection(redis.Connection):
             return False
         stream = self._parser._stream
         return not (self._parser._reader.has_data() or stream._buffer or stream.at_eof())
-
-    async def read_answer(self) -> Any:
-        """The next answer, within the connection's time limit; a ResponseError is answered and not raised.
-
-        Does what `read_response` does, for a protocol of which the server sends nothing unasked, with half of its steps.
-        """
-        while (answer := self.read_ready()) is NOT_ENOUGH_DATA:
-            parser = self._parser
-            try:
-                async with asyncio.timeout(self.socket_timeout):
-                    read = await parser._stream.read(_READ_BYTES) if parser._connected else b""
-            except TimeoutError:
-                raise ValkeyTimeoutError("the store did not answer in time") from None
-            except OSError as error:
-                raise ValkeyConnectionError(f"the connection was lost: {error}") from error
-            if not read:
-                raise ValkeyConnectionError("the store closed the connection")
-            parser._reader.feed(read)
-        if isinstance(answer, ValkeyConnectionError):
-            raise answer
-        return answer
-
-    def read_ready(self) -> Any:
-        """An answer that has arrived as a whole, or NOT_ENOUGH_DATA; a ResponseError is answered and not raised."""
-        answer = self._parser._reader.gets() if self._parser._connected else NOT_ENOUGH_DATA
-        if isinstance(answer, ReadOnlyError):
-            # The server was demoted: its name, or the sentinels, lead elsewhere by now.
-            self.mark_for_reconnect()
-        return answer
 
 
 class _Lean:
@@ -176,6 +142,7 @@ def _sentinels(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
 async def look_again(client: redis.Redis) -> None:
     """Ends connections that are idle, so that the next calls go to whoever is the primary by now: one that others have taken the
     place of may not know it for seconds, in which it answers and nothing that it takes lasts."""
+    Batches.of(client).leave()
     await client.connection_pool.disconnect(inuse_connections=False)
 
 
@@ -196,7 +163,7 @@ class Library:
     def __init__(self, client: redis.Redis, *paths: Path) -> None:
         self._client = client
         self._code, self._names = _content_addressed("\n".join(path.read_text(encoding="utf-8") for path in paths))
-        self._batches = _Batches.of(client)
+        self._batches = Batches.of(client)
 
     @property
     def client(self) -> redis.Redis:
@@ -217,7 +184,7 @@ class Library:
         try:
             return await self._client.execute_command(*command)
         except ResponseError as error:
-            if not _missed(error):
+            if not missed(error):
                 raise
             await self.load()
             return await self._client.execute_command(*command)
@@ -232,126 +199,6 @@ class Library:
     def submit(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> asyncio.Future:
         """As `batched`, without waiting: the future gets the answer, or the redis error. Whoever ends it before is left alone."""
         return self._batches.add(self, self.command(name, keys, args))
-
-
-def _missed(answer: Any) -> bool:
-    return isinstance(answer, ResponseError) and "Function not found" in str(answer)
-
-
-class _Call(NamedTuple):
-    library: Library
-    command: tuple
-    future: asyncio.Future
-
-
-class _Batches:
-    """The batched calls of one client, of whichever library.
-
-    What is called while a pipeline is under way waits for its answers and goes as the next: the more load, the fewer and larger
-    pipelines, which costs both sides less than anything else that can be done about a call. A pipeline that has been under way for long
-    is not waited for, up to MOST_PIPELINES, so that a call that the store is slow with holds up no others.
-    """
-
-    _by_client: "WeakKeyDictionary[redis.Redis, _Batches]" = WeakKeyDictionary()
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._pool = client.connection_pool
-        self._waiting: list[_Call] = []
-        self._in_flight = 0
-        self._scheduled = False
-        self._sent_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    @classmethod
-    def of(cls, client: redis.Redis) -> "_Batches":
-        """Those of `client`."""
-        found = cls._by_client.get(client)
-        if found is None:
-            found = cls._by_client[client] = cls(client)
-        return found
-
-    def add(self, library: Library, command: tuple) -> asyncio.Future:
-        """The future gets the answer, or the redis error."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future = loop.create_future()
-        self._waiting.append(_Call(library, command, future))
-        self._schedule(loop)
-        return future
-
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._scheduled or not self._waiting:
-            return
-        long_at = self._sent_at + _LONG_S
-        if not self._in_flight or (self._in_flight < MOST_PIPELINES and loop.time() >= long_at):
-            self._scheduled = True
-            loop.call_soon(self._send, loop)
-        elif self._timer is None and self._in_flight < MOST_PIPELINES:
-            self._timer = loop.call_at(long_at, self._look, loop)
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        self._schedule(loop)
-
-    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._scheduled = False
-        self._in_flight += 1
-        self._sent_at = loop.time()
-        batch, self._waiting = self._waiting, []
-        task = loop.create_task(self._run(batch))
-        # The futures are what callers hold; the task itself reports through them and needs a reference until done.
-        batch[0].future.add_done_callback(lambda _, task=task: task)
-
-    async def _run(self, batch: list[_Call]) -> None:
-        try:
-            await self._exchange(batch)
-        finally:
-            self._in_flight -= 1
-            self._schedule(asyncio.get_running_loop())
-
-    async def _answers(self, commands: Iterable[tuple]) -> list[Any]:
-        """All commands in one write, and their answers; a ResponseError stands for itself. Redis-py's own pipeline costs 15 µs more
-        for each command, most of it for a timer around the reading of what has already come.
-        """
-        connection = await self._pool.get_connection()
-        answers = []
-        try:
-            packed = [pack_command(command) for command in commands]
-            await connection.send_packed_command(b"".join(packed))
-            for _ in packed:
-                answer = connection.read_ready()
-                answers.append(await connection.read_answer() if answer is NOT_ENOUGH_DATA else answer)
-        except BaseException:
-            # What is still on its way must not be taken for the answer of another call.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await self._pool.release(connection)
-        return answers
-
-    async def _exchange(self, batch: list[_Call]) -> None:
-        try:
-            answers = await self._answers(call.command for call in batch)
-            missed = [number for number, answer in enumerate(answers) if _missed(answer)]
-            if missed:
-                for library in {batch[number].library for number in missed}:
-                    await library.load()
-                again = await self._answers(batch[number].command for number in missed)
-                for number, answer in zip(missed, again, strict=True):
-                    answers[number] = answer
-        except BaseException as error:  # handed on, to every caller of the batch
-            for call in batch:
-                if not call.future.done():
-                    call.future.set_exception(error if isinstance(error, Exception) else ValkeyConnectionError("interrupted"))
-            if not isinstance(error, Exception):
-                raise
-            return
-        for (_, _, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
 
 
 _LIBRARY_NAME = re.compile(r"\A#!lua name=(\w+)")

@@ -115,11 +115,12 @@ class Outbox:
 
     async def drain(self, timeout_s: float) -> int:
         """Waits until everything has reached the store; answers how much has not after `timeout_s`."""
-        if len(self):
-            idle = self._idle = self._idle or asyncio.Event()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await idle.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                # Others may put more between the moment at which it was empty and this one.
+                while len(self):
+                    self._idle = self._idle or asyncio.Event()
+                    await self._idle.wait()
         return len(self)
 
     async def stop(self) -> None:

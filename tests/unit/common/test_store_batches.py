@@ -3,7 +3,8 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from services.common.valkey import MOST_PIPELINES, Library, connect
+from services.common.valkey import Library, connect
+from services.common.valkey_pipelines import MOST_PIPELINES
 from services.orchestrator.testing.store_proxy import before_store
 
 
