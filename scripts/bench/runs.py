@@ -5,6 +5,7 @@ gateway over HTTP with streamed runs. Everything, the load included, shares this
 """
 
 import asyncio
+import os
 import signal
 import statistics
 import tempfile
@@ -128,17 +129,17 @@ async def _measure(url: str, simulator: str, key: str, pids: dict[str, int]) -> 
             figures.append(Figure(f"one-step durable run p50{label}", statistics.median(whole) * 1000, "ms", 25.0 if not label else None))
             figures.append(Figure(f"one-step durable run p99{label}", percentile(whole, 0.99) * 1000, "ms"))
             await load(client, five, "five-steps", CONCURRENT)  # warms every connection
-            before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+            everybody = {**pids, "the load itself": os.getpid()}
+            before = {name: cpu_seconds(pid) for name, pid in everybody.items()}
             rate, totals = await load(client, five, "five-steps", LOAD_RUNS)
             figures.append(
                 Figure(f"five-step runs/s at {CONCURRENT} concurrent{label}", rate, "runs/s", 50.0 if not label else None, lower=False)
             )
             figures.append(Figure(f"five-step run p50 at {CONCURRENT} concurrent{label}", statistics.median(totals) * 1000, "ms"))
             figures.append(Figure(f"five-step run p99 at {CONCURRENT} concurrent{label}", percentile(totals, 0.99) * 1000, "ms"))
-            for name, pid in pids.items():
-                used = (cpu_seconds(pid) - before[name]) / LOAD_RUNS * 1000
-                if used >= 0.05:
-                    figures.append(Figure(f"CPU a five-step run{label}: {name}", used, "ms"))
+            used = {name: (cpu_seconds(pid) - before[name]) / LOAD_RUNS * 1000 for name, pid in everybody.items()}
+            figures.append(Figure(f"CPU a five-step run{label}: all", sum(used.values()), "ms"))
+            figures += [Figure(f"CPU a five-step run{label}: {name}", ms, "ms") for name, ms in used.items() if ms >= 0.05]
     return figures
 
 
