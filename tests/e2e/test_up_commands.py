@@ -114,6 +114,16 @@ def test_the_tour_of_the_readme(installation):
     assert json.loads(installation.run("runs", "show", run_id).stdout)["usage"]["tool_calls"] >= 1
 
 
+def test_none_of_its_processes_interrupts_another(installation):
+    possible = "import os; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); print(os.sched_getscheduler(0))"
+    asked = subprocess.run(testing.python("-c", possible), capture_output=True, text=True)
+    # Where no process may choose, all stay as they are.
+    policy = int(asked.stdout) if asked.returncode == 0 else os.sched_getscheduler(0)
+    family = psutil.Process(installation.up.pid).children(recursive=True)
+    assert len(family) > 5
+    assert {os.sched_getscheduler(process.pid) for process in family} == {policy}
+
+
 def test_chat_as_json_is_one_event_a_line(installation):
     lines = installation.run("chat", "--json", "--agent", "plain", "Hello").stdout.splitlines()
     events = [json.loads(line) for line in lines]

@@ -68,7 +68,7 @@ def _let_finish() -> None:
     """None of the processes that are started from here on interrupts another because it woke up.
 
     A turn goes through all of them, and they share this machine's cores: under load they would else wake each other for one message at a
-    time, which costs a tenth of the throughput. On Linux; a sandbox may refuse it, and then it is as it is.
+    time, which costs 7 % of the throughput. On Linux; a sandbox may refuse it, and then it is as it is.
     """
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):
