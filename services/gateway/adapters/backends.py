@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bulkhead.memory.v1 import memory_pb2_grpc
-from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc
+from bulkhead.orchestrator.v1 import admin_pb2_grpc, approvals_pb2_grpc, orchestrator_pb2_grpc, schedules_pb2_grpc, webhooks_pb2_grpc
 from bulkhead.tools.v1 import tools_pb2_grpc
 
 from services.common.rpc.channel import Dialer
@@ -16,6 +16,10 @@ class Backends:
     threads: orchestrator_pb2_grpc.ThreadServiceStub
     runs: orchestrator_pb2_grpc.RunServiceStub
     agents: orchestrator_pb2_grpc.AgentServiceStub
+    approvals: approvals_pb2_grpc.ApprovalServiceStub
+    schedules: schedules_pb2_grpc.ScheduleServiceStub
+    webhooks: webhooks_pb2_grpc.WebhookServiceStub
+    admin: admin_pb2_grpc.AdminServiceStub
     memories: memory_pb2_grpc.MemoryServiceStub
     documents: memory_pb2_grpc.DocumentServiceStub
     tools: tools_pb2_grpc.ToolServiceStub
@@ -28,6 +32,10 @@ def backends(dialer: Dialer) -> Backends:
         threads=orchestrator_pb2_grpc.ThreadServiceStub(orchestrator),
         runs=orchestrator_pb2_grpc.RunServiceStub(orchestrator),
         agents=orchestrator_pb2_grpc.AgentServiceStub(orchestrator),
+        approvals=approvals_pb2_grpc.ApprovalServiceStub(orchestrator),
+        schedules=schedules_pb2_grpc.ScheduleServiceStub(orchestrator),
+        webhooks=webhooks_pb2_grpc.WebhookServiceStub(orchestrator),
+        admin=admin_pb2_grpc.AdminServiceStub(orchestrator),
         memories=memory_pb2_grpc.MemoryServiceStub(memory),
         documents=memory_pb2_grpc.DocumentServiceStub(memory),
         tools=tools_pb2_grpc.ToolServiceStub(tools),
