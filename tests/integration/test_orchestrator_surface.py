@@ -7,6 +7,7 @@ import orjson
 import pytest
 import yaml
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
@@ -90,6 +91,11 @@ async def test_a_run_id_is_taken_once(client):
         ({"temperature": 3.0}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"limits": pb.RunLimits(max_steps=-1)}, "limits.max_steps"),
+        ({"limits": pb.RunLimits(max_tool_calls=-1)}, "limits.max_tool_calls"),
+        ({"limits": pb.RunLimits(max_cost_microusd=-1)}, "limits.max_cost_microusd"),
+        ({"limits": pb.RunLimits(max_total_tokens=-1)}, "limits.max_total_tokens"),
+        ({"limits": pb.RunLimits(deadline=Duration())}, "limits.deadline"),
+        ({"limits": pb.RunLimits(deadline=Duration(seconds=-1))}, "limits.deadline"),
         ({"idempotency_key": "k" * 300}, "idempotency_key"),
         ({"metadata": {"a": "x" * 600}}, "metadata"),
         ({"metadata": {str(i): "x" for i in range(17)}}, "metadata"),
@@ -99,6 +105,9 @@ async def test_a_wrong_request_names_the_field(client, fields, field):
     with client.calling(), pytest.raises(InvalidInput) as caught:
         await client.runs.CreateRun(request(**fields))
     assert [v.field for v in caught.value.violations] == [field]
+    with client.calling():
+        assert not (await client.runs.ListRuns(pb.ListRunsRequest())).runs
+        assert not (await client.threads.ListThreads(pb.ListThreadsRequest())).threads
 
 
 async def test_several_violations_come_at_once(client):

@@ -80,9 +80,10 @@ async def test_cursors_that_cannot_be_are_refused(client):
     run = await client.start("say hi", thread_id="t")
     await client.wait(run.run_id)
     for subject in ({"run_id": run.run_id}, {"thread_id": "t"}):
-        for after in (1_000_000, -1):
-            with client.calling(), pytest.raises(InvalidInput):
+        for after, reason in ((1_000_000, "CURSOR_FROM_THE_FUTURE"), (-1, "INVALID_INPUT")):
+            with client.calling(), pytest.raises(InvalidInput) as refused:
                 await anext(client.runs.StreamEvents(pb.StreamEventsRequest(after_seq=after, **subject)))
+            assert refused.value.reason == reason
     with client.calling(), pytest.raises(InvalidInput):
         await anext(client.runs.StreamEvents(pb.StreamEventsRequest()))
 
