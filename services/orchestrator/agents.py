@@ -244,6 +244,12 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
         found.append("workflow: the strategy workflow works off one, and no other strategy does")
     if version.workflow is not None:
         found += [f"workflow.{problem}" for problem in workflow_problems(version.workflow, version.tools)]
+    own = {
+        HAND_OFF,
+        UPDATE_PLAN if version.strategy == "plan_execute" else "",
+        *(p + name for name in asked for p in (DELEGATE, HAND_OVER)),
+    }
+    found += [f"approval.tools: {name!r} is asked of nobody" for name in sorted(own & set(version.approval.tools))]
     if HAND_OFF in names and version.degradation.hand_off is None:
         found.append(f"tools: {HAND_OFF!r} needs degradation.hand_off, which says to whom")
     return found

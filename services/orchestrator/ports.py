@@ -69,6 +69,8 @@ class ToolDefinition:
     timeout_s: float = 30.0
     # Whether a call needs an approval: '' no, waivable (unless the agent's rules waive it), required (by a person).
     approval: str = ""
+    # Of the turn and not of the executor; no rule asks for an approval of its calls.
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ LEAD = """
         tools: [wipe, look]
         agents: [{name: careful}]
         limits: {max_tool_calls: 10, max_steps: 10}
+  guarded:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, strategy: supervisor, tools: [look], agents: [{name: careful}], approval: {when: always}}
+  planner:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, strategy: plan_execute, tools: [look], approval: {when: always}}
 """
+PLAN = {"steps": [{"title": "look", "status": "pending"}]}
 WAITING, OK = pb.RUN_STATUS_WAITING, pb.RUN_STATUS_SUCCEEDED
 
 
@@ -100,3 +109,15 @@ async def test_a_cancel_ends_children_and_questions(site):
     resolved = [data_of(event) for event in await site.client.log(run.run_id) if event.type == "interrupt_resolved"]
     assert [data["outcome"] for data in resolved] == ["cancelled"]
     assert site.sent() == []
+
+
+async def test_what_a_strategy_brings_itself_is_asked_of_nobody(site):
+    run = await site.client.start(call(delegated("say one two"), ("look", {"n": 1})), agent="guarded")
+    (asked,) = await site.asked(run.run_id)
+    assert (asked.tool, asked.reason) == ("look", "by_agent")
+    await site.decide(asked.approval_id, **APPROVE)
+    assert '"answer":"one two"' in (await site.client.wait(run.run_id)).output_text
+    run = await site.client.start(call(("update_plan", PLAN)), agent="planner")
+    ended = await site.client.wait(run.run_id)
+    assert (ended.status, "refused" in ended.output_text) == (OK, False)
+    assert types(await site.client.log(run.run_id)).count("plan_updated") == 1

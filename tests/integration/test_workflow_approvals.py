@@ -4,9 +4,10 @@ import orjson
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+from services.common.errors import InvalidInput
 from services.orchestrator.testing.harness import data_of
 from tests.integration import approvals
-from tests.integration.approvals import APPROVE, REJECT, desk
+from tests.integration.approvals import APPROVE, REJECT, desk, edit
 
 WORKFLOW = """
   asking:
@@ -32,6 +33,16 @@ async def site(identities, state_url, tmp_path, monkeypatch):
     monkeypatch.setattr(approvals, "AGENTS", approvals.AGENTS + WORKFLOW)
     async with desk(identities, state_url, tmp_path) as made:
         yield made
+
+
+async def test_the_question_of_a_step_cannot_be_edited(site):
+    run = await site.client.start('{"sum": 30}', agent="asking")
+    (asked,) = await site.asked(run.run_id)
+    with pytest.raises(InvalidInput) as caught:
+        await site.decide(asked.approval_id, **edit({"question": "Spend 90 €?"}))
+    assert caught.value.violations[0].description == "must be one of approve, delegate, reject here"
+    await site.decide(asked.approval_id, **APPROVE)
+    assert (await site.client.wait(run.run_id)).status == pb.RUN_STATUS_SUCCEEDED
 
 
 @pytest.mark.parametrize(("decision", "bought"), [(APPROVE, True), (REJECT, False)])

@@ -19,6 +19,7 @@ from services.orchestrator.commanding import Commanding
 from services.orchestrator.ports import Tools
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.workflows.definition import REQUEST_APPROVAL
 
 MOST_REASON_CHARS = 1_000
 MOST_KEY_CHARS = 255
@@ -131,8 +132,8 @@ class Deciding:
             ref, interrupt = await self._find(principal, interrupt_id)
             if (same := _same(interrupt, principal, choice)) is not None:
                 return await self._seen(ref, same, principal)
-            if choice.verb not in OF_KIND[interrupt.kind]:
-                raise InvalidInput.field("decision", f"must be one of {', '.join(sorted(OF_KIND[interrupt.kind]))} here")
+            if choice.verb not in (fitting := _verbs(interrupt)):
+                raise InvalidInput.field("decision", f"must be one of {', '.join(sorted(fitting))} here")
             _check_may(interrupt, principal)
             after = await self._decided(interrupt, principal, choice)
             # Should this process be lost before it wakes the run, a sweeper comes by; its next look may be as far off as the expiry.
@@ -230,6 +231,11 @@ class Deciding:
                 f"the arguments do not fit the schema of {interrupt.tool}", reason="ARGUMENTS_INVALID", violations=found
             )  # fmt: skip
         return checked.arguments
+
+
+def _verbs(interrupt: Interrupt) -> frozenset[str]:
+    """What may be decided of it. The question of a workflow's step is no call whose arguments somebody could change."""
+    return OF_KIND[interrupt.kind] - {"edit"} if interrupt.tool == REQUEST_APPROVAL else OF_KIND[interrupt.kind]
 
 
 def may(interrupt: Interrupt, principal: Principal) -> bool:

@@ -27,11 +27,12 @@ AGAIN_MS = 250
 
 
 def planned(turn: Turn, calls: Sequence[PendingCall], known: Mapping[str, ToolDefinition]) -> None:
-    """Notes for each call of a new step whether it needs an approval; calls that are refused anyhow need none."""
+    """Notes for each call of a new step whether it needs an approval. Calls that are refused anyhow need none, nor do those of tools of the
+    turn's own: they have no effect outside, and what another agent is asked to do is asked about in its own run."""
     part: dict[str, Any] = {}
     for call in calls:
         tool = known.get(call.name)
-        if tool is None or call.over:
+        if tool is None or tool.own or call.over:
             continue
         why = _why(turn, tool)
         if why and turn.agent.approval.ask and turn.services.interrupts is not None:

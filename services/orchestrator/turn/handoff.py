@@ -29,7 +29,11 @@ _SCHEMA = {
     "additionalProperties": False,
 }  # fmt: skip
 TOOL = ToolDefinition(
-    HAND_OFF, "1", "Hands this conversation over to a person. Ends your work on it, so call nothing after it.", orjson.dumps(_SCHEMA)
+    HAND_OFF,
+    "1",
+    "Hands this conversation over to a person. Ends your work on it, so call nothing after it.",
+    orjson.dumps(_SCHEMA),
+    own=True,
 )
 # Ends that somebody has asked for: nobody has to go on.
 _WANTED = frozenset({"TOOL_CALL_CANCELLED"})

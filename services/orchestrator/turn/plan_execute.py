@@ -46,7 +46,7 @@ _SCHEMA = {
 }
 TOOL = ToolDefinition(
     UPDATE_PLAN, "1", "Writes the whole plan of this task: its steps in order, each with its status. Replaces the plan of before.",
-    orjson.dumps(_SCHEMA), repeatable=True,
+    orjson.dumps(_SCHEMA), repeatable=True, own=True,
 )  # fmt: skip
 _FIRST = f"Before anything else, write a plan of this task with {UPDATE_PLAN}. If the task needs no tools, answer it at once."
 _GO_ON = (

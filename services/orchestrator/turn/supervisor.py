@@ -217,7 +217,7 @@ def _tools(child: ChildAgent) -> list[ToolDefinition]:
     schema = orjson.dumps(_SCHEMA)
     return [
         # A child run of the same id is the same run, so asking for it again is harmless.
-        ToolDefinition(prefix + child.name, "1", text.format(child.name, child.description).strip(), schema, repeatable=True)
+        ToolDefinition(prefix + child.name, "1", text.format(child.name, child.description).strip(), schema, repeatable=True, own=True)
         for prefix, text in forms[child.mode]
     ]
 

@@ -177,6 +177,8 @@ agents:
         ("prompt: a.md, model: m, tools: [x], sequential_tools: [y]", "sequential_tools: 'y'"),
         ("prompt: a.md, model: m, parallel_tool_calls: false, tool_concurrency: 2", "tool_concurrency"),
         ("prompt: a.md, model: m, strategy: plan_execute, tools: [update_plan]", "'update_plan'"),
+        ("prompt: a.md, model: m, strategy: plan_execute, approval: {tools: {update_plan: {}}}", "approval.tools: 'update_plan'"),
+        ("prompt: a.md, model: m, strategy: supervisor, agents: [{name: b}], approval: {tools: {hand_over_to_b: {}}}", "'hand_over_to_b'"),
     ],
 )
 def test_a_wrong_value_is_named(folder, change, where):
