@@ -40,6 +40,9 @@ class ThreadOut(Out):
     created_at: str | None
     last_seq: int
     metadata: dict[str, str]
+    parent_thread_id: str | None
+    forked_at_seq: int
+    expires_at: str | None
 
 
 class UsageOut(Out):

@@ -61,7 +61,8 @@ def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
-def _moment(message: Any, name: str) -> str | None:
+def moment(message: Any, name: str) -> str | None:
+    """A field of a message that is a timestamp, None where it is not set."""
     return rfc3339(getattr(message, name)) if message.HasField(name) else None
 
 
@@ -69,9 +70,12 @@ def thread(message: orchestrator_pb2.Thread) -> dict[str, Any]:
     """A thread."""
     return {
         "thread_id": message.thread_id,
-        "created_at": _moment(message, "created_at"),
+        "created_at": moment(message, "created_at"),
         "last_seq": message.last_seq,
         "metadata": dict(message.metadata),
+        "parent_thread_id": message.parent_thread_id or None,
+        "forked_at_seq": message.forked_at_seq,
+        "expires_at": moment(message, "expires_at"),
     }
 
 
@@ -123,9 +127,9 @@ def run(message: orchestrator_pb2.Run) -> dict[str, Any]:
         "agent_version": message.agent_version,
         "status": RUN_STATUS.get(message.status, "queued"),
         "cancel_requested": message.cancel_requested,
-        "created_at": _moment(message, "created_at"),
-        "started_at": _moment(message, "started_at"),
-        "ended_at": _moment(message, "ended_at"),
+        "created_at": moment(message, "created_at"),
+        "started_at": moment(message, "started_at"),
+        "ended_at": moment(message, "ended_at"),
         "output_text": message.output_text,
         "finish_reason": message.finish_reason or None,
         "error": {"reason": error.reason, "message": error.message, "retryable": error.retryable} if message.HasField("error") else None,
@@ -175,7 +179,7 @@ def document(message: memory_pb2.Document) -> dict[str, Any]:
         "chunk_count": message.chunk_count,
         "size_bytes": message.size_bytes,
         "content_hash": message.content_hash,
-        "created_at": _moment(message, "created_at"),
+        "created_at": moment(message, "created_at"),
     }
 
 
@@ -198,8 +202,8 @@ def memory(message: memory_pb2.Memory) -> dict[str, Any]:
         "importance": message.importance,
         "kind": message.kind,
         "session_id": message.session_id or None,
-        "created_at": _moment(message, "created_at"),
-        "expires_at": _moment(message, "expires_at"),
+        "created_at": moment(message, "created_at"),
+        "expires_at": moment(message, "expires_at"),
         "score": message.score,
     }
 
