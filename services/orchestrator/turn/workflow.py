@@ -68,7 +68,9 @@ class WorkflowStrategy:
         turn = flow.turn
         # Its steps are announced by name, when they begin.
         turn.state.started_step = max(1, turn.state.started_step)
-        await prepare(turn)
+        if turn.state.phase == "prepare" or not turn.messages:
+            # Else an owner that was lost has written down what memory gave, and everything said since is counted from there.
+            await prepare(turn)
         # What a model is told before the prompt of its step: instructions, and what memory gave.
         _, recalled = (turn.state.parts.get(degradation.PART) or {}).get("recalled", (0, 0))
         instructions = next((index for index, message in enumerate(turn.messages) if message.role != "system"), len(turn.messages))
