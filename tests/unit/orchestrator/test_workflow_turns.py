@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import testing
-from services.orchestrator.agents import Recall, parse_agents
-from services.orchestrator.ports import Recalled, RecalledPart, ToolOutcome
+from services.orchestrator.agents import parse_agents
+from services.orchestrator.ports import ToolOutcome
 from services.orchestrator.records import Limits
-from services.orchestrator.testing.turn_world import Journal, World, agent, steps_before
+from services.orchestrator.testing.turn_world import Journal, World, agent
 from services.orchestrator.turn import workflow as strategy
 from services.orchestrator.turn import workflow_state
 from services.orchestrator.workflows.checks import workflow_problems
@@ -196,32 +196,6 @@ def test_attempts_are_counted_over_owners(survives):
     lost_at = {2: survives, 5: survives, 7: survives}
     world, text = one_tool([AWAY, AWAY, AWAY, DONE], journal=Journal(lost_at))
     assert (text, sum(world.executed.values())) == ("transport.timeout", 3)
-
-
-@pytest.mark.parametrize("lost_at", [{1: True}, {1: True, 2: True}, {1: True, 3: True}])
-def test_what_memory_gave_is_asked_for_once_whoever_is_lost(lost_at):
-    steps = """
-    steps:
-      - {name: look, kind: model, prompt: "Look around", tools: [look], max_steps: 3}
-      - {name: done, kind: end, output: "{steps.look.output}"}
-    """
-
-    class Remembering(World):
-        recalls = 0
-
-        async def recall(self, *asked):
-            self.recalls += 1
-            parts = [RecalledPart("turn", f"turn {n} of {self.recalls}", assistant_text="yes") for n in range(4 - self.recalls)]
-            return Recalled(parts, [])
-
-    def reply(call):
-        done = steps_before(call)
-        return [("look", {"n": done})] if done < 2 else " ".join(m.text for m in call.messages if m.role in ("user", "tool"))
-
-    world = Remembering(reply, flow(steps, recall=Recall()), journal=Journal(lost_at))
-    given = "turn 0 of 1 turn 1 of 1 turn 2 of 1 Look around {} {}"
-    assert (world.run()["output_text"], world.recalls) == (given, 1)
-    assert len(world.journal.of("memory_recalled")) == 1
 
 
 def test_while_all_is_waiting_the_run_is_parked_until_the_first_goes_on(monkeypatch):
