@@ -1,6 +1,7 @@
 """Runs that wait, as callers see them: a queue with places, starts that lie ahead, priorities."""
 
 import time
+from collections import Counter
 
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
@@ -146,3 +147,34 @@ async def test_a_run_does_not_slip_past_those_that_wait_for_the_same_room(identi
         ended = [await client.wait(run.run_id) for run in (first, *waiting, *late)]
         starts = [run.started_at.ToMilliseconds() for run in ended]
         assert starts == sorted(starts)
+
+
+async def test_a_tenant_that_offers_fifty_times_as_much_leaves_others_their_service(identities, behind, settings):
+    """Jain's index of what the others get of the workers, of which there are few, while the flood goes on."""
+    workers, others, each = 4, [f"tenant-{number}" for number in range(5)], 8
+    async with served(settings.model_copy(update={"max_active_runs": workers}), identities) as client:
+
+        async def offer(tenant, count):
+            client.principal = testing.principal_of(tenant)
+            return [await client.start("say one and more") for _ in range(count)]
+
+        async def starts(tenant):
+            client.principal = testing.principal_of(tenant)
+            with client.calling():
+                runs = (await client.runs.ListRuns(pb.ListRunsRequest(page_size=1000))).runs
+            return [(run.started_at.ToMilliseconds(), tenant) for run in runs if run.HasField("started_at")]
+
+        behind.models.gate.close()
+        await offer("greedy", each * 50)
+        runs = [(tenant, run) for tenant in others for run in await offer(tenant, each)]
+        behind.models.gate.open()
+        for tenant, run in runs:
+            client.principal = testing.principal_of(tenant)
+            assert (await client.wait(run.run_id)).status == OK
+        started = sorted([start for tenant in ("greedy", *others) for start in await starts(tenant)])
+        # What was taken before anybody else was there is nobody's share; then turns go round until the others have had theirs.
+        service = Counter(tenant for _, tenant in started[workers : workers + (len(others) + 1) * (each - 1)])
+        shares = [service[tenant] for tenant in others]
+        assert all(shares), service
+        assert sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares)) >= 0.95, service
+        assert service["greedy"] <= each + 1, service
