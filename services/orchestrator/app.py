@@ -132,6 +132,7 @@ def build(settings: Settings) -> Service:
     threads = Threads(
         store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing), memory, accepting, agents, minter, hub, store.segments,
         lambda tier: (policies.current.tier(settings.policy_set, tier).thread_ttl_days or 0) * DAY_MS,
+        outbox.tell,
     )  # fmt: skip
     accepting.on_mortal = threads.noticed
     watching = Watching(settings, store, hub, worker)

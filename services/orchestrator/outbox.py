@@ -53,12 +53,8 @@ class Outbox:
 
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
-        if self.on_end is not None:
-            await self.on_end(ref)
-        if self.audit is not None:
-            await self.audit(ref)
         # A memory service that is away is no reason for others not to hear of the run's end.
-        await self._announcing.announce(ref)
+        await self.tell(ref)
         claimed = await self._store.outbox_claim(ref, LEASE_S)
         if claimed is None:
             return False
@@ -83,6 +79,14 @@ class Outbox:
         # Announced above: once is enough.
         await self._store.settle(ref)
         return True
+
+    async def tell(self, ref: RunRef) -> None:
+        """Tells all but memory of a run's end, unless that was done; nothing where it has not ended. Raises Overloaded."""
+        if self.on_end is not None:
+            await self.on_end(ref)
+        if self.audit is not None:
+            await self.audit(ref)
+        await self._announcing.announce(ref)
 
     async def settle(self, ref: RunRef) -> None:
         """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""

@@ -5,12 +5,14 @@ from datetime import timedelta
 
 import orjson
 import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
 
 from services.common import testing
 from services.common.audit import AuditStream, canonical, digest
 from services.common.errors import InvalidInput, Overloaded
 from services.common.valkey import connect
+from services.orchestrator.outbox import Outbox
 from services.orchestrator.testing.harness import command, dialed, served, settings_for, write_config
 from services.tool_executor.app import build as build_tools
 from services.tool_executor.settings import Settings as ToolSettings
@@ -131,6 +133,23 @@ async def test_a_process_killed_between_the_end_and_the_record_loses_none_and_do
     assert len(await stream.read("acme")) == 3
     # Replayed, as by a process that did not hear of its success.
     assert not await stream.append("acme", f"run/{runs[0].run_id}", {})
+
+
+async def test_a_thread_that_is_deleted_before_the_record_is_made_loses_none(identities, state_url, tmp_path, behind, stream, monkeypatch):
+    settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"), audit_days=1)
+
+    async def lost(*_):
+        raise Overloaded("its process was lost", reason="STORE_UNAVAILABLE")
+
+    for name in ("deliver", "settle"):
+        monkeypatch.setattr(Outbox, name, lost)
+    async with served(settings, identities) as caller:
+        runs = [await caller.wait((await caller.start("say hi", agent=agent)).run_id) for agent in ("quick", "helper")]
+        assert not await stream.read("acme")
+        for run in runs:
+            with caller.calling():
+                assert (await caller.threads.DeleteThread(pb.DeleteThreadRequest(thread_id=run.thread_id))).completed
+        assert sorted(orjson.loads(entry.record)["run_id"] for entry in await stream.read("acme")) == sorted(run.run_id for run in runs)
 
 
 async def test_without_the_setting_there_are_no_records(identities, state_url, tmp_path, behind, client):

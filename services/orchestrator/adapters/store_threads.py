@@ -147,6 +147,13 @@ class ValkeyThreads(StoreBase):
         """As ThreadStore.run_ids."""
         return [text(run_id) for run_id in await self._ask(self._client.zrange(thread_keys(ref)[6], 0, -1))]
 
+    async def unsettled(self, ref: RunRef, run_ids: Sequence[str]) -> list[str]:
+        """As ThreadStore.unsettled."""
+        if not run_ids:
+            return []
+        noted = await self._ask(self._client.zmscore(LIVE, [ref._replace(run_id=run_id).encode() for run_id in run_ids]))
+        return [run_id for run_id, at_ms in zip(run_ids, noted, strict=True) if at_ms is not None]
+
     async def delist(self, ref: RunRef, user: str, run_ids: Sequence[str]) -> None:
         """As ThreadStore.delist."""
         listed = f"tn:{{{quoted(ref.tenant)}}}:runs:{quoted(user)}"

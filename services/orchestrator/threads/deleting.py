@@ -1,6 +1,6 @@
 """Deleting a thread: hidden at once, then taken out of every place that leads to it, then deleted. Each step can be done again."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import orjson
 import structlog
@@ -30,10 +30,11 @@ class Deleting:
 
     def __init__(
         self, store: RunStore, threads: ThreadStore, changing: Changing, conversation: Conversation, hub: Hub,
-        segments: SegmentStore | None,
+        segments: SegmentStore | None, tell: Callable[[RunRef], Awaitable[None]],
     ) -> None:  # fmt: skip
+        """`tell` as Outbox.tell."""
         self._store, self._threads, self._changing, self._conversation = store, threads, changing, conversation
-        self._hub, self._segments = hub, segments
+        self._hub, self._segments, self._tell = hub, segments, tell
 
     async def delete(self, principal: Principal, thread_id: str) -> bool:
         """Deletes the caller's thread; False where something that is needed for it is away, and the sweeper goes on. Again is harmless.
@@ -86,6 +87,9 @@ class Deleting:
         # First what leads to the runs, then the runs: who comes after us still finds which ones are left.
         for at in range(0, len(run_ids), RUNS_AT_ONCE):
             chunk = run_ids[at : at + RUNS_AT_ONCE]
+            for run_id in await self._threads.unsettled(ref, chunk):
+                # Whoever ended it may have been lost before its audit record was made, for which nothing would be there any more.
+                await self._tell(ref._replace(run_id=run_id))
             for run_id in chunk:
                 await self._store.release_slot(ref._replace(run_id=run_id))
             await self._threads.delist(ref, principal.user, chunk)

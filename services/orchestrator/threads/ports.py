@@ -98,6 +98,10 @@ class ThreadStore(Protocol):
         """All runs of the thread, oldest first."""
         ...
 
+    async def unsettled(self, ref: RunRef, run_ids: Sequence[str]) -> list[str]:
+        """Those of the runs that have not ended, or of whose end not everybody was told."""
+        ...
+
     async def delist(self, ref: RunRef, user: str, run_ids: Sequence[str]) -> None:
         """Takes runs out of what leads to them, and off what looks at them."""
         ...

@@ -1,6 +1,6 @@
 """Threads as a whole, put together."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from services.common.identity import Minter, Principal
 from services.orchestrator.accepting import Accepting
@@ -19,15 +19,16 @@ from services.orchestrator.threads.tending import Tending
 
 
 class Threads:
-    """What may be done with a thread as a whole; `tending` does it for whoever was lost. `ttl_ms` as of Tending."""
+    """What may be done with a thread as a whole; `tending` does it for whoever was lost. `ttl_ms` as of Tending, `tell` as
+    of Deleting."""
 
     def __init__(
         self, store: RunStore, threads: ThreadStore, sessions: Sessions, accepting: Accepting, agents: AgentCatalog, minter: Minter,
-        hub: Hub, segments: SegmentStore | None, ttl_ms: Callable[[str], int],
+        hub: Hub, segments: SegmentStore | None, ttl_ms: Callable[[str], int], tell: Callable[[RunRef], Awaitable[None]],
     ) -> None:  # fmt: skip
         self.ttl_ms, self._threads = ttl_ms, threads
         changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, agents)
-        self.deleting = Deleting(store, threads, changing, conversation, hub, segments)
+        self.deleting = Deleting(store, threads, changing, conversation, hub, segments, tell)
         self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)
         self.tending = Tending(store, threads, changing, self.forking, self.rolling_back, self.deleting, ttl_ms)
