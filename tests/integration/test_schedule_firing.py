@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
 from services.common.audit import AuditStream
+from services.common.errors import Conflict
 from services.common.valkey import connect
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
 from services.orchestrator.adapters.store import Store
@@ -135,6 +136,22 @@ async def test_a_tick_that_was_decided_makes_its_run_whatever_a_caller_changes(s
         assert (await scene.client.get(runs[0])).agent == "quick"
         after = await scene.store.get(due.ref)
         assert (after.state, after.next_ms, after.firing_ms) == (state, next_ms, 0)
+
+
+async def test_a_tick_waits_until_its_thread_is_rolled_back_but_not_for_ever(scene):
+    class Held(Making):
+        async def create_run(self, principal, request):
+            raise Conflict("the thread is being rolled back; try again", reason="THREAD_CHANGING")
+
+    due = await scene.due()
+    for grace_s, results in ((60.0, []), (-1.0, ["refused"])):
+        await Firing(scene.store, scene.runs, Held(scene.client), look_every_s=1.0, grace_s=grace_s).look(due)
+        assert await scene.made(due) == (results, [])
+    due = await scene.due()
+    await Firing(scene.store, scene.runs, Held(scene.client), look_every_s=1.0, grace_s=60.0).look(due)
+    await scene.firing().look(due)
+    results, runs = await scene.made(due)
+    assert (results, len(runs)) == (["fired"], 1)
 
 
 async def test_many_replicas_at_once_decide_a_tick_once(scene):

@@ -30,6 +30,7 @@ WAIT_S = 1.0
 MOST_TICKS_A_LOOK = 100
 MOST_WAIT_S = 3_600.0
 SCOPE = "runs:write"
+THREAD_CHANGING = "THREAD_CHANGING"
 log = structlog.get_logger("bulkhead.schedules")
 _tracer = trace.get_tracer("bulkhead.orchestrator")
 _meter = get_meter("bulkhead.orchestrator")
@@ -119,6 +120,8 @@ class Firing:
         assert definition is not None
         ref = run_of(record.ref, definition, tick_ms)
         principal = Principal.from_dict(dict(definition.principal))
+        since_ms = max(record.firing_since_ms, due_of(record.ref, definition.timing, tick_ms))
+        early = now_ms - since_ms <= self._grace_ms
         context = call_context.CallContext(f"{record.ref.schedule_id}/{tick_ms}", principal=principal)
         attributes = {"bulkhead.schedule_id": record.ref.schedule_id, "bulkhead.run_id": ref.run_id, "bulkhead.tenant": ref.tenant}
         reason = ""
@@ -135,10 +138,12 @@ class Firing:
             except (Conflict, IdempotencyMismatch) as error:
                 # A run of this id was accepted before, by a version that asked for it in other words.
                 if await self._records.run(ref) is None:
+                    if error.reason == THREAD_CHANGING and early:
+                        # It is being rolled back, which takes no longer than its runs take to end.
+                        return False
                     reason = error.reason
             except BulkheadError as error:
-                since_ms = max(record.firing_since_ms, due_of(record.ref, definition.timing, tick_ms))
-                if error.retryable and now_ms - since_ms <= self._grace_ms:
+                if error.retryable and early:
                     return False
                 reason = error.reason
         result = "refused" if reason else "fired"
