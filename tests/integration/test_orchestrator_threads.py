@@ -150,6 +150,23 @@ async def test_a_rollback_into_a_run_goes_on_from_there(identities, behind, sett
         assert (await said(client, "echo context", "t1")).output_text == "user:echo context"
 
 
+async def test_what_lies_behind_a_rollback_is_no_checkpoint_any_more(identities, behind, settings):
+    async with served(settings, identities) as client:
+        first = await said(client, "say one", "t1")
+        run = await said(client, TWO, "t1")
+        within = pb.Checkpoint(run_id=run.run_id, step=1)
+        rolled = await roll_back(client, "t1", within)
+        await roll_back(client, "t1", pb.Checkpoint(run_id=first.run_id))
+        for gone in (within, pb.Checkpoint(seq=rolled.seq)):
+            with pytest.raises(Conflict) as refused:
+                await roll_back(client, "t1", gone)
+            assert refused.value.reason == "CHECKPOINT_ROLLED_BACK"
+        copy = (await fork(client, "t1")).thread.thread_id
+        with pytest.raises(Conflict):
+            await roll_back(client, copy, pb.Checkpoint(seq=rolled.seq))
+        assert (await said(client, "echo context", "t1")).output_text == "user:say one|assistant:one|user:echo context"
+
+
 async def test_a_thread_takes_no_runs_until_its_rollback_is_done(identities, behind, settings):
     async with served(settings, identities) as client:
         first = await said(client, "say one", "t1")

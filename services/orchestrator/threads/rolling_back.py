@@ -15,7 +15,7 @@ from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, POLL_S, Changing, changing, settled
-from services.orchestrator.threads.checkpoints import OF_THREAD, Asked, Position, log_of, resolve
+from services.orchestrator.threads.checkpoints import Asked, Position, log_of, resolve
 from services.orchestrator.threads.conversation import Conversation, encoded
 from services.orchestrator.threads.ports import ThreadStore
 
@@ -39,7 +39,7 @@ class RollingBack:
         ref = RunRef(principal.tenant, thread_id, "-")
         record = await self._thread(principal, thread_id)
         at = await resolve(self._store, ref, record.last_seq, to)
-        await self._check(ref, at)
+        await self._check(ref, at, record.last_seq)
         # Without a key of the caller's one of this call: two that work on it at once must know it for the same rollback.
         rolled_key = _key(principal, key or uuid.uuid4().hex, to)
         not_after_ms = await self._threads.note(ref, NOTED_S)
@@ -61,20 +61,14 @@ class RollingBack:
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
         return record
 
-    async def _check(self, ref: RunRef, at: Position) -> None:
-        """Raises Conflict where the checkpoint is no part of the conversation any more."""
+    async def _check(self, ref: RunRef, at: Position, last_seq: int) -> None:
+        """Raises Conflict where the checkpoint is no part of the conversation any more: where somebody went back behind it since."""
         if not at.seq:
             return
-        event = (await self._page(ref, at.seq))[0]
-        record = await self._store.run(ref._replace(run_id=event.run_id)) if event.type not in OF_THREAD else None
-        if record is not None and record.rolled_back:
-            told = await self._page(ref, record.rolled_back)
-            if at.seq > orjson.loads(told[0].data)["to_seq"]:
-                raise Conflict("the checkpoint was rolled back before; fork the thread there", reason="CHECKPOINT_ROLLED_BACK")
-
-    async def _page(self, ref: RunRef, seq: int) -> list:
-        async with aclosing(log_of(self._store, ref, seq - 1, seq)) as pages:
-            return await anext(pages)
+        async with aclosing(log_of(self._store, ref, at.seq, last_seq)) as pages:
+            async for page in pages:
+                if any(event.type == "thread_rolled_back" and orjson.loads(event.data)["to_seq"] < at.seq for event in page):
+                    raise Conflict("the checkpoint was rolled back before; fork the thread there", reason="CHECKPOINT_ROLLED_BACK")
 
     async def work(self, ref: RunRef, raw: bytes) -> int:
         """Rolls back, from wherever it was left; answers the event's number. Raises BulkheadError."""
