@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from bulkhead.orchestrator.v1 import admin_pb2_grpc, approvals_pb2_grpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 
 from services.common import testing
 from services.common.accounts import Accounts
-from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded
+from services.common.errors import Conflict, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.common.rpc.context import principal
@@ -31,6 +32,8 @@ from services.common.settings import ServiceSettings
 from services.common.valkey import connect
 from services.gateway import fake_stores
 from services.gateway.app import build
+from services.gateway.fake_control import FakeApprovals, FakeControl, FakeDesk, FakeFeedback
+from services.gateway.fake_control import page as _page
 from services.gateway.fake_scripts import SCRIPTS, FakeRun, Script
 from services.gateway.settings import Settings
 
@@ -55,6 +58,7 @@ class FakeLog:
         self.by_key: dict[tuple[str, str], pb.CreateRunRequest] = {}
         self.tombstones: set[tuple[str, str]] = set()
         self.seen: list[tuple[str, call_context.CallContext]] = []
+        self.desk = FakeDesk()
         self.grown = asyncio.Event()
         self.tasks: set[asyncio.Task] = set()
 
@@ -73,6 +77,11 @@ class FakeLog:
         if found is None:
             raise NotFound("no such run")
         return found
+
+    def at_work(self, thread_id: str) -> pb.Run | None:
+        """The caller's run that is at work in a thread."""
+        mine = (fake.run for (tenant, _), fake in self.runs.items() if tenant == principal().tenant)
+        return next((run for run in mine if run.thread_id == thread_id and run.status not in TERMINAL.values()), None)
 
     def newest(self) -> FakeRun:
         """The run that was started last."""
@@ -128,7 +137,7 @@ class FakeLog:
         task.add_done_callback(self.tasks.discard)
 
 
-class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.AgentServiceServicer):
+class FakeOrchestrator(FakeControl, rpc.ThreadServiceServicer, rpc.AgentServiceServicer):
     """One replica. `cut_after` breaks each stream after that many events, as a replica that dies would."""
 
     def __init__(self, log: FakeLog, *, cut_after: int = 0) -> None:
@@ -165,6 +174,8 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
         who = self._saw("CreateRun")
         if request.agent and request.agent not in SCRIPTS:
             raise NotFound("no such agent", reason="AGENT_NOT_FOUND")
+        if request.on_busy == pb.ON_BUSY_STEER and (head := self.log.at_work(request.thread_id)):
+            return pb.CreateRunResponse(run=head, steer_number=self.log.desk.number(head.run_id))
         key = (who.tenant, request.idempotency_key)
         if request.idempotency_key and key in self.log.by_key:
             earlier = self.log.by_key[key]
@@ -279,13 +290,6 @@ class FakeOrchestrator(rpc.ThreadServiceServicer, rpc.RunServiceServicer, rpc.Ag
         return pb.GetAgentResponse(agent=pb.Agent(name=request.name, version="1"))
 
 
-def _page(items: list, request: Any) -> tuple[list, str]:
-    if request.page_token and not request.page_token.isdigit():
-        raise InvalidInput.field("page_token", "is not a token of this list")
-    start, size = int(request.page_token or 0), request.page_size or 100
-    return items[start : start + size], str(start + size) if start + size < len(items) else ""
-
-
 @dataclass
 class Gateway:
     """A gateway that serves on loopback, and what stands behind it."""
@@ -334,6 +338,10 @@ async def gateway(
                     rpc.add_ThreadServiceServicer_to_server, rpc.add_RunServiceServicer_to_server, rpc.add_AgentServiceServicer_to_server,
                 )
             ]  # fmt: skip
+            adders += [
+                partial(approvals_pb2_grpc.add_ApprovalServiceServicer_to_server, FakeApprovals(log.desk)),
+                partial(admin_pb2_grpc.add_AdminServiceServicer_to_server, FakeFeedback(log.desk)),
+            ]
             address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)
             stops.append(stop)

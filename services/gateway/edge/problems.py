@@ -21,7 +21,10 @@ _TITLES = {
 }  # fmt: skip
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 # Metadata that callers may see; the rest is for logs.
-_SHOWN = ("policy", "limit", "period_s", "missing_scopes", "oldest_available", "service", "store", "run_id", "thread_id", "error_id")
+_SHOWN = (
+    "policy", "limit", "period_s", "missing_scopes", "oldest_available", "service", "store", "run_id", "thread_id", "error_id",
+    "verb", "decided_by", "decided_at_ms", "state", "arguments_digest", "expired_at_ms", "version", "offer",
+)  # fmt: skip
 
 
 def is_openai(path: str) -> bool:

@@ -1,11 +1,14 @@
-"""The native API: threads, runs and their events, documents, memories, agents and tools."""
+"""The native API: threads, runs and their events, documents, memories, agents and tools; approvals, control and feedback."""
 
 from fastapi import APIRouter
 
 from services.gateway.surfaces.native.agents import Agents
+from services.gateway.surfaces.native.approvals import Approvals
 from services.gateway.surfaces.native.chat import Chat
+from services.gateway.surfaces.native.control import Control
 from services.gateway.surfaces.native.documents import Documents
 from services.gateway.surfaces.native.events import Events
+from services.gateway.surfaces.native.feedback import Feedback
 from services.gateway.surfaces.native.memories import Memories
 from services.gateway.surfaces.native.models import DocumentCreate
 from services.gateway.surfaces.native.outputs import Problem
@@ -19,5 +22,5 @@ NAMED_MODELS = (Problem, DocumentCreate)
 
 def routers(wiring: Wiring) -> list[APIRouter]:
     """Routers of the native API."""
-    surfaces = (Threads, Runs, Events, Documents, Memories, Agents, Chat)
+    surfaces = (Threads, Runs, Events, Documents, Memories, Agents, Chat, Approvals, Control, Feedback)
     return [surface(wiring).router() for surface in surfaces]

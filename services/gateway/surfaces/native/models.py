@@ -1,9 +1,11 @@
 """Bodies and parameters that the native API takes. Unknown fields and wrong types are refused, nothing is converted."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
@@ -14,6 +16,8 @@ MAX_LABEL_BYTES = 512
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 MAX_TEXT_BYTES = 2 * 1024 * 1024
+MOST_PRIORITY = 10
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 
 
 def _not_only_dots(value: str) -> str:
@@ -32,6 +36,23 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _rfc3339(value: Any) -> Any:
+    # Numbers and digits would be taken as seconds or milliseconds, whichever seems likelier.
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        raise ValueError("must be an RFC 3339 time with a time zone, as 2026-01-31T12:00:00Z")
+    return value
+
+
+def _since_1970(value: datetime) -> datetime:
+    try:
+        if value.timestamp() >= 0:
+            Timestamp().FromDatetime(value)
+            return value
+    except (OverflowError, ValueError):  # at the end of the calendar its time zone leads out of it
+        pass
+    raise ValueError("must be from 1970 to 9999")
+
+
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN), AfterValidator(_not_only_dots)]
 DocumentId = Annotated[str, StringConstraints(pattern=DOCUMENT_ID_PATTERN), AfterValidator(_not_only_dots)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -41,6 +62,7 @@ DocumentIdPath = Annotated[str, Path(pattern=DOCUMENT_ID_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
 After = Annotated[str, Query(max_length=1024, description="`next_after` of the page before.")]
+Moment = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_since_1970)]
 Query1k = Annotated[str, StringConstraints(min_length=1, max_length=8000)]
 
 
@@ -110,6 +132,13 @@ class RunCreate(Body):
     on_disconnect: Literal["continue", "cancel"] = Field("continue", description="What becomes of the run when a streaming client leaves.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
+    on_busy: Literal["enqueue", "reject", "interrupt", "rollback", "steer"] = Field(
+        "enqueue", description="What becomes of it where another run of the thread has not ended. `steer`: no run is made."
+    )
+    start_at: Moment | None = Field(None, description="RFC 3339 with a time zone, at most 366 days ahead. Past: at once.")
+    priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher goes first among the tenant's runs that wait.")
+    reset_memory: bool = Field(False, description="The thread's earlier turns are forgotten. Long-term memories and documents stay.")
+    append_only_output: bool = Field(False, description="Text once sent is never taken back by `attempt_superseded`.")
 
 
 class RunCancel(Body):

@@ -94,6 +94,13 @@ class RunOut(Out):
     attempt: int
     first_seq: int
     terminal_seq: int
+    queue_position: int | None
+    expected_wait_ms: int | None
+    start_at: str | None
+    priority: int
+    rolled_back_seq: int | None
+    parent_run_id: str | None
+    steer_number: int = Field(0, description="Where no run was made: number of the message that steers this one.")
 
 
 class CancelOut(Out):

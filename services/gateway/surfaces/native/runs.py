@@ -1,28 +1,29 @@
 """Runs: start, look, wait, cancel."""
 
 import re
-from collections.abc import Awaitable, Callable
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import DeadlineExceeded
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.ports import Subject
-from services.gateway.running import cancel_on_leaving, wait_for_end
-from services.gateway.streaming import while_connected
+from services.gateway.running import cancel_on_leaving
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.events import event_stream
 from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate
 from services.gateway.surfaces.native.outputs import CancelOut, RunOut, RunPage
 from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
+from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, ended_or_as_it_is
 from services.gateway.surfaces.wiring import Wiring
 
+_ON_BUSY = {
+    "enqueue": pb.ON_BUSY_ENQUEUE, "reject": pb.ON_BUSY_REJECT, "interrupt": pb.ON_BUSY_INTERRUPT, "rollback": pb.ON_BUSY_ROLLBACK,
+    "steer": pb.ON_BUSY_STEER,
+}  # fmt: skip
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
-LONGEST_PREFERRED_WAIT_S = 300
 
 
 class Runs:
@@ -64,24 +65,21 @@ class Runs:
         run = answer.run
         about.about(run_id=run.run_id)
         headers = shapes.run_headers(run)
-        if not answer.created:
+        # A run that is steered is another request's, which said what becomes of it when its client leaves.
+        cancels = body.on_disconnect == "cancel" and not answer.steer_number
+        leaving = cancel_on_leaving(self._runs, run.run_id) if cancels else None
+        if not answer.created and not answer.steer_number:
             headers["idempotent-replayed"] = "true"
-        leaving = cancel_on_leaving(self._runs, run.run_id) if body.on_disconnect == "cancel" else None
         if body.stream or "text/event-stream" in about.headers.get("accept", ""):
             return event_stream(self._wiring, Subject(run_id=run.run_id), max(0, run.first_seq - 1), headers=headers, on_gone=leaving)
         wait_s = _preferred_wait_s(about.headers.get("prefer", ""))
         if wait_s:
-            run = await self._waited(request, run, wait_s, leaving)
+            run = await ended_or_as_it_is(self._runs, request, run.run_id, wait_s, leaving)
             headers["preference-applied"] = f"wait={wait_s}"
         shape = shapes.run(run)
+        if answer.steer_number:
+            shape["steer_number"] = answer.steer_number
         return shapes.reply(shape, 200 if wait_s and shape["status"] in shapes.ENDED else 202, headers)
-
-    async def _waited(self, request: Request, run: pb.Run, wait_s: int, leaving: Callable[[], Awaitable[None]] | None) -> pb.Run:
-        try:
-            work = wait_for_end(self._runs, run.run_id, wait_s)
-            return await while_connected(request.receive, work, leaving)
-        except DeadlineExceeded:
-            return (await self._runs.GetRun(pb.GetRunRequest(run_id=run.run_id))).run
 
     @needs("runs:read")
     async def list_of_thread(self, request: Request, thread_id: IdPath, limit: Limit = 100, after: After = "") -> Response:
@@ -118,7 +116,7 @@ class Runs:
         answer = await self._runs.CancelRun(asked)
         run = answer.run if answer.HasField("run") else None
         if run is not None and wait and shapes.RUN_STATUS.get(run.status) not in shapes.ENDED:
-            run = await self._waited(request, run, LONGEST_PREFERRED_WAIT_S, None)
+            run = await ended_or_as_it_is(self._runs, request, run_id, LONGEST_WAIT_S)
         shape = shapes.run(run) if run is not None else None
         ended = wait and shape is not None and shape["status"] in shapes.ENDED
         answered = {"run_id": run_id, "cancel_requested": True, "run": shape}
@@ -127,7 +125,7 @@ class Runs:
 
 def _preferred_wait_s(prefer: str) -> int:
     found = _WAIT.search(prefer)
-    return min(int(found.group(1)), LONGEST_PREFERRED_WAIT_S) if found else 0
+    return min(int(found.group(1)), LONGEST_WAIT_S) if found else 0
 
 
 def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRequest:
@@ -141,7 +139,13 @@ def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRe
         temperature=body.temperature,
         max_tokens=body.max_tokens,
         on_disconnect=pb.ON_DISCONNECT_CANCEL if body.on_disconnect == "cancel" else pb.ON_DISCONNECT_CONTINUE,
+        on_busy=_ON_BUSY[body.on_busy],
+        priority=body.priority,
+        reset_memory=body.reset_memory,
+        append_only_output=body.append_only_output,
     )
+    if body.start_at is not None:
+        asked.start_at.FromDatetime(body.start_at)
     if (limits := body.limits) is not None:
         if limits.deadline_ms:
             asked.limits.deadline.FromMilliseconds(limits.deadline_ms)

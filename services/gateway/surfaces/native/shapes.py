@@ -138,6 +138,12 @@ def run(message: orchestrator_pb2.Run) -> dict[str, Any]:
         "attempt": message.attempt,
         "first_seq": message.first_seq,
         "terminal_seq": message.terminal_seq,
+        "queue_position": message.queue_position or None,
+        "expected_wait_ms": message.expected_wait.ToMilliseconds() if message.HasField("expected_wait") else None,
+        "start_at": moment(message, "start_at"),
+        "priority": message.priority,
+        "rolled_back_seq": message.rolled_back_seq or None,
+        "parent_run_id": message.parent_run_id or None,
     }
 
 
