@@ -7,6 +7,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import NotFound
+from services.orchestrator.accepting import Accepting
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import delete, fork, keys_of, roll_back, said
 from services.orchestrator.threads import deleting, tending
@@ -197,6 +198,28 @@ async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_i
     assert not [key for key in await valkey.keys("*") if b"unheard-of" in (await valkey.dump(key) or b"")]
     with pytest.raises(NotFound):
         await client.get(lead["run_id"])
+
+
+async def test_also_of_a_run_that_does_not_end_in_time_the_threads_of_others_are_deleted(client, behind, valkey, monkeypatch):
+    for module in (deleting, tending):
+        monkeypatch.setattr(module, "AGAIN_S", 0.1)
+    monkeypatch.setattr(tending, "TURN_S", 0.05)
+    # As where its owner hangs: nobody ends it, and its thread goes all the same.
+    monkeypatch.setattr(deleting, "END_WITHIN_S", -1.0)
+    cancelled = Accepting.cancel_run
+
+    async def hanging(self, principal, run_id, reason):
+        return await cancelled(self, principal, run_id, reason) if "." in run_id else None
+
+    monkeypatch.setattr(Accepting, "cancel_run", hanging)
+    run = await child_at_work(client, behind)
+    assert await delete(client, run.thread_id)
+
+    async def gone():
+        return await valkey.hget(f"t:{{acme/th_{run.run_id}.1.0}}:meta", "user") == b"\0gone"
+
+    await testing.eventually_async(gone, "the child's thread is deleted")
+    behind.models.gate.open()
 
 
 async def test_a_run_that_waits_for_a_slot_again_is_rolled_back_like_any_that_has_begun(identities, behind, state_url, config):

@@ -21,6 +21,8 @@ MOST_BYTES = 2 * 1024 * 1024
 # Memory takes no larger turn; it did not take it when its run ended either.
 MOST_TURN_BYTES = 512 * 1024
 RUNS_AT_ONCE = 100
+# Up to here a log is read whose run has not ended.
+LATEST = 1 << 62
 
 
 class Conversation:
@@ -77,12 +79,12 @@ class Conversation:
         return definition is not None and definition.recall is not None
 
     async def child_threads(self, ref: RunRef, record: RunRecord) -> list[str]:
-        """Threads of the runs that other agents made for this one, which has ended, as far as its log is kept."""
+        """Threads of the runs that other agents made for this one, as far as its log is kept."""
         definition = await self._definition(record)
         if definition is None or definition.strategy != "supervisor":
             return []
         found = []
-        async with aclosing(log_of(self._store, ref, record.first_seq - 1, record.terminal_seq)) as pages:
+        async with aclosing(log_of(self._store, ref, record.first_seq - 1, record.terminal_seq or LATEST)) as pages:
             async for page in pages:
                 started = (event for event in page if event.run_id == record.run_id and event.type == "child_run_started")
                 found += [str(orjson.loads(event.data)["thread_id"]) for event in started]
