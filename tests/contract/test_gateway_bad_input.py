@@ -24,14 +24,30 @@ BODIES = [
     ("POST", "/v1/memories", {"text": "x"}),
     ("POST", "/v1/memories/search", {"query": "x"}),
     ("POST", "/v1/agents/assistant/chat", {"user_input": "x"}),
+    ("POST", "/v1/runs/cancel", {"filter": {"agent": "assistant"}}),
+    ("POST", "/v1/runs/r-none/steer", {"text": "x"}),
+    ("PUT", "/v1/runs/r-none/plan", {"version": 1, "steps": [{"title": "x", "status": "done"}]}),
+    ("POST", "/v1/runs/r-none/tool-calls/c/cancel", {"continuation": "skip"}),
+    ("POST", "/v1/approvals/r-none/1/0/decision", {"verb": "approve"}),
+    ("POST", "/v1/feedback", {"run_id": "r-none", "rating": 1}),
     ("POST", "/v1/chat/completions", CHAT),
 ]
 READS = [
     "/v1/threads", "/v1/threads/t", "/v1/threads/t/runs", "/v1/threads/t/events", "/v1/runs", "/v1/runs/r", "/v1/runs/r/events",
     "/replay/t", "/v1/documents", "/v1/memories", "/v1/memories/m", "/v1/agents", "/v1/agents/assistant", "/v1/tools", "/v1/models",
-    "/v1/models/assistant",
+    "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback",
 ]  # fmt: skip
-LISTS = ["/v1/threads", "/v1/threads/t-bad/runs", "/v1/runs", "/v1/documents", "/v1/memories", "/v1/agents", "/v1/tools"]
+LISTS = [
+    "/v1/threads",
+    "/v1/threads/t-bad/runs",
+    "/v1/runs",
+    "/v1/documents",
+    "/v1/memories",
+    "/v1/agents",
+    "/v1/tools",
+    "/v1/approvals",
+    "/v1/feedback",
+]
 NATIVE = [entry for entry in BODIES if not is_openai(entry[1])]
 
 
