@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -133,8 +134,10 @@ class BulkCancel:
         places = asyncio.Semaphore(MOST_AT_ONCE)
 
         async def end(record: RunRecord) -> None:
+            # One whose thread was deleted meanwhile has ended with it.
             async with places:
-                await self._accepting.cancel_run(principal, record.run_id, reason)
+                with suppress(NotFound):
+                    await self._accepting.cancel_run(principal, record.run_id, reason)
 
         await asyncio.gather(*map(end, found))
         return Progress(

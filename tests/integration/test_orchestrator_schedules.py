@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common import testing
 from services.common.errors import BulkheadError, Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied
 from services.common.valkey import connect
+from services.orchestrator.accepting import Accepting
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
 from services.orchestrator.schedules.records import ScheduleRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, write_config
@@ -329,6 +330,25 @@ async def test_many_runs_are_cancelled_at_once(scene):
             await cancel(**{"agent": "quick", **bad} if bad == {"key": ""} else bad)
     with pytest.raises(NotFound):
         await cancel("h", thread_id="nowhere")
+
+
+async def test_a_run_that_is_deleted_meanwhile_does_not_keep_others_from_being_cancelled(scene, monkeypatch):
+    scene.behind.models.gate.close()
+    runs = [await scene.client.start(LONG, metadata={"batch": "7"}) for _ in range(3)]
+    cancelled = Accepting.cancel_run
+
+    async def gone(self, principal, run_id, reason):
+        if run_id == runs[2].run_id:
+            raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
+        return await cancelled(self, principal, run_id, reason)
+
+    monkeypatch.setattr(Accepting, "cancel_run", gone)
+    request = orchestrator_pb2.CancelRunsRequest(filter=orchestrator_pb2.RunFilter(metadata={"batch": "7"}), idempotency_key="a")
+    with scene.client.calling():
+        found = await scene.client.runs.CancelRuns(request)
+    assert (found.done, found.matched_count) == (True, 3)
+    for run in runs[:2]:
+        assert (await scene.client.wait(run.run_id)).status == orchestrator_pb2.RUN_STATUS_CANCELLED
 
 
 async def test_a_queued_event_tells_of_the_agent_that_a_tick_was_for(scene):
