@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from bulkhead.orchestrator.v1 import admin_pb2_grpc, approvals_pb2_grpc
+from bulkhead.orchestrator.v1 import approvals_pb2_grpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 
@@ -32,7 +32,8 @@ from services.common.settings import ServiceSettings
 from services.common.valkey import connect
 from services.gateway import fake_stores
 from services.gateway.app import build
-from services.gateway.fake_control import FakeApprovals, FakeControl, FakeDesk, FakeFeedback
+from services.gateway.fake_admin import FakeRecords, FakeThreadChanges, record_adders
+from services.gateway.fake_control import FakeApprovals, FakeControl, FakeDesk
 from services.gateway.fake_control import page as _page
 from services.gateway.fake_scripts import SCRIPTS, FakeRun, Script
 from services.gateway.settings import Settings
@@ -59,6 +60,7 @@ class FakeLog:
         self.tombstones: set[tuple[str, str]] = set()
         self.seen: list[tuple[str, call_context.CallContext]] = []
         self.desk = FakeDesk()
+        self.records = FakeRecords()
         self.grown = asyncio.Event()
         self.tasks: set[asyncio.Task] = set()
 
@@ -137,7 +139,7 @@ class FakeLog:
         task.add_done_callback(self.tasks.discard)
 
 
-class FakeOrchestrator(FakeControl, rpc.ThreadServiceServicer, rpc.AgentServiceServicer):
+class FakeOrchestrator(FakeControl, FakeThreadChanges, rpc.AgentServiceServicer):
     """One replica. `cut_after` breaks each stream after that many events, as a replica that dies would."""
 
     def __init__(self, log: FakeLog, *, cut_after: int = 0) -> None:
@@ -155,6 +157,8 @@ class FakeOrchestrator(FakeControl, rpc.ThreadServiceServicer, rpc.AgentServiceS
         """As the real one."""
         who = self._saw("CreateThread")
         thread = self.log.make_thread(who.tenant, request.thread_id or f"thread_{uuid.uuid4().hex}", request.metadata)
+        if request.HasField("ttl"):
+            thread.expires_at.FromNanoseconds(thread.created_at.ToNanoseconds() + request.ttl.ToNanoseconds())
         return pb.CreateThreadResponse(thread=thread)
 
     async def GetThread(self, request, context):
@@ -340,7 +344,7 @@ async def gateway(
             ]  # fmt: skip
             adders += [
                 partial(approvals_pb2_grpc.add_ApprovalServiceServicer_to_server, FakeApprovals(log.desk)),
-                partial(admin_pb2_grpc.add_AdminServiceServicer_to_server, FakeFeedback(log.desk)),
+                *record_adders(log.desk, log.records),
             ]
             address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)

@@ -30,12 +30,20 @@ BODIES = [
     ("POST", "/v1/runs/r-none/tool-calls/c/cancel", {"continuation": "skip"}),
     ("POST", "/v1/approvals/r-none/1/0/decision", {"verb": "approve"}),
     ("POST", "/v1/feedback", {"run_id": "r-none", "rating": 1}),
+    ("POST", "/v1/threads/t/fork", {"metadata": {}}),
+    ("POST", "/v1/threads/t/rollback", {"to": {}}),
+    ("POST", "/v1/schedules", {"timing": {"cron": "@daily"}, "input": "x"}),
+    ("PATCH", "/v1/schedules/s", {"name": "x"}),
+    ("POST", "/v1/webhooks", {"url": "https://example.com/", "event_types": ["run.failed"]}),
+    ("POST", "/v1/webhooks/w/rotate", {"overlap_ms": 0}),
+    ("POST", "/v1/erasures", {"user": "x"}),
     ("POST", "/v1/chat/completions", CHAT),
 ]
 READS = [
     "/v1/threads", "/v1/threads/t", "/v1/threads/t/runs", "/v1/threads/t/events", "/v1/runs", "/v1/runs/r", "/v1/runs/r/events",
     "/replay/t", "/v1/documents", "/v1/memories", "/v1/memories/m", "/v1/agents", "/v1/agents/assistant", "/v1/tools", "/v1/models",
-    "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback",
+    "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback", "/v1/schedules", "/v1/schedules/s",
+    "/v1/schedules/s/ticks", "/v1/webhooks", "/v1/webhooks/w", "/v1/webhooks/w/deliveries", "/v1/quota", "/v1/erasures/e",
 ]  # fmt: skip
 LISTS = [
     "/v1/threads",
@@ -47,7 +55,10 @@ LISTS = [
     "/v1/tools",
     "/v1/approvals",
     "/v1/feedback",
+    "/v1/schedules",
+    "/v1/webhooks",
 ]
+DELETES = [("DELETE", f"/v1/{path}") for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w")]
 NATIVE = [entry for entry in BODIES if not is_openai(entry[1])]
 
 
@@ -181,9 +192,7 @@ async def test_wrong_types_on_the_openai_route(http, body):
         await refused(response, path, 400)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", path) for path in READS] + [(m, p) for m, p, _ in BODIES] + [("DELETE", "/v1/documents/d")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", path) for path in READS] + [(m, p) for m, p, _ in BODIES] + DELETES)
 async def test_missing_and_wrong_keys(served, method, path):
     async with aiohttp.ClientSession(served.url) as anyone:
         for headers in (

@@ -1,4 +1,4 @@
-"""The native API: threads, runs and their events, documents, memories, agents and tools; approvals, control and feedback."""
+"""The native API: all that we promise, as views of what the services behind it keep."""
 
 from fastapi import APIRouter
 
@@ -7,13 +7,17 @@ from services.gateway.surfaces.native.approvals import Approvals
 from services.gateway.surfaces.native.chat import Chat
 from services.gateway.surfaces.native.control import Control
 from services.gateway.surfaces.native.documents import Documents
+from services.gateway.surfaces.native.erasures import Erasures
 from services.gateway.surfaces.native.events import Events
 from services.gateway.surfaces.native.feedback import Feedback
 from services.gateway.surfaces.native.memories import Memories
 from services.gateway.surfaces.native.models import DocumentCreate
 from services.gateway.surfaces.native.outputs import Problem
+from services.gateway.surfaces.native.quota import Quota
 from services.gateway.surfaces.native.runs import Runs
+from services.gateway.surfaces.native.schedules import Schedules
 from services.gateway.surfaces.native.threads import Threads
+from services.gateway.surfaces.native.webhooks import Webhooks
 from services.gateway.surfaces.wiring import Wiring
 
 # Models that the OpenAPI document mentions by name only.
@@ -22,5 +26,20 @@ NAMED_MODELS = (Problem, DocumentCreate)
 
 def routers(wiring: Wiring) -> list[APIRouter]:
     """Routers of the native API."""
-    surfaces = (Threads, Runs, Events, Documents, Memories, Agents, Chat, Approvals, Control, Feedback)
+    surfaces = (
+        Threads,
+        Runs,
+        Events,
+        Documents,
+        Memories,
+        Agents,
+        Chat,
+        Approvals,
+        Control,
+        Feedback,
+        Schedules,
+        Webhooks,
+        Quota,
+        Erasures,
+    )
     return [surface(wiring).router() for surface in surfaces]

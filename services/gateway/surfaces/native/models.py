@@ -63,6 +63,7 @@ NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
 After = Annotated[str, Query(max_length=1024, description="`next_after` of the page before.")]
 Moment = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_since_1970)]
+TtlMs = Annotated[int, Field(ge=1000, le=3650 * 86_400_000, description="The thread is deleted when it had no new run for so long.")]
 Query1k = Annotated[str, StringConstraints(min_length=1, max_length=8000)]
 
 
@@ -77,6 +78,7 @@ class ThreadCreate(Body):
 
     thread_id: Id | None = None
     metadata: Labels = Field(default_factory=dict)
+    ttl_ms: TtlMs | None = Field(None, description="Absent: as the tier says. A thread that has one already keeps it.")
 
 
 class InputMessage(Body):
