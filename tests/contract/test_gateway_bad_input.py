@@ -171,6 +171,8 @@ async def test_unknown_fields_are_named(http, method, path, good):
         ("/v1/documents/search", {"query": "x", "limit": 51}, "limit"),
         ("/v1/memories", {"text": "x", "importance": 2}, "importance"),
         ("/v1/memories", {"text": "x", "expires_at": "soon"}, "expires_at"),
+        ("/v1/memories", {"text": "x", "expires_at": 1_900_000_000}, "expires_at"),
+        ("/v1/memories", {"text": "x", "expires_at": "2099-01-01T00:00:00"}, "expires_at"),
         ("/v1/memories", {"text": "x", "expires_at": "0001-01-01T00:00:00+14:00"}, "expires_at"),
         ("/v1/memories", {"text": "x", "expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at"),
         ("/v1/agents/assistant/chat", {"user_input": None}, "user_input"),

@@ -5,9 +5,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import InvalidInput
 from services.gateway.edge.route import idempotency_key, needs
-from services.gateway.refusals import InvalidBody
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.models import After, IdPath, Limit, MemoryCreate, MemorySearch
 from services.gateway.surfaces.native.outputs import MemoryList, MemoryOut, MemoryPage
@@ -38,12 +36,7 @@ class Memories:
         """Keeps a memory. A near-duplicate answers the memory that is there already."""
         memory = pb.NewMemory(text=body.text, importance=body.importance, kind=body.kind, session_id=body.session_id or "")
         if body.expires_at is not None:
-            if body.expires_at.tzinfo is None:
-                raise InvalidInput.field("expires_at", "needs a time zone")
-            try:
-                memory.expires_at.FromDatetime(body.expires_at)
-            except (OverflowError, ValueError):  # at either end of the calendar its time zone leads out of it
-                raise InvalidBody.field("expires_at", "must be from 1970 to 9999") from None
+            memory.expires_at.FromDatetime(body.expires_at)
         answer = await self._memories.AddMemories(pb.AddMemoriesRequest(memories=[memory], idempotency_key=idempotency_key(request)))
         kept = answer.memories[0]
         return shapes.reply(shapes.memory(kept), 201, shapes.location("/v1/memories", kept.memory_id))

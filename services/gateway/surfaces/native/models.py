@@ -173,7 +173,7 @@ class MemoryCreate(Body):
     importance: Annotated[float, Field(gt=0, le=1)] = 0.5
     kind: Literal["fact", "episode"] = "fact"
     session_id: Id | None = None
-    expires_at: Annotated[datetime, Field(strict=False, description="RFC 3339, with a time zone.")] | None = None
+    expires_at: Moment | None = Field(None, description="RFC 3339, with a time zone.")
 
 
 class MemorySearch(Body):
