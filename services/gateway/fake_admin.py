@@ -4,11 +4,12 @@ import itertools
 from functools import partial
 from typing import Any, TypeVar
 
+from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from bulkhead.orchestrator.v1 import admin_pb2, admin_pb2_grpc, schedules_pb2, schedules_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 
-from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.rpc.context import principal
 from services.gateway.fake_control import FakeDesk, FakeFeedback, page
 
@@ -28,6 +29,7 @@ class FakeRecords:
         self.deliveries: dict[tuple[str, str], webhooks_pb2.Delivery] = {}
         self.erasures: dict[tuple[str, str], tuple[str, admin_pb2.Erasure]] = {}
         self.quota = admin_pb2.GetQuotaResponse(tier="enterprise")
+        self.budget: llm_pb2.GetBudgetResponse | None = llm_pb2.GetBudgetResponse()
         self.deleted: set[tuple[str, str]] = set()
         self.meddlers = 0
         self._numbers = itertools.count(1)
@@ -248,6 +250,19 @@ class FakeAdmin(FakeFeedback):
         return admin_pb2.GetErasureResponse(erasure=found)
 
 
+class FakeBudgets(llm_pb2_grpc.LlmServiceServicer):
+    """The part of the LLM gateway that tells what limits a caller."""
+
+    def __init__(self, records: FakeRecords) -> None:
+        self._records = records
+
+    async def GetBudget(self, request, context):
+        """As the real one; without an answer its store is away."""
+        if self._records.budget is None:
+            raise Overloaded("the state store is away", reason="STORE_UNAVAILABLE")
+        return self._records.budget
+
+
 class FakeThreadChanges(rpc.ThreadServiceServicer):
     """The part of ThreadService that changes whole threads. `log` is the FakeLog."""
 
@@ -300,3 +315,8 @@ def record_adders(desk: FakeDesk, records: FakeRecords) -> list:
         partial(schedules_pb2_grpc.add_ScheduleServiceServicer_to_server, FakeSchedules(records)),
         partial(webhooks_pb2_grpc.add_WebhookServiceServicer_to_server, FakeWebhooks(records)),
     ]
+
+
+def budget_adders(records: FakeRecords) -> list:
+    """Add functions of an LLM gateway."""
+    return [partial(llm_pb2_grpc.add_LlmServiceServicer_to_server, FakeBudgets(records))]

@@ -32,7 +32,7 @@ from services.common.settings import ServiceSettings
 from services.common.valkey import connect
 from services.gateway import fake_stores
 from services.gateway.app import build
-from services.gateway.fake_admin import FakeRecords, FakeThreadChanges, record_adders
+from services.gateway.fake_admin import FakeRecords, FakeThreadChanges, budget_adders, record_adders
 from services.gateway.fake_control import FakeApprovals, FakeControl, FakeDesk
 from services.gateway.fake_control import page as _page
 from services.gateway.fake_scripts import SCRIPTS, FakeRun, Script
@@ -349,10 +349,12 @@ async def gateway(
             address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)
             stops.append(stop)
+        models, _ = await _serve(stack, "llm_gateway", budget_adders(log.records), identities)
         memory, _ = await _serve(stack, "memory", fake_stores.memory_adders(), identities)
         executor, _ = await _serve(stack, "tool_executor", fake_stores.tool_adders(), identities)
         address_file = identities.folder / f"addresses-{next(_numbers)}.json"
-        address_file.write_bytes(orjson.dumps({"orchestrator": addresses, "memory": [memory], "tool_executor": [executor]}))
+        behind = {"orchestrator": addresses, "llm_gateway": [models], "memory": [memory], "tool_executor": [executor]}
+        address_file.write_bytes(orjson.dumps(behind))
         made = Settings(
             env="test", http_port=testing.free_port(), metrics_port=0, state_url=state_url, address_file=address_file,
             **{"drain_grace_s": 3, **settings}, **({"config_dir": config_dir} if config_dir else {}), **identities.settings("gateway"),

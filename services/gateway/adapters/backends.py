@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bulkhead.llm.v1 import llm_pb2_grpc
 from bulkhead.memory.v1 import memory_pb2_grpc
 from bulkhead.orchestrator.v1 import admin_pb2_grpc, approvals_pb2_grpc, orchestrator_pb2_grpc, schedules_pb2_grpc, webhooks_pb2_grpc
 from bulkhead.tools.v1 import tools_pb2_grpc
@@ -20,6 +21,7 @@ class Backends:
     schedules: schedules_pb2_grpc.ScheduleServiceStub
     webhooks: webhooks_pb2_grpc.WebhookServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
+    models: llm_pb2_grpc.LlmServiceStub
     memories: memory_pb2_grpc.MemoryServiceStub
     documents: memory_pb2_grpc.DocumentServiceStub
     tools: tools_pb2_grpc.ToolServiceStub
@@ -36,6 +38,7 @@ def backends(dialer: Dialer) -> Backends:
         schedules=schedules_pb2_grpc.ScheduleServiceStub(orchestrator),
         webhooks=webhooks_pb2_grpc.WebhookServiceStub(orchestrator),
         admin=admin_pb2_grpc.AdminServiceStub(orchestrator),
+        models=llm_pb2_grpc.LlmServiceStub(dialer.channel("llm_gateway")),
         memories=memory_pb2_grpc.MemoryServiceStub(memory),
         documents=memory_pb2_grpc.DocumentServiceStub(memory),
         tools=tools_pb2_grpc.ToolServiceStub(tools),
