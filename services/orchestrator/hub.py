@@ -74,11 +74,13 @@ class Watch:
 
 
 class _Feed:
-    __slots__ = ("catching_up", "followed", "last_seq", "ref", "watches")
+    __slots__ = ("catching_up", "followed", "last_seq", "ref", "told_seq", "watches")
 
     def __init__(self, ref: RunRef) -> None:
         self.ref = ref
         self.last_seq = 0
+        # The highest number that another process told of.
+        self.told_seq = 0
         self.watches: set[Watch] = set()
         self.followed = False
         self.catching_up: asyncio.Task | None = None
@@ -170,7 +172,10 @@ class Hub:
     def noticed(self, ref: RunRef, last_seq: int) -> None:
         """Another process has appended up to `last_seq`."""
         feed = self._feeds.get(ref[:2])
-        if feed is None or feed.last_seq >= last_seq or feed.catching_up is not None:
+        if feed is None or feed.last_seq >= last_seq:
+            return
+        feed.told_seq = max(feed.told_seq, last_seq)
+        if feed.catching_up is not None:
             return
         feed.catching_up = asyncio.create_task(self._catch_up(feed, last_seq), name="hub-catch-up")
 
@@ -185,12 +190,14 @@ class Hub:
             # What came before a feed's first notice is read by each watcher for itself, from its own cursor.
             feed.last_seq = feed.last_seq or until - 1
             while True:
+                told = feed.told_seq
                 last, _, _, events = await self._reader.read(feed.ref, feed.last_seq, PAGE, False)
                 self.publish(feed.ref, events)
                 if not events and last > feed.last_seq:
                     # Nothing stands behind the last number: the thread was deleted with its log.
                     self.publish(feed.ref, [Event(last, 0, feed.ref.thread_id, "", 0, THREAD_DELETED, b"{}", False, "")])
-                if not events or feed.last_seq >= last:
+                # What is told of while the answer is on its way may stand behind what it was read from.
+                if (not events or feed.last_seq >= last) and feed.told_seq == told:
                     return
         except Overloaded:
             # The store is away: the round of `resync` finds out again what is missing.

@@ -75,6 +75,25 @@ async def test_batches_out_of_order_come_out_in_order(log):
     await events.aclose()
 
 
+async def test_what_another_process_tells_of_during_a_read_is_read_too(log, monkeypatch):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    read, told = log.store.read, []
+
+    async def and_then_one_more(*args):
+        found = await read(*args)
+        if not told:
+            # It is appended, and told of, when the store has answered and the answer has not come.
+            told.extend(await log.write(1))
+            log.hub.noticed(log.ref, told[-1].seq)
+        return found
+
+    (third,) = await log.write(1)
+    monkeypatch.setattr(log.store, "read", and_then_one_more)
+    log.hub.noticed(log.ref, third.seq)
+    assert await take(events, 2) == [3, 4]
+
+
 async def test_a_slow_watcher_is_sent_away_and_the_writer_is_not_held_up(log):
     events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
     assert await take(events, 2) == [1, 2]
