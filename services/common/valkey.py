@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import redis.asyncio as redis
 from hiredis import pack_command
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
@@ -23,7 +24,7 @@ from services.common.valkey_pipelines import Batches, missed
 # What callers may catch as "the store is away"; everything else from redis is a defect of ours.
 UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError)
 
-SENTINELS = "redis+sentinel://"
+PLAIN, SECURE, SENTINELS = "redis://", "rediss://", "redis+sentinel://"
 SENTINEL_PORT = 26379
 
 # What may wait in a connection's buffer before a writer waits for it: the high water mark of asyncio's transports.
@@ -64,7 +65,13 @@ class _Connection(redis.Connection):
         if not self.is_connected or not self._parser._connected:
             return False
         stream = self._parser._stream
+        if stream.exception() is not None or self._writer.transport.is_closing():
+            return False
         return not (self._parser._reader.has_data() or stream._buffer or stream.at_eof())
+
+
+class _SecureConnection(_Connection, redis.SSLConnection):
+    """The same over TLS."""
 
 
 class _Lean:
@@ -111,8 +118,9 @@ class _FollowingPool(_Lean, SentinelConnectionPool):
 def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, decode: bool = False) -> redis.Redis:
     """A client with a pool. `timeout_s` bounds connecting and each answer; no call is repeated behind the caller's back.
 
-    `redis://…` is a store at one address. `redis+sentinel://[user:password@]host:port,host:port/<primary's name>[/<db>]` asks sentinels,
-    which need no password, for the primary with each new connection. Raises ValueError for a URL that is neither.
+    `redis://…` is a store at one address, `rediss://…` one that is reached over TLS.
+    `redis+sentinel://[user:password@]host:port,host:port/<primary's name>[/<db>]` asks sentinels, which need no password, for the primary
+    with each new connection. Raises ValueError for any other URL.
     """
     bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(NoBackoff(), 0)}
     options = {
@@ -120,7 +128,10 @@ def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, deco
         "protocol": 2,
     }  # fmt: skip
     if not url.startswith(SENTINELS):
-        return redis.Redis.from_pool(_Pool.from_url(url, connection_class=_Connection, **options))
+        if not url.startswith((PLAIN, SECURE)):
+            raise ValueError(f"the URL of a store begins with {PLAIN}, {SECURE} or {SENTINELS}")
+        kind = _SecureConnection if url.startswith(SECURE) else _Connection
+        return redis.Redis.from_pool(_Pool(**{**options, **parse_url(url), "connection_class": kind}))
     sentinels, name, access = _sentinels(url)
     asked = Sentinel(sentinels, sentinel_kwargs=bounds)
     return asked.master_for(name, connection_pool_class=_FollowingPool, connection_class=_FollowingConnection, **options, **access)

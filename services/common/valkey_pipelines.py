@@ -39,6 +39,7 @@ class Loads(Protocol):
 class _Call(NamedTuple):
     library: Loads
     command: tuple
+    packed: bytes
     future: asyncio.Future
 
 
@@ -63,8 +64,12 @@ class Batches:
         self._free: list[_Wire] = []
         self._in_flight = 0
         self._scheduled = False
+        # The pipeline that was sent last, and when; 0 once it has its answers.
+        self._latest: list[_Call] = []
         self._sent_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        # Connections of an earlier era are not used again.
+        self._era = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -76,16 +81,17 @@ class Batches:
         return found
 
     def add(self, library: Loads, command: tuple) -> asyncio.Future:
-        """The future gets the answer, or the redis error."""
+        """The future gets the answer, or the redis error. Raises TypeError here for what cannot be said to the store."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future = loop.create_future()
-        self._waiting.append(_Call(library, command, future))
+        self._waiting.append(_Call(library, command, pack_command(command), future))
         if not self._scheduled:
             self._schedule(loop)
         return future
 
     def leave(self) -> None:
-        """Ends connections that are idle."""
+        """Ends connections that are idle, and the others when they have their answers."""
+        self._era += 1
         free, self._free = self._free, []
         for wire in free:
             wire.close()
@@ -108,6 +114,7 @@ class Batches:
         self._in_flight += 1
         self._sent_at = loop.time()
         calls, self._waiting = self._waiting, []
+        self._latest = calls
         while self._free:
             wire = self._free.pop()
             if wire.usable(loop):
@@ -117,37 +124,40 @@ class Batches:
         self._do(self._connect(loop, calls))
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, calls: list[_Call]) -> None:
+        era = self._era
         try:
             connection = await self._pool.get_connection()
         except BaseException as error:
-            self._ended(loop, None, calls, error if isinstance(error, Exception) else ValkeyConnectionError("interrupted"))
+            refused = error if isinstance(error, Exception) else ValkeyConnectionError("interrupted")
+            self._ended(loop, None, calls, [refused] * len(calls))
             if not isinstance(error, Exception):
                 raise
             return
-        _Wire(self._pool, connection, loop, self._ended, self._do).send(calls)
+        _Wire(self._pool, connection, loop, era, self._ended, self._do).send(calls)
 
-    def _ended(self, loop: asyncio.AbstractEventLoop, wire: "_Wire | None", calls: list[_Call], answers: list[Any] | Exception) -> None:
-        """A pipeline has its answers, or an error for all; `wire` may be used again."""
+    def _ended(self, loop: asyncio.AbstractEventLoop, wire: "_Wire | None", calls: list[_Call], answers: list[Any]) -> None:
+        """A pipeline has an answer or an error for each of its calls; `wire` may be used again."""
         self._in_flight -= 1
+        if calls is self._latest:
+            # Whatever else is under way was sent before it, and is held up.
+            self._sent_at = 0.0
         if wire is not None:
-            self._free.append(wire)
+            if wire.era == self._era:
+                self._free.append(wire)
+            else:
+                wire.close()
         if self._waiting and not self._scheduled:
             self._schedule(loop)
-        if isinstance(answers, Exception):
-            for call in calls:
-                if not call.future.done():
-                    call.future.set_exception(answers)
-            return
         again = []
         for call, answer in zip(calls, answers, strict=True):
-            if call.future.done():
-                continue
-            if not isinstance(answer, Exception):
-                call.future.set_result(answer)
-            elif missed(answer):
+            if missed(answer):
                 again.append(call)
-            else:
+            elif call.future.done():
+                continue
+            elif isinstance(answer, Exception):
                 call.future.set_exception(answer)
+            else:
+                call.future.set_result(answer)
         if again:
             self._do(self._again(again))
 
@@ -189,10 +199,12 @@ class _Wire(asyncio.Protocol):
         pool: Any,
         connection: Any,
         loop: asyncio.AbstractEventLoop,
-        ended: Callable[[asyncio.AbstractEventLoop, "_Wire | None", list[_Call], list[Any] | Exception], None],
+        era: int,
+        ended: Callable[[asyncio.AbstractEventLoop, "_Wire | None", list[_Call], list[Any]], None],
         do: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._pool, self._connection, self._loop, self._ended, self._do = pool, connection, loop, ended, do
+        self.era = era
         self._transport = connection._writer.transport
         self._reader = connection._parser._reader
         self._address = connection.host, connection.port
@@ -219,7 +231,7 @@ class _Wire(asyncio.Protocol):
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._look)
         try:
-            self._transport.write(b"".join([pack_command(call.command) for call in calls]))
+            self._transport.write(b"".join([call.packed for call in calls]))
         except (RuntimeError, AttributeError, OSError) as error:
             # What uvloop says of a transport that the other side has reset is no OSError.
             self._end(ValkeyConnectionError(f"the connection was lost: {error}"))
@@ -234,13 +246,13 @@ class _Wire(asyncio.Protocol):
                 if isinstance(answer, (ReadOnlyError, ValkeyConnectionError)):
                     # The server was demoted, or is not up yet: its name, or the sentinels, lead elsewhere by now.
                     self._last = True
-        except RedisError as error:
+        except (RedisError, ValueError) as error:
             self._end(error)
             return
         self._heard_at = self._loop.time()
         if len(answers) < len(self._calls):
             return
-        if len(answers) > len(self._calls):
+        if not self._calls or len(answers) > len(self._calls):
             self._end(ValkeyConnectionError("the store sent what nobody asked for"))
             return
         calls, self._calls, self._answers = self._calls, [], []
@@ -266,9 +278,10 @@ class _Wire(asyncio.Protocol):
 
     def _end(self, error: Exception) -> None:
         calls, self._calls = self._calls, []
+        answers, self._answers = self._answers[: len(calls)], []
         self.close()
         if calls:
-            self._ended(self._loop, None, calls, error)
+            self._ended(self._loop, None, calls, [*answers, *[error] * (len(calls) - len(answers))])
 
     def close(self) -> None:
         """Ends the connection; its place in the pool is free."""

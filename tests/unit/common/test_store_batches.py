@@ -1,10 +1,18 @@
 """How calls of the state store share pipelines, on a real Valkey."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import datetime
+import ssl
+from contextlib import asynccontextmanager, suppress
 
-from services.common.valkey import Library, connect
-from services.common.valkey_pipelines import MOST_PIPELINES
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from redis.exceptions import ConnectionError as ValkeyConnectionError
+
+from services.common.valkey import Library, connect, look_again
+from services.common.valkey_pipelines import LONG_S, MOST_PIPELINES
 from services.orchestrator.testing.store_proxy import before_store
 
 
@@ -57,3 +65,120 @@ async def test_an_emptied_store_gets_every_library_of_a_pipeline_again(state_url
         await valkey.function_flush()
         calls = [library.submit(f"{name}_v1", ["k"], []) for library, name in ((one, "one"), (two, "two"), (one, "one"))]
         assert await asyncio.gather(*calls) == [b"one", b"two", b"one"]
+
+
+async def test_what_cannot_be_said_to_the_store_is_the_error_of_who_says_it_and_of_nobody_else(state_url, tmp_path):
+    async with _libraries(state_url, tmp_path) as (_, one, two):
+        good = two.submit("two_v1", ["k"], [])
+        with pytest.raises(TypeError):
+            await one.batched("one_v1", ["k"], [None])
+        assert await good == b"two"
+
+
+async def test_while_one_pipeline_is_held_up_the_others_do_not_wait_for_it_each_time(state_url, tmp_path):
+    async with _libraries(state_url, tmp_path) as (proxy, one, two):
+        hold = proxy.hold(b"one_v1")
+        first = one.submit("one_v1", ["k"], [])
+        await hold.reached()
+        clock = asyncio.get_running_loop().time
+        await two.batched("two_v1", ["k"], [])
+        took = []
+        for _ in range(20):
+            began = clock()
+            await two.batched("two_v1", ["k"], [])
+            took.append(clock() - began)
+        # Whoever waits for the one before waits so long each time.
+        assert min(took) < LONG_S / 2
+        hold.release()
+        await first
+
+
+async def test_calls_that_were_answered_before_the_connection_was_lost_have_their_answers(tmp_path):
+    async def half(reader, writer):
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                fcalls = data.count(b"FCALL")
+                writer.write(b":7\r\n" * min(fcalls, 2) if fcalls else b"+OK\r\n" * data.count(b"*"))
+                if fcalls:
+                    await writer.drain()
+                    writer.transport.close()
+                    return
+
+    server = await asyncio.start_server(half, "127.0.0.1", 0)
+    path = tmp_path / "one.lua"
+    path.write_text("#!lua name=one\nredis.register_function('one_v1', function() return 7 end)\n")
+    client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    try:
+        library = Library(client, path)
+        answers = await asyncio.gather(*(library.submit("one_v1", ["k"], []) for _ in range(3)), return_exceptions=True)
+        assert answers[:2] == [7, 7]
+        assert isinstance(answers[2], ValkeyConnectionError)
+    finally:
+        await client.aclose()
+        server.close()
+
+
+async def test_who_looks_again_uses_no_connection_of_before_also_where_one_was_at_work(state_url, valkey, tmp_path):
+    async with _libraries(state_url, tmp_path) as (proxy, one, two):
+        hold = proxy.hold(b"one_v1")
+        first = one.submit("one_v1", ["k"], [])
+        await hold.reached()
+        links = set(proxy._links)
+        await look_again(one.client)
+        hold.release()
+        assert await first == b"one"
+        assert await two.batched("two_v1", ["k"], []) == b"two"
+        await asyncio.sleep(0.05)
+        assert not links & proxy._links
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A file with a key and a certificate of its own for this host."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "tls.pem"
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+async def test_a_store_is_reached_over_tls(state_url, certificate, tmp_path):
+    port = int(state_url.rpartition(":")[2].partition("/")[0])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def carry(reader, writer):
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def behind(reader, writer):
+        to_store = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, to_store[1]), carry(to_store[0], writer))
+
+    server = await asyncio.start_server(behind, "localhost", 0, ssl=context)
+    client = connect(f"rediss://localhost:{server.sockets[0].getsockname()[1]}/0?ssl_ca_certs={certificate}")
+    path = tmp_path / "one.lua"
+    path.write_text("#!lua name=one\nredis.register_function('one_v1', function() return 'one' end)\n")
+    try:
+        assert await client.ping()
+        library = Library(client, path)
+        assert await asyncio.gather(*(library.batched("one_v1", ["k"], [b"x" * 10_000]) for _ in range(50))) == [b"one"] * 50
+    finally:
+        await client.aclose()
+        server.close()
+
+
+@pytest.mark.parametrize("url", ["unix:///run/store", "http://store", "store:6379"])
+def test_a_url_of_another_kind_is_refused(url):
+    with pytest.raises(ValueError, match="begins with"):
+        connect(url)
