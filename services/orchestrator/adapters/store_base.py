@@ -1,7 +1,7 @@
 """What every part of the store shares: its client, its Lua library, and what an error of Valkey means."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class StoreBase:
         self._client = client
         self._instance = instance
         self._replicas = replicas
-        # One library for all, so that one pipeline a loop tick carries everything.
+        # One library for all: its files share what they define.
         # Alone, a store loses nothing that was shown, and what guards against that costs nothing.
         term = "replicated" if replicas else "single"
         self._library = Library(
@@ -77,9 +77,17 @@ class StoreBase:
                 raise store_unavailable() from error
             raise
 
-    async def _noted(self, ref: RunRef, call: Awaitable[Any]) -> Any:
+    async def _noted(self, ref: RunRef, call: Coroutine[Any, Any, Any]) -> Any:
         """A call that may wake a parked run, of which the sweeper is told first: whoever makes it may be lost right behind it."""
         note = self._ask(self._library.batched("work_note_v1", [LIVE], [NOTED_MS, ref.encode(), "LT"]))
+        if self._replicas:
+            # The call goes by a connection of its own, and could be there before what waits for the next pipeline.
+            try:
+                await note
+            except BaseException:
+                call.close()
+                raise
+            return await call
         _, answer = await asyncio.gather(note, call)
         return answer
 
