@@ -123,7 +123,12 @@ class StoreProxy:
     async def _commands(self, reader: asyncio.StreamReader, link: _Link) -> None:
         with suppress(OSError):
             while data := await reader.read(CHUNK):
-                for held in [held for held in self._holds if held.fits(data)]:
+                fitting = [held for held in self._holds if held.fits(data)]
+                for held in fitting:
+                    # Calls of several runs share a pipeline: it stands at all of these places at once.
+                    if not held.answer:
+                        held.caught.set()
+                for held in fitting:
                     if held.answer:
                         link.answers_held.append(held)
                     else:
