@@ -30,11 +30,8 @@ NAMES = [
     "park",
     "post",
     "post",
-    "back",
 ]
 LEASE_S = 10
-# A clock that is set right while leases run; no step back makes one end early.
-BACK_S = 3
 # So many lost workers that no run is given up here.
 CRASHES = 1000
 Action = tuple[str, int, int]
@@ -130,8 +127,6 @@ class Interleaving:
         elif name == "expire":
             await self.backend.advance(LEASE_S + 1)
             self.lost.update([ref for ref in self.refs if (record := await self.store.run(ref)) and record.status == "running"])
-        elif name == "back":
-            await self.backend.advance(-BACK_S)
         elif name == "cancel":
             await process.store.request_cancel("acme", "ana", ref.run_id)
             if ref in self.accepted:
