@@ -104,6 +104,7 @@ class Driver:
             owned.writer = RunWriter(
                 self.store, self.hub, ref, record.epoch, record.attempt, trace_id=f"{trace_id:032x}" if trace_id else "",
                 batch_s=self.settings.delta_batch_s, patience_s=self.settings.store_patience_s, on_lost=lambda: owned.interrupt("lost"),
+                on_cancel=lambda: owned.interrupt("cancel"),
             )  # fmt: skip
             owned.turn = self._turn(owned, owned.writer, principal)
             left = await self._work(owned, claim, owned.turn)

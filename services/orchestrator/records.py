@@ -267,12 +267,14 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the store answered to an append: numbers of the first and last event, its clock, the thread's next run."""
+    """What the store answered to an append: numbers of the first and last event, its clock, the thread's next run; and whether the end
+    of the run was asked for by then, which may have changed where the same write is sent again."""
 
     first_seq: int
     last_seq: int
     at_ms: int
     next_run: str
+    cancel: bool = field(default=False, compare=False)
 
 
 class Posted(NamedTuple):

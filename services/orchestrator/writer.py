@@ -27,14 +27,16 @@ class RunWriter:
 
     def __init__(
         self, store: RunStore, hub: Hub, ref: RunRef, epoch: int, attempt: int, *, trace_id: str, batch_s: float, patience_s: float,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[], None], on_cancel: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """`on_lost` is called once, when a write finds that the run is no longer ours or the store was away for `patience_s`."""
+        """`on_lost` is called once, when a write finds that the run is no longer ours or the store was away for `patience_s`. `on_cancel`
+        is called when a write finds that the end of the run was asked for, before whoever waits for the write goes on: what it
+        announces is not begun then."""
         self._store, self._hub, self._ref = store, hub, ref
         self._epoch, self._attempt, self._trace_id = epoch, attempt, trace_id
         self._batch_s, self._patience_s = batch_s, patience_s
         self.epoch, self.trace_id = epoch, trace_id
-        self._on_lost = on_lost
+        self._on_lost, self._on_cancel = on_lost, on_cancel
         self._number = 0
         self._drafts: list[Draft] = []
         self._text: list[str] = []
@@ -163,6 +165,8 @@ class RunWriter:
             parts: dict[str, Any] = {"park": park} if park is not None else {}
             written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal, **parts)
             self._account(mode, drafts, written)
+            if written.cancel:
+                self._on_cancel()
             if terminal is not None:
                 drafts = [*drafts, Draft(terminal.event, terminal.data)]
                 self.ended = written

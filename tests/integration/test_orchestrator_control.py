@@ -10,6 +10,7 @@ from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, 
 from services.common.identity import Principal
 from services.orchestrator.testing.fakes import RUNNING, UNKNOWN
 from services.orchestrator.testing.harness import data_of, dialed, served, settings_for, shown_text, types, write_config
+from services.orchestrator.worker import Worker
 
 OK, FAILED, CANCELLED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED
 SUM = 'tool calculator {"expression": "1+2"}'
@@ -255,6 +256,22 @@ async def test_a_cancel_stops_what_is_at_work_and_the_next_run_of_the_thread_is_
     assert (await client.wait(following.run_id)).output_text == "next"
     ended = await client.wait(run.run_id)
     assert (ended.status, ended.output_text) == (CANCELLED, "one two")
+
+
+async def test_no_tool_is_started_after_a_cancel_that_its_owner_was_not_told_of(identities, behind, control_settings, monkeypatch):
+    """The write that would announce a call hears of it, and no notice or heartbeat has to come first."""
+    monkeypatch.setattr(Worker, "cancel", lambda self, ref: None)
+    unheard = control_settings.model_copy(update={"lease_s": 120.0, "heartbeat_s": 60.0})
+    async with served(unheard, identities) as client:
+        behind.models.gate.close()
+        run = await client.start(MAIL)
+        await testing.eventually_async(lambda: behind.models.gate.waiting, "the model is asked")
+        assert (await client.cancel(run.run_id)).run.cancel_requested
+        behind.models.gate.open()
+        assert (await client.wait(run.run_id)).status == CANCELLED
+        assert not behind.tools.sent
+        failed = of(await client.log(run.run_id), "tool_call_failed")
+        assert [data["error"]["code"] for data in failed] == ["cancelled"]
 
 
 async def test_a_cancel_that_beats_the_start_holds(client):

@@ -169,8 +169,8 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
             answer = await self._ask(self._library.batched("run_write_v1", thread_keys(ref), args))
         else:
             answer = await self._durable("run_write_v1", thread_keys(ref), args)
-        first, last, now, following = answer
-        return Written(int(first), int(last), int(now), text(following))
+        first, last, now, following, cancel = answer
+        return Written(int(first), int(last), int(now), text(following), bool(cancel))
 
     async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
         """As RunStore.beat."""

@@ -1,6 +1,7 @@
 """What one thread's hash tag allows in one step, in memory: the same steps as lua/thread.lua, run.lua and outbox.lua."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 
@@ -111,7 +112,7 @@ class ThreadSteps(BusySteps):
         """As run_write."""
         run = self.fence(epoch)
         if run.number == number and run.reply is not None:
-            return run.reply
+            return replace(run.reply, cancel=run.cancel)
         if run.status != "running":
             raise Fenced(f"FENCED the run is {run.status}")
         run.messages.extend(messages)
@@ -134,7 +135,7 @@ class ThreadSteps(BusySteps):
                 self._thread.outbox[self._ref.run_id] = terminal.outbox
             last, following = self.terminate(run, trace_id, terminal)
             first = first or last
-        run.number, run.reply = number, Written(first, last, self._clock.now_ms, following)
+        run.number, run.reply = number, Written(first, last, self._clock.now_ms, following, run.cancel)
         return run.reply
 
     def beat(self, epoch: int, lease_ms: int) -> Heard:

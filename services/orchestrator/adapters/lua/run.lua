@@ -55,7 +55,8 @@ end
 --       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] [park: until ms (0: no time),
 --       commands absorbed,] events, {type, provisional, data}…
 -- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish, p park. Answers {first, last, now, next
--- run}; where a command has come that a run which parks has not absorbed, it is released instead, and the next run is itself.
+-- run, 1 where a cancel was asked for}; where a command has come that a run which parks has not absorbed, it is released instead, and
+-- the next run is itself.
 -- The same write sent twice is one: a reply may get lost, an event must not be doubled.
 local PARKED_SCHEMA = '2'
 local function write(keys, args)
@@ -65,7 +66,9 @@ local function write(keys, args)
   if run[4] == args[2] then
     -- A write, so that this answer waits for the replicas as the first one did.
     redis.call('HSET', keys[3], 'w', args[2])
-    return cjson.decode(run[5])
+    local before = cjson.decode(run[5])
+    before[5] = tonumber(run[8])
+    return before
   end
   if run[2] ~= 'running' then return redis.error_reply('FENCED the run is ' .. run[2]) end
   local now = now_ms()
@@ -123,6 +126,8 @@ local function write(keys, args)
   local reply = {first, last, now, following}
   redis.call('HSET', keys[3], 'w', args[2], 'reply', cjson.encode(reply))
   if last > 0 then tell(args[5], last, args[6]) end
+  -- Not kept with the reply, which the version before reads as well.
+  reply[5] = tonumber(run[8])
   return reply
 end
 
