@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 # Pipelines of one client that may be under way at once, and after how long the next one does not wait for the one before.
 MOST_PIPELINES = 32
-LONG_S = 0.02
+LONG_S = 0.002
 
 
 class Loads(Protocol):

@@ -88,7 +88,7 @@ async def test_while_one_pipeline_is_held_up_the_others_do_not_wait_for_it_each_
             await two.batched("two_v1", ["k"], [])
             took.append(clock() - began)
         # Whoever waits for the one before waits so long each time.
-        assert min(took) < LONG_S / 2
+        assert min(took) < 0.9 * LONG_S
         hold.release()
         await first
 
