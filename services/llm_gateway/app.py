@@ -78,7 +78,7 @@ async def build(settings: Settings) -> Service:
         "wordllama": embedder,
     }
     chance = random.Random()  # noqa: S311 - jitter
-    accounts = Accounts(state)
+    accounts = Accounts(state, settings.state_replicas)
     money = Money(settings, state, accounts, lambda: models.current)
     doors = Doors(settings, chance)
     doors.follow(models.current)
@@ -117,7 +117,7 @@ async def build(settings: Settings) -> Service:
     health = Health(checks, configs)
     watch = _Background(*(file.watch for file in configs))
     listeners = []
-    start = [watch.start, accounts.start, money.start, doors.start, layers.start]
+    start = [partial(valkey.refuse_shards, state), watch.start, accounts.start, money.start, doors.start, layers.start]
     # Last made, first closed: work that goes on without its caller needs its provider, and every settlement the store.
     close = [state.aclose, embedder.close, session.close, watch.stop, accounts.stop, doors.stop, money.stop, layers.stop]
     if batches is not None:

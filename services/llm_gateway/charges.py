@@ -1,6 +1,7 @@
 """What one attempt holds while it lasts, a place at the deployment and a reservation of money, and how each of them ends."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,14 @@ from services.common.errors import BudgetExceeded, InvalidInput, Overloaded, Per
 from services.common.identity import Principal
 from services.llm_gateway.extras import Extras, described
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
-from services.llm_gateway.money import MOST_COUNTED, NOTHING, PICO_PER_NANO, Usage, priced
+from services.llm_gateway.money import MOST_COUNTED, NOTHING, PICO_PER_NANO, Prices, Usage, priced
 from services.llm_gateway.ports import Ask, Attempt, Gate, LimitState, Load, Permit, Purse, Ticket
 from services.llm_gateway.registry import Deployment
 from services.llm_gateway.terms import Terms
 
 NANO_PER_MICRO = 1_000
+# What a budget that refuses a call would still cover, in tokens of its answer; below 0: not even the prompt.
+AFFORDABLE = "affordable_output_tokens"
 # A reservation outlives the deadline of its attempt by this: what has not ended by then has died with its process.
 GRACE_S = 30.0
 # The provider was at work when the answer was lost, so it may have been billed in full.
@@ -230,10 +233,20 @@ async def begin(
         payer.counted = not requests
         if again and isinstance(error, BudgetExceeded | QuotaExceeded | PermissionDenied):
             raise UpstreamFault(Failure(FailureClass.UNFIT, error.message, code=error.reason)) from error
+        if isinstance(error, BudgetExceeded) and extras is None and "spent_microusd" in error.metadata:
+            error.metadata[AFFORDABLE] = str(_affordable(prices, input_tokens, output_tokens, error.metadata))
         raise
     payer.reserve_s += time.perf_counter() - began
     payer.limits = ticket.limits or payer.limits
     return Charge(gate, purse, payer, permit, ticket, input_tokens, output_tokens, extras)
+
+
+def _affordable(prices: Prices, input_tokens: int, output_tokens: int, refusal: Mapping[str, str]) -> int:
+    """Output tokens, at most `output_tokens`, that what is left of the budget would cover."""
+    limit, spent, reserved = (int(refusal[f"{name}_microusd"]) for name in ("limit", "spent", "reserved"))
+    left_nanousd = (limit - spent - reserved) * NANO_PER_MICRO
+    # The cost grows with each token.
+    return bisect_right(range(output_tokens + 1), left_nanousd, key=lambda tokens: prices.bound_nanousd(input_tokens, tokens)) - 1
 
 
 def _unpriced(deployment: Deployment, extras: Extras, *, deny: bool) -> None:

@@ -1,13 +1,14 @@
 """Idempotency-Key: the same key with the same request gives the first answer again, and is charged once.
 
-Kept for 24 hours in the state store, by tenant and operation, with a fingerprint of the request. A stream is replayed as
-the same chunks, a whole answer as the same bytes, each in the other form where that is asked for.
+Kept for 24 hours in the state store, by tenant and operation, with a fingerprint of the request; an answer to a run for as long
+as its next owner may ask again (ADR 0030). A stream is replayed as the same chunks, a whole answer as the same bytes, each in the
+other form where that is asked for.
 
 Another request under the key is IdempotencyMismatch. While the first is at work, a second call joins it in the same process,
 and waits for it in another; Conflict (IDEMPOTENCY_IN_FLIGHT, with retry_after_s) only when that takes too long. A call that
 failed frees its key, so does a process that died, when its lease has run out. The work of a call with a key goes on to its
 end when the caller hangs up: that caller is expected to come back for the answer. Without the store such a call is refused
-(Overloaded): it could be charged twice.
+(Overloaded), as it could be charged twice, but for one whose answer waits in this process until the store takes it.
 
 An answer that is too large to be kept, or that this version cannot read, answers Gone (ANSWER_NOT_KEPT), never a second charge.
 """
@@ -17,6 +18,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -24,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMismatch, Overloaded
-from services.common.idempotency import Claim, fingerprint
+from services.common.idempotency import KEPT, Claim, fingerprint
 from services.common.rpc import context as call_context
 from services.common.tasks import end
 from services.llm_gateway.answer_forms import answer_of, chunks_in, events_of, finished_of
@@ -41,6 +43,7 @@ from services.llm_gateway.caching_records import (
 )
 from services.llm_gateway.canonical_key import canonical
 from services.llm_gateway.chat import ChatCall
+from services.llm_gateway.late import Late, Waiting
 from services.llm_gateway.registry import Registry
 from services.llm_gateway.results import Completed, EmbedCall, Embedded, Finished, ModelCalls, Notice, Outcome, Ranked, RerankCall
 from services.llm_gateway.results import StreamEvent as Event
@@ -67,7 +70,7 @@ _Flights = dict[tuple[str, str, str], tuple[str, Flight]]
 class Claims(Protocol):
     """`services.common.idempotency.IdempotencyStore`."""
 
-    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float) -> Claim:
+    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float, of_run: bool) -> Claim:
         """Claims a key."""
         ...
 
@@ -75,7 +78,7 @@ class Claims(Protocol):
         """Holds it longer."""
         ...
 
-    async def finish(self, claim: Claim, answer: bytes, *, owner: str) -> bool:
+    async def finish(self, claim: Claim, answer: bytes, *, owner: str, kept: timedelta) -> bool:
         """Stores the answer."""
         ...
 
@@ -98,6 +101,7 @@ class _Place:
     print: str
     owner: str
     own_deadline: float | None
+    of_run: bool
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -105,19 +109,23 @@ class _Place:
 
 
 class Replay:
-    """A layer around other model calls. `wait_s` bounds the wait for another process that works on the same key."""
+    """A layer around other model calls. `wait_s` bounds the wait for another process that works on the same key; `run_kept_s` is how
+    long an answer to a run is kept."""
 
     def __init__(
-        self, inner: ModelCalls, claims: Claims, *, lease_s: float = LEASE_S, wait_s: float = WAIT_S, max_bytes: int = MAX_BYTES
-    ) -> None:
+        self, inner: ModelCalls, claims: Claims, *, lease_s: float = LEASE_S, wait_s: float = WAIT_S, max_bytes: int = MAX_BYTES,
+        run_kept_s: float = KEPT.total_seconds(),
+    ) -> None:  # fmt: skip
         self._inner = inner
         self._claims = claims
         self._lease_s = lease_s
         self._wait_s = wait_s
         self._max_bytes = max_bytes
+        self._run_kept = timedelta(seconds=run_kept_s)
         self._answers: _Flights[SharedAnswer[Any]] = {}
         self._streams: _Flights[SharedStream] = {}
         self._working: set[asyncio.Task[Any]] = set()
+        self._late = Late(self._working)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Lets work that goes on without its caller come to its end; what is left then is cancelled, and its key freed."""
@@ -250,10 +258,13 @@ class Replay:
         until = time.monotonic() + self._wait_s
         if place.own_deadline is not None:
             until = min(until, place.own_deadline)
-        pause_s = _FIRST_POLL_S
+        pause_s, method = _FIRST_POLL_S, f"llm.{place.operation}"
         while True:
+            if (waiting := self._late.found(place.name, place.print)) is not None:
+                claim = Claim("", "", waiting)
+                break
             try:
-                claim = await self._claims.begin(place.tenant, f"llm.{place.operation}", place.key, place.print, lease_s=self._lease_s)
+                claim = await self._claims.begin(place.tenant, method, place.key, place.print, lease_s=self._lease_s, of_run=place.of_run)
                 break
             except Conflict:
                 if time.monotonic() + pause_s >= until:
@@ -271,14 +282,20 @@ class Replay:
         return _Held(self._claims, claim, self._lease_s, self._working)
 
     async def _finish(self, claim: Claim, record: bytes, place: _Place) -> None:
+        record = record if len(record) <= self._max_bytes else _NOT_KEPT
+        kept_for = self._run_kept if place.of_run else KEPT
+        store = partial(self._claims.finish, claim, record, owner=place.owner, kept=kept_for)
+
+        def told(kept: bool) -> None:
+            counted("replay", "stored" if kept else "error")
+            if not kept:
+                log.warning("replay_not_kept", operation=place.operation)
+
         try:
-            kept = await self._claims.finish(claim, record if len(record) <= self._max_bytes else _NOT_KEPT, owner=place.owner)
+            told(await store())
         except Overloaded:
-            kept = False
-        counted("replay", "stored" if kept else "error")
-        if not kept:
-            # The answer exists and is paid; it is not withheld because it cannot be given twice.
-            log.warning("replay_not_kept", operation=place.operation)
+            # The answer exists and is paid; it is not withheld until it can be given twice.
+            self._late.put(place.name, Waiting(place.print, record, store, told))
 
     def _outcome(self, record: Record) -> Outcome:
         outcome = record.outcome(self.registry, "replayed")
@@ -344,7 +361,7 @@ def _place(operation: str, call: ChatCall | EmbedCall | RerankCall) -> _Place | 
         return None
     principal = context.principal
     print_ = fingerprint(call.model, canonical(call.body, notes=True))
-    return _Place(principal.tenant, operation, key, print_, owner_of(principal.user), deadline_of(context))
+    return _Place(principal.tenant, operation, key, print_, owner_of(principal.user), deadline_of(context), bool(principal.run_id))
 
 
 def _flight(flights: _Flights[Flight], place: _Place, begin: Callable[[Ended], Flight]) -> tuple[Flight, bool]:

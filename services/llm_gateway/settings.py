@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from services.common.settings import Port, PositiveSeconds, ServiceSettings
+from services.common.settings import Port, PositiveSeconds, ReplicatedSettings
 
 MODELS_FILE = "models.yaml"
 LEAST_WEIGHT, MOST_WEIGHT = 0.01, 1000.0
@@ -40,7 +40,7 @@ def _weights(value: Any) -> Any:
 TierWeights = Annotated[dict[str, float], NoDecode, BeforeValidator(_weights)]
 
 
-class Settings(ServiceSettings):
+class Settings(ReplicatedSettings):
     """Settings of the LLM gateway, beside those that every service has. Retries and timeouts can be set per model as well."""
 
     service_name: ClassVar[str] = "llm_gateway"
@@ -50,6 +50,12 @@ class Settings(ServiceSettings):
     metrics_port: Port = Field(9463, description="Port of the Prometheus metrics; 0 turns them off.")
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder that holds models.yaml.")
     state_url: str = Field("", description="Valkey with the accounts, as redis://host:port/0.")
+    state_replicas: int = Field(
+        0, ge=0, le=5, description="Replicas that must have a reservation, what it cost, a key or an idempotency record on disk (WAITAOF)."
+    )
+    least_state_replicas: int = Field(
+        0, ge=0, le=5, description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: money that was spent must not be there again."
+    )
     cache_url: str = Field("", description="Valkey for cached answers; empty: in the process and in cache_dir only.")
     cache_ttl_s: PositiveSeconds = Field(3600.0, description="Life of a cached answer; cache_params.ttl of models.yaml wins.")
     cache_l1_entries: Annotated[int, Field(ge=0)] = Field(1000, description="Answers that a process keeps in its own memory.")
@@ -66,7 +72,7 @@ class Settings(ServiceSettings):
         False, description="Let static embedders decide about similar questions; they tell 'cancel' from 'do not cancel' badly."
     )
     store_timeout_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        50, description="Longest wait for a store on the way of a call. Budgets fail closed after it, caches open."
+        50, description="Longest wait for a store on the way of a call, its replicas apart. Budgets fail closed after it, caches open."
     )
     price_unknown: Literal["deny", "zero"] = Field(
         "zero", description="What happens to calls of models without a known price: refused, or counted as free with a warning."
@@ -87,6 +93,9 @@ class Settings(ServiceSettings):
     batch_concurrency: Annotated[int, Field(ge=1, le=256)] = Field(8, description="Lines of one batch that are asked at the same time.")
     ledger_dir: Path | None = Field(None, description="Folder to export the ledger to, one JSONL file a day.")
     ledger_lines: Annotated[int, Field(ge=1000)] = Field(1_000_000, description="Ledger lines a tenant that the store keeps, about.")
+    run_answers_kept_s: PositiveSeconds = Field(
+        120.0, description="How long an answer to a model call of a run can be given again, in seconds; other keyed calls: 24 hours."
+    )
     queue_wait_s: PositiveSeconds = Field(10.0, description="Longest wait for a place at a deployment that is full.")
     queue_length: Annotated[int, Field(ge=0)] = Field(1000, description="Calls that may wait at one deployment before more are refused.")
     queue_per_tenant: Annotated[int, Field(ge=0)] = Field(100, description="How many of those may be of one tenant.")

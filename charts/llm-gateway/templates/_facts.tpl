@@ -8,6 +8,7 @@ calledBy: [gateway, orchestrator, tool-executor, memory]
 identity: issuer
 requiredStores: [state]
 optionalStores: [cache]
+replicated: true
 configFiles: [models.yaml, policies.yaml]
 optionalConfigFiles: [prices.yaml]
 prompts: false

@@ -10,7 +10,7 @@ import redis.asyncio as redis
 
 from services.common.errors import IdempotencyMismatch, InvalidInput
 from services.common.valkey import Library, store_unavailable
-from services.llm_gateway.adapters.purse_store import is_away
+from services.common.valkey_replicas import refused
 from services.llm_gateway.batches.ports import Claim, LeaseLost, Page, Standing
 from services.llm_gateway.batches.records import (
     SCHEMA_VERSION,
@@ -36,7 +36,7 @@ async def asked(call: Awaitable[T]) -> T:
     try:
         return await call
     except Exception as error:
-        if not is_away(error):
+        if not refused(error):
             raise
         raise store_unavailable() from error
 

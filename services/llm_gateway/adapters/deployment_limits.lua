@@ -68,6 +68,7 @@ local function usage(keys, args)
   return {tokens, requests}
 end
 
-redis.register_function('deployment_take_v1', take)
-redis.register_function('deployment_give_v1', give)
-redis.register_function('deployment_usage_v1', usage)
+-- A few numbers for each deployment: its limits hold also where memory is full.
+redis.register_function{function_name='deployment_take_v1', callback=take, flags={'allow-oom'}}
+redis.register_function{function_name='deployment_give_v1', callback=give, flags={'allow-oom'}}
+redis.register_function{function_name='deployment_usage_v1', callback=usage, flags={'allow-oom'}}

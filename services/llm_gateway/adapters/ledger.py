@@ -16,7 +16,8 @@ import redis.asyncio as redis
 from services.common.accounts import NO_LIMITS, LimitSet
 from services.common.errors import InvalidInput
 from services.common.limits import TierPolicy
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import Lasting, asked
 from services.llm_gateway.accounting.lines import Counts
 from services.llm_gateway.accounting.plans import DAY_S, holder_of, prefix
 from services.llm_gateway.accounting.states import Budget
@@ -33,32 +34,26 @@ _CURSOR = re.compile(r"\d{1,15}-\d{1,20}\Z")
 
 
 class Subjects:
-    """The pseudonyms of users. Implements accounting.SubjectsOf."""
+    """The pseudonyms of users. Implements accounting.SubjectsOf. One that `replicas` may lose is nobody's: what was spent under it would
+    be found by no one.
+    """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, replicas: int = 0) -> None:
         self._client = client
+        self._lasting = Lasting(Library(client, Path(__file__).with_name("purse.lua")), replicas)
 
     async def of(self, tenant: str, user: str) -> Subject:
         """The user's subject; made when there is none. Raises Overloaded when the store is away."""
-        try:
-            return await self.find(tenant, user) or await self._make(tenant, user)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        if not self._lasting.replicas and (found := await asked(self._client, self.find(tenant, user))) is not None:
+            return found
+        made, base = Subject.new(user), prefix(tenant)
+        args = [user, made.packed(), made.pseudonym]
+        return Subject.unpacked(await self._lasting.call("purse_subject_v1", [base + "subjects", base + "pseudonyms"], args))
 
     async def find(self, tenant: str, user: str) -> Subject | None:
         """The user's subject, if there is one. Raises redis errors."""
         raw = await self._client.hget(prefix(tenant) + "subjects", user)
         return Subject.unpacked(raw) if raw else None
-
-    async def _make(self, tenant: str, user: str) -> Subject:
-        made, base = Subject.new(user), prefix(tenant)
-        # The way back comes first, so that no line ever has a pseudonym that leads nowhere.
-        await self._client.hset(base + "pseudonyms", made.pseudonym, user)
-        if await self._client.hsetnx(base + "subjects", user, made.packed()):
-            return made
-        await self._client.hdel(base + "pseudonyms", made.pseudonym)
-        found = await self.find(tenant, user)
-        return found if found is not None else await self._make(tenant, user)
 
     async def behind(self, tenant: str, pseudonyms: Sequence[str]) -> dict[str, Subject]:
         """Subjects by pseudonym; those that were forgotten are missing. Raises redis errors."""
@@ -71,14 +66,17 @@ class Subjects:
         packed = [raw for raw in await self._client.hmget(base + "subjects", users) if raw is not None]
         return {subject.pseudonym: subject for subject in map(Subject.unpacked, packed)}
 
-    async def forget(self, tenant: str, user: str) -> Subject | None:
-        """Forgets a user, and answers who that was. Raises redis errors."""
-        subject = await self.find(tenant, user)
-        if subject is not None:
-            base = prefix(tenant)
-            await self._client.hdel(base + "subjects", user)
-            await self._client.hdel(base + "pseudonyms", subject.pseudonym)
-        return subject
+    async def forget(self, tenant: str, user: str) -> int:
+        """Forgets a user and what they have spent; answers how many lines were counted. Raises Overloaded."""
+        base, subject = prefix(tenant), await asked(self._client, self.find(tenant, user))
+        key = f"{base}user:{subject.pseudonym if subject is not None else ''}"
+        _, seen = await self._lasting.call("purse_look_v1", [key], [b"\x00"])
+        if subject is None:
+            return 0
+        told = [f"{key}|{window}" for window in (1, 2, 3, 4, "soft")]
+        keys = [base + "subjects", base + "pseudonyms", base + "alerts", key]
+        await self._lasting.call("purse_forget_v1", keys, [user, subject.pseudonym, *told])
+        return seen[4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +106,10 @@ class Ledger:
     anew under an old name does not begin with its money given back.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, replicas: int = 0) -> None:
+        """A user is forgotten once `replicas` have forgotten them."""
         self._client = client
-        self._subjects = Subjects(client)
+        self._subjects = Subjects(client, replicas)
         self._library = Library(client, Path(__file__).with_name("purse.lua"))
 
     async def lines(
@@ -137,16 +136,14 @@ class Ledger:
             raise InvalidInput.field("cursor", "is not one that a page has answered")
         wanted = {"key": key_id, "team": team, "model": model, "call_id": call_id, "run": run_id}
         wanted = {name: value for name, value in wanted.items() if value}
-        try:
-            if user:
-                subject = await self._subjects.find(tenant, user)
-                if subject is None:
-                    return Page([], "")
-                wanted["user"] = subject.pseudonym
-            found, after = await self._scan(tenant, wanted, start_ms, end_ms, max(1, min(limit, MOST_PAGE)), cursor)
-            await self._named(tenant, found)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        if user:
+            subject = await asked(self._client, self._subjects.find(tenant, user))
+            if subject is None:
+                return Page([], "")
+            wanted["user"] = subject.pseudonym
+        scan = self._scan(tenant, wanted, start_ms, end_ms, max(1, min(limit, MOST_PAGE)), cursor)
+        found, after = await asked(self._client, scan)
+        await asked(self._client, self._named(tenant, found))
         return Page(found, after)
 
     async def _scan(
@@ -183,15 +180,12 @@ class Ledger:
 
     async def spend(self, tenant: str, scope: str, id_: str, limits: LimitSet = NO_LIMITS, tier: TierPolicy | None = None) -> list[Budget]:
         """What a key, user, team, tenant, model or run has spent: in all, this day, this month (UTC), and in the period of `limits`."""
-        try:
-            name = ""
-            if scope == "user":
-                subject = await self._subjects.find(tenant, id_)
-                name = f"user:{subject.pseudonym if subject else ''}"
-            holder = holder_of(tenant, scope, id_, limits, tier, name=name)
-            answer = await self._library.call("purse_look_v1", [holder.key], [holder.caps.packed()])
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        name = ""
+        if scope == "user":
+            subject = await asked(self._client, self._subjects.find(tenant, id_))
+            name = f"user:{subject.pseudonym if subject else ''}"
+        holder = holder_of(tenant, scope, id_, limits, tier, name=name)
+        answer = await asked(self._client, self._library.call("purse_look_v1", [holder.key], [holder.caps.packed()]))
         return spending_of(holder, answer[1])
 
     async def reports(self, tenant: str, first: date, last: date, *, key_id: str = "", user: str = "", team: str = "", model: str = ""
@@ -199,12 +193,9 @@ class Ledger:
         """Daily sums from `first` to `last` inclusive, days without calls left out; filters that are empty do not filter."""
         base, epoch = prefix(tenant), date(1970, 1, 1)
         for number in range((first - epoch).days, (last - epoch).days + 1):
-            try:
-                fields = await self._client.hgetall(f"{base}report:{number}")
-                rows = [(*orjson.loads(field), Counts.unpacked(raw)) for field, raw in fields.items()]
-                subjects = await self._subjects.behind(tenant, list({row[1] for row in rows}))
-            except UNAVAILABLE as error:
-                raise store_unavailable() from error
+            fields = await asked(self._client, self._client.hgetall(f"{base}report:{number}"))
+            rows = [(*orjson.loads(field), Counts.unpacked(raw)) for field, raw in fields.items()]
+            subjects = await asked(self._client, self._subjects.behind(tenant, list({row[1] for row in rows})))
             day = datetime.fromtimestamp(number * DAY_S, UTC).date()
             for row_key, pseudonym, row_team, row_model, counts in sorted(rows, key=lambda row: row[:4]):
                 row_user = subjects[pseudonym].user if pseudonym in subjects else ERASED if pseudonym else ""
@@ -217,15 +208,4 @@ class Ledger:
         What was spent stays; whose it was, and what callers added to it, can be read by nobody any more. Idempotent. Also call
         `Plans.forget_user` in this process; others keep to the old pseudonym for at most a minute, which leads nowhere.
         """
-        try:
-            subject = await self._subjects.find(tenant, user)
-            if subject is None:
-                return 0
-            key = f"{prefix(tenant)}user:{subject.pseudonym}"
-            answer = await self._library.call("purse_look_v1", [key], [b"\x00"])
-            await self._subjects.forget(tenant, user)
-            await self._client.delete(key)
-            await self._client.hdel(prefix(tenant) + "alerts", *(f"{key}|{window}" for window in (1, 2, 3, 4, "soft")))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
-        return answer[1][4]
+        return await self._subjects.forget(tenant, user)

@@ -23,6 +23,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from services.common.tasks import end
+from services.common.valkey import Library
+from services.common.valkey_replicas import Lasting
 from services.llm_gateway.accounting.plans import prefix
 from services.llm_gateway.adapters.ledger import LEDGERS
 
@@ -35,11 +37,13 @@ log = structlog.get_logger("bulkhead.purse")
 class LedgerArchive:
     """Copies ledgers into files every `every_s` seconds. One process writes a folder; another one with it waits for the lock.
 
-    It must not fall further behind than the ledger is long (LedgerBounds.lines): what was trimmed is in no file.
+    It must not fall further behind than the ledger is long (LedgerBounds.lines): what was trimmed is in no file. A line is copied once
+    `replicas` have it: one that is lost with its primary is booked anew, under a number of its own.
     """
 
-    def __init__(self, client: redis.Redis, folder: Path, *, every_s: float = 10.0) -> None:
+    def __init__(self, client: redis.Redis, folder: Path, *, every_s: float = 10.0, replicas: int = 0) -> None:
         self._client = client
+        self._lasting = Lasting(Library(client, Path(__file__).with_name("purse.lua")), replicas)
         self._folder = folder
         self._every_s = every_s
         self._cursors: dict[str, str] = {}
@@ -101,6 +105,8 @@ class LedgerArchive:
             entries = await self._client.xrange(prefix(tenant) + "ledger", f"({cursor}" if cursor else "-", "+", WRITTEN_AT_ONCE)
             if not entries:
                 return copied
+            if self._lasting.replicas:
+                await self._lasting.submit("purse_look_v1", [prefix(tenant) + "user:"], [b"\x00"])
             # A cancellation must not come between the writing and the knowledge of it.
             await asyncio.shield(asyncio.to_thread(_append, folder, entries))
             self._cursors[tenant] = entries[-1][0].decode()

@@ -95,10 +95,17 @@ class Money:
             log.warning("tier_limits_absent", file=POLICIES_FILE)
         self._policy_set = settings.policy_set
         self._registry = registry
-        self._plans = plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state))
-        self.purse = ValkeyPurse(state, plans, timeout_s=settings.store_timeout_ms / 1000, bounds=LedgerBounds(lines=settings.ledger_lines))
-        self.ledger = Ledger(state)
-        self._archive = LedgerArchive(state, settings.ledger_dir) if settings.ledger_dir else None
+        replicas = settings.state_replicas
+        self._plans = plans = Plans(_Limits(accounts, registry), self._tier, Subjects(state, replicas))
+        self.purse = ValkeyPurse(
+            state,
+            plans,
+            replicas=replicas,
+            timeout_s=settings.store_timeout_ms / 1000,
+            bounds=LedgerBounds(lines=settings.ledger_lines),
+        )
+        self.ledger = Ledger(state, replicas)
+        self._archive = LedgerArchive(state, settings.ledger_dir, replicas=replicas) if settings.ledger_dir else None
 
     async def admit(self, model: str) -> None:
         """Raises PermissionDenied for a model that the caller may not ask, also where no money is needed."""
@@ -203,7 +210,8 @@ class Layers:
             semantic=self._semantic,
             admit=admit,
         )
-        self._replay = Replay(AutoRouted(self._caches, purse, admit), IdempotencyStore(state), lease_s=KEY_LEASE_S)
+        once = IdempotencyStore(state, settings.state_replicas)
+        self._replay = Replay(AutoRouted(self._caches, purse, admit), once, lease_s=KEY_LEASE_S, run_kept_s=settings.run_answers_kept_s)
 
     @property
     def calls(self) -> ModelCalls:
@@ -237,7 +245,9 @@ class Layers:
         return policy
 
     async def start(self) -> None:
-        """Begins the background work."""
+        """Begins the background work. Raises StartRefused for a cache of several shards."""
+        if self._client is not None:
+            await valkey.refuse_shards(self._client, "BULKHEAD_CACHE_URL")
         for part in (self._shared, self._disk):
             if part is not None:
                 await part.start()

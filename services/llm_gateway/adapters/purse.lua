@@ -383,6 +383,23 @@ local function announce(keys, args)
   return ms
 end
 
+-- A user's subject: the one that is there, or the one that is offered. KEYS: subjects, pseudonyms  ARGV: user, subject, pseudonym
+local function subject(keys, args)
+  local stored = call('HGET', keys[1], args[1])
+  if stored then return stored end
+  call('HSET', keys[2], args[3], args[1])
+  call('HSET', keys[1], args[1], args[2])
+  return args[2]
+end
+
+-- Forgets a user. KEYS: subjects, pseudonyms, alerts, holder  ARGV: user, pseudonym, fields of alerts…
+local function forget(keys, args)
+  call('HDEL', keys[1], args[1])
+  call('HDEL', keys[2], args[2])
+  call('HDEL', keys[3], unpack(args, 3))
+  return call('DEL', keys[4])
+end
+
 -- Forgets a tenant that has not been announced again since `score`. KEYS: tenants  ARGV: tenant, score
 local function retire(keys, args)
   local score = call('ZSCORE', keys[1], args[1])
@@ -390,11 +407,16 @@ local function retire(keys, args)
 end
 
 redis.register_function('purse_reserve_v1', bound(reserve))
+-- A store that is full takes no new work; a run that was accepted goes on to its end.
+redis.register_function{function_name='purse_reserve_of_run_v1', callback=bound(reserve), flags={'allow-oom'}}
 -- What is spent is booked even into a store that is full.
 redis.register_function{function_name='purse_settle_v1', callback=bound(settle), flags={'allow-oom'}}
 redis.register_function{function_name='purse_lose_v1', callback=bound(lose), flags={'allow-oom'}}
 redis.register_function{function_name='purse_correct_v1', callback=bound(correct), flags={'allow-oom'}}
 redis.register_function{function_name='purse_void_v1', callback=bound(void), flags={'allow-oom'}}
 redis.register_function{function_name='purse_look_v1', callback=bound(look), flags={'no-writes'}}
-redis.register_function('purse_announce_v1', bound(announce))
-redis.register_function('purse_retire_v1', bound(retire))
+-- Before a reserve, which is what a store that is full refuses; a few bytes for each tenant, and for each user.
+redis.register_function{function_name='purse_announce_v1', callback=bound(announce), flags={'allow-oom'}}
+redis.register_function{function_name='purse_subject_v1', callback=bound(subject), flags={'allow-oom'}}
+redis.register_function{function_name='purse_forget_v1', callback=bound(forget), flags={'allow-oom'}}
+redis.register_function{function_name='purse_retire_v1', callback=bound(retire), flags={'allow-oom'}}

@@ -24,14 +24,15 @@ from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
 from services.common.identity import Principal
-from services.common.valkey import Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import Lasting, asked, longest_wait_s, refusal
 from services.llm_gateway.accounting import BudgetStates, Plan, Plans, Threshold, run_holder
 from services.llm_gateway.accounting.lines import Entry, about_of, corrected, settled
 from services.llm_gateway.accounting.plans import RUN_KEPT_MS, Holder, prefix
 from services.llm_gateway.accounting.refusals import budget_exceeded, quota_exceeded
 from services.llm_gateway.accounting.views import left_of, states_of
 from services.llm_gateway.adapters.ledger import LEDGERS
-from services.llm_gateway.adapters.purse_store import Deadlines, Outbox, Sending, is_away
+from services.llm_gateway.adapters.purse_store import Deadlines, Outbox, Sending
 from services.llm_gateway.adapters.purse_sweeper import Sweeper
 from services.llm_gateway.adapters.store_breaker import StoreBreaker
 from services.llm_gateway.money import NOTHING, Usage
@@ -76,6 +77,9 @@ class _Open:
 class ValkeyPurse:
     """Implements ports.Purse. `timeout_s` bounds the wait for a reserve; a store that is slower refuses calls (budgets fail closed).
 
+    A reservation counts once `replicas` have it on disk, for which there is more time. Whoever is promoted has it then, so that its end,
+    which is sent until replicas have it, finds it there and is booked once.
+
     A threshold of a budget is told as the event budget_threshold, as a metric, and to `on_threshold`. `client` should have a time limit
     of a second or two for each answer: it ends what the store has swallowed.
     """
@@ -85,6 +89,7 @@ class ValkeyPurse:
         client: redis.Redis,
         plans: Plans,
         *,
+        replicas: int = 0,
         timeout_s: float = 0.05,
         bounds: LedgerBounds = LedgerBounds(),
         on_threshold: Callable[[Threshold], None] | None = None,
@@ -94,9 +99,10 @@ class ValkeyPurse:
         self._library = Library(client, Path(__file__).with_name("purse.lua"))
         self._plans = plans
         self._on_threshold = on_threshold
-        self._deadlines = Deadlines(timeout_s)
+        self._lasting = Lasting(self._library, replicas)
+        self._deadlines = Deadlines(timeout_s + longest_wait_s(replicas))
         self._breaker = StoreBreaker("money")
-        self._outbox = Outbox(self._library, backlog)
+        self._outbox = Outbox(self._lasting, backlog)
         self._bounds = (bounds.lines, bounds.report_entries, int(bounds.reports.total_seconds() * 1000))
         self._announced: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
@@ -125,6 +131,7 @@ class ValkeyPurse:
     async def reserve(self, ask: Ask, *, ticket_id: str = "") -> Ticket:
         """Takes the upper bound from every holder, or from none. A caller that must find the ticket again after a crash names it itself.
 
+        A store whose memory is full refuses all but the calls of runs, as their tokens tell.
         Raises PermissionDenied (MODEL_NOT_ALLOWED), BudgetExceeded, QuotaExceeded, or Overloaded (STORE_UNAVAILABLE).
         """
         plan = self._plans.known(ask.principal, ask.group) or await self._plans.find(ask.principal, ask.group)
@@ -137,16 +144,17 @@ class ValkeyPurse:
         now = time.monotonic()
         if self._announced.get(plan.tenant, 0.0) < now:
             await self._announce(plan.tenant, now)
-        future = self._library.submit("purse_reserve_v1", [base + "open", base + "alerts", *made.keys], args)
+        function = "purse_reserve_of_run_v1" if ask.principal.run_id else "purse_reserve_v1"
+        future = self._lasting.submit(function, [base + "open", base + "alerts", *made.keys], args)
         self._deadlines.watch(future)
         try:
             answer = await future
         except BaseException as error:
             # The store may have it, or get it yet.
             self._outbox.put(Sending("purse_void_v1", [base + "open", *made.keys], [id_, made.limits, made.run_ms, VOID_KEPT_MS]))
-            if isinstance(error, Exception) and is_away(error):
+            if (refused := await refusal(self._library.client, error)) is not None:
                 self._breaker.failed()
-                raise store_unavailable() from error
+                raise refused from error
             raise
         self._breaker.succeeded()
         if answer == 1:
@@ -181,15 +189,13 @@ class ValkeyPurse:
         return Ticket(id_, ask, limits)
 
     async def _announce(self, tenant: str, now: float) -> None:
-        future = self._library.submit("purse_announce_v1", [TENANTS, LEDGERS], [tenant])
+        future = self._lasting.submit("purse_announce_v1", [TENANTS, LEDGERS], [tenant])
         self._deadlines.watch(future)
         try:
-            await future
-        except Exception as error:
-            if not is_away(error):
-                raise
+            await asked(self._library.client, future)
+        except Overloaded:
             self._breaker.failed()
-            raise store_unavailable() from error
+            raise
         if len(self._announced) > 10_000:
             self._announced.clear()
         self._announced[tenant] = now + ANNOUNCED_S
@@ -283,15 +289,8 @@ class ValkeyPurse:
         return states_of(holders, await self._look(holders))
 
     async def _look(self, holders: Sequence[Holder]) -> Sequence[Sequence[int]]:
-        try:
-            answer = await self._library.batched(
-                "purse_look_v1", [holder.key for holder in holders], [b"".join(holder.caps.packed() for holder in holders)]
-            )
-        except Exception as error:
-            if not is_away(error):
-                raise
-            raise store_unavailable() from error
-        return answer[1:]
+        keys, limits = [holder.key for holder in holders], b"".join(holder.caps.packed() for holder in holders)
+        return (await self._lasting.passing("purse_look_v1", keys, [limits]))[1:]
 
 
 def _opened(plan: Plan, ask: Ask) -> _Open:

@@ -11,15 +11,12 @@ from typing import Any
 
 import structlog
 from opentelemetry.metrics import get_meter
-from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ResponseError, TryAgainError
 
 from services.common.tasks import end
-from services.common.valkey import UNAVAILABLE, Library
 from services.common.valkey import ValkeyTimeoutError as StoreTimeout
+from services.common.valkey import look_again
+from services.common.valkey_replicas import Lasting, TooFewReplicas, lost_its_place, refused
 
-# Answers of a store that is there and cannot take a write now.
-_NOT_NOW = (OutOfMemoryError, ClusterDownError, MasterDownError, TryAgainError)
-_NOT_NOW_TEXT = ("MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
 # What a settlement that a store refuses for another reason is worth; it would be refused for ever.
 MOST_REFUSALS = 5
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 2.0
@@ -30,11 +27,6 @@ _retried = _meter.create_counter("bulkhead_purse_resent_total", description="Set
 _dropped = _meter.create_counter(
     "bulkhead_purse_dropped_total", description="Settlements that were given up; they expire at their reserve."
 )
-
-
-def is_away(error: BaseException | None) -> bool:
-    """Whether the store could not be reached, or could not write."""
-    return isinstance(error, (*UNAVAILABLE, *_NOT_NOW)) or (isinstance(error, ResponseError) and str(error).startswith(_NOT_NOW_TEXT))
 
 
 class Deadlines:
@@ -80,28 +72,35 @@ class Deadlines:
 
 @dataclass(slots=True)
 class Sending:
-    """A call that must reach the store. `answered` gets its answer."""
+    """A call that must reach the store. `answered` gets its answer, which is 0 where there was nothing left to do.
+
+    `first` is what the primary answered when it did it, and too few replicas had that; nobody has been told of it.
+    """
 
     name: str
     keys: list[Any]
     args: list[Any]
     answered: Callable[[Any], None] | None = None
     refusals: int = 0
+    first: Any = None
 
 
 class Outbox:
-    """Sends what nobody waits for, and sends it again while the store is away. Every call in it must be idempotent.
+    """Sends what nobody waits for, and sends it again while the store is away, or too few replicas have it. Every call in it must be
+    idempotent.
 
     `most` bounds what waits; what is beyond it is given up with an error in the log, and its reservation expires.
     """
 
-    def __init__(self, library: Library, most: int = 50_000) -> None:
-        self._library = library
+    def __init__(self, lasting: Lasting, most: int = 50_000) -> None:
+        self._lasting = lasting
         self._most = most
         self._waiting: deque[Sending] = deque()
         self._under_way = 0
         self._task: asyncio.Task | None = None
         self._idle: asyncio.Event | None = None
+        # The store that was asked last may be the primary no more.
+        self._elsewhere = False
 
     def __len__(self) -> int:
         return len(self._waiting) + self._under_way
@@ -134,14 +133,17 @@ class Outbox:
 
     def _send(self, sending: Sending) -> asyncio.Future:
         self._under_way += 1
-        future = self._library.submit(sending.name, sending.keys, sending.args)
+        future = self._lasting.submit(sending.name, sending.keys, sending.args)
         future.add_done_callback(partial(self._done, sending))
         return future
 
     def _done(self, sending: Sending, future: asyncio.Future) -> None:
         self._under_way -= 1
         error = None if future.cancelled() else future.exception()
-        if future.cancelled() or is_away(error):
+        if future.cancelled() or refused(error):
+            self._elsewhere = self._elsewhere or lost_its_place(error)
+            if isinstance(error, TooFewReplicas):
+                sending.first = error.answer or sending.first
             self._keep(sending)
         elif error is not None:
             sending.refusals += 1
@@ -151,7 +153,8 @@ class Outbox:
             else:
                 self._keep(sending)
         elif sending.answered is not None:
-            sending.answered(future.result())
+            # Another primary may have had it to do again, and has the last word.
+            sending.answered(future.result() or sending.first or 0)
         if self._idle is not None and not len(self):
             self._idle.set()
             self._idle = None
@@ -169,6 +172,9 @@ class Outbox:
         pause_s = RETRY_FIRST_S
         while self._waiting:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            if self._elsewhere:
+                self._elsewhere = False
+                await look_again(self._lasting.library.client)
             first = self._waiting.popleft()
             await asyncio.wait([self._send(first)])
             if self._waiting and self._waiting[-1] is first:
@@ -182,5 +188,5 @@ class Outbox:
                 batch = [self._send(self._waiting.popleft()) for _ in range(min(RESENT_AT_ONCE, len(self._waiting)))]
                 _retried.add(len(batch))
                 done, _ = await asyncio.wait(batch)
-                if any(is_away(future.exception()) for future in done):
+                if any(refused(future.exception()) for future in done):
                     break

@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 
 from services.common.tasks import end
 from services.common.valkey import Library
+from services.common.valkey_replicas import refused
 from services.llm_gateway.accounting.lines import lost
 from services.llm_gateway.accounting.plans import NANO_PER_MICRO, RUN_KEPT_MS, UNLIMITED, Caps, Holder, prefix
-from services.llm_gateway.adapters.purse_store import is_away
 
 # A tenant without reservations that nobody has named for so long is forgotten; ten times what a process names it after.
 TENANT_KEPT_S = 600.0
@@ -66,7 +66,7 @@ class Sweeper:
             try:
                 await self.sweep()
             except (RedisError, OSError) as error:
-                log.warning("purse_sweep_failed", error=type(error).__name__, away=is_away(error), took_s=time.monotonic() - began)
+                log.warning("purse_sweep_failed", error=type(error).__name__, away=refused(error), took_s=time.monotonic() - began)
             self._tidy()
 
     async def sweep(self) -> int:

@@ -152,7 +152,7 @@ class KeyRoutes:
         administrates = not principal.missing([ADMIN])
         tenant = self._keys.tenant(principal, exchange.query("tenant")) if administrates else principal.tenant
         try:
-            key_id = principal.key_id if reference is None else await self._accounts.keys.find_id(reference, tenant)
+            key_id = principal.key_id if reference is None else await self._accounts.keys.find_id(reference, tenant, to_change=False)
         except NotFound:
             # Whoever may see no other key learns nothing of which there are.
             if not administrates:

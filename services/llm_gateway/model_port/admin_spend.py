@@ -125,7 +125,7 @@ class SpendRoutes:
         key = exchange.query("api_key") or ""
         # Lines of a deleted key stay, so an id needs no record. A secret must be one of the tenant's.
         if key and not key.startswith("key_"):
-            key = await self._keys.accounts.keys.find_id(key, tenant)
+            key = await self._keys.accounts.keys.find_id(key, tenant, to_change=False)
         others = {"user": "user_id", "team": "team_id", "model": "model"}
         return tenant, {"key_id": key, **{name: exchange.query(parameter) or "" for name, parameter in others.items()}}
 

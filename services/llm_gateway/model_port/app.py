@@ -79,13 +79,14 @@ class ModelPort:
             request_id=request_id_of(exchange.headers.get("x-request-id")), canary=canary_of(exchange.headers.get("x-canary"))
         )
         call_context.enter(context)
+        parent = extract_trace(exchange.headers)
         span = _tracer.start_span(
             f"{exchange.method} {route}",
-            context=extract_trace(exchange.headers),
+            context=parent,
             kind=SpanKind.SERVER,
             attributes={"http.request.method": exchange.method, "http.route": route},
         )
-        otel_context.attach(trace.set_span_in_context(span))
+        otel_context.attach(trace.set_span_in_context(span, parent))
         if span.is_recording():
             span.set_attributes({"bulkhead.request_id": context.request_id, "bulkhead.canary": context.canary})
         request_id = context.request_id.encode()

@@ -72,7 +72,7 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
         record = await self._batches.get(tenant, request.batch_id)
         file_id = record.error_file_id if request.errors else record.output_file_id
         if not file_id:
-            raise NotFound("the batch has no such results, or none yet", reason="FILE_NOT_FOUND", metadata={"status": record.status})
+            raise NotFound("the batch has no such results, or none yet", reason="FILE_NOT_FOUND", metadata={"batch_status": record.status})
         _, pieces = await self._files.content(tenant, file_id)
         async for piece in pieces:
             yield llm_pb2.ReadBatchResultsResponse(jsonl=piece)

@@ -143,10 +143,19 @@ CASES_OF_ALL = [
 SLOW = frozenset({"hang", "stall_after=0", "stall_after=3"})
 
 
-def lonely(cases: list[Case]) -> list[Any]:
-    """Parameters of `check_alone`: each case in each mode where the fault is told."""
+def _patience(case: Case, slow: bool) -> Any:
+    return pytest.mark.system if slow and case.fault in SLOW else ()
+
+
+def spared(cases: list[Case]) -> list[Any]:
+    """Parameters of `check_with_a_spare` where another file has the waiting of an answer as a whole: each case in each mode."""
+    return [pytest.param(case, mode, marks=_patience(case, mode == "unary")) for case in cases for mode in MODES]
+
+
+def lonely(cases: list[Case], *, elsewhere: bool = False) -> list[Any]:
+    """Parameters of `check_alone`: each case in each mode where the fault is told. `elsewhere` is where another file has the waiting."""
     return [
-        pytest.param(case, mode, marks=pytest.mark.system if case.fault in SLOW and mode == "unary" else ())
+        pytest.param(case, mode, marks=_patience(case, elsewhere or mode == "unary"))
         for case in cases
         for mode in MODES
         if isinstance(case.of(mode), int)

@@ -20,6 +20,7 @@ from tests.integration.llm_gateway.matrix import (
     check_with_a_spare,
     label,
     lonely,
+    spared,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -34,13 +35,12 @@ async def module_bench(request, identities, _state_server, tmp_path_factory) -> 
 CASES = [*CASES_OF_ALL, Case("rate_limit=600", ONCE, ONCE, LIMITED), Case("huge_event=300000", FINE, FINE)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize(("case", "mode"), spared(CASES), ids=label)
 async def test_a_fault_of_one_model_never_reaches_the_client(bench, case, mode):
     await check_with_a_spare(bench, case, mode)
 
 
-@pytest.mark.parametrize(("case", "mode"), lonely(CASES), ids=label)
+@pytest.mark.parametrize(("case", "mode"), lonely(CASES, elsewhere=True), ids=label)
 async def test_a_fault_of_every_model_is_an_honest_error(bench, case, mode):
     await check_alone(bench, case, mode)
 
@@ -55,7 +55,9 @@ async def test_the_callers_own_fault_is_told_and_never_repeated(bench, mode, fau
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", ["0.3", "anthropic-reset:1", "retry-info:0.3", "seconds:0.3", "date:1"])
+@pytest.mark.parametrize(
+    "form", ["0.3", "anthropic-reset:1", "retry-info:0.3", "seconds:0.3", pytest.param("date:1", marks=pytest.mark.system)]
+)
 async def test_a_told_wait_is_waited_out(bench, mode, form):
     await bench.sim.order(f"rate_limit={form}", times=1, model="sim-1")
     seen, account = await bench.ask(mode)

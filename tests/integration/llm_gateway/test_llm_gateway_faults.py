@@ -118,10 +118,8 @@ HOPELESS = [
     ("rate_limit=seconds:600", Overloaded, "rate_limited", 2),
     ("reset", UpstreamFailed, "transient", 8),
     ("error_body", UpstreamFailed, "transient", 8),
-    ("hang", BulkheadError, None, 2),
     ("cut_after=2", UpstreamFailed, "cut", 8),
     ("end_after=2", UpstreamFailed, None, 8),
-    ("stall_after=2", UpstreamFailed, "stalled", 2),
     ("error_event_after=2", UpstreamFailed, "transient", 8),
     ("missing_finish", UpstreamFailed, None, 8),
     ("empty_choices", UpstreamFailed, None, 8),
@@ -133,8 +131,17 @@ HOPELESS = [
 ]
 
 
+# Seconds of nothing but waiting; over HTTP the fault matrix has it too.
+HOPELESS_SLOW = [
+    ("hang", BulkheadError, None, 2),
+    ("stall_after=2", UpstreamFailed, "stalled", 2),
+]
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("fault", "error", "failure_class", "most"), HOPELESS)
+@pytest.mark.parametrize(
+    ("fault", "error", "failure_class", "most"), [*HOPELESS, *(pytest.param(*one, marks=pytest.mark.system) for one in HOPELESS_SLOW)]
+)
 async def test_when_every_model_fails_the_caller_gets_the_error_and_no_success(stack, ask, mode, fault, error, failure_class, most):
     await stack.sim.order(fault)
     got = await call(stack, ask, mode)

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from contextlib import aclosing
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -9,6 +11,8 @@ from bulkhead.llm.v1 import llm_pb2
 
 from services.common import testing
 from services.common.errors import DeadlineExceeded, InvalidInput, NotFound, PermissionDenied
+from services.orchestrator.adapters.llm import LlmGateway
+from services.orchestrator.ports import Message, ModelCall, TextDelta
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CALCULATOR = llm_pb2.ToolDefinition(
@@ -138,6 +142,39 @@ async def test_leaving_a_stream_reaches_the_simulator_promptly(stack, ask):
     (line,) = await stack.sim.logged(1)
     assert line["aborted"]
     assert line["aborted_monotonic_s"] - left < 3.0  # a loose cap; the benchmark's is 0.5 s
+
+
+async def test_a_run_finds_out_what_a_call_that_was_cut_off_has_cost(stack):
+    call = ModelCall("main", [Message("user", "Tell me a long story")], (), None, 500, "lossy", "t", "lossy/1", budget_microusd=1_000_000)
+    async with testing.dialer("orchestrator", {"llm_gateway": stack.address}) as dialer:
+        models = LlmGateway(dialer)
+        with testing.calling(stack.identities):
+            await _lossy(stack, models, call)
+
+
+async def _lossy(stack, models, call):
+    assert await models.spent("lossy") == (0, 0)
+    await stack.sim.order("stall_after=2", times=1)
+    async with aclosing(models.stream(call)) as stream:
+        assert isinstance(await anext(stream), TextDelta)
+        spent, held = await models.spent("lossy")
+        assert held > spent == 0
+
+    async def settled():
+        spent, held = await models.spent("lossy")
+        return spent if not held else 0
+
+    lost = await testing.eventually_async(settled, "what was cut off is booked")
+    finished = [item async for item in models.stream(replace(call, key="lossy/2"))][-1]
+    assert finished.usage["cost_microusd"] > 0
+
+    async def both():
+        spent, held = await models.spent("lossy")
+        return not held and lost < spent <= lost + finished.usage["cost_microusd"]
+
+    await testing.eventually_async(both, "what was lost and what was answered are one account")
+    again = [item async for item in models.stream(replace(call, key="lossy/2"))][-1]
+    assert (again.replayed, again.usage["cost_microusd"], again.message.text) == (True, 0, finished.message.text)
 
 
 async def test_cancelling_a_unary_call_reaches_the_simulator(stack, ask):

@@ -60,10 +60,12 @@ async def test_the_model_port_continues_the_callers_trace(serve, sim, models, sp
     parent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     async with serve(models(sim.url)) as stack:
         body = {"model": "main", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-        async with stack.http.post(
-            f"{stack.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {stack.key}", "traceparent": parent}
-        ) as answer:
+        headers = {"authorization": f"Bearer {stack.key}", "traceparent": parent, "baggage": "campaign=spring"}
+        async with stack.http.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers) as answer:
             assert b"[DONE]" in await answer.read()
+        (line,) = await sim.log()
+    # To a provider of one's own alone, which this one is.
+    assert line["headers"]["baggage"] == "campaign=spring"
     (server,) = by_name(spans, "POST /v1/chat/completions")
     (call,) = by_name(spans, "chat main")
     assert f"{server.context.trace_id:032x}" == "a" * 32

@@ -70,7 +70,7 @@ async def fleet(identities, state_url, tmp_path, sim, models):
     environment = {
         "BULKHEAD_ENV": "test", "BULKHEAD_GRPC_PORT": str(grpc_port), "BULKHEAD_HTTP_PORT": str(http_port),
         "BULKHEAD_METRICS_PORT": str(metrics), "BULKHEAD_CONFIG_DIR": str(tmp_path), "BULKHEAD_STATE_URL": state_url,
-        "BULKHEAD_IDENTITY_KEYS_FILE": str(identities.keys_file), "BULKHEAD_HTTP_WORKERS": str(WORKERS), "BULKHEAD_DRAIN_GRACE_S": "20",
+        "BULKHEAD_IDENTITY_KEYS_FILE": str(identities.keys_file), "BULKHEAD_HTTP_WORKERS": str(WORKERS), "BULKHEAD_DRAIN_GRACE_S": "60",
     }  # fmt: skip
     process = testing.Process(testing.python("-m", "services.llm_gateway"), env=environment, log=tmp_path / "gateway.log")
     try:
@@ -98,8 +98,9 @@ async def test_a_worker_that_is_killed_is_replaced_while_the_others_serve(fleet)
 
 
 async def test_all_drain_on_sigterm_and_streams_under_way_end_whole(fleet, sim):
+    # Long enough for all of them to be under way at once, however slowly they begin, and shorter than the grace.
     await sim.order({"tokens_per_s": 40})
-    body = {"model": "main", "stream": True, "messages": [{"role": "user", "content": "Write 30 words about ships."}]}
+    body = {"model": "main", "stream": True, "messages": [{"role": "user", "content": "Write 300 words about ships."}]}
     workers = fleet.workers
 
     async def stream() -> bytes:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.common.errors import BudgetExceeded, BulkheadError, InvalidInput
 from services.llm_gateway.attempts import Policy
+from services.llm_gateway.charges import _affordable
 from services.llm_gateway.chat import ChatCall, ChunkReader, parse_answer
 from services.llm_gateway.completions import Completions
 from services.llm_gateway.failures import Failure, FailureClass, UpstreamFault
@@ -250,3 +251,13 @@ async def test_counts_that_no_call_can_come_to_are_no_counts(operation):
     assert gate.inside == 0
     assert (line["status"], line["estimated"]) == ("ok", True)
     assert 0 < line["cost_nanousd"] <= line["reserved_nanousd"]
+
+
+@given(
+    st.builds(Prices, st.integers(0, 10**7), st.integers(0, 10**8), per_request=st.integers(0, 10**9), known=st.just(True)),
+    st.integers(0, 5_000), st.integers(0, 200), st.integers(0, 50_000), st.integers(0, 50_000), st.integers(0, 50_000),
+)  # fmt: skip
+def test_what_a_budget_covers_is_the_longest_answer_that_it_would_not_refuse(prices, prompt, longest, limit, spent, reserved):
+    refusal = {"limit_microusd": str(limit), "spent_microusd": str(spent), "reserved_microusd": str(reserved)}
+    covered = [n for n in range(longest + 1) if prices.bound_nanousd(prompt, n) <= (limit - spent - reserved) * 1000]
+    assert _affordable(prices, prompt, longest, refusal) == len(covered) - 1

@@ -4,6 +4,8 @@ import asyncio
 import signal
 from dataclasses import replace
 
+import pytest
+
 from services.common import testing
 from services.common.accounts import LimitSet
 from services.llm_gateway.adapters.purse import ValkeyPurse
@@ -181,6 +183,7 @@ async def test_an_answer_without_usage_is_paid_at_its_bound_and_flagged(gateway,
         assert billed < entry["cost_nanousd"] <= entry["reserved_nanousd"]
 
 
+@pytest.mark.system
 async def test_a_gateway_killed_while_the_provider_works_is_replaced_and_nothing_is_done_or_paid_twice(processes, line, sim, http):
     await sim.order("batch_line_delay=30", endpoint="batch", times=1)
     g, process = await processes(lease_s=0.6)

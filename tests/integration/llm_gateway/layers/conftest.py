@@ -3,6 +3,7 @@
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest_asyncio
 
@@ -111,9 +112,9 @@ class Layers:
 
     @staticmethod
     @asynccontextmanager
-    async def as_user(user="ana", tenant="acme", timeout_s=None):
-        """Calls of a user."""
-        context = call_context.CallContext(principal=principal_of(tenant, user))
+    async def as_user(user="ana", tenant="acme", timeout_s=None, run_id=""):
+        """Calls of a user, or of a run of theirs."""
+        context = call_context.CallContext(principal=replace(principal_of(tenant, user), run_id=run_id))
         with call_context.bind(context if timeout_s is None else context.with_timeout(timeout_s)):
             yield
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -10,6 +11,7 @@ from services.common.errors import BulkheadError, Conflict, Gone, IdempotencyMis
 from services.common.idempotency import IdempotencyStore
 from services.common.testing import eventually_async, free_port
 from services.common.valkey import connect
+from services.llm_gateway.late import Late, Waiting
 from services.llm_gateway.replay import Replay
 from services.llm_gateway.results import EmbedCall
 
@@ -47,6 +49,40 @@ async def test_a_stream_is_replayed_as_the_same_chunks(layers, replay):
     assert await layers.asked() == 1
 
 
+async def test_where_memory_is_full_a_run_is_answered_once_all_the_same_and_nobody_else_is(layers, replay, valkey):
+    await IdempotencyStore(valkey)._lasting.library.load()
+    await valkey.config_set("maxmemory", "1mb")
+    try:
+        async with layers.as_user(run_id="r-1"):
+            first = await replay.complete(keyed(layers, key="r-1/1"))
+            again = await replay.complete(keyed(layers, key="r-1/1"))
+        async with layers.as_user():
+            with pytest.raises(Overloaded):
+                await replay.complete(keyed(layers))
+    finally:
+        await valkey.config_set("maxmemory", "0")
+    assert (first.outcome.cached, again.outcome.cached) == ("", "replayed")
+    assert again.answer.raw == first.answer.raw
+    assert await layers.asked() == 1
+
+
+async def test_an_answer_to_a_run_is_kept_for_its_next_owner_and_that_of_anybody_else_for_a_day(layers, valkey):
+    replay = Replay(layers.completions, IdempotencyStore(valkey), run_kept_s=60.0)
+    hour_ms = 3_600_000
+    async with layers.as_user():
+        await replay.complete(keyed(layers))
+    (of_user,) = await valkey.keys("idem:*:llm.chat:*")
+    async with layers.as_user(run_id="r-1"):
+        assert (await replay.complete(keyed(layers, key="r-1/1"))).outcome.cached == ""
+        assert (await replay.complete(keyed(layers, key="r-1/1"))).outcome.cached == "replayed"
+    (of_run,) = {*await valkey.keys("idem:*:llm.chat:*")} - {of_user}
+    (owned,) = await valkey.keys("idem:*:of:*")
+    assert 0 < await valkey.pttl(of_run) <= 60_000 < 23 * hour_ms < await valkey.pttl(of_user)
+    # What an erasure finds both by is there for as long as the longer one.
+    assert await valkey.pttl(owned) > 23 * hour_ms
+    assert await replay.erase("acme", "ana") == 2
+
+
 async def test_without_a_key_or_with_another_one_a_call_is_a_call(layers, replay):
     async with layers.as_user():
         for call in (layers.chat(), layers.chat(), keyed(layers, key="a"), keyed(layers, key="b")):
@@ -79,7 +115,7 @@ async def test_a_second_call_joins_the_first_in_this_process(layers, replay):
     await layers.sim.order({"tokens_per_s": 100, "first_token_delay": 100})
     async with layers.as_user():
         streams = [asyncio.create_task(layers.collected(replay.stream(keyed(layers)))) for _ in range(4)]
-        await asyncio.sleep(0.05)
+        await layers_busy(layers)
         # In the other form: it waits for the first to end.
         whole = asyncio.create_task(replay.complete(keyed(layers)))
         results = await asyncio.gather(*streams)
@@ -219,6 +255,96 @@ async def test_without_the_store_nothing_is_charged(layers):
             await layers.collected(replay.stream(keyed(layers)))
     assert await layers.asked() == 0
     await client.aclose()
+
+
+async def test_an_answer_that_the_store_could_not_take_is_kept_when_it_is_back(layers, replay, valkey):
+    await layers.sim.order("first_token_delay=300", times=2)
+    async with layers.as_user():
+        calls = [asyncio.create_task(replay.complete(keyed(layers, key="a")))]
+        calls.append(asyncio.create_task(layers.collected(replay.stream(keyed(layers, key="b")))))
+        await eventually_async(lambda: both_asked(layers), "both are claimed and asked")
+        await valkey.config_set("min-replicas-to-write", 1)
+        try:
+            await asyncio.gather(*calls)
+        finally:
+            await valkey.config_set("min-replicas-to-write", 0)
+        again = [await replay.complete(keyed(layers, key=key)) for key in ("a", "b")]
+    assert [found.outcome.cached for found in again] == ["replayed", "replayed"]
+    assert await layers.asked() == 2
+
+
+async def test_an_answer_that_waits_for_the_store_is_given_to_whoever_asks_again(layers, valkey, monkeypatch):
+    # It is not tried again within the test, and nobody holds its key.
+    monkeypatch.setattr("services.llm_gateway.late._FIRST_PAUSE_S", 600.0)
+    replay = Replay(layers.completions, IdempotencyStore(valkey), wait_s=5.0)
+    await layers.sim.order("first_token_delay=300", times=1)
+    async with layers.as_user():
+        call = asyncio.create_task(replay.complete(keyed(layers)))
+        await layers_busy(layers)
+        await valkey.config_set("min-replicas-to-write", 1)
+        try:
+            first = await call
+            away = await replay.complete(keyed(layers))
+        finally:
+            await valkey.config_set("min-replicas-to-write", 0)
+        # The store is back, and its lease has run out there.
+        await valkey.flushall()
+        back = await replay.complete(keyed(layers))
+        _, _, streamed = await layers.collected(replay.stream(keyed(layers)))
+        with pytest.raises(IdempotencyMismatch):
+            await replay.complete(keyed(layers, "Tell me about boats."))
+    assert {away.answer.raw, back.answer.raw} == {first.answer.raw}
+    assert [found.outcome.cached for found in (away, back, streamed)] == ["replayed"] * 3
+    assert await layers.asked() == 1
+    await replay.stop(0.0)
+
+
+async def both_asked(layers):
+    return await layers.sim.in_flight() == 2
+
+
+async def test_what_is_kept_late_is_bounded():
+    working, told, tried = set(), [], []
+
+    async def refused():
+        tried.append(1)
+        raise Overloaded("away", reason="STORE_UNAVAILABLE")
+
+    late = Late(working, within_s=0.3, most_bytes=10)
+    late.put("a", Waiting("p", b"0123456789", refused, told.append))
+    late.put("b", Waiting("p", b"0", refused, told.append))
+    assert told == [False]
+    assert (late.found("a", "p"), late.found("b", "p")) == (b"0123456789", None)
+    await asyncio.gather(*working)
+    assert told == [False, False]
+    assert tried
+    assert late.found("a", "p") is None
+    late.put("c", Waiting("p", b"0123456789", lambda: asyncio.sleep(0, True), told.append))
+    await asyncio.gather(*working)
+    assert told == [False, False, True]
+
+
+async def test_a_store_that_is_away_is_sent_one_record_at_a_time():
+    working, told, tried = set(), [], []
+
+    async def store(name):
+        tried.append(name)
+        await asyncio.sleep(0)
+        if len(tried) == 5:
+            raise ValueError("a defect ends one record, and none of the others")
+        if len(tried) < 5:
+            raise Overloaded("away", reason="STORE_UNAVAILABLE")
+        return True
+
+    late = Late(working)
+    for number in range(40):
+        late.put(number, Waiting("p", b"x", partial(store, number), told.append))
+    (task,) = working
+    await task
+    # Four refusals with a pause behind each, and not of the same one; then the others.
+    assert tried[:5] == [0, 1, 2, 3, 4]
+    assert sorted(tried[5:]) == sorted({*range(40)} - {4})
+    assert (told.count(True), told.count(False)) == (39, 1)
 
 
 async def test_what_a_user_left_can_be_erased(layers, replay, valkey):
