@@ -17,7 +17,7 @@ from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service, verifier_of
 from services.common.settings import StartRefused
-from services.common.valkey import connect, ping
+from services.common.valkey import connect, ping, refuse_shards
 from services.tool_executor.adapters.call_ledger import ValkeyCallLedger
 from services.tool_executor.adapters.documents import MemoryDocuments
 from services.tool_executor.adapters.http_tools import HttpTools
@@ -76,7 +76,7 @@ def build(settings: Settings) -> Service:
         },
     )
     watching = _Watching([tools, policies])
-    ledger = ValkeyCallLedger(state)
+    ledger = ValkeyCallLedger(state, settings.state_replicas)
     claims = Claims(ledger)
     # Short timeouts of its own: no call waits for what the breaker wants to know.
     shared = connect(settings.state_url, timeout_s=STORE_TIMEOUT_S, max_connections=8)
@@ -85,14 +85,14 @@ def build(settings: Settings) -> Service:
     rate = ToolCallRate(state, policies, settings.policy_set)
     executor = Executor(lambda: tools.current, claims, rate, ToolBreaker(breakers), Approvals(verifier), Kept(ValkeyLastResults(shared)))
     if settings.audit_days:
-        executor.audit = ToolAudit(AuditStream(state, timedelta(days=settings.audit_days)))
+        executor.audit = ToolAudit(AuditStream(state, timedelta(days=settings.audit_days), settings.state_replicas))
     servicer = ToolServicer(lambda: tools.current, executor)
     return Service(
         settings.service_name,
         add_servicers=[partial(tools_pb2_grpc.add_ToolServiceServicer_to_server, servicer)],
         # The memory service is no dependency: without it only search_documents fails, and says so.
         checks={"state": lambda: ping(state)},
-        start=[watching.start, breakers.start],
+        start=[partial(refuse_shards, state), watching.start, breakers.start],
         # Run from the last to the first: outcomes are stored before the store is let go.
         close=[state.aclose, shared.aclose, dialer.close, http_tools.close, sandbox.close, claims.close, breakers.stop, watching.stop],
         verifier=verifier,

@@ -30,7 +30,8 @@ class ToolAudit:
         """
         made = record_of(principal, request, tool, result)
         try:
-            await self._stream.append(principal.tenant, f"tool/{request.key or secrets.token_hex(16)}", made)
+            name = f"tool/{request.key or secrets.token_hex(16)}"
+            await self._stream.append(principal.tenant, name, made, of_run=bool(principal.run_id))
         except Overloaded:
             log.error("audit_lost", tool=tool, call=request.key)
 

@@ -175,18 +175,12 @@ class Executor:
         if not request.key:
             return None, None
         entry = Entry(
-            tenant=principal.tenant,
-            key=request.key,
-            fingerprint=fingerprint(tool.name, canonical(arguments)),
-            tool=tool.name,
-            version=tool.version,
-            pinned=bool(request.version),
-            repeatable=tool.repeatable,
-            token=secrets.token_hex(8),
+            tenant=principal.tenant, user=principal.user, of_run=bool(principal.run_id), key=request.key,
+            fingerprint=fingerprint(tool.name, canonical(arguments)), tool=tool.name, version=tool.version,
+            pinned=bool(request.version), repeatable=tool.repeatable, token=secrets.token_hex(8),
             lease_s=LEASE_S if tool.repeatable else min(tool.limits.timeout_s, time_left_s) + LEASE_MARGIN_S,
-            user=principal.user,
             again=self._approvals.again(tool, request.approval, principal.tenant, request.run_id, request.key),
-        )
+        )  # fmt: skip
         record = await self._claims.acquire(entry, deadline)
         return entry, None if record.verdict is Verdict.CLAIMED else record
 

@@ -37,6 +37,7 @@ class Entry:
     """A call to be claimed. `pinned`: the caller asked for this version and for no other.
 
     `again`: how often a person had it made again after its outcome stayed unknown; each of these times claims it at most once.
+    `of_run`: a step of a run that was accepted, which goes on where the store's memory is full.
     """
 
     tenant: str
@@ -51,19 +52,22 @@ class Entry:
     again: int = 0
     # Whose call it is; "" where nobody is to be found by it.
     user: str = ""
+    of_run: bool = False
 
 
 class CallLedger(Protocol):
     """Durable records of calls by tenant and key, kept for at least 24 hours. Every method raises Overloaded without a store."""
 
     async def begin(self, entry: Entry) -> Record:
-        """Claims the call, durably, or answers what is known of it."""
+        """Claims the call, or answers what is known of it. The claim of a call that must not be made twice outlasts the loss of a store.
+        Where Overloaded is raised it may have been made all the same."""
 
     async def renew(self, entry: Entry) -> None:
         """Moves the end of the lease to `lease_s` from now."""
 
     async def finish(self, entry: Entry, meta: bytes, output: bytes, *, free: bool) -> bool:
-        """Stores the result; False when the claim was lost. `free`: the key may be claimed again, as nothing has happened."""
+        """Stores the result, which lasts as the claim does; False when the claim was lost. `free`: the key may be claimed again, as
+        nothing has happened."""
 
     async def read(self, tenant: str, key: str) -> Record | None:
         """What is known of a call, None when the key was never seen."""

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.common.settings import Port, ServiceSettings
+from services.common.settings import Port, ReplicatedSettings
 
 
-class Settings(ServiceSettings):
+class Settings(ReplicatedSettings):
     """Environment variables of the tool executor; memory_address is where `search_documents` looks."""
 
     service_name: ClassVar[str] = "tool_executor"
@@ -21,4 +21,4 @@ class Settings(ServiceSettings):
 
     def problems(self) -> list[str]:
         """What is missing to start."""
-        return [*self.missing("state_url"), *self.unreadable("config_dir", "identity_keys_file")]
+        return [*super().problems(), *self.missing("state_url"), *self.unreadable("config_dir", "identity_keys_file")]

@@ -8,6 +8,7 @@ calledBy: [gateway, orchestrator]
 identity: verifier
 requiredStores: [state]
 optionalStores: []
+replicated: true
 configFiles: [tools.yaml, policies.yaml]
 prompts: false
 internet: true

@@ -7,7 +7,8 @@ import time
 import redis.asyncio as redis
 import structlog
 
-from services.common.valkey import UNAVAILABLE, store_unavailable
+from services.common.errors import Overloaded
+from services.common.valkey_replicas import refusals
 
 MOST_RESULTS = 128
 _AT = struct.Struct(">d")
@@ -24,23 +25,24 @@ class ValkeyLastResults:
         """See `LastResults`. A user with too many results begins anew."""
         key = _key(tenant, user)
         try:
-            if await self._client.hlen(key) >= MOST_RESULTS:
-                await self._client.delete(key)
-            async with self._client.pipeline(transaction=False) as pipeline:
+            async with refusals(self._client), self._client.pipeline(transaction=False) as pipeline:
+                if await self._client.hlen(key) >= MOST_RESULTS:
+                    await self._client.delete(key)
                 pipeline.hset(key, name, _AT.pack(time.time()) + output)
                 # As long as the one that is kept longest; GT alone sets no time where there is none.
                 pipeline.pexpire(key, int(kept_s * 1000), nx=True)
                 pipeline.pexpire(key, int(kept_s * 1000), gt=True)
                 await pipeline.execute()
-        except UNAVAILABLE as error:
-            log.info("last_result_lost", reason=type(error).__name__)
+        except Overloaded as error:
+            log.info("last_result_lost", reason=error.reason)
 
     async def last(self, tenant: str, user: str, name: str) -> tuple[float, bytes] | None:
         """See `LastResults`."""
         try:
-            found = await self._client.hget(_key(tenant, user), name)
-        except UNAVAILABLE as error:
-            log.info("last_result_unknown", reason=type(error).__name__)
+            async with refusals(self._client):
+                found = await self._client.hget(_key(tenant, user), name)
+        except Overloaded as error:
+            log.info("last_result_unknown", reason=error.reason)
             return None
         if found is None:
             return None
@@ -50,11 +52,9 @@ class ValkeyLastResults:
     async def erase(self, tenant: str, user: str) -> int:
         """See `LastResults`."""
         key = _key(tenant, user)
-        try:
+        async with refusals(self._client):
             count = int(await self._client.hlen(key))
             await self._client.delete(key)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return count
 
 

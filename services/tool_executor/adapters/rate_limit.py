@@ -23,4 +23,4 @@ class ToolCallRate:
         limit = self._policies.current.tier(self._policy_set, principal.tier).tool_calls_per_minute
         if limit is not None:
             key = f"tool_rate:{{{principal.tenant}}}:{principal.user}"
-            await self._buckets.take([Bucket(key, limit, PERIOD_S, POLICY)])
+            await self._buckets.take([Bucket(key, limit, PERIOD_S, POLICY)], when_full=bool(principal.run_id))

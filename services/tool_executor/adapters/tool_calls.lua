@@ -1,9 +1,9 @@
 #!lua name=bulkhead_tool_calls
 
 -- One hash per call: print, tool, version, token, repeatable, started_at (ms), until (ms), and once it has ended meta,
--- output and free. `stop` says that somebody asked for its end: 1, or 2 where its key is never to run anything again. A record whose
--- print is empty stands for a key that was stopped before a call came with it. Times are the store's own, so that no two clocks are
--- compared.
+-- output and free. `stop` says that somebody asked for its end: 1, or 2 where its key is never to run anything again; then never_begun is
+-- the meta that stands for such a call when whoever was at it is gone. A record whose print is empty stands for a key that was stopped
+-- before a call came with it. Times are the store's own, so that no two clocks are compared.
 local function now_ms()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -16,7 +16,7 @@ end
 local function begin(keys, args)
   local now = now_ms()
   local stored = redis.call('HMGET', keys[1], 'print', 'tool', 'version', 'started_at', 'until', 'meta', 'output', 'free', 'repeatable',
-    'again')
+    'again', 'stop', 'never_begun')
   if stored[1] == '' then return {'done', args[2], args[3], stored[4], '0', stored[6], ''} end
   local again = tonumber(args[9] or '0')
   if stored[1] then
@@ -30,8 +30,12 @@ local function begin(keys, args)
       local left = tonumber(stored[5]) - now
       if left > 0 then return {'running', stored[2], stored[3], stored[4], tostring(left), '', ''} end
       if stored[9] ~= '1' and not anew then return {'unknown', stored[2], stored[3], stored[4], '0', '', ''} end
+      if stored[9] == '1' and stored[11] == '2' and stored[12] then
+        redis.call('HSET', keys[1], 'meta', stored[12], 'output', '', 'free', '0', 'token', '')
+        return {'done', stored[2], stored[3], stored[4], '0', stored[12], ''}
+      end
     end
-    redis.call('HDEL', keys[1], 'meta', 'output', 'free', 'stop')
+    redis.call('HDEL', keys[1], 'meta', 'output', 'free', 'stop', 'never_begun')
   end
   redis.call('HSET', keys[1], 'schema_version', 1, 'print', args[1], 'tool', args[2], 'version', args[3], 'token', args[5],
     'started_at', now, 'until', now + tonumber(args[6]), 'repeatable', args[8])
@@ -89,7 +93,7 @@ local function stop(keys, args)
     -- Whoever was at it is gone, and it does no harm.
     redis.call('HSET', keys[1], 'meta', args[3], 'output', '', 'free', args[1] == '1' and '0' or '1', 'token', '')
   elseif stored[6] ~= '2' then
-    redis.call('HSET', keys[1], 'stop', args[1] == '1' and '2' or '1')
+    redis.call('HSET', keys[1], 'stop', args[1] == '1' and '2' or '1', 'never_begun', args[3])
   end
   return read(keys)
 end
@@ -108,10 +112,12 @@ local function erase(keys)
   return count
 end
 
-redis.register_function('tool_call_erase_v1', erase)
+-- A store that is full takes no new call, but those of runs, and what was begun ends there.
 redis.register_function('tool_call_begin_v1', begin)
-redis.register_function('tool_call_renew_v1', renew)
-redis.register_function('tool_call_finish_v1', finish)
-redis.register_function('tool_call_read_v1', read)
-redis.register_function('tool_call_stop_v1', stop)
-redis.register_function('tool_call_stopping_v1', stopping)
+redis.register_function{function_name='tool_call_begin_of_run_v1', callback=begin, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_renew_v1', callback=renew, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_finish_v1', callback=finish, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_read_v1', callback=read, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_stop_v1', callback=stop, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_stopping_v1', callback=stopping, flags={'allow-oom'}}
+redis.register_function{function_name='tool_call_erase_v1', callback=erase, flags={'allow-oom'}}

@@ -162,7 +162,9 @@ async def client_of(port: int) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def executor_process(folder: Path, state_url: str, identities: testing.Identities) -> AsyncIterator[tuple[testing.Process, int]]:
+async def executor_process(
+    folder: Path, state_url: str, identities: testing.Identities, program: tuple[str, ...] = ("-m", "services.tool_executor")
+) -> AsyncIterator[tuple[testing.Process, int]]:
     """A real executor process that is ready, and its port."""
     port = testing.free_port()
     env = {
@@ -174,7 +176,7 @@ async def executor_process(folder: Path, state_url: str, identities: testing.Ide
         "BULKHEAD_IDENTITY_KEYS_FILE": str(identities.keys_file),
         "BULKHEAD_DRAIN_GRACE_S": "1",
     }
-    process = testing.Process(testing.python("-m", "services.tool_executor"), env=env, log=folder / f"executor-{port}.log")
+    process = testing.Process(testing.python(*program), env=env, log=folder / f"executor-{port}.log")
     try:
         await testing.wait_ready(f"127.0.0.1:{port}")
         yield process, port

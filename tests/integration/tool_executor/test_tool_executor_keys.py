@@ -5,10 +5,13 @@ import signal
 import time
 
 import pytest
+from bulkhead.tools.v1 import tools_pb2
 
 from services.common import testing
 from services.common.errors import BulkheadError, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.valkey import connect
+from services.tool_executor import claims
+from tests.integration.tool_executor import short_leases
 from tests.integration.tool_executor.harness import (
     DONE,
     FAILED,
@@ -192,8 +195,9 @@ async def test_without_a_store_nothing_runs_and_with_it_back_all_goes_on(tmp_pat
 
 
 @pytest.fixture
-def killing(tmp_path, outside):
-    """Tools whose limits let a test see the end of a lease."""
+def killing(tmp_path, outside, monkeypatch):
+    """Tools and leases whose limits let a test see the end of a lease."""
+    short_leases.shorten(monkeypatch.setattr)
     write_config(
         tmp_path,
         [
@@ -206,7 +210,7 @@ def killing(tmp_path, outside):
 async def start_and_kill(tmp_path, state_url, identities, outside, name):
     """SIGKILLs an executor in the middle of a call with the key `k`."""
     outside.gate.clear()
-    async with executor_process(tmp_path, state_url, identities) as (process, port), client_of(port) as client:
+    async with executor_process(tmp_path, state_url, identities, (short_leases.__file__,)) as (process, port), client_of(port) as client:
         task = asyncio.create_task(client.result(name, {"n": 1}, "k"))
         await testing.eventually_async(lambda: outside.seen, "the effect")
         process.kill()
@@ -241,6 +245,20 @@ async def test_after_a_kill_a_read_only_tool_is_run_again_soon(killing, tmp_path
     assert len(outside.seen) == 2
 
 
+async def test_what_was_stopped_for_good_runs_no_more_when_its_process_has_died(
+    killing, tmp_path, state_url, identities, outside, caller, monkeypatch
+):
+    # Whoever stops it does not wait for the end of its lease.
+    monkeypatch.setattr(claims, "STOP_WITHIN_S", 0.1)
+    await start_and_kill(tmp_path, state_url, identities, outside, "read")
+    async with executor(tmp_path, state_url, identities) as client:
+        stopped = await client.stub.CancelToolCall(tools_pb2.CancelToolCallRequest(idempotency_key="k", for_good=True))
+        assert stopped.result.outcome == RUNNING
+        for known in (await client.result("read", {"n": 1}, "k"), await client.known("k")):
+            assert (known.outcome, known.error.code) == (FAILED, "transport.cancelled")
+    assert len(outside.seen) == 1
+
+
 async def test_a_long_call_keeps_its_claim_while_its_process_lives(killing, tmp_path, state_url, identities, outside, caller):
     outside.gate.clear()
     async with executor(tmp_path, state_url, identities) as client:
@@ -248,7 +266,7 @@ async def test_a_long_call_keeps_its_claim_while_its_process_lives(killing, tmp_
         await testing.eventually_async(lambda: outside.seen, "the effect")
         second = asyncio.create_task(client.result("read", {"n": 1}, "k"))
         # Longer than a lease lasts without its heartbeat.
-        await asyncio.sleep(6.5)
+        await asyncio.sleep(1.5 * short_leases.LEASE_S)
         assert (await client.known("k")).outcome == RUNNING
         outside.gate.set()
         results = await asyncio.gather(first, second)
