@@ -46,12 +46,12 @@ _MEMORY = "bulkhead.memory.v1.MemoryService"
 _DOCUMENT = "bulkhead.memory.v1.DocumentService"
 
 EDGES: tuple[Edge, ...] = (
-    Edge("gateway", "orchestrator", _THREAD, ("CreateThread", "GetThread", "ListThreads")),
+    Edge("gateway", "orchestrator", _THREAD, ("CreateThread", "GetThread", "GetThreadSnapshot", "ListThreads")),
     Edge("gateway", "orchestrator", _THREAD, ("ForkThread", "RollbackThread", "DeleteThread")),
     Edge("gateway", "orchestrator", _RUN, ("CreateRun", "GetRun", "ListRuns", "WaitRun", "CancelRun", "StreamEvents")),
     Edge("gateway", "orchestrator", _RUN, ("SteerRun", "UpdatePlan", "StopGeneration", "CancelToolCall")),
     Edge("gateway", "orchestrator", _AGENT, ("ListAgents", "GetAgent")),
-    Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
+    Edge("gateway", "orchestrator", _WEBHOOK, ("CreateWebhook", "GetWebhook", "ListWebhooks", "DeleteWebhook", "RotateWebhookSecret")),
     Edge("gateway", "orchestrator", _APPROVAL, ("ListApprovals", "GetApproval", "DecideApproval")),
     Edge("gateway", "orchestrator", _WEBHOOK, ("ListDeliveries", "Redeliver")),
     Edge("gateway", "orchestrator", _SCHEDULE, ("CreateSchedule", "GetSchedule", "ListSchedules", "UpdateSchedule", "PauseSchedule")),
@@ -65,7 +65,7 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "llm_gateway", _LLM, ("ListModels", "GetModelHealth", "GetBudget")),
     Edge("orchestrator", "memory", _SESSION, ("Recall", "AppendTurns", "ResetSession", "ReplaceSession", "DeleteSession")),
     Edge("orchestrator", "memory", _MEMORY, ("AddMemories", "EraseSubject")),
-    Edge("orchestrator", "llm_gateway", _LLM, ("Complete", "StreamComplete", "EraseSubject")),
+    Edge("orchestrator", "llm_gateway", _LLM, ("Complete", "StreamComplete", "GetBudget", "EraseSubject")),
     Edge("orchestrator", "tool_executor", _TOOL, ("ListTools", "GetTool", "ExecuteTool", "GetToolCall", "CheckArguments")),
     Edge("orchestrator", "tool_executor", _TOOL, ("EraseSubject", "CancelToolCall")),
     Edge("tool_executor", "memory", _DOCUMENT, ("SearchDocuments",)),
@@ -80,6 +80,7 @@ _MODEL = MethodPolicy(timedelta(seconds=120))
 METHODS: Mapping[str, MethodPolicy] = {
     f"/{_THREAD}/CreateThread": _WRITE,
     f"/{_THREAD}/GetThread": _READ,
+    f"/{_THREAD}/GetThreadSnapshot": _READ,
     f"/{_THREAD}/ListThreads": _READ,
     f"/{_THREAD}/ForkThread": MethodPolicy(timedelta(seconds=25)),
     f"/{_THREAD}/RollbackThread": MethodPolicy(timedelta(seconds=25)),
@@ -102,6 +103,7 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_APPROVAL}/GetApproval": _READ,
     f"/{_APPROVAL}/DecideApproval": _WRITE,
     f"/{_WEBHOOK}/CreateWebhook": _WRITE,
+    f"/{_WEBHOOK}/GetWebhook": _READ,
     f"/{_WEBHOOK}/ListWebhooks": _READ,
     f"/{_WEBHOOK}/DeleteWebhook": _WRITE,
     f"/{_WEBHOOK}/RotateWebhookSecret": _WRITE,

@@ -132,6 +132,15 @@ class IdempotencyMismatch(BulkheadError):
     default_reason = "IDEMPOTENCY_MISMATCH"
 
 
+class FailedPrecondition(BulkheadError):
+    """The request is right and what it needs is not in place; metadata names it. Waiting does not help, an administrator may."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 409
+    counts_against_slo = False
+    default_reason = "FAILED_PRECONDITION"
+
+
 class QuotaExceeded(BulkheadError):
     """A limit of the caller's tier; metadata `policy` names it and `retry_after_s` says when to come back."""
 
@@ -195,7 +204,7 @@ _BY_REASON: Mapping[str, type[BulkheadError]] = {
     cls.default_reason: cls
     for cls in (
         InvalidInput, Unauthenticated, PermissionDenied, NotFound, Gone, Conflict, IdempotencyMismatch,
-        QuotaExceeded, BudgetExceeded, Overloaded, UpstreamFailed, DeadlineExceeded, Cancelled, Internal,
+        FailedPrecondition, QuotaExceeded, BudgetExceeded, Overloaded, UpstreamFailed, DeadlineExceeded, Cancelled, Internal,
     )
 }  # fmt: skip
 _BY_CODE: Mapping[grpc.StatusCode, type[BulkheadError]] = {

@@ -46,7 +46,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "dev": {"log_level": "DEBUG", "log_format": "console", "drain_grace_s": 6.0, "drain_flush_s": 1.0, "policy_set": "dev"},
     "test": {"log_level": "INFO", "log_format": "json", "policy_set": "test"},
-    "staging": {"log_level": "INFO", "log_format": "json", "policy_set": "prod", "price_unknown": "deny", "audit_days": 400},
+    "staging": {
+        "log_level": "INFO",
+        "log_format": "json",
+        "policy_set": "prod",
+        "price_unknown": "deny",
+        "audit_days": 400,
+        "envelope_keys_required": True,
+    },
     "prod": {
         "log_level": "INFO",
         "log_format": "json",
@@ -54,8 +61,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "price_unknown": "deny",
         "audit_days": 400,
         "least_state_replicas": 1,
+        "envelope_keys_required": True,
     },
 }
+# A file of root keys, as docs and charts show it too.
+MAKE_ROOT_KEYS = """printf '{"keys": [{"id": "%s", "key": "%s"}]}' "$(date +%Y-%m)" "$(openssl rand -base64 32)" > keys.json"""
 
 
 class StartRefused(Exception):
@@ -136,6 +146,15 @@ class ServiceSettings(BaseSettings):
         """A problem line for each named setting that is empty."""
         return [f"{PREFIX}{name.upper()} is required" for name in names if not getattr(self, name)]
 
+    def unencrypted(self, keys_file: Path | None, *, required: bool) -> list[str]:
+        """A problem line where what is kept of people would be stored in plain text and must not be."""
+        if keys_file is not None or not required:
+            return []
+        return [
+            f"{PREFIX}ENVELOPE_KEYS_FILE is required: what is kept of people is not stored in plain text here. One file is for orchestrator"
+            f" and memory; this makes it: {MAKE_ROOT_KEYS}"
+        ]
+
     def unreadable(self, *names: str) -> list[str]:
         """A problem line for each named file that is missing or cannot be read; an unset one is a problem as well."""
         found = []
@@ -148,6 +167,31 @@ class ServiceSettings(BaseSettings):
             elif not os.access(path, os.R_OK):
                 found.append(f"{PREFIX}{name.upper()}: {path} cannot be read")
         return found
+
+
+class ReplicatedSettings(ServiceSettings):
+    """Of a service that keeps in the state store what no loss of a primary may take."""
+
+    state_replicas: int = Field(
+        0,
+        ge=0,
+        le=5,
+        description="Replicas that must have on disk, before it counts (WAITAOF), what must not be lost: accepts, claims and checkpoints of"
+        " runs, claims of tool calls that must not be made twice, idempotency and audit records.",
+    )
+    least_state_replicas: int = Field(
+        0, ge=0, le=5, description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: one disk that is lost must lose nothing."
+    )
+
+    def problems(self) -> list[str]:
+        """Too few replicas."""
+        if self.state_replicas >= self.least_state_replicas:
+            return super().problems()
+        return [
+            *super().problems(),
+            f"BULKHEAD_STATE_REPLICAS is {self.state_replicas} and must be at least {self.least_state_replicas}: set it to the replicas"
+            " of the state store that must have a write on disk",
+        ]
 
 
 SettingsT = TypeVar("SettingsT", bound=ServiceSettings)

@@ -131,6 +131,15 @@ class Process:
         """Sends a signal to the process itself."""
         self._popen.send_signal(number)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It does nothing meanwhile, and has lost nothing behind that."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Exit status; AssertionError when it does not end in time."""
         try:
@@ -174,6 +183,16 @@ def wait_for_port(port: int, process: Process, timeout_s: float = PATIENCE_S) ->
     eventually(listening, f"port {port} listening", timeout_s)
 
 
+def _has_loaded(port: int) -> bool:
+    # It listens before it has read what it kept, and refuses everything until then.
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5.0) as probe:
+            probe.sendall(b"PING\r\n")
+            return probe.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
 @contextmanager
 def valkey_server(kind: str = "state", port: int = 0, folder: Path | None = None) -> Iterator[tuple[str, Process]]:
     """A real Valkey; answers its URL and its process. `kind` is state or cache."""
@@ -184,6 +203,7 @@ def valkey_server(kind: str = "state", port: int = 0, folder: Path | None = None
         process = Process(command(port, where), log=Path(temporary) / "valkey.log")
         try:
             wait_for_port(port, process)
+            eventually(lambda: _has_loaded(port), "the store has read its files")
             yield f"redis://127.0.0.1:{port}/0", process
         finally:
             process.stop()

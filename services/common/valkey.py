@@ -14,15 +14,17 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
+from redis.exceptions import AskError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as ValkeyConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
 from services.common.errors import Overloaded
+from services.common.settings import StartRefused
 from services.common.valkey_pipelines import Batches, missed
 
 # What callers may catch as "the store is away"; everything else from redis is a defect of ours.
-UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, OSError)
+# AskError is MOVED as well: a cluster says so where another server has taken this one's place.
+UNAVAILABLE = (ValkeyConnectionError, ValkeyTimeoutError, ReadOnlyError, AskError, OSError)
 
 PLAIN, SECURE, SENTINELS = "redis://", "rediss://", "redis+sentinel://"
 SENTINEL_PORT = 26379
@@ -56,7 +58,7 @@ class _Connection(redis.Connection):
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*args, **options)
-        except ReadOnlyError:
+        except (ReadOnlyError, AskError):
             self.mark_for_reconnect()
             raise
 
@@ -150,11 +152,25 @@ def _sentinels(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
     return [(str(address.hostname), address.port or SENTINEL_PORT) for address in addresses], name, access
 
 
+def beside(client: redis.Redis, host: str, port: int) -> redis.Redis:
+    """A client of another server of the same store, with all that leads to the one of `client`: login, TLS, timeouts."""
+    pool = client.connection_pool
+    options = {name: value for name, value in pool.connection_kwargs.items() if name != "connection_pool"}
+    kind = _SecureConnection if issubclass(pool.connection_class, redis.SSLConnection) else _Connection
+    return redis.Redis.from_pool(_Pool(**{**options, "host": host, "port": port, "connection_class": kind, "max_connections": 2}))
+
+
 async def look_again(client: redis.Redis) -> None:
     """Ends connections that are idle, so that the next calls go to whoever is the primary by now: one that others have taken the
     place of may not know it for seconds, in which it answers and nothing that it takes lasts."""
     Batches.of(client).leave()
-    await client.connection_pool.disconnect(inuse_connections=False)
+    pool = client.connection_pool
+    # Taken out first: a call that got one of them while it is being closed would be told that it failed, whether it was done or not.
+    idle, pool._available_connections = pool._available_connections, []
+    try:
+        await asyncio.gather(*(connection.disconnect() for connection in idle), return_exceptions=True)
+    finally:
+        pool._available_connections += idle
 
 
 def store_unavailable(store: str = "state") -> Overloaded:
@@ -207,6 +223,11 @@ class Library:
         """
         return await self._batches.add(self, self.command(name, keys, args))
 
+    async def batched_command(self, *command: Any) -> Any:
+        """A command of the store itself among the batched calls; its answer is as the store gives it, a map as a list of names and
+        values. Raises redis errors."""
+        return await self._batches.add(self, command)
+
     def submit(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> asyncio.Future:
         """As `batched`, without waiting: the future gets the answer, or the redis error. Whoever ends it before is left alone."""
         return self._batches.add(self, self.command(name, keys, args))
@@ -224,6 +245,38 @@ def _content_addressed(code: str) -> tuple[str, dict[str, str]]:
     return _LIBRARY_NAME.sub(rf"#!lua name=\1_{digest}", code), names
 
 
+class SeveralShards(ValkeyConnectionError):
+    """The store is a cluster of several shards: keys of one thread or tenant are at one of them, and a client goes to one only."""
+
+    def __init__(self, shards: int) -> None:
+        super().__init__(
+            f"the store is a cluster of {shards} shards, and a store of one shard is needed: a primary with replicas, or a cluster whose"
+            " slots are all at one primary"
+        )
+        self.shards = shards
+
+
 async def ping(client: redis.Redis) -> bool:
-    """Readiness check of a store."""
-    return bool(await client.ping())
+    """Readiness check of a store. Raises SeveralShards, and what UNAVAILABLE names."""
+    pong = await client.ping()
+    try:
+        told = await client.execute_command("CLUSTER INFO")
+    except AskError:
+        raise
+    except ResponseError:
+        # It is no cluster; or the command is not allowed, and whoever asks for a key of another shard is refused.
+        return bool(pong)
+    shards = int(told.get("cluster_size", 0))
+    if shards > 1:
+        raise SeveralShards(shards)
+    return bool(pong)
+
+
+async def refuse_shards(client: redis.Redis, variable: str = "BULKHEAD_STATE_URL") -> None:
+    """For the start of a service. Raises StartRefused for a store of several shards; that one is away is told by readiness."""
+    try:
+        await ping(client)
+    except SeveralShards as error:
+        raise StartRefused([f"{variable}: {error}"]) from error
+    except (*UNAVAILABLE, ResponseError):
+        return

@@ -52,11 +52,12 @@ class _Held:
 class Accounts:
     """Reads and writes accounts. `start()` subscribes to changes; without it a revoked key or an old limit lives up to 10 s.
 
-    `keys`, `users`, `teams` and `tenants` write records. Everything raises Overloaded when the store is away.
+    `keys`, `users`, `teams` and `tenants` write records. Everything raises Overloaded when the store is away. What was changed counts
+    once `replicas` have it on disk.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        store = Store(client)
+    def __init__(self, client: redis.Redis, replicas: int = 0) -> None:
+        store = Store(client, replicas)
         self._store = store
         self._client = client
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -146,6 +147,12 @@ class Accounts:
         _refuse_ended(record, record.expires_at)
         held = self._fresh(principal) or await self._shared((principal, True), partial(self._read_held, principal, record))
         _refuse_blocked(held)
+
+    async def confirm_holders(self, principal: Principal) -> None:
+        """Whether a principal that came without a key may act. Raises Unauthenticated where its tenant, team or user is blocked."""
+        held = self._fresh(principal) or await self._shared((principal, False), partial(self._read_held, principal, None))
+        if held.blocked:
+            raise Unauthenticated(f"the {held.blocked} is blocked", reason="BLOCKED_ACCOUNT")
 
     async def limits(self, principal: Principal) -> PrincipalLimits:
         """What limits `principal` beside its tier; cached for at most 10 s, changes are pushed.
@@ -248,20 +255,26 @@ class Accounts:
             for digest in [digest for digest, known in self._known.items() if known.record.key_id == key_id]:
                 del self._known[digest]
 
+    def _forget_all(self) -> None:
+        self._changes += 1
+        self._reads.clear()
+        self._known.clear()
+        self._unknown.clear()
+        self._held.clear()
+
     async def _listen(self) -> None:
         while True:
             try:
                 async with self._client.pubsub() as subscription:
                     await subscription.subscribe(REVOCATIONS, CHANGES)
-                    # What changed while nobody listened must not live on in the caches.
-                    self._changes += 1
-                    self._known.clear()
-                    self._unknown.clear()
-                    self._held.clear()
                     while True:
-                        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=1.0)
-                        if message:
+                        message = await subscription.get_message(timeout=1.0)
+                        if message and message["type"] == "message":
                             self._forget(text(message["data"]))
+                        elif message:
+                            # It is listened from here on, and not from when it was asked for. What changed while nobody did must not
+                            # live on in the caches.
+                            self._forget_all()
             except UNAVAILABLE as error:
                 log.warning("revocations_interrupted", error=type(error).__name__)
                 await asyncio.sleep(1.0)

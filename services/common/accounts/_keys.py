@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +12,8 @@ from redis.asyncio.client import Pipeline
 
 from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, decode, encode
 from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, holder_key, id_key, key_key, keys_key, text
-from services.common.errors import Conflict, NotFound
+from services.common.errors import BulkheadError, Conflict, NotFound, Overloaded
+from services.common.tasks import Whole
 
 PREFIX = "bh_"
 ID_PREFIX = "key_"
@@ -34,6 +36,7 @@ class Keys:
     def __init__(self, store: Store, forget: Callable[[str], None]) -> None:
         self._store = store
         self._forget = forget
+        self._whole = Whole()
 
     async def create(self, record: KeyRecord, *, strict: bool = False) -> IssuedKey:
         """Stores `record` as a new key: id, times and hint are made here.
@@ -62,7 +65,13 @@ class Keys:
             if claimed:
                 pipeline.hset(alias_key(record.tenant), record.name, record.key_id)
 
-        await self._store.transaction(write)
+        try:
+            await self._store.transaction(write)
+        except Overloaded:
+            # The primary may have it all the same: nobody knows its secret, and whoever asks again would find the name taken.
+            with suppress(BulkheadError):
+                await self._whole(self.delete(record.key_id, record.tenant, kept=False))
+            raise
         return IssuedKey(secret, record)
 
     async def find(self, key_id: str, tenant: str) -> KeyRecord:
@@ -85,14 +94,20 @@ class Keys:
             # The key was rotated, or deleted, between the two reads.
         return None
 
-    async def find_id(self, reference: str, tenant: str) -> str:
-        """The id of a key that is named by its id, its secret, or the SHA-256 of its secret. Raises NotFound."""
+    async def find_id(self, reference: str, tenant: str, *, to_change: bool = True) -> str:
+        """The id of a key that is named by its id, its secret, or the SHA-256 of its secret. Raises NotFound.
+
+        That refuses a change for good, unless the key is not `to_change`: so it is told once replicas have what was read.
+        """
         if reference.startswith(ID_PREFIX):
-            return (await self.find(reference, tenant)).key_id
-        digest = digest_of(reference) if reference.startswith(PREFIX) else reference
-        raw = await self._store.get(key_key(digest)) if len(digest) == 64 and digest.isalnum() else None
-        record = decode(KeyRecord, raw) if raw else None
+            record = await self.current(reference)
+        else:
+            digest = digest_of(reference) if reference.startswith(PREFIX) else reference
+            raw = await self._store.get(key_key(digest)) if len(digest) == 64 and digest.isalnum() else None
+            record = decode(KeyRecord, raw) if raw else None
         if record is None or record.tenant != tenant:
+            if to_change:
+                await self._store.confirm()
             raise NotFound("no such key")
         return record.key_id
 

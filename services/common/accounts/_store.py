@@ -16,7 +16,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import WatchError
 
 from services.common.errors import BulkheadError, Conflict
-from services.common.valkey import UNAVAILABLE, store_unavailable
+from services.common.valkey_replicas import asked, lasting_transaction
 
 # Digests of secrets whose record changed; every version listens to it.
 REVOCATIONS = "acct:revoked"
@@ -69,10 +69,14 @@ def _quoted(name: str) -> str:
 
 
 class Store:
-    """Reads, and changes by watch and transaction. Raises Overloaded when the store is away."""
+    """Reads, and changes by watch and transaction. Raises Overloaded when the store is away, or refuses for now.
 
-    def __init__(self, client: redis.Redis) -> None:
+    A change, and what refuses one, counts once `replicas` have on disk what was written or read.
+    """
+
+    def __init__(self, client: redis.Redis, replicas: int = 0) -> None:
         self._client = client
+        self._replicas = replicas
         self._places = asyncio.Semaphore(MOST_TRANSACTIONS)
 
     async def get(self, key: str) -> bytes | None:
@@ -82,42 +86,43 @@ class Store:
     async def many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Values of several keys."""
         found: list[bytes | None] = []
-        try:
-            for start in range(0, len(keys), CHUNK):
-                found += await self._client.mget(keys[start : start + CHUNK])
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        for start in range(0, len(keys), CHUNK):
+            found += await asked(self._client, self._client.mget(keys[start : start + CHUNK]))
         return found
 
     async def field(self, key: str, name: str) -> str | None:
         """One field of a hash."""
-        try:
-            found = await self._client.hget(key, name)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        found = await asked(self._client, self._client.hget(key, name))
         return None if found is None else text(found)
 
     async def members(self, key: str) -> list[str]:
         """A set, sorted."""
-        try:
-            return sorted(text(member) for member in await self._client.smembers(key))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        return sorted(text(member) for member in await asked(self._client, self._client.smembers(key)))
 
     async def transaction(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
         """Runs `work`, which watches, reads, calls multi() and queues writes, until nobody changed between what it read.
 
         Raises Conflict when others were faster every time, and what `work` raises before multi(): nothing is written then.
         """
-        try:
-            for _ in range(MOST_TRIES):
-                async with self._places, self._client.pipeline(transaction=True) as pipeline:
-                    try:
-                        return await _run(pipeline, work)
-                    except WatchError:
-                        await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        return await asked(self._client, self._tried(work))
+
+    async def confirm(self) -> None:
+        """Returns once replicas have what was read: whoever is told that a key is gone does not end it again."""
+        if self._replicas:
+
+            async def nothing(pipeline: Pipeline) -> None:
+                await pipeline.watch(REVOCATIONS)
+                pipeline.multi()
+
+            await self.transaction(nothing)
+
+    async def _tried(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+        for _ in range(MOST_TRIES):
+            async with self._places, lasting_transaction(self._client, self._replicas) as pipeline:
+                try:
+                    return await _run(pipeline, work)
+                except WatchError:
+                    await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311 - jitter
         raise Conflict("the record is being changed by others; try again")
 
 

@@ -4,7 +4,7 @@ stream = AuditStream(client, kept=timedelta(days=400))
 await stream.append("acme", "run/run_1", {"kind": "run", **whom(principal), "input_hash": digest(text)})
 """
 
-from services.common.audit._records import canonical, digest, whom
+from services.common.audit._records import canonical, digest, user_hash, whom
 from services.common.audit._stream import AuditEntry, AuditStream
 
-__all__ = ["AuditEntry", "AuditStream", "canonical", "digest", "whom"]
+__all__ = ["AuditEntry", "AuditStream", "canonical", "digest", "user_hash", "whom"]

@@ -46,6 +46,9 @@ def digest(content: str | bytes) -> str:
 
 def whom(principal: Principal) -> dict[str, Any]:
     """The fields of a record that say for whom something was done: the user by digest, the key by its id."""
-    return {
-        "user_hash": digest(f"{principal.tenant}\n{principal.user}"), "key_id": principal.key_id, "tier": principal.tier,
-    }  # fmt: skip
+    return {"user_hash": user_hash(principal.tenant, principal.user), "key_id": principal.key_id, "tier": principal.tier}
+
+
+def user_hash(tenant: str, user: str) -> str:
+    """A user of a tenant, as records name them."""
+    return digest(f"{tenant}\n{user}")

@@ -8,13 +8,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import redis.asyncio as redis
-from redis.exceptions import ResponseError
 
 from services.common.audit._records import canonical
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
-
-# A refusal of the store to write goes away: memory full, disk full, too few replicas.
-_REFUSALS = ("OOM", "MISCONF", "NOREPLICAS")
+from services.common.valkey import Library
+from services.common.valkey_replicas import Lasting, asked
 
 
 class AuditEntry(NamedTuple):
@@ -47,33 +44,27 @@ class AuditStream:
     Sealing reads from here in order and keeps what it sealed elsewhere; numbers and canonical JSON are what a chain is made over.
     """
 
-    def __init__(self, client: redis.Redis, kept: timedelta) -> None:
-        """Records are deleted `kept` after they were appended: by later appends to the same stream, or all when none comes."""
-        self._client, self._kept_ms = client, int(kept.total_seconds() * 1000)
-        self._library = Library(client, Path(__file__).with_name("audit.lua"))
+    def __init__(self, client: redis.Redis, kept: timedelta, replicas: int = 0) -> None:
+        """Records are deleted `kept` after they were appended: by later appends to the same stream, or all when none comes.
 
-    async def append(self, tenant: str, record_id: str, record: Mapping[str, Any]) -> bool:
+        An append counts once `replicas` have the record on disk, whoever appended it.
+        """
+        self._client, self._kept_ms = client, int(kept.total_seconds() * 1000)
+        self._lasting = Lasting(Library(client, Path(__file__).with_name("audit.lua")), replicas)
+
+    async def append(self, tenant: str, record_id: str, record: Mapping[str, Any], *, of_run: bool = False) -> bool:
         """Appends a record; False, and nothing changes, where one of this id is there. Raises ValueError as `canonical`.
 
-        Whoever does not know whether an append arrived appends again.
+        Whoever does not know whether an append arrived appends again. That of a run that was accepted, or of its calls (`of_run`), is
+        appended also where the store's memory is full.
         """
+        function = "audit_append_of_run_v1" if of_run else "audit_append_v1"
         args = [record_id, canonical(record), self._kept_ms]
-        try:
-            return bool(await self._library.batched("audit_append_v1", _Keys.of(tenant).names(), args))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
-        except ResponseError as error:
-            # redis-py takes the code off the message of those that it has a class for.
-            if (getattr(error, "status_code", None) or str(error)).startswith(_REFUSALS):
-                raise store_unavailable() from error
-            raise
+        return bool(await self._lasting.call(function, _Keys.of(tenant).names(), args))
 
     async def read(self, tenant: str, after: int = 0, most: int = 100) -> list[AuditEntry]:
         """Records after number `after`, oldest first, at most `most`."""
-        try:
-            found: Any = await self._client.xrange(_Keys.of(tenant).stream, f"{after + 1}-0", "+", count=most)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        found: Any = await asked(self._client, self._client.xrange(_Keys.of(tenant).stream, f"{after + 1}-0", "+", count=most))
         return [
             AuditEntry(int(number.partition(b"-")[0]), int(fields[b"m"]), fields[b"i"].decode(), fields[b"d"]) for number, fields in found
         ]

@@ -29,3 +29,5 @@ local function append(keys, args)
 end
 
 redis.register_function('audit_append_v1', append)
+-- Runs that were accepted end where memory is full, and nothing they hold goes before their records are here.
+redis.register_function{function_name='audit_append_of_run_v1', callback=append, flags={'allow-oom'}}

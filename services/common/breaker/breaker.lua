@@ -149,4 +149,5 @@ local function step(keys, argv)
   return {c.open and 1 or 0, c.open and math.max(0, c.till - now) or 0, math.max(0, c.lease - now), c.probes, granted and 1 or 0}
 end
 
-redis.register_function('breaker_step_v1', step)
+-- A few numbers for each name: what is known of it is shared also where memory is full.
+redis.register_function{function_name='breaker_step_v1', callback=step, flags={'allow-oom'}}

@@ -6,8 +6,8 @@ plain = await envelope.open("acme", "event", stored)        # plain text of befo
 await envelope.erase("acme", "ana")                          # within MAX_AGE_S nobody opens it any more: `open` answers None
 """
 
-from services.common.envelope._envelope import MAX_AGE_S, Envelope, is_sealed
+from services.common.envelope._envelope import KEY_TABLES, MAX_AGE_S, Envelope, is_sealed
 from services.common.envelope._roots import RootKeys
 from services.common.envelope._start import opened_envelope
 
-__all__ = ["MAX_AGE_S", "Envelope", "RootKeys", "is_sealed", "opened_envelope"]
+__all__ = ["KEY_TABLES", "MAX_AGE_S", "Envelope", "RootKeys", "is_sealed", "opened_envelope"]

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from services.common.envelope._roots import KEY_BYTES, NONCE_BYTES, RootKeys
 from services.common.errors import Internal, Overloaded
 from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey_replicas import Lasting
 
 # A key that was destroyed is used for no longer than this by whoever has it at hand.
 MAX_AGE_S = 5.0
@@ -28,8 +29,9 @@ MOST_CACHED = 20_000
 MARK = b"\x01"
 ID_BYTES = 16
 _HEAD = len(MARK) + ID_BYTES
-REPLICA_WAIT_MS = 1_200
 TABLE = "envelope"
+# What SCAN finds the tables of all tenants with; while there is none, nothing is sealed.
+KEY_TABLES = f"{TABLE}:{{*}}"
 KEY_MISSING, KEY_DAMAGED = "ENVELOPE_KEY_MISSING", "ENVELOPE_KEY_DAMAGED"
 log = structlog.get_logger("bulkhead.envelope")
 
@@ -68,9 +70,9 @@ class Envelope:
     """Every method raises Overloaded: STORE_UNAVAILABLE without a store, ENVELOPE_KEY_MISSING where the root key is not in the file."""
 
     def __init__(self, client: redis.Redis, roots: RootKeys, *, replicas: int = 0, max_age_s: float = MAX_AGE_S) -> None:
-        """`replicas` must have a new key on disk before anything is sealed with it."""
-        self._client, self._roots, self._replicas, self._max_age_s = client, roots, replicas, max_age_s
-        self._library = Library(client, Path(__file__).with_name("envelope.lua"))
+        """`replicas` must have a key on disk before anything is sealed with it, and know of its end before that is told."""
+        self._client, self._roots, self._max_age_s = client, roots, max_age_s
+        self._lasting = Lasting(Library(client, Path(__file__).with_name("envelope.lua")), replicas)
         self._cache: OrderedDict[tuple[str, str | bytes], _Kept] = OrderedDict()
 
     async def seal(self, tenant: str, subject: str, kind: str, plain: bytes) -> bytes:
@@ -116,7 +118,8 @@ class Envelope:
 
         Whoever lets the subject begin anew waits for it; once it was answered with 0, it is forgotten.
         """
-        left = int(await self._call("envelope_left_v1", tenant, [subject_digest(tenant, subject), int(self._max_age_s * 1000)]))
+        args = [subject_digest(tenant, subject), int(self._max_age_s * 1000)]
+        left = int(await self._lasting.passing("envelope_left_v1", [_table(tenant)], args))
         return left / 1000 if left >= 0 else None
 
     # --- keys ---
@@ -139,7 +142,8 @@ class Envelope:
         kept = self._kept(name)
         if kept is None:
             began = time.monotonic()
-            found = self._unwrapped(tenant, await self._call("envelope_find_v1", tenant, ["", key_id.hex()]))
+            # What was sealed with it is there, and was written after it.
+            found = self._unwrapped(tenant, await self._lasting.passing("envelope_find_v1", [_table(tenant)], ["", key_id.hex()]))
             kept = self._keep(name, found, began)
         return kept.key
 
@@ -148,9 +152,7 @@ class Envelope:
         key_id, plain, nonce = secrets.token_bytes(ID_BYTES), secrets.token_bytes(KEY_BYTES), os.urandom(NONCE_BYTES)
         wrapped = nonce + AESGCM(tenant_key).encrypt(nonce, plain, _about_key(tenant, digest, key_id))
         record = orjson.dumps({"v": 1, "subject": digest, "key": wrapped.hex()})
-        answer = await self._call("envelope_make_v1", tenant, [digest, key_id.hex(), record])
-        await self._on_disk()
-        key = self._unwrapped(tenant, answer)
+        key = self._unwrapped(tenant, await self._call("envelope_make_v1", tenant, [digest, key_id.hex(), record]))
         if key is None:
             raise Overloaded("the key was destroyed while it was made", reason="SUBJECT_BEING_ERASED", retry_after_s=1.0)
         return key
@@ -167,7 +169,7 @@ class Envelope:
         """
         count = 0
         try:
-            async for name in self._client.scan_iter(match=f"{TABLE}:{{*}}", count=1000):
+            async for name in self._client.scan_iter(match=KEY_TABLES, count=1000):
                 tenant = unquote(name.decode().removeprefix(f"{TABLE}:{{").removesuffix("}"))
                 count += await self._rewrapped(tenant)
         except UNAVAILABLE as error:
@@ -240,20 +242,12 @@ class Envelope:
         return kept
 
     async def _call(self, name: str, tenant: str, args: list) -> Any:
-        try:
-            return await self._library.batched(name, [f"{TABLE}:{{{quote(tenant, safe='')}}}"], args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        """A key that was only found counts once replicas have it as well: whoever made it may still be waiting for them."""
+        return await self._lasting.call(name, [_table(tenant)], args)
 
-    async def _on_disk(self) -> None:
-        if not self._replicas:
-            return
-        try:
-            acknowledged = await self._client.execute_command("WAITAOF", 1, self._replicas, REPLICA_WAIT_MS)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
-        if int(acknowledged[1]) < self._replicas:
-            raise Overloaded("too few replicas of the state store took the key", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
+
+def _table(tenant: str) -> str:
+    return f"{TABLE}:{{{quote(tenant, safe='')}}}"
 
 
 def _about_key(tenant: str, digest: str, key_id: bytes) -> bytes:

@@ -6,6 +6,6 @@ if claim.answer is not None: return claim.answer      # same key and body: the f
 await store.finish(claim, answer)                     # or abandon(claim) when nothing was done
 """
 
-from services.common.idempotency._store import Claim, IdempotencyStore, fingerprint
+from services.common.idempotency._store import KEPT, Claim, IdempotencyStore, fingerprint
 
-__all__ = ["Claim", "IdempotencyStore", "fingerprint"]
+__all__ = ["KEPT", "Claim", "IdempotencyStore", "fingerprint"]

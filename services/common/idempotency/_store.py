@@ -1,15 +1,18 @@
 """Claims on idempotency keys, one Lua function each for begin, finish and abandon."""
 
+import asyncio
 import hashlib
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import redis.asyncio as redis
 
-from services.common.errors import Conflict, IdempotencyMismatch
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.errors import Conflict, IdempotencyMismatch, Overloaded
+from services.common.valkey import Library
+from services.common.valkey_replicas import Lasting, asked
 
 KEPT = timedelta(hours=24)
 MAX_KEY = 255
@@ -35,26 +38,36 @@ class Claim:
 
 
 class IdempotencyStore:
-    """Claims in the state store."""
+    """Claims in the state store. A claim, an answer and what refuses a caller count once `replicas` have them on disk.
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._library = Library(client, Path(__file__).with_name("idempotency.lua"))
+    All methods raise Overloaded while the store is away, or refuses for now.
+    """
 
-    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float = 30.0) -> Claim:
-        """Claims `key`. An empty key claims nothing and is always free.
+    def __init__(self, client: redis.Redis, replicas: int = 0) -> None:
+        self._lasting = Lasting(Library(client, Path(__file__).with_name("idempotency.lua")), replicas)
+        self._giving_back: set[asyncio.Task[None]] = set()
 
-        Raises IdempotencyMismatch for another fingerprint, Conflict while another holder's lease runs, Overloaded without a store.
-        A holder that died leaves the key free again when its lease has run out.
+    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float = 30.0, of_run: bool = False) -> Claim:
+        """Claims `key`. An empty key claims nothing and is always free. A step of a run that was accepted (`of_run`) claims it also
+        where the store's memory is full.
+
+        Raises IdempotencyMismatch for another fingerprint, Conflict while another holder's lease runs.
+        A holder that died leaves the key free again when its lease has run out; whoever is refused, or cancelled meanwhile, before.
         """
         if not key:
             return Claim("", "", None)
         name = f"idem:{{{tenant}}}:{method}:{hashlib.sha256(key.encode()).hexdigest()}"
         token = secrets.token_hex(8)
         args = [print_, token, int(lease_s * 1000), int(KEPT.total_seconds() * 1000)]
+        begun = self._lasting.submit("idempotency_begin_of_run_v1" if of_run else "idempotency_begin_v1", [name], args)
         try:
-            verdict, value = await self._library.batched("idempotency_begin_v1", [name], args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+            verdict, value = await asked(self._lasting.library.client, asyncio.shield(begun))
+        except (Overloaded, asyncio.CancelledError):
+            # The primary may have the claim all the same: nobody holds this token, and the next caller would find the key taken.
+            task = asyncio.get_running_loop().create_task(self._give_back(begun, Claim(name, token, None)))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+            raise
         verdict = verdict.decode() if isinstance(verdict, bytes) else verdict
         if verdict == "mismatch":
             raise IdempotencyMismatch("the idempotency key was used before with another body")
@@ -68,38 +81,32 @@ class IdempotencyStore:
         """Holds the claim for another lease; False when it was lost to another holder meanwhile."""
         if not claim.key:
             return True
-        try:
-            return bool(await self._library.batched("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        return bool(await self._lasting.passing("idempotency_renew_v1", [claim.key], [claim.token, int(lease_s * 1000)]))
 
-    async def finish(self, claim: Claim, answer: bytes, *, owner: str = "") -> bool:
-        """Stores the answer; False when the claim was lost to another holder meanwhile.
+    async def finish(self, claim: Claim, answer: bytes, *, owner: str = "", kept: timedelta = KEPT) -> bool:
+        """Stores the answer for `kept`; False when the claim was lost to another holder meanwhile.
 
         `owner` stands for the person whose data the answer may hold, and is what `erase` finds it by.
         """
         if not claim.key:
             return True
         keys = [claim.key, _owned(claim.key.partition(":{")[2].partition("}")[0], owner)] if owner else [claim.key]
-        try:
-            return bool(await self._library.batched("idempotency_finish_v1", keys, [claim.token, answer, int(KEPT.total_seconds() * 1000)]))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        return bool(await self._lasting.call("idempotency_finish_v1", keys, [claim.token, answer, int(kept.total_seconds() * 1000)]))
 
     async def erase(self, tenant: str, owner: str) -> int:
         """Deletes the answers of an owner; answers how many there were."""
-        try:
-            return int(await self._library.batched("idempotency_erase_v1", [_owned(tenant, owner)], []))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
+        return int(await self._lasting.call("idempotency_erase_v1", [_owned(tenant, owner)], []))
 
     async def abandon(self, claim: Claim) -> None:
         """Gives the key back after work that had no effect."""
         if claim.key:
-            try:
-                await self._library.batched("idempotency_abandon_v1", [claim.key], [claim.token])
-            except UNAVAILABLE as error:
-                raise store_unavailable() from error
+            await self._lasting.passing("idempotency_abandon_v1", [claim.key], [claim.token])
+
+    async def _give_back(self, begun: asyncio.Future, claim: Claim) -> None:
+        # Not before the claim was made, or refused.
+        await asyncio.wait((begun,))
+        with suppress(Overloaded):
+            await self.abandon(claim)
 
 
 def _owned(tenant: str, owner: str) -> str:

@@ -36,7 +36,8 @@ local function finish(keys, args)
     local now = now_ms()
     redis.call('ZREMRANGEBYSCORE', keys[2], '-inf', now)
     redis.call('ZADD', keys[2], now + tonumber(args[3]), keys[1])
-    redis.call('PEXPIRE', keys[2], args[3])
+    -- Another answer of the owner may be kept for longer than this one.
+    if redis.call('PTTL', keys[2]) < tonumber(args[3]) then redis.call('PEXPIRE', keys[2], args[3]) end
   end
   return 1
 end
@@ -56,8 +57,10 @@ local function abandon(keys, args)
   return 1
 end
 
+-- A store that is full takes no new work, but that of runs, and what was begun ends there.
 redis.register_function('idempotency_begin_v1', begin)
-redis.register_function('idempotency_finish_v1', finish)
-redis.register_function('idempotency_abandon_v1', abandon)
-redis.register_function('idempotency_renew_v1', renew)
-redis.register_function('idempotency_erase_v1', erase)
+redis.register_function{function_name='idempotency_begin_of_run_v1', callback=begin, flags={'allow-oom'}}
+redis.register_function{function_name='idempotency_finish_v1', callback=finish, flags={'allow-oom'}}
+redis.register_function{function_name='idempotency_abandon_v1', callback=abandon, flags={'allow-oom'}}
+redis.register_function{function_name='idempotency_renew_v1', callback=renew, flags={'allow-oom'}}
+redis.register_function{function_name='idempotency_erase_v1', callback=erase, flags={'allow-oom'}}

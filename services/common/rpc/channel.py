@@ -178,7 +178,8 @@ class _Call:
         timeout_s = _timeout_of(self._policy, timeout, context)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded("no time is left for this call", metadata={"service": self._channel.callee})
-        token = context.token if context is not None and context.token else (self._channel.mint() if self._channel.mint else "")
+        token = context.outgoing_token() if context is not None else ""
+        token = token or (self._channel.mint() if self._channel.mint else "")
         return timeout_s, metadata_of(context, token)
 
 

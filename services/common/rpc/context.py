@@ -3,7 +3,7 @@
 import contextvars
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +21,7 @@ class CallContext:
     """The context of one call, or of the background work of one run.
 
     `deadline` is in seconds of `time.monotonic()`. `token` is the internal token as it came in or was minted; outgoing
-    calls pass it on.
+    calls pass it on. Whoever may mint and outlives a token gives `mint` instead, which is asked by each of them.
     """
 
     request_id: str = field(default_factory=new_request_id)
@@ -29,6 +29,11 @@ class CallContext:
     deadline: float | None = None
     principal: Principal | None = None
     token: str = ""
+    mint: Callable[[], str] | None = None
+
+    def outgoing_token(self) -> str:
+        """The internal token of a call that is made now; empty where there is none."""
+        return self.token if self.mint is None else self.mint()
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline (negative when past), None without one."""

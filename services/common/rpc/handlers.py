@@ -117,7 +117,8 @@ class _Guard:
             refusal = error
         if refusal is None and remaining is None and self._needs_deadline:
             refusal = InvalidInput("the call has no deadline; set one", reason="DEADLINE_MISSING")
-        span = _tracer.start_span(self._span_name, context=extract_trace(carrier), kind=SpanKind.SERVER, attributes=self._attributes)
+        parent = extract_trace(carrier)
+        span = _tracer.start_span(self._span_name, context=parent, kind=SpanKind.SERVER, attributes=self._attributes)
         if span.is_recording():
             span.set_attribute("bulkhead.request_id", call.request_id)
             span.set_attribute("bulkhead.canary", call.canary)
@@ -126,7 +127,8 @@ class _Guard:
                 if call.principal.run_id:
                     span.set_attribute("bulkhead.run_id", call.principal.run_id)
         call_context.enter(call)
-        otel_context.attach(trace.set_span_in_context(span))
+        # With its baggage, which goes on to the calls that are made here.
+        otel_context.attach(trace.set_span_in_context(span, parent))
         return span, refusal
 
     def unary(self, behavior: Callable) -> Callable:

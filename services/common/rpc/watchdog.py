@@ -1,16 +1,20 @@
 """Measures how late the event loop is, exports it, and logs where it stands when it is held up."""
 
 import asyncio
-import sys
+import faulthandler
+import os
+import tempfile
 import threading
 import time
-import traceback
+from typing import BinaryIO
 
 import structlog
 from opentelemetry.metrics import get_meter
 
 TICK_S = 0.05
 ALARM_S = 0.2
+# So many of the innermost frames are told.
+FRAMES = 8
 log = structlog.get_logger("bulkhead.watchdog")
 _lag = get_meter("bulkhead.process").create_histogram(
     "bulkhead_event_loop_lag_seconds", unit="s", description="How late a timer of the event loop fired."
@@ -52,7 +56,28 @@ class Watchdog:
             late = time.monotonic() - self._beat - TICK_S
             if late > ALARM_S and self._beat != reported:
                 reported = self._beat
-                frame = sys._current_frames().get(self._thread_id)
-                stack = [line.strip() for line in traceback.format_stack(frame)[-8:]] if frame else []
+                stack = _stack_of(self._thread_id)
                 # Not `stack`: structlog renders that name itself and wants one string.
                 log.warning("event_loop_blocked", late_s=round(late, 3), frames=stack)
+
+
+def _stack_of(thread_id: int) -> list[str]:
+    """The innermost frames of another thread, outermost first: file, line and function of each."""
+    # Frame objects of a thread at work, as sys._current_frames() makes them, can crash CPython 3.11; faulthandler makes none.
+    with _unnamed_file() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        text = file.read().decode("utf-8", "replace")
+    found = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("  File "):
+            found += [line.strip()] if inside else []
+        elif line.startswith(("Thread ", "Current thread ")):
+            inside = f" 0x{thread_id:016x} " in line
+    return found[:FRAMES][::-1]
+
+
+def _unnamed_file() -> BinaryIO:
+    # Where the file system is read-only there is memory still.
+    return os.fdopen(os.memfd_create("stacks"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()

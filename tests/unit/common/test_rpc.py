@@ -10,6 +10,8 @@ import pytest
 from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 from grpc_health.v1 import health_pb2
+from opentelemetry import baggage
+from opentelemetry import context as otel_context
 
 from services.common import testing
 from services.common.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, Overloaded, PermissionDenied, Unauthenticated
@@ -23,11 +25,12 @@ class Echo(llm_pb2_grpc.LlmServiceServicer):
 
     def __init__(self):
         self.cancelled = asyncio.Event()
-        self.seen = []
+        self.seen, self.baggage = [], []
 
     async def Complete(self, request, context):
         call = call_context.current()
         self.seen.append(call)
+        self.baggage.append(dict(baggage.get_all()))
         match request.input.model:
             case "missing":
                 raise NotFound("no such model", reason="MODEL_NOT_FOUND", metadata={"model": "missing"})
@@ -88,6 +91,16 @@ async def test_a_call_carries_principal_canary_request_id_and_the_deadline_less_
     seen = echo.seen[0]
     assert (seen.canary, seen.request_id) == (True, sent.request_id)
     assert 0 < seen.deadline - time.monotonic() < 7
+
+
+async def test_baggage_goes_along_and_no_call_has_that_of_another(served, identities):
+    stub, echo, *_ = served
+    with testing.calling(identities):
+        token = otel_context.attach(baggage.set_baggage("campaign", "spring sale"))
+        await stub.Complete(ask())
+        otel_context.detach(token)
+        await stub.Complete(ask())
+    assert echo.baggage == [{"campaign": "spring sale"}, {}]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis.exceptions import ConnectionError as ValkeyConnectionError
+from redis.exceptions import ResponseError
 
+from services.common import testing
 from services.common.valkey import Library, connect, look_again
-from services.common.valkey_pipelines import LONG_S
+from services.common.valkey_pipelines import LEAST_WAIT_S, MOST_WAIT_S
+from services.common.valkey_replicas import Lasting
 from services.orchestrator.testing.store_proxy import before_store
 
 
@@ -67,6 +70,24 @@ async def test_an_emptied_store_gets_every_library_of_a_pipeline_again(state_url
         assert await asyncio.gather(*calls) == [b"one", b"two", b"one"]
 
 
+@pytest.mark.parametrize("replicas", [0, 1])
+async def test_a_function_that_is_missing_after_its_library_was_loaded_is_the_stores_error(pair, tmp_path, replicas):
+    primary, _, _ = pair
+    path = tmp_path / "half.lua"
+    path.write_text(
+        "#!lua name=half\nredis.register_function('there_v1', function() return 1 end)\n"
+        "if false then redis.register_function('absent_v1', function() return 1 end) end\n"
+    )
+    lasting = Lasting(Library(primary, path), replicas)
+    await primary.config_resetstat()
+    there, absent = lasting.submit("there_v1", ["x"], []), lasting.submit("absent_v1", ["x"], [])
+    async with asyncio.timeout(testing.PATIENCE_S):
+        with pytest.raises(ResponseError, match="Function not found"):
+            await absent
+        assert await there == 1
+    assert (await primary.info("commandstats"))["cmdstat_function|load"]["calls"] == 1
+
+
 async def test_what_cannot_be_said_to_the_store_is_the_error_of_who_says_it_and_of_nobody_else(state_url, tmp_path):
     async with _libraries(state_url, tmp_path) as (_, one, two):
         good = two.submit("two_v1", ["k"], [])
@@ -88,34 +109,64 @@ async def test_while_one_pipeline_is_held_up_the_others_do_not_wait_for_it_each_
             await two.batched("two_v1", ["k"], [])
             took.append(clock() - began)
         # Whoever waits for the one before waits so long each time.
-        assert min(took) < 0.9 * LONG_S
+        assert min(took) < 0.9 * LEAST_WAIT_S
         hold.release()
         await first
 
 
-async def test_calls_that_were_answered_before_the_connection_was_lost_have_their_answers(tmp_path):
-    async def half(reader, writer):
+@asynccontextmanager
+async def _library_of(tmp_path, answer):
+    """A library in a server of which `answer(writer, number of calls)` speaks."""
+
+    async def serve(reader, writer):
         with suppress(OSError):
             while data := await reader.read(65536):
-                fcalls = data.count(b"FCALL")
-                writer.write(b":7\r\n" * min(fcalls, 2) if fcalls else b"+OK\r\n" * data.count(b"*"))
-                if fcalls:
-                    await writer.drain()
-                    writer.transport.close()
-                    return
+                if calls := data.count(b"FCALL"):
+                    answer(writer, calls)
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
 
-    server = await asyncio.start_server(half, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     path = tmp_path / "one.lua"
     path.write_text("#!lua name=one\nredis.register_function('one_v1', function() return 7 end)\n")
     client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
     try:
-        library = Library(client, path)
-        answers = await asyncio.gather(*(library.submit("one_v1", ["k"], []) for _ in range(3)), return_exceptions=True)
-        assert answers[:2] == [7, 7]
-        assert isinstance(answers[2], ValkeyConnectionError)
+        yield Library(client, path)
     finally:
         await client.aclose()
         server.close()
+
+
+async def test_the_next_pipeline_waits_longer_where_all_of_them_take_long(tmp_path):
+    pipelines = []
+
+    def late(writer, calls):
+        pipelines.append(calls)
+        asyncio.get_running_loop().call_later(1.5 * MOST_WAIT_S, writer.write, b":7\r\n" * calls)
+
+    async with _library_of(tmp_path, late) as library:
+        for _ in range(20):
+            await library.batched("one_v1", ["k"], [])
+        pipelines.clear()
+        loop = asyncio.get_running_loop()
+        began, calls = loop.time(), []
+        while loop.time() - began < 20 * MOST_WAIT_S:
+            calls.append(library.submit("one_v1", ["k"], []))
+            await asyncio.sleep(LEAST_WAIT_S)
+        assert set(await asyncio.gather(*calls)) == {7}
+        assert sum(pipelines) == len(calls)
+        assert len(pipelines) <= (loop.time() - began) / MOST_WAIT_S + 1
+
+
+async def test_calls_that_were_answered_before_the_connection_was_lost_have_their_answers(tmp_path):
+    def half(writer, calls):
+        writer.write(b":7\r\n" * min(calls, 2))
+        writer.transport.close()
+
+    async with _library_of(tmp_path, half) as library:
+        answers = await asyncio.gather(*(library.submit("one_v1", ["k"], []) for _ in range(3)), return_exceptions=True)
+        assert answers[:2] == [7, 7]
+        assert isinstance(answers[2], ValkeyConnectionError)
 
 
 async def test_who_looks_again_uses_no_connection_of_before_also_where_one_was_at_work(state_url, valkey, tmp_path):
