@@ -12,7 +12,7 @@ from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service
 from services.common.settings import StartRefused
-from services.common.valkey import connect, ping
+from services.common.valkey import connect, ping, refuse_shards
 from services.memory.adapters.llm_embeddings import LlmEmbeddings
 from services.memory.adapters.milvus_client import MilvusConnection
 from services.memory.adapters.milvus_index import MilvusIndex
@@ -60,13 +60,13 @@ def build(settings: Settings) -> Service:
         on_new=partial(work.intend, REINDEX, 0),
     )
     search = HybridSearch(index, embedder)
-    envelope = opened_envelope(state, settings.envelope_keys_file)
+    envelope = opened_envelope(state, settings.envelope_keys_file, replicas=settings.state_replicas)
     session_store = ValkeySessions(state, settings.window_turns, settings.session_ttl_s, envelope)
     records = ValkeyMemories(state, envelope)
     memories = LongTermMemories(records, index, embedder, search, work, settings.duplicate_similarity)
     documents = TenantDocuments(ValkeyDocuments(state), index, embedder, search, work, settings.chunk_chars, settings.chunk_overlap_chars)
     upkeep = Upkeep(work, memories, documents, minter, index.maintain)
-    once = Once(IdempotencyStore(state))
+    once = Once(IdempotencyStore(state, settings.state_replicas))
     erasure = Erasure(session_store, records, documents, index, work, once, envelope, embedder)
     sessions = SessionServicer(
         SessionWindows(session_store, settings.window_tokens),
@@ -83,7 +83,7 @@ def build(settings: Settings) -> Service:
         ],
         # llm_gateway is not among them: without embeddings memory still answers, with a warning.
         checks={"state": partial(ping, state), "milvus": milvus.check},
-        start=[upkeep.start],
+        start=[partial(refuse_shards, state), upkeep.start],
         close=[state.aclose, milvus.close, dialer.close, upkeep.stop],
         verifier=verifier,
     )

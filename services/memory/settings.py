@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, SecretStr
 
-from services.common.settings import Port, PositiveSeconds, ServiceSettings
+from services.common.settings import Port, PositiveSeconds, ReplicatedSettings
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Settings(ServiceSettings):
+class Settings(ReplicatedSettings):
     """BULKHEAD_STATE_URL=redis://valkey:6379/0        sessions, records of memories and documents
     BULKHEAD_MILVUS_URI=http://milvus:19530            vectors and keywords
     BULKHEAD_LLM_GATEWAY_ADDRESS=llm-gateway:50052     embeddings
@@ -23,8 +23,17 @@ class Settings(ServiceSettings):
     grpc_port: Port = Field(50054, description="Port of the gRPC listener.")
     metrics_port: Port = Field(9465, description="Port of the Prometheus metrics; 0 turns them off.")
     state_url: str = Field("", description="Valkey of the kind `state`: sessions, records of memories and documents.")
+    state_replicas: int = Field(
+        0, ge=0, le=5, description="Replicas that must have a key of encrypted data or an idempotency record on disk (WAITAOF)."
+    )
+    least_state_replicas: int = Field(
+        0, ge=0, le=5, description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: with a key all that it encrypts is lost."
+    )
     envelope_keys_file: Path | None = Field(
         None, description="Root keys that encrypt personal data, the same for orchestrator and memory; absent: nothing is encrypted."
+    )
+    envelope_keys_required: bool = Field(
+        False, description="Refuses to start without BULKHEAD_ENVELOPE_KEYS_FILE: personal data is not stored in plain text."
     )
     milvus_uri: str = Field("", description="Milvus or Milvus Lite server, as http(s)://host:port.")
     milvus_token: SecretStr = Field(SecretStr(""), description="Token or user:password of Milvus; empty for none.")
@@ -51,8 +60,9 @@ class Settings(ServiceSettings):
 
     def problems(self) -> list[str]:
         """Everything that keeps the service from starting."""
-        found = self.missing("state_url", "milvus_uri")
+        found = [*super().problems(), *self.missing("state_url", "milvus_uri")]
         found += self.unreadable("identity_keys_file", "identity_signing_key_file")
+        found += self.unencrypted(self.envelope_keys_file, required=self.envelope_keys_required)
         if not self.llm_gateway_address and self.address_file is None:
             found.append("BULKHEAD_LLM_GATEWAY_ADDRESS (or BULKHEAD_ADDRESS_FILE) is required")
         if self.milvus_uri and not self.milvus_uri.startswith(("http://", "https://", "tcp://")):

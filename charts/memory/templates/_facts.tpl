@@ -8,6 +8,7 @@ calledBy: [gateway, orchestrator, tool-executor]
 identity: issuer
 requiredStores: [state, vectors]
 optionalStores: []
+replicated: true
 configFiles: []
 prompts: false
 internet: false

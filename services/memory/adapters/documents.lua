@@ -1,9 +1,18 @@
 #!lua name=bulkhead_memory_documents
 
--- KEYS: records hash (id -> JSON), index zset (score: created ms), meta hash (`epoch`, and `v:<id>`: highest version), all of one tenant.
+-- KEYS: records hash (id -> JSON), index zset (score: created ms), meta hash, all of one tenant. Of the meta hash: `epoch`; `v:<id>`, the
+-- highest version; `d:<digest>`, the same of a document that is gone, as an id is made of a title and must not outlast its document.
 
--- ARGV: id. Answers a version that nobody had before.
+local function gone(keys, id)
+  return 'd:' .. redis.sha1hex(keys[3] .. ' ' .. id)
+end
+
+-- ARGV: id. Answers a version that nobody had before, also where the document was removed meanwhile.
 local function reserve(keys, args)
+  local field = gone(keys, args[1])
+  local before = tonumber(redis.call('HGET', keys[3], field) or '0')
+  if before > tonumber(redis.call('HGET', keys[3], 'v:' .. args[1]) or '0') then redis.call('HSET', keys[3], 'v:' .. args[1], before) end
+  if before > 0 then redis.call('HDEL', keys[3], field) end
   return redis.call('HINCRBY', keys[3], 'v:' .. args[1], 1)
 end
 
@@ -42,7 +51,11 @@ local function remove(keys, args)
   redis.call('HDEL', keys[1], args[1])
   redis.call('ZREM', keys[2], args[1])
   redis.call('HINCRBY', keys[3], 'epoch', 1)
-  return {raw, tonumber(redis.call('HGET', keys[3], 'v:' .. args[1]) or '0')}
+  local highest = tonumber(redis.call('HGET', keys[3], 'v:' .. args[1]) or '0')
+  redis.call('HDEL', keys[3], 'v:' .. args[1])
+  local field = gone(keys, args[1])
+  redis.call('HSET', keys[3], field, math.max(highest, tonumber(redis.call('HGET', keys[3], field) or '0')))
+  return {raw, highest}
 end
 
 redis.register_function('memory_documents_reserve_v1', reserve)

@@ -12,7 +12,7 @@ import redis.asyncio as redis
 import structlog
 
 from services.common.errors import Internal
-from services.common.valkey import UNAVAILABLE, store_unavailable
+from services.common.valkey_replicas import refusals
 from services.memory.adapters.barrier import Barrier
 from services.memory.adapters.milvus_client import CollectionMissing, MilvusConnection
 from services.memory.adapters.milvus_filters import OF_SUBJECT, ONE_MEMORY, VERSIONS, render, stored_id, visible
@@ -85,14 +85,12 @@ class MilvusIndex:
     async def _make(self, dimension: int) -> None:
         name = _collection_name(self._model, dimension)
         is_new = await self._connection.ddl(lambda client: _create(client, name, dimension, self._consistency))
-        try:
+        async with refusals(self._state):
             await self._state.hset(REGISTRY, f"collection:{name}", b"{}")
             # Planned before the collection counts as known: whoever made it may have died before this.
             if is_new or self._model not in await self._registered():
                 await self._on_new()
             await self._state.hset(REGISTRY, self._model, orjson.dumps({"v": 1, "name": name, "dimension": dimension}))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         self._name, self._dimension = name, dimension
         log.info("collection_ready", is_new=is_new, collection=name, model=self._model, dimension=dimension)
 
@@ -100,16 +98,12 @@ class MilvusIndex:
         """Somebody emptied the store: the next row that is written makes the collection again."""
         log.error("collection_missing", collection=self._name)
         self._name, self._dimension = "", 0
-        try:
+        async with refusals(self._state):
             await self._state.hdel(REGISTRY, self._model)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def _registered(self) -> dict[str, Any]:
-        try:
+        async with refusals(self._state):
             found = await self._state.hgetall(REGISTRY)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return {key.decode(): orjson.loads(value) for key, value in found.items()}
 
     async def insert(self, collection: str, rows: Sequence[Row]) -> None:

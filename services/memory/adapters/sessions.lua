@@ -107,9 +107,21 @@ local function erase(keys, args)
   return 1
 end
 
+-- KEYS: sessions of a user. ARGV: session, ms that it is kept.
+local function list(keys, args)
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  redis.call('ZREMRANGEBYSCORE', keys[1], '-inf', now)
+  redis.call('ZADD', keys[1], now + tonumber(args[2]), args[1])
+  redis.call('PEXPIRE', keys[1], args[2])
+  return 1
+end
+
 redis.register_function('memory_session_erase_v1', erase)
-redis.register_function('memory_session_append_v1', append)
+-- What a run that has ended leaves is taken where memory is full: until then the run keeps as much, and all of its log.
+redis.register_function{function_name='memory_session_list_v1', callback=list, flags={'allow-oom'}}
+redis.register_function{function_name='memory_session_append_v1', callback=append, flags={'allow-oom'}}
 redis.register_function('memory_session_replace_v1', replace)
 redis.register_function('memory_session_delete_v1', delete)
 redis.register_function{function_name='memory_session_window_v1', callback=window, flags={'no-writes'}}
-redis.register_function('memory_session_reset_v1', reset)
+redis.register_function{function_name='memory_session_reset_v1', callback=reset, flags={'allow-oom'}}

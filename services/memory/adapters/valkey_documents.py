@@ -7,7 +7,8 @@ from pathlib import Path
 import orjson
 import redis.asyncio as redis
 
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import refusals
 from services.memory.adapters.keys import tag
 from services.memory.adapters.paging import newest_first
 from services.memory.ports import DocumentRecord
@@ -25,10 +26,8 @@ class ValkeyDocuments:
         return [f"memory:documents:{own}", f"memory:documents:{own}:index", f"memory:documents:{own}:meta"]
 
     async def _call(self, name: str, tenant: str, args: list):
-        try:
+        async with refusals(self._client):
             return await self._library.batched(name, self._keys(tenant), args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def reserve(self, tenant: str, document_id: str) -> int:
         """See `Documents`."""
@@ -52,18 +51,14 @@ class ValkeyDocuments:
     async def page(self, tenant: str, size: int, after: tuple[int, str] | None) -> tuple[list[DocumentRecord], bool]:
         """See `Documents`."""
         records, index, _ = self._keys(tenant)
-        try:
+        async with refusals(self._client):
             raw, more = await newest_first(self._client, index, records, size, after)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return [_record(entry) for entry in raw], more
 
     async def count(self, tenant: str) -> int:
         """See `Documents`."""
-        try:
+        async with refusals(self._client):
             return int(await self._client.hlen(self._keys(tenant)[0]))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def remove(self, tenant: str, document_id: str) -> tuple[DocumentRecord, int] | None:
         """See `Documents`."""

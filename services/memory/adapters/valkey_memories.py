@@ -14,7 +14,8 @@ import redis.asyncio as redis
 from services.common.envelope import Envelope
 from services.common.errors import Overloaded
 from services.common.identity import Principal
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import refusals
 from services.memory.adapters.keys import tag
 from services.memory.adapters.paging import newest_first
 from services.memory.ports import MemoryRecord
@@ -41,10 +42,8 @@ class ValkeyMemories:
         raw = await self._packed(principal.tenant, principal.user, record)
         args = [record.memory_id, record.created_ms, raw, _digest(record.text), now_ms]
         args.append(orjson.dumps(principal.as_dict()))
-        try:
+        async with refusals(self._client):
             standing = await self._library.batched("memory_memories_add_v1", self._keys(principal.tenant, principal.user), args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         # One that is there and cannot be opened is of a key that was destroyed since.
         return await self._record(principal.tenant, standing) or record
 
@@ -52,10 +51,8 @@ class ValkeyMemories:
         """See `Memories`."""
         if not memory_ids:
             return {}
-        try:
+        async with refusals(self._client):
             found = await self._client.hmget(self._keys(tenant, user)[0], list(memory_ids))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         now_ms = int(time.time() * 1000)
         records = await self._records(tenant, [raw for raw in found if raw])
         return {record.memory_id: record for record in records if record.expires_ms > now_ms}
@@ -64,52 +61,42 @@ class ValkeyMemories:
         """See `Memories`."""
         records, index, *_ = self._keys(tenant, user)
         now_ms = int(time.time() * 1000)
-        try:
+        async with refusals(self._client):
             raw, more = await newest_first(
                 self._client, index, records, size, after, keep=lambda raw: orjson.loads(raw)["expires_ms"] > now_ms
             )
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return await self._records(tenant, raw), more
 
     async def count(self, tenant: str, user: str) -> int:
         """See `Memories`."""
-        try:
+        async with refusals(self._client):
             return int(await self._client.hlen(self._keys(tenant, user)[0]))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def owners(self, cursor: int) -> tuple[int, list[Principal]]:
         """See `Memories`."""
-        try:
+        async with refusals(self._client):
             cursor, keys = await self._client.scan(cursor, match=f"memory:memories:*{OWNER}", count=500)
             found = await self._client.mget(keys) if keys else []
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return cursor, [Principal.from_dict(orjson.loads(raw)) for raw in found if raw]
 
     async def remove(self, tenant: str, user: str, memory_id: str) -> bool:
         """See `Memories`."""
         keys = self._keys(tenant, user)
-        try:
+        async with refusals(self._client):
             raw = await self._client.hget(keys[0], memory_id)
             if raw is None:
                 return False
             record = await self._record(tenant, raw)
             return bool(await self._library.call("memory_memories_remove_v1", keys, [memory_id, _digest(record.text) if record else ""]))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def erase(self, tenant: str, user: str) -> int:
         """See `Memories`."""
         keys = self._keys(tenant, user)
-        try:
+        async with refusals(self._client):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.hlen(keys[0])
                 pipeline.delete(*keys)
                 count, _ = await pipeline.execute()
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return int(count)
 
     async def _packed(self, tenant: str, user: str, record: MemoryRecord) -> bytes:

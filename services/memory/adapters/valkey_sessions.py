@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,8 @@ import redis.asyncio as redis
 
 from services.common.envelope import Envelope, is_sealed
 from services.common.errors import IdempotencyMismatch, NotFound, Overloaded
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import refusals
 from services.memory.adapters.keys import tag
 from services.memory.ports import Turn
 
@@ -39,12 +39,10 @@ class ValkeySessions:
         """See `Sessions`. Raises IdempotencyMismatch when `key` was used with another fingerprint."""
         field = f"key:{hashlib.sha256(key.encode()).hexdigest()}" if key else ""
         args = [user, self._window_turns, self._ttl_ms, field, print_, *await self._arguments(tenant, user, turns)]
-        try:
+        async with refusals(self._client):
             # A session that is listed and not there is harmless; one that is there and not listed would outlive its user's erasure.
             await self._list(tenant, user, session)
             verdict, count = await self._library.batched("memory_session_append_v1", self._keys(tenant, session), args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         if verdict == b"foreign":
             raise NotFound("no such session")
         if verdict == b"mismatch":
@@ -55,11 +53,9 @@ class ValkeySessions:
         """See `Sessions`."""
         args = [user, self._window_turns, self._ttl_ms, as_of, len(forgotten), *forgotten]
         args += await self._arguments(tenant, user, turns)
-        try:
+        async with refusals(self._client):
             await self._list(tenant, user, session)
             verdict, count = await self._library.call("memory_session_replace_v1", self._keys(tenant, session), args)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         if verdict in (b"foreign", b"deleted"):
             raise NotFound("no such session")
         return int(count)
@@ -67,18 +63,14 @@ class ValkeySessions:
     async def delete(self, tenant: str, user: str, session: str) -> int | None:
         """See `Sessions`."""
         args = [user, int(TOMBSTONE_KEPT.total_seconds() * 1000)]
-        try:
+        async with refusals(self._client):
             count = int(await self._library.call("memory_session_delete_v1", self._keys(tenant, session), args))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return None if count < 0 else count
 
     async def window(self, tenant: str, user: str, session: str) -> list[Turn] | None:
         """See `Sessions`."""
-        try:
+        async with refusals(self._client):
             found = await self._library.batched("memory_session_window_v1", self._keys(tenant, session)[:2], [user])
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         if found is None:
             return None
         if self._envelope is not None:
@@ -90,11 +82,9 @@ class ValkeySessions:
 
     async def reset(self, tenant: str, user: str, session: str, ended_before_ms: int = 0) -> int | None:
         """See `Sessions`."""
-        try:
+        async with refusals(self._client):
             args = [user, ended_before_ms or ""]
             count = int(await self._library.call("memory_session_reset_v1", self._keys(tenant, session)[:2], args))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return None if count < 0 else count
 
     async def _arguments(self, tenant: str, user: str, turns: Sequence[Turn]) -> list:
@@ -104,24 +94,17 @@ class ValkeySessions:
         return [part for turn, raw in zip(turns, packed, strict=True) for part in (turn.run_id, turn.ended_ms, raw)]
 
     async def _list(self, tenant: str, user: str, session: str) -> None:
-        now_ms, key = time.time() * 1000, _listed(tenant, user)
-        async with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.zremrangebyscore(key, "-inf", now_ms)
-            pipeline.zadd(key, {session: now_ms + self._ttl_ms})
-            pipeline.pexpire(key, self._ttl_ms)
-            await pipeline.execute()
+        await self._library.batched("memory_session_list_v1", [_listed(tenant, user)], [session, self._ttl_ms])
 
     async def erase(self, tenant: str, user: str, sessions: Sequence[str]) -> int:
         """See `Sessions`."""
-        try:
+        async with refusals(self._client):
             listed = [member.decode() for member in await self._client.zrange(_listed(tenant, user), 0, -1)]
             names = sorted({*listed, *sessions})
             done = await asyncio.gather(
                 *(self._library.batched("memory_session_erase_v1", self._keys(tenant, session), [user]) for session in names)
             )
             await self._client.delete(_listed(tenant, user))
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return sum(map(int, done))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 import redis.asyncio as redis
 
-from services.common.valkey import UNAVAILABLE, Library, store_unavailable
+from services.common.valkey import Library
+from services.common.valkey_replicas import refusals
 
 KEY = "memory:work"
 
@@ -22,34 +23,26 @@ class ValkeyWork:
     async def intend(self, item: Mapping[str, Any], delay_s: float) -> str:
         """See `Work`."""
         ticket = orjson.dumps({"v": 1, **item}, option=orjson.OPT_SORT_KEYS).decode()
-        try:
+        async with refusals(self._client):
             await self._library.batched("memory_work_intend_v1", [KEY], [ticket, int(delay_s * 1000)])
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return ticket
 
     async def settle(self, ticket: str) -> None:
         """See `Work`."""
-        try:
+        async with refusals(self._client):
             await self._client.zrem(KEY, ticket)
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def drop(self, tenant: str, user: str) -> int:
         """See `Work`."""
-        try:
+        async with refusals(self._client):
             found = [item async for item, _ in self._client.zscan_iter(KEY, count=500)]
             theirs = [item for item in found if _belongs(orjson.loads(item), tenant, user)]
             return int(await self._client.zrem(KEY, *theirs)) if theirs else 0
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
 
     async def claim(self, count: int, lease_s: float) -> list[tuple[str, dict[str, Any]]]:
         """See `Work`."""
-        try:
+        async with refusals(self._client):
             due = await self._library.call("memory_work_claim_v1", [KEY], [count, int(lease_s * 1000)])
-        except UNAVAILABLE as error:
-            raise store_unavailable() from error
         return [(raw.decode(), orjson.loads(raw)) for raw in due]
 
 

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio as redis
 
-from services.common.valkey import UNAVAILABLE, store_unavailable
+from services.common.errors import Overloaded
+from services.common.valkey_replicas import refusals
 
 # Renewed while it is held; a holder that died blocks others no longer than this.
 LEASE_MS = 3_000
@@ -30,22 +31,22 @@ class WriteLock:
         """Waits for the lock. Raises Overloaded when the state store is away."""
         token = secrets.token_hex(8)
         async with self._local:
-            try:
+            async with refusals(self._client):
                 while not await self._client.set(self._key, token, nx=True, px=LEASE_MS):  # noqa: ASYNC110 - the holder may be another process
                     await asyncio.sleep(RETRY_S)
-            except UNAVAILABLE as error:
-                raise store_unavailable() from error
             renewing = asyncio.create_task(self._renew(token))
             try:
                 yield
             finally:
                 renewing.cancel()
                 # When the store is away the lease ends by itself; the write behind it is done either way.
-                with suppress(*UNAVAILABLE):
-                    await self._client.eval(RELEASE, 1, self._key, token)
+                with suppress(Overloaded):
+                    async with refusals(self._client):
+                        await self._client.eval(RELEASE, 1, self._key, token)
 
     async def _renew(self, token: str) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            with suppress(*UNAVAILABLE):
-                await self._client.eval(RENEW, 1, self._key, token, LEASE_MS)
+            with suppress(Overloaded):
+                async with refusals(self._client):
+                    await self._client.eval(RENEW, 1, self._key, token, LEASE_MS)
