@@ -1,5 +1,6 @@
 """Accepting and cancelling runs, and opening threads: what callers may change."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,13 +12,14 @@ import orjson
 from opentelemetry import trace
 
 from services.common.config import ConfigFile
-from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound, Overloaded, QuotaExceeded
+from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
 from services.common.limits import Policies, TierPolicy
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
-from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.common.tasks import Whole
+from services.orchestrator.agents import AgentCatalog, AgentDefinition, arm_of
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import (
@@ -34,8 +36,10 @@ from services.orchestrator.records import (
     Schedule,
     ThreadRecord,
 )
+from services.orchestrator.reserving import check_quota, waits
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
+from services.orchestrator.tool_check import ToolCheck
 from services.orchestrator.turn.finish import cancelled_data
 from services.orchestrator.turn.state import COUNTED
 from services.orchestrator.worker import Worker
@@ -74,6 +78,8 @@ class RunRequest:
     continues: bool = False
     # What becomes of it where its thread is busy: reject, interrupt, rollback, steer; '' for its turn.
     on_busy: str = ""
+    # '' for the one of the process that accepts it.
+    track: str = ""
 
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it."""
@@ -183,9 +189,15 @@ class Accepting:
     ) -> None:
         self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
         self._agents, self._policies = agents, policies
-        self._saved: set[str] = set()
+        self._saved, self._whole = set[str](), Whole()
         # Told of the thread of a run that is accepted in a tier whose threads live for a time only, before the run is written.
         self.on_mortal: Callable[[RunRef], Awaitable[None]] | None = None
+        self.tools: ToolCheck | None = None
+
+    @property
+    def track(self) -> str:
+        """The release track that this process accepts runs on."""
+        return self._settings.track
 
     async def open_thread(self, principal: Principal, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord:
         """Makes a thread or answers the one that is there. Raises InvalidInput, NotFound (another's), Overloaded."""
@@ -202,26 +214,34 @@ class Accepting:
         """Accepts a run durably; answers its record and whether it is new. A run's child (`child_of` as in RunSpec) waits for no slot.
 
         Raises InvalidInput, NotFound (agent, or a thread of another user), Conflict (the run id is taken), IdempotencyMismatch,
-        QuotaExceeded (concurrent, queued or delayed runs), Overloaded.
+        QuotaExceeded (concurrent, queued or delayed runs), FailedPrecondition (the agent names a tool that does not exist), Overloaded.
         """
         if violations := request.violations():
             raise InvalidInput("the request is not valid", violations=violations)
         agent = self._agents.agents.get(request.agent)
         tier = self._policies.current.tier(self._settings.policy_set, principal.tier)
+        if self.tools is not None:
+            await self.tools.check(principal, agent, request.idempotency_key)
         await self._keep(agent)
         ref = RunRef(principal.tenant, request.thread_id or f"th_{uuid.uuid4().hex}", request.run_id or f"run_{uuid.uuid4().hex}")
         # A run that waits for its child has given its slot back, and would wait for ever behind those that wait for one.
         slots = 0 if child_of else tier.concurrent_runs or 0
         schedule = Schedule(request.priority, tier.queue_weight, request.start_ms, slots)
-        reservation = await self._store.reserve(
+        reserving = self._store.reserve(
             ref, principal.user, schedule.slots, request.idempotency_key, request.fingerprint(),
-            queued=tier.queued_runs, delayed=tier.delayed_runs, schedule=schedule,
+            queued=tier.queued_runs, delayed=tier.delayed_runs, schedule=schedule, of_run=bool(child_of),
         )  # fmt: skip
+        behind = 0
+        if request.thread_id and not child_of:
+            # Beside each other: the store is asked once for both.
+            reservation, behind = await asyncio.gather(reserving, self._behind(ref, request.on_busy))
+        else:
+            reservation = await reserving
         if reservation.verdict == "erasing":
             raise being_erased()
         if reservation.verdict == "mismatch":
             raise IdempotencyMismatch("the idempotency key was used before with another body")
-        _check_quota(reservation, tier)
+        check_quota(reservation, tier)
         if reservation.verdict == "taken":
             raise Conflict("a run of this id is there already", reason="RUN_EXISTS")
         ref = RunRef(ref.tenant, reservation.thread_id, reservation.run_id)
@@ -230,34 +250,35 @@ class Accepting:
             await self._store.note(ref, NOTED_S, sooner=True)
         if tier.thread_ttl_days and self.on_mortal is not None:
             await self.on_mortal(ref)
-        spec = replace(self._spec(principal, request, ref, agent, tier), schedule=schedule, child_of=child_of or {})
-        queued = orjson.dumps(
-            {"agent": agent.name, "agent_version": agent.version, "input": list(request.input), **_waits(reservation, schedule)}
+        spec = replace(
+            self._spec(principal, request, ref, agent, tier), schedule=schedule, child_of=child_of or {}, **arm_of(agent, child_of)
         )
-        cancelled = cancelled_data("", dict.fromkeys(COUNTED, 0))
-        trace_id = _trace_id()
-        own_for_s = self._settings.lease_s if not reservation.held and self._worker.hold_room() else 0.0
+        queued = orjson.dumps({**spec.works(), "input": list(request.input), **waits(reservation, schedule, behind)})
+        # A caller who leaves between what makes this process the owner and the work on it would leave a run at which nobody works.
+        return await self._whole(self._write(principal, request, ref, reservation, spec, queued))
+
+    async def _write(
+        self, principal: Principal, request: RunRequest, ref: RunRef, reservation: Reservation, spec: RunSpec, queued: bytes
+    ) -> tuple[RunRecord, bool]:
+        trace_id, track = _trace_id(), request.track or self.track
+        own_for_s = self._settings.lease_s if track == self.track and not reservation.held and self._worker.hold_room() else 0.0
         try:
             accepted = await self._store.accept(
-                ref, principal.user, spec, self._settings.track, reservation, trace_id, (queued, cancelled), own_for_s,
+                ref, principal.user, spec, track, reservation, trace_id, (queued, cancelled_data("", dict.fromkeys(COUNTED, 0))), own_for_s,
                 on_busy=request.on_busy,
             )  # fmt: skip
         finally:
             if own_for_s:
                 self._worker.free_room()
         verdict, record = accepted.verdict, accepted.record
-        if verdict == "foreign":
+        if verdict in ("foreign", "changing", "busy") and reservation.verdict == "new":
             # The slot goes back, where it is ours: an older reservation may be that of a run at work.
-            if reservation.verdict == "new":
-                await self._store.settle(ref)
+            await self._store.settle(ref)
+        if verdict == "foreign":
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
         if verdict == "changing":
-            if reservation.verdict == "new":
-                await self._store.settle(ref)
             raise Conflict("the thread is being rolled back; try again", reason="THREAD_CHANGING")
         if verdict == "busy":
-            if reservation.verdict == "new":
-                await self._store.settle(ref)
             raise thread_busy(accepted.at_work)
         if verdict == "late":
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
@@ -268,6 +289,15 @@ class Accepting:
             # The sweeper and heartbeats find what this does not tell.
             await self._cut_off(ref, accepted)
         return record, verdict == "new"
+
+    async def _behind(self, ref: RunRef, on_busy: str) -> int:
+        """Position of a run that joins its thread now; 0 also where that cannot be told, which keeps nobody from making it."""
+        try:
+            behind = await self._store.joining(ref)
+        except Overloaded:
+            return 0
+        # Those that wait end when it is written; the one at work, which is asked to end, is before it still.
+        return min(behind, 1) if on_busy in ("interrupt", "rollback") else behind
 
     async def _keep(self, agent: AgentDefinition) -> None:
         digest = self._agents.agents.digests[agent.name, agent.version]
@@ -284,8 +314,7 @@ class Accepting:
             request_id=context.request_id if context else "", canary=bool(context and context.canary),
             trace=dict(inject_trace()), append_only=request.append_only, temperature=request.temperature,
             max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
-            continues=request.continues,
-            reset_memory=request.reset_memory,
+            continues=request.continues, reset_memory=request.reset_memory,
         )  # fmt: skip
 
     async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str, held: bool) -> None:
@@ -304,7 +333,7 @@ class Accepting:
         schedule = record.spec.schedule
         try:
             if record.ended:
-                await self._worker.outbox.settle(ref)
+                await self._worker.settle_ended(ref)
             elif not held:
                 await self._store.wake(ref, record.track, record.created_ms, schedule=schedule)
             elif schedule.start_ms:
@@ -364,30 +393,6 @@ class Accepting:
 def thread_busy(run_id: str) -> Conflict:
     """The error that a thread has a run that has not ended."""
     return Conflict("the thread has a run that has not ended", reason="THREAD_BUSY", metadata={"run_id": run_id})
-
-
-def _check_quota(reservation: Reservation, tier: TierPolicy) -> None:
-    """Raises QuotaExceeded where the reservation was refused."""
-    policy, what = {
-        "quota": ("concurrent_runs", "runs are at work"),
-        "full": ("queued_runs", "runs are waiting for others to end"),
-        "delayed": ("delayed_runs", "runs are waiting for their time"),
-    }.get(reservation.verdict, ("", ""))
-    if policy:
-        limit = getattr(tier, policy)
-        raise QuotaExceeded(
-            f"{limit} {what}, which is the limit of the tier", retry_after_s=max(1.0, reservation.pace_ms / 1000),
-            metadata={"policy": policy, "limit": str(limit)},
-        )  # fmt: skip
-
-
-def _waits(reservation: Reservation, schedule: Schedule) -> dict[str, int]:
-    """What run_queued tells of a run that does not start at once."""
-    if not reservation.held:
-        return {}
-    if not reservation.place:
-        return {"start_at_ms": schedule.start_ms} if schedule.start_ms else {}
-    return {"queue_position": reservation.place, "expected_wait_ms": reservation.place * reservation.pace_ms}
 
 
 def _trace_id() -> str:

@@ -16,7 +16,7 @@ from services.common.errors import NotFound
 from services.orchestrator.approvals.policy import ApprovalPolicy
 from services.orchestrator.graphs import find_cycles
 from services.orchestrator.workflows.checks import workflow_problems
-from services.orchestrator.workflows.definition import Workflow
+from services.orchestrator.workflows.definition import REQUEST_APPROVAL, Workflow
 
 LOOK_EVERY_S = 1.0
 # The tool with which an agent of the strategy plan_execute writes its plan.
@@ -95,6 +95,13 @@ class ChildAgent(_Strict):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
+class Experiment(_Strict):
+    """The experiment that a version takes part in, and as which of its arms."""
+
+    name: Name
+    arm: Name
+
+
 class _Working(_Strict):
     """How a version works, where it is not as all do."""
 
@@ -107,6 +114,7 @@ class _Working(_Strict):
     degradation: Degradation = Degradation()
     workflow: Workflow | None = None
     agents: Sequence[ChildAgent] = ()
+    experiment: Experiment | None = None
 
     @property
     def most_at_once(self) -> int | None:
@@ -174,6 +182,13 @@ class AgentDefinition(_Working):
         return cls.model_validate(orjson.loads(raw))
 
 
+def arm_of(agent: AgentDefinition, asked_by: Mapping[str, Any] | None) -> dict[str, str]:
+    """The `experiment` and the `arm` of a run: those of the version that works, else those of the run that asked for it, if one did."""
+    if agent.experiment is not None:
+        return {"experiment": agent.experiment.name, "arm": agent.experiment.arm}
+    return {name: (asked_by or {}).get(name, "") for name in ("experiment", "arm")}
+
+
 class Agents:
     """All agents of one valid configuration, in its order."""
 
@@ -229,15 +244,18 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
     found = [f"sequential_tools: {name!r} is none of its tools" for name in version.sequential_tools if name not in names]
     if not version.parallel_tool_calls and (version.tool_concurrency or 1) > 1:
         found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
-    if version.strategy == "plan_execute" and UPDATE_PLAN in names:
-        found.append(f"tools: {UPDATE_PLAN!r} is the name of a tool that the strategy plan_execute brings itself")
+    for name in names:
+        if strategy := _brought_by(name):
+            found.append(
+                f"tools: {name!r} is the name of a tool that the strategy {strategy} brings itself: have the tool executor serve this one"
+                " under another name"
+            )
     asked = [child.name for child in version.agents]
     if (version.strategy == "supervisor") != bool(asked):
         found.append("agents: the strategy supervisor asks other agents, and no other strategy does")
     found += [f"agents: {name!r} stands twice" for name in sorted({name for name in asked if asked.count(name) > 1})]
     for child in version.agents:
         tools = [prefix + child.name for prefix in (DELEGATE, HAND_OVER)]
-        found += [f"tools: {tool!r} is the name of a tool that the strategy supervisor brings itself" for tool in tools if tool in names]
         if not _CALLABLE.fullmatch(tools[0]) or not _CALLABLE.fullmatch(tools[1]):
             found.append(f"agents: {child.name!r} cannot be asked: its name has to be of at most 51 letters, digits, _ and -")
     if (version.strategy == "workflow") != (version.workflow is not None):
@@ -253,6 +271,14 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
     if HAND_OFF in names and version.degradation.hand_off is None:
         found.append(f"tools: {HAND_OFF!r} needs degradation.hand_off, which says to whom")
     return found
+
+
+def _brought_by(name: str) -> str:
+    """The strategy that brings a tool of this name itself, '' where none does. Such a name is no other tool's, whatever the agent's own
+    strategy: what was written down of a call is read by its name, also by a later version of the agent."""
+    if name.startswith((DELEGATE, HAND_OVER)):
+        return "supervisor"
+    return {UPDATE_PLAN: "plan_execute", REQUEST_APPROVAL: "workflow"}.get(name, "")
 
 
 def _circles(content: _File) -> list[str]:

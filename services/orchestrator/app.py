@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import structlog
 from bulkhead.orchestrator.v1 import admin_pb2_grpc as admin_rpc
@@ -26,18 +25,18 @@ from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service
 from services.common.settings import StartRefused
-from services.common.valkey import connect
+from services.common.valkey import connect, refuse_shards
 from services.orchestrator.accepting import Accepting
 from services.orchestrator.adapters.bulk_cancel_store import ValkeyProgress
 from services.orchestrator.adapters.erasers import Erasers
+from services.orchestrator.adapters.erasure_files import ValkeyFiles
 from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.llm import LlmGateway
 from services.orchestrator.adapters.memory import MemoryService
-from services.orchestrator.adapters.notices import Notices
+from services.orchestrator.adapters.notices import Notices, Told
 from services.orchestrator.adapters.quota_store import ValkeyQuota
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
-from services.orchestrator.adapters.sealing import Sealing
-from services.orchestrator.adapters.segment_files import SegmentFiles
+from services.orchestrator.adapters.segment_files import opened_segments
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.store_threads import ValkeyThreads
 from services.orchestrator.adapters.tools import ToolExecutor
@@ -54,10 +53,13 @@ from services.orchestrator.commanding import Commanding
 from services.orchestrator.control.controlling import Controlling
 from services.orchestrator.control.double_texting import DoubleTexting
 from services.orchestrator.erasure import Erasing
+from services.orchestrator.erasure_files import Rewriting
 from services.orchestrator.feedback import Feedback
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.quota import Quotas
+from services.orchestrator.reach import Reach
+from services.orchestrator.results_tending import ResultTending
 from services.orchestrator.schedules.firing import Firing
 from services.orchestrator.schedules.keeping import Schedules
 from services.orchestrator.segments_moving import SegmentMover
@@ -69,8 +71,11 @@ from services.orchestrator.servicers.schedules import ScheduleServicer
 from services.orchestrator.servicers.threads import ThreadServicer
 from services.orchestrator.servicers.webhooks import WebhookServicer
 from services.orchestrator.settings import Settings
+from services.orchestrator.snapshots import Snapshots
 from services.orchestrator.sweeper import Sweeper
 from services.orchestrator.threads.threads import Threads
+from services.orchestrator.tool_check import ToolCheck
+from services.orchestrator.turn.guardrails import AllowAll
 from services.orchestrator.turn.state import Services
 from services.orchestrator.watching import Watching
 from services.orchestrator.webhooks.announcing import Announcing
@@ -96,52 +101,59 @@ def build(settings: Settings) -> Service:
     # A process tells its own writes from others' by this, so a name that was configured twice must not make it deaf.
     owner = f"{settings.instance}-{secrets.token_hex(4)}"
     envelope = opened_envelope(client, settings.envelope_keys_file, replicas=settings.state_replicas)
-    store = Store(client, owner, settings.state_replicas)
-    store.segments = _segments(settings.segments_dir)
-    store.sealing = Sealing(envelope, store.user_of)
+    segments = opened_segments(settings)
+    store = Store(
+        client, owner, settings.state_replicas, segments=segments, envelope=envelope,
+        blobs=None if segments is None else segments.blobs, inline_bytes=settings.results_inline_bytes,
+    )  # fmt: skip
     dialer = Dialer("orchestrator", Addresses(settings.addresses(), settings.address_file))
     memory = MemoryService(dialer)
-    services = Services(LlmGateway(dialer), ToolExecutor(dialer), memory)
     # A connection of its own: subscribing must not wait behind calls.
     listening = connect(settings.state_url, max_connections=2)
     notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
-    services.interrupts = Raising(store, store, hub, minter, lambda tier: policies.current.tier(settings.policy_set, tier))
-    webhooks, sender, private = ValkeyWebhooks(client, owner, settings.state_replicas), HttpSender(), settings.webhook_allow_private
-    webhooks.sealing = store.sealing
+    raising = Raising(store, store, hub, minter, lambda tier: policies.current.tier(settings.policy_set, tier))
+    services = Services(LlmGateway(dialer), ToolExecutor(dialer), memory, raising, guardrails=AllowAll())
+    webhooks, sender = ValkeyWebhooks(client, owner, settings.state_replicas, store.sealing), HttpSender()
+    private = settings.webhook_allow_private
     delivering = Delivering(webhooks, sender, settings.webhook_retries_s, private)
     announcing = Announcing(store, webhooks, delivering.wake)
-    endpoints = Endpoints(webhooks, sender, IdempotencyStore(client), private)
-    outbox = Outbox(store, services.memory, minter, announcing)
-    if settings.audit_days:
-        outbox.audit = Auditing(store, agents, AuditStream(client, timedelta(days=settings.audit_days)))
+    endpoints = Endpoints(webhooks, sender, IdempotencyStore(client, settings.state_replicas), private)
+    records = AuditStream(client, timedelta(days=settings.audit_days), settings.state_replicas)
+    audit = Auditing(store, agents, records) if settings.audit_days else None
+    outbox = Outbox(store, services.memory, minter, announcing, audit)
     worker = Worker(settings, store, hub, agents, services, outbox, minter)
-    sweeper = Sweeper(settings, store, worker, outbox)
+    # An absence that keeps every owner from prolonging its lease in time.
+    silent_s = max(settings.lease_s - settings.heartbeat_s, 2 * settings.sweep_s)
+    sweeper = Sweeper(settings, store, worker, outbox, Reach(silent_s, settings.lease_s))
     accepting = Accepting(settings, store, hub, worker, agents, policies)
-    timed = ValkeySchedules(client, owner, settings.state_replicas)
-    timed.sealing = store.sealing
-    firing = Firing(timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s)
-    schedules = Schedules(timed, IdempotencyStore(client), accepting, agents, settings.schedule_least_interval_s)
-    bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client))
+    accepting.tools = ToolCheck(services.tools, store, minter)
+    timed = ValkeySchedules(client, owner, settings.state_replicas, store.sealing)
+    firing = Firing(
+        timed, store, accepting, look_every_s=settings.sweep_s, grace_s=settings.schedule_grace_s, track=settings.track,
+        other_track_after_s=settings.other_track_after_s,
+    )  # fmt: skip
+    schedules = Schedules(timed, IdempotencyStore(client, settings.state_replicas), accepting, agents, settings.schedule_least_interval_s)
+    bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client, settings.state_replicas))
     commanding = Commanding(store, hub, worker)
     deciding = Deciding(store, store, commanding, services.tools, minter)
-    services.children, outbox.on_end = Spawning(accepting, store), ChildEnds(store, commanding).tell
     quotas = Quotas(ValkeyQuota(client, owner), policies, settings.policy_set)
     erasures = ValkeyErasures(client, owner, settings.state_replicas)
     erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope)
     threads = Threads(
-        store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing), memory, accepting, agents, minter, hub, store.segments,
+        store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing, store.results), memory, accepting, agents, minter,
+        hub, segments,
         lambda tier: (policies.current.tier(settings.policy_set, tier).thread_ttl_days or 0) * DAY_MS,
         outbox.tell,
     )  # fmt: skip
-    accepting.on_mortal = threads.noticed
     watching = Watching(settings, store, hub, worker)
     controlling = Controlling(store, commanding, accepting, watching, agents)
-    double_texting = DoubleTexting(store, accepting, controlling, watching, IdempotencyStore(client))
+    double_texting = DoubleTexting(store, accepting, controlling, watching, IdempotencyStore(client, settings.state_replicas))
     feedback = Feedback(store, agents, hub)
     runs = JudgedRunServicer(feedback, controlling, accepting, watching, store, bulk_cancel, double_texting)
+    results = None if store.results is None else ResultTending(store, store.results, settings.segments_after_s)
     mover = SegmentMover(
-        store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s
+        store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s, results
     )
     loops = _Loops()
 
@@ -154,22 +166,24 @@ def build(settings: Settings) -> Service:
     def resync_once() -> None:
         loops.start("resync-once", _quietly(hub.resync))
 
-    store.on_admitted = worker.admitted
-    notices.on_append = hub.noticed
-    notices.on_cancel = worker.cancel
-    notices.on_command = worker.hear
-    notices.on_reset = resync_once
+    # What goes round in circles: a run that is worked on makes runs, whose ends wake it, whose slots start others; a run that is
+    # accepted has its thread looked after, which ends runs. Before the first loop begins nobody asks for any of these.
+    services.children, outbox.on_end = Spawning(accepting, store), ChildEnds(store, commanding).tell
+    store.on_admitted, accepting.on_mortal = worker.admitted, threads.noticed
 
     async def start() -> None:
+        await refuse_shards(client)
         with suppress(Overloaded):
             # A store that is away at the start fails readiness, not the start.
             await store.load()
-        await notices.start()
+        await notices.start(Told(hub.noticed, worker.cancel, worker.hear, resync_once))
         for name, loop in (
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
             ("agents", agents.watch), ("policies", policies.watch),
             ("webhooks", delivering.run), ("webhook-tenants", announcing.watch), ("segments", mover.run),
             ("schedules", firing.run), ("erasures", erasing.run), ("threads", threads.tending.run),
+            ("erased-files", Rewriting(erasures, ValkeyFiles(client)).run),
+            *([("results", results.run)] if results is not None else []),
         ):  # fmt: skip
             loops.start(name, loop)
 
@@ -189,7 +203,7 @@ def build(settings: Settings) -> Service:
     return Service(
         "orchestrator",
         [
-            partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store, threads)),
+            partial(rpc.add_ThreadServiceServicer_to_server, ThreadServicer(accepting, store, threads, Snapshots(store, deciding))),
             partial(rpc.add_RunServiceServicer_to_server, runs),
             partial(rpc.add_AgentServiceServicer_to_server, AgentServicer(agents)),
             partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
@@ -231,17 +245,6 @@ def _configuration(settings: Settings) -> tuple:
     if problems:
         raise StartRefused(problems)
     return found
-
-
-def _segments(folder: Path | None) -> SegmentFiles | None:
-    if folder is None:
-        return None
-    segments = SegmentFiles(folder)
-    try:
-        segments.prepare()
-    except OSError as error:
-        raise StartRefused([f"BULKHEAD_SEGMENTS_DIR: {folder}: {error.strerror}"]) from error
-    return segments
 
 
 def _quietly(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

@@ -4,21 +4,25 @@ The end itself is the entry of the outbox: it is written in one step with the ru
 until this has been done. The record's id follows from the run's, so a second time changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.audit import AuditStream, digest, whom
+from services.common.audit import AuditStream, digest, user_hash, whom
 from services.common.identity import Principal
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
+from services.orchestrator.approvals.records import Interrupt
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.turn.guarding import verdicts_of
 
 AUDIT_SCHEMA = 1
 # More tool calls than these are counted and not listed.
 MOST_TOOLS = 200
+# More decisions than these, the oldest first, are not listed; a run has few.
+MOST_DECISIONS = 200
 log = structlog.get_logger("bulkhead.audit")
 _appended = get_meter("bulkhead.orchestrator").create_counter(
     "bulkhead_audit_records_total", description="Audit records of runs that were appended, by how the run ended."
@@ -36,6 +40,10 @@ class Records(Protocol):
         """As RunStore.definition."""
         ...
 
+    async def interrupts(self, ref: RunRef) -> list[Interrupt]:
+        """As InterruptStore.interrupts."""
+        ...
+
 
 class Auditing:
     """Appends the records of ended runs."""
@@ -48,8 +56,8 @@ class Auditing:
         record = await self._runs.run(ref)
         if record is None or not record.ended:
             return
-        made = record_of(ref, record, await self._model(record.spec.agent_digest))
-        if await self._stream.append(ref.tenant, f"run/{ref.run_id}", made):
+        made = record_of(ref, record, await self._model(record.spec.agent_digest), await self._runs.interrupts(ref))
+        if await self._stream.append(ref.tenant, f"run/{ref.run_id}", made, of_run=True):
             _appended.add(1, {"status": record.status})
             log.debug("audit_appended", run_id=ref.run_id)
 
@@ -61,7 +69,19 @@ class Auditing:
         return AgentDefinition.decode(raw).model if raw else ""
 
 
-def record_of(ref: RunRef, record: RunRecord, model: str) -> dict[str, Any]:
+def decisions_of(tenant: str, interrupts: Sequence[Interrupt]) -> list[dict[str, Any]]:
+    """What people, or the time, decided of the calls of a run, oldest first; the user '' is the time."""
+    found = [(decision.at_ms, interrupt, decision) for interrupt in interrupts for decision in interrupt.decisions]
+    return [
+        {
+            "id": interrupt.interrupt_id, "decision": decision.verb, "user_hash": user_hash(tenant, decision.user) if decision.user else "",
+            "arguments_hash": decision.digest, "decided_ms": at_ms,
+        }
+        for at_ms, interrupt, decision in sorted(found, key=lambda one: one[0])[:MOST_DECISIONS]
+    ]  # fmt: skip
+
+
+def record_of(ref: RunRef, record: RunRecord, model: str, interrupts: Sequence[Interrupt] = ()) -> dict[str, Any]:
     """The record: ids, digests, numbers, and names of the configuration; nothing that a person has written."""
     spec, result, state = record.spec, record.result, record.state
     usage: Mapping[str, Any] = (result or state).get("usage", {})
@@ -76,6 +96,7 @@ def record_of(ref: RunRef, record: RunRecord, model: str) -> dict[str, Any]:
             {"name": call["name"], "arguments_hash": digest(call["arguments"]), "output_hash": digest(call["output"])}
             for call in tools[:MOST_TOOLS]
         ],
-        "tool_count": len(tools), "guard_verdicts": [], "approvals": [], "created_ms": record.created_ms, "started_ms": record.started_ms,
-        "ended_ms": record.ended_ms, "active_ms": int(state.get("active_ms", 0)), "attempts": record.attempt, "retention_class": "standard",
+        "tool_count": len(tools), "guard_verdicts": verdicts_of(state), "approvals": decisions_of(ref.tenant, interrupts),
+        "created_ms": record.created_ms, "started_ms": record.started_ms, "ended_ms": record.ended_ms,
+        "active_ms": int(state.get("active_ms", 0)), "attempts": record.attempt, "retention_class": "standard",
     }  # fmt: skip

@@ -32,7 +32,7 @@ class Commanding:
         if posted.verdict == "none":
             raise NotFound("there is no such run", reason="RUN_NOT_FOUND")
         if posted.verdict == "ended":
-            raise Conflict("the run has ended", reason="RUN_ENDED", metadata={"status": posted.status})
+            raise Conflict("the run has ended", reason="RUN_ENDED", metadata={"run_status": posted.status})
         if posted.verdict == "full":
             raise QuotaExceeded("the run has been sent as many commands as it takes", retry_after_s=60.0, metadata={"policy": "commands"})
         await self.told(ref, posted)

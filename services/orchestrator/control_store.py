@@ -35,10 +35,6 @@ class ControlStore(Protocol):
         """The policy (interrupt, rollback) of the run that this one was cut off for, '' where it was not."""
         ...
 
-    async def parked_ms(self, ref: RunRef) -> int:
-        """When a run that is parked was."""
-        ...
-
     async def unpark(self, ref: RunRef) -> bool:
         """Queues a parked run whose time has passed; answers whether that was so."""
         ...

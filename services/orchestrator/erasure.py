@@ -25,10 +25,12 @@ from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.erasure_records import ORCHESTRATOR, SERVICES, ErasureRecord, ErasureRef, ErasureStore, Part, SubjectEraser
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.repeating import safely
 from services.orchestrator.schedules.records import ScheduleRecord
 from services.orchestrator.segments import SegmentStore
 
-ADMIN = "admin"
+# Whoever holds the first erases any user, whoever holds the second themselves: what cannot be taken back is no part of other rights.
+ADMIN, OWN = "admin", "erasures:write"
 MOST_KEY = 255
 MOST_USER = 256
 MOST_AT_ONCE = 8
@@ -49,6 +51,8 @@ REWRAP_EVERY_S = 3600.0
 KEYS_AT_HAND = "KEYS_AT_HAND"
 SCHEDULES_AT_ONCE = 100
 EVERY_EVENT = 1 << 62
+# The store's files are written anew only when the last write of an erasure is behind it, which this allows for.
+FILES_SETTLED_S = 2.0
 log = structlog.get_logger("bulkhead.erasure")
 _ended = get_meter("bulkhead.orchestrator").create_counter("bulkhead_erasures_done_total", description="Subjects that were erased.")
 _tries = get_meter("bulkhead.orchestrator").create_counter(
@@ -103,8 +107,8 @@ class Erasing:
 
         Raises PermissionDenied, InvalidInput, IdempotencyMismatch, Overloaded.
         """
-        if caller.user != user:
-            caller.require(ADMIN)
+        if caller.missing([ADMIN]):
+            caller.require(OWN if caller.user == user else ADMIN)
         if not user or len(user) > MOST_USER:
             raise InvalidInput.field("user", f"must be 1 to {MOST_USER} characters")
         if len(key) > MOST_KEY:
@@ -144,7 +148,7 @@ class Erasing:
         while True:
             with suppress(Overloaded):
                 while len(refs := await self.store.due(MOST_AT_ONCE, AGAIN_S)) > 0:
-                    await asyncio.gather(*map(self._look_safely, refs))
+                    await asyncio.gather(*(safely("erasure", self.look(ref), Overloaded, erasure_id=ref.erasure_id) for ref in refs))
                     if len(refs) < MOST_AT_ONCE:
                         break
                 if self.envelope is not None:
@@ -158,15 +162,6 @@ class Erasing:
                 async with asyncio.timeout(self.every_s * self.jitter(0.8, 1.2)):
                     await self._woken.wait()
 
-    async def _look_safely(self, ref: ErasureRef) -> None:
-        try:
-            await self.look(ref)
-        except Overloaded as error:
-            log.warning("erasure_postponed", erasure_id=ref.erasure_id, reason=error.reason)
-        except Exception as error:
-            # A defect with one subject must not keep the others from being erased; this one is due again.
-            log.error("erasure_failed", erasure_id=ref.erasure_id, exc_info=error)
-
     async def look(self, ref: ErasureRef) -> bool:
         """Does what can be done now; True when the erasure is done. Raises Overloaded."""
         record = await self.store.record(ref)
@@ -176,6 +171,8 @@ class Erasing:
             return False
         if not record.done and not await self._advance(record):
             return False
+        # Whatever the erasure deleted stands in the store's own files until these are written anew.
+        await self.store.want_files(FILES_SETTLED_S)
         await self.store.settle(ref)
         return True
 

@@ -99,6 +99,10 @@ class ErasureStore(Protocol):
         """Erasures to look at now; they are due again in `again_in_s`."""
         ...
 
+    async def want_files(self, settled_s: float) -> None:
+        """Has the store's files written anew, not before `settled_s` from now."""
+        ...
+
     async def runs(self, tenant: str, user: str) -> list[RunRef]:
         """All runs that are listed for the user."""
         ...

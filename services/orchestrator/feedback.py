@@ -148,8 +148,8 @@ class Feedback:
         feedback_id = f"fb_{name[:32]}"
         spec = record.spec
         joined = {
-            "run_id": run_id, "agent": spec.agent, "agent_version": spec.agent_version, "agent_digest": spec.agent_digest,
-            "model": await self._model(record), "canary": spec.canary,
+            "run_id": run_id, **spec.works(), "agent_digest": spec.agent_digest, "model": await self._model(record),
+            "canary": spec.canary,
         }  # fmt: skip
         kept = orjson.dumps({"v": SCHEMA, "feedback_id": feedback_id, "thread_id": ref.thread_id, **joined, **given.told()})
         data = orjson.dumps({"feedback_id": feedback_id, **joined, **given.told()})

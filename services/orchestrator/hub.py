@@ -21,6 +21,8 @@ MOST_BUFFERED = 4096
 PAGE = 512
 # Stands in no log: how a watcher hears of the end of its thread.
 THREAD_DELETED = "thread_deleted"
+# What a log points to is out of reach; the log is not.
+RESULTS_AWAY = "RESULTS_UNAVAILABLE"
 log = structlog.get_logger("bulkhead.hub")
 _meter = get_meter("bulkhead.orchestrator")
 _watchers = _meter.create_up_down_counter("bulkhead_watchers", description="Watchers of threads and runs in this process.")
@@ -29,12 +31,13 @@ _watchers = _meter.create_up_down_counter("bulkhead_watchers", description="Watc
 class Watch:
     """The buffer of one watcher."""
 
-    __slots__ = ("_arrived", "closed", "events", "overflown")
+    __slots__ = ("_arrived", "closed", "error", "events", "overflown")
 
     def __init__(self) -> None:
         self.events: deque[Event] = deque()
         self.overflown = False
         self.closed = False
+        self.error: Overloaded | None = None
         self._arrived: asyncio.Future | None = None
 
     def push(self, events: Sequence[Event]) -> None:
@@ -51,13 +54,21 @@ class Watch:
         self.closed = True
         self._wake()
 
+    def fail(self, error: Overloaded) -> None:
+        """Ends the watch with that, once what is here was taken."""
+        self.error = error
+        self._wake()
+
     def _wake(self) -> None:
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
 
     async def wait(self, timeout_s: float) -> bool:
-        """True when something arrived. Raises Overloaded where the watcher was too slow or the process is on its way out."""
-        if not self.events and not self.overflown and not self.closed:
+        """True when something arrived.
+
+        Raises Overloaded where the watcher was too slow, the process is on its way out, or what comes next cannot be read.
+        """
+        if not self.events and not self.overflown and not self.closed and self.error is None:
             loop = asyncio.get_running_loop()
             self._arrived = loop.create_future()
             timer = loop.call_later(timeout_s, self._wake)
@@ -70,6 +81,11 @@ class Watch:
             raise Overloaded("the watcher is too slow; resume after the last event it has", reason="WATCHER_TOO_SLOW", retry_after_s=0.1)
         if self.closed:
             raise Overloaded("this replica is going away; resume elsewhere", reason="DRAINING", retry_after_s=0.1)
+        if self.error is not None and not self.events:
+            # A new one for each watcher: whoever raises an error writes to it.
+            raise Overloaded(
+                self.error.message, reason=self.error.reason, retry_after_s=self.error.retry_after_s, metadata=self.error.metadata
+            )
         return bool(self.events)
 
 
@@ -199,9 +215,13 @@ class Hub:
                 # What is told of while the answer is on its way may stand behind what it was read from.
                 if (not events or feed.last_seq >= last) and feed.told_seq == told:
                     return
-        except Overloaded:
+        except Overloaded as error:
             # The store is away: the round of `resync` finds out again what is missing.
             log.debug("catch_up_postponed", thread_id=feed.ref.thread_id, until=until)
+            if error.reason == RESULTS_AWAY:
+                # That one is there, and would be asked in vain while its watchers see signs of life: they resume, and hear of it.
+                for watch in feed.watches:
+                    watch.fail(error)
         except Gone:
             # Behind by more than is kept: each watcher is told so when it reads what it misses.
             feed.last_seq = until - 1

@@ -42,14 +42,19 @@ _sent = get_meter("bulkhead.orchestrator").create_counter(
 class Outbox:
     """Sends outbox entries."""
 
-    def __init__(self, store: RunStore, memory: Memory, minter: Minter, announcing: Announcing) -> None:
-        self._store, self._memory, self._minter, self._announcing = store, memory, minter, announcing
+    def __init__(
+        self,
+        store: RunStore,
+        memory: Memory,
+        minter: Minter,
+        announcing: Announcing,
+        audit: Callable[[RunRef], Awaitable[None]] | None = None,
+    ) -> None:
+        """`audit` appends the audit record of an ended run; None where none are kept."""
+        self._store, self._memory, self._minter, self._announcing, self._audit = store, memory, minter, announcing, audit
 
     # Told of each end before anything else; set once there is who wakes a run that waits for it.
     on_end: Callable[[RunRef], Awaitable[None]] | None = None
-
-    # Appends the audit record of an ended run; None where none are kept.
-    audit: Callable[[RunRef], Awaitable[None]] | None = None
 
     async def deliver(self, ref: RunRef) -> bool:
         """Tries once; True when nothing is left to send. On failure the sweeper comes back to it. Raises Overloaded without a store."""
@@ -84,19 +89,17 @@ class Outbox:
         """Tells all but memory of a run's end, unless that was done; nothing where it has not ended. Raises Overloaded."""
         if self.on_end is not None:
             await self.on_end(ref)
-        if self.audit is not None:
-            await self.audit(ref)
+        if self._audit is not None:
+            await self._audit(ref)
         await self._announcing.announce(ref)
 
     async def settle(self, ref: RunRef) -> None:
         """The end of all work for a run that has ended. Raises Overloaded; the sweeper comes back to it."""
-        if self.on_end is not None:
+        if self._audit is not None or not self._announcing.certainly_silent(ref.tenant):
+            # Its slot is free now and not when others have heard of its end, which may take as long as what they hear by is away.
+            await asyncio.gather(self._store.release_slot(ref), self.tell(ref))
+        elif self.on_end is not None:
             await self.on_end(ref)
-        if self.audit is not None:
-            await self.audit(ref)
-        if not self._announcing.certainly_silent(ref.tenant):
-            await self._store.release_slot(ref)
-            await self._announcing.announce(ref)
         await self._store.settle(ref)
 
     async def _send(self, ref: RunRef, entry: Mapping[str, Any]) -> None:

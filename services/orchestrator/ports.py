@@ -71,6 +71,8 @@ class ToolDefinition:
     approval: str = ""
     # Of the turn and not of the executor; no rule asks for an approval of its calls.
     own: bool = False
+    # Changes nothing.
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +100,21 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ModelFinished:
-    """The whole answer of a model call. `usage` has the keys of `turn.state.Usage`; `model` and `provider` name who served it."""
+    """The whole answer of a model call. `usage` has the keys of `turn.state.Usage`; `model` and `provider` name who served it.
+    `replayed`: it was given before, under the same key, so that `usage` is nothing."""
 
     message: Message
     finish_reason: str
     usage: Mapping[str, int]
     model: str = ""
     provider: str = ""
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What to ask a model. `stale_s`: how old an answer of before may be that is taken where every model fails; 0 for none."""
+    """What to ask a model. `stale_s`: how old an answer of before may be that is taken where every model fails; 0 for none.
+    `budget_microusd`: what all model calls of the run may cost together; None for no bound."""
 
     model: str
     messages: Sequence[Message]
@@ -120,6 +125,7 @@ class ModelCall:
     thread_id: str
     key: str
     stale_s: float = 0.0
+    budget_microusd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +177,11 @@ class Models(Protocol):
         """Streams a completion; ModelFinished is last. Raises BulkheadError."""
         ...
 
+    async def spent(self, run_id: str) -> tuple[int, int]:
+        """What the calls of a run whose money is limited have cost, and what those at work may cost, in micro-USD. Raises
+        BulkheadError."""
+        ...
+
 
 class Tools(Protocol):
     """The tool registry and its calls."""
@@ -214,6 +225,9 @@ class ChildRun:
     limits: Limits
     parent: RunRef
     depth: int
+    # Of the run that asks; both empty: none.
+    experiment: str = ""
+    arm: str = ""
 
 
 class Children(Protocol):
@@ -227,8 +241,9 @@ class Children(Protocol):
         """Asks for its end. Raises Overloaded."""
         ...
 
-    async def gone(self, run_id: str, thread_id: str, principal: Principal) -> bool:
-        """Whether a run that was made is there no more, so that nobody will hear of its end. Raises Overloaded."""
+    async def ended(self, run_id: str, thread_id: str, principal: Principal) -> Mapping[str, Any] | None:
+        """What became of a run that was made, as its end is told; empty while it is at work, None where it is there no more, so that
+        nobody will hear of its end. Raises Overloaded."""
         ...
 
 

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Bumped when what a run record or an event holds changes its meaning; this version reads it and the one before.
-SCHEMA_VERSION = 2
-# Of what is written: the second version is that of runs that have been parked.
+SCHEMA_VERSION = 3
+# Of what is written: the second version is that of runs that have been parked, the third of those with results that were put aside.
 EVENT_SCHEMA = 1
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 TERMINAL_EVENTS = frozenset({"run_finished", "run_failed", "run_cancelled"})
@@ -123,8 +123,16 @@ class RunSpec:
     reset_memory: bool = False
     # Goes on with the run that its thread was forked in: its input is said already.
     continues: bool = False
-    # Of a run that another run asked for: `ref` of that one, and the `depth` from 1.
+    # Of a run that another run asked for: `ref` of that one, the `depth` from 1, and the `experiment` and `arm` of that one, if any.
     child_of: Mapping[str, Any] = field(default_factory=dict)
+    # The experiment that it is part of, and as which arm; both empty: none.
+    experiment: str = ""
+    arm: str = ""
+
+    def works(self) -> dict[str, str]:
+        """Who works on it, JSON-ready: what its answer, and what users think of it, is to be put down to."""
+        found = {"agent": self.agent, "agent_version": self.agent_version}
+        return {**found, "experiment": self.experiment, "arm": self.arm} if self.experiment else found
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -135,6 +143,8 @@ class RunSpec:
             del found["continues"]
         if not self.child_of:
             del found["child_of"]
+        if not self.experiment:
+            del found["experiment"], found["arm"]
         if self.schedule != UNSCHEDULED:
             found["schedule"] = self.schedule.encode()
         found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]
@@ -148,7 +158,7 @@ class RunSpec:
         """The inverse of `as_dict`; unknown keys are ignored, so that N reads what N+1 wrote."""
         known = {name: data[name] for name in cls.__slots__ if name in data and name not in ("limits", "schedule")}
         known["schedule"] = Schedule.decode(data.get("schedule", ""))
-        return cls(**known, limits=Limits(*data["limits"], max_total_tokens=data.get("max_total_tokens", 0)))
+        return cls(**known, limits=replace(Limits(*data["limits"]), max_total_tokens=data.get("max_total_tokens", 0)))
 
 
 @dataclass(slots=True)
@@ -175,6 +185,11 @@ class RunRecord:
     # What of a run that was cut off by a fork or a rollback comes before its input, and the event that took it out of the conversation.
     carry: Mapping[str, Any] = field(default_factory=dict)
     rolled_back: int = 0
+    # Owners that were lost since its last checkpoint, and in all.
+    crashes: int = 0
+    losses: int = 0
+    # Time that lost owners worked after their last checkpoints, as far as their heartbeats tell.
+    lost_ms: int = 0
 
     @property
     def since_ms(self) -> int:
@@ -189,7 +204,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class ThreadRecord:
-    """A thread as it is stored."""
+    """A thread as it is stored. `oldest_seq` is the first number that is kept."""
 
     thread_id: str
     created_ms: int
@@ -198,6 +213,7 @@ class ThreadRecord:
     parent: str = ""
     forked_at: int = 0
     expires_ms: int = 0
+    oldest_seq: int = 1
 
 
 class Reservation(NamedTuple):
@@ -245,6 +261,20 @@ class Heard(NamedTuple):
 
     cancel: bool
     commands: int
+
+
+class Inspected(NamedTuple):
+    """How a run stands, all of one moment: none, ended, outbox, held, parked, owned, waiting (its turn in the thread) or free; ms left of
+    its lease, of a parked one until its time (-1: it has none); ms for which it could have been taken; the head of its thread."""
+
+    state: str
+    left_ms: int
+    track: str
+    alone_ms: int
+    schema: int
+    created_ms: int
+    head: str
+    epoch: int
 
 
 class Park(NamedTuple):

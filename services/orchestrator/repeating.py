@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from services.common.errors import Overloaded
+from services.common.errors import BulkheadError, Overloaded
 
 log = structlog.get_logger("bulkhead.repeating")
 
@@ -22,3 +22,14 @@ async def repeat(what: str, once: Callable[[], Awaitable[int]], full: int, every
             log.debug("postponed", what=what)
         # Jitter keeps the replicas apart.
         await asyncio.sleep(0 if found == full else every_s * random.uniform(0.8, 1.2))  # noqa: S311
+
+
+async def safely(what: str, look: Awaitable[object], postponing: type[BulkheadError] = BulkheadError, **about: str) -> None:
+    """One look of many. An error that is `postponing` is logged as `<what>_postponed`, any other as `<what>_failed`."""
+    try:
+        await look
+    except postponing as error:
+        log.warning(f"{what}_postponed", reason=error.reason, **about)
+    except Exception as error:
+        # A defect with one must not keep the others from being looked at.
+        log.error(f"{what}_failed", exc_info=error, **about)

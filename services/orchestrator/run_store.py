@@ -11,6 +11,7 @@ from services.orchestrator.records import (
     Draft,
     Event,
     Heard,
+    Inspected,
     Park,
     Place,
     Reservation,
@@ -49,11 +50,12 @@ class RunStore(ControlStore, Protocol):
         queued: int = 0,
         delayed: int = 0,
         schedule: Schedule = UNSCHEDULED,
+        of_run: bool = False,
     ) -> Reservation:
         """Takes the tenant's slot for a run. `key` is the client's idempotency key ('' : none), `slots` the limit (0: none).
 
         Where no slot is free the run is held in the tenant's queue, unless `queued` runs are there already; a run whose schedule
-        begins later is held until then, unless `delayed` runs are."""
+        begins later is held until then, unless `delayed` runs are. What a run at work needs (`of_run`) is had where memory is full."""
         ...
 
     async def accept(
@@ -83,8 +85,12 @@ class RunStore(ControlStore, Protocol):
         """A kept definition."""
         ...
 
-    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
-        """Tries to own a run. Its new epoch is in the record."""
+    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int, *, suspect: bool = True) -> Claim:
+        """Tries to own a run. Its new epoch is in the record.
+
+        A run that has lost `crash_budget` owners since its last checkpoint ends failed (the verdict). One that was cancelled goes to as
+        many further ones, who only end it, and then ends cancelled (the same verdict). One that the next loss ends is a suspect: without
+        `suspect` it is left as it is."""
         ...
 
     async def write(
@@ -131,8 +137,9 @@ class RunStore(ControlStore, Protocol):
         """Runs that wait for a claimer of `track`."""
         ...
 
-    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
-        """A held run whose time has come gets a slot, or a place in its tenant's queue; answers whether it has a slot."""
+    async def admit(self, ref: RunRef, schedule: Schedule, parked_in: int = 0) -> bool:
+        """A held run whose time has come gets a slot, or a place in its tenant's queue; answers whether it has a slot. `parked_in` is the
+        epoch in which one that goes on after a rest was parked, read in the same step as that it is held."""
         ...
 
     async def enter(self, ref: RunRef) -> str:
@@ -147,16 +154,26 @@ class RunStore(ControlStore, Protocol):
         """Where a run that is not yet worked on waits."""
         ...
 
+    async def joining(self, ref: RunRef) -> int:
+        """The position of a run that joins the line of its thread now, among the waiting runs of the thread; 0 where nobody is in it."""
+        ...
+
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
-        """Has the sweeper look at a run again in `look_in_s`. `sooner`: never later than it is noted for already."""
+        """Has the sweeper look at a run again in `look_in_s`. `sooner`: never later than it is noted for already, and
+        nobody who notes it otherwise puts it off before somebody has looked."""
         ...
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
         """Runs that somebody should look at now; they are due again in `again_in_s`."""
         ...
 
-    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
-        """Gives back the tenant's slot of a run that has ended or, where it was given no later than `before_ms`, was parked then."""
+    async def ahead(self, most: int, within_s: float, share: float = 0.0) -> list[RunRef]:
+        """Runs that somebody should look at within that time and not yet: mostly those that were looked at so long ago. Changes nothing.
+        Of more than `most` it begins behind so large a share of them (0 to below 1), and comes round to the first."""
+        ...
+
+    async def release_slot(self, ref: RunRef, parked_in: int = 0) -> None:
+        """Gives back the tenant's slot of a run that has ended or, where it was not given since, was parked in its epoch `parked_in`."""
         ...
 
     async def settle(self, ref: RunRef) -> None:
@@ -167,10 +184,13 @@ class RunStore(ControlStore, Protocol):
         """Gives up a reservation that never became a run, once it is old enough."""
         ...
 
-    async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
-        """(state, ms of lease left, track, ms queued, schema version, created ms, head of the thread) for the sweeper.
+    async def inspect(self, ref: RunRef) -> Inspected:
+        """How a run stands, for the sweeper."""
+        ...
 
-        Of a parked run the ms until its time (-1: it has none) instead of those of the lease."""
+    async def outbox_leave(self, ref: RunRef, entry: bytes) -> bool:
+        """Leaves an entry for a run that was ended without its owner, once; True where it is still to be delivered. A run that is rolled
+        back leaves none."""
         ...
 
     async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
@@ -230,6 +250,12 @@ class RunStore(ControlStore, Protocol):
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
         """(last seq of the thread, first and terminal seq of the run, events after `after_seq`); no further back than the run's
         first event when `from_run`."""
+        ...
+
+    async def whole(self, ref: RunRef, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """Checkpointed messages of a run, as of its claim, with the large results that were put aside.
+
+        Raises Overloaded (RESULTS_UNAVAILABLE), Internal (RESULT_DAMAGED)."""
         ...
 
     async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:

@@ -7,12 +7,16 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from services.common.errors import Internal
+from services.common.errors import Gone, Internal
 
 SEGMENT_VERSION = 1
+# What whoever has missed too much of a thread asks for.
+SNAPSHOT_RPC = "bulkhead.orchestrator.v1.ThreadService/GetThreadSnapshot"
 # A packed segment is read as a whole; this bounds what one read of a few events costs.
 MOST_ENTRIES = 512
 MOST_BYTES = 1024 * 1024
+# Above every number that an event can have.
+ALL = 2**62
 
 # An entry as the log has it: its id `<seq>-0`, then names and values in turn.
 Entry = tuple[bytes, Sequence[bytes]] | list
@@ -48,7 +52,8 @@ class SegmentStore(Protocol):
         ...
 
     async def drop(self, tenant: str, thread_id: str, before: int) -> None:
-        """Removes all segments of a thread that end before the number `before`, those too that nothing points to."""
+        """Removes all segments of a thread that end before the number `before`, those too that nothing points to; with ALL its large
+        results as well."""
         ...
 
 
@@ -97,6 +102,12 @@ def unpack(segment: Segment, content: bytes) -> list[Entry]:
         at += 1
         found.append([b"%d-0" % seq, fields])
     return found
+
+
+def no_longer_kept(oldest_seq: int) -> Gone:
+    """The error for a place in a log whose beginning is gone; it names what to ask for instead."""
+    metadata = {"oldest_seq": str(oldest_seq), "snapshot_rpc": SNAPSHOT_RPC}
+    return Gone("events this old are no longer kept; begin after oldest_seq - 1", reason="RESUME_GAP", metadata=metadata)
 
 
 def damaged(segment: Segment) -> Internal:

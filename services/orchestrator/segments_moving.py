@@ -8,17 +8,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Overloaded
 from services.orchestrator.records import RunRecord, RunRef
-from services.orchestrator.repeating import repeat
-from services.orchestrator.segments import MOST_ENTRIES, Entry, Segment, SegmentStore, fitting, pack
+from services.orchestrator.repeating import repeat, safely
+from services.orchestrator.results_tending import ResultTending
+from services.orchestrator.segments import ALL, MOST_ENTRIES, Entry, Segment, SegmentStore, fitting, pack
 
-MOST_AT_ONCE = 64
-# The log of a run is work for the disk; more at once would only take the loop from the runs that are at work.
-MOST_PARALLEL = 8
+MOST_AT_ONCE = 128
+# The log of a run is work for the disk; more at once would only take the loop from the runs that are at work. Where a turn is full, as
+# more runs end than are looked at, the store's memory grows, and that costs them more: what a look mostly does is wait.
+MOST_PARALLEL, BEHIND_PARALLEL = 8, 32
 # Runs of one thread that one look deletes; the next look goes on.
 MOST_EXPIRED = 100
 TURN_S = 5.0
@@ -26,11 +27,8 @@ TURN_S = 5.0
 AGAIN_S = 60.0
 # A longer retention is looked at this often, so that a shorter one holds for the runs that are there already.
 DAY_S = 86_400.0
-# Above every number that an event can have.
-ALL = 2**62
 # What is kept for ever is looked at this often, so that a retention that its tier gets later finds it.
 MONTH_S = 30 * DAY_S
-log = structlog.get_logger("bulkhead.segments")
 _meter = get_meter("bulkhead.orchestrator")
 _moved = _meter.create_counter("bulkhead_segments_moved_total", description="Segments of event logs that left the state store.")
 _bytes = _meter.create_counter("bulkhead_segments_bytes_total", description="Bytes of these segments, compressed.", unit="By")
@@ -81,11 +79,13 @@ class SegmentMover:
     """Moves and deletes. Without a segment store it only deletes."""
 
     def __init__(
-        self, archive: LogArchive, segments: SegmentStore | None, after_s: float, retention_s: Callable[[str], float | None]
-    ) -> None:
+        self, archive: LogArchive, segments: SegmentStore | None, after_s: float, retention_s: Callable[[str], float | None],
+        result_tending: ResultTending | None = None,
+    ) -> None:  # fmt: skip
         """`after_s` is how long an ended run's log stays where it is; `retention_s` answers how long a tier's runs are kept
-        (None: for ever)."""
-        self._archive, self._segments, self._after_s, self._retention_s = archive, segments, after_s, retention_s
+        (None: for ever); `result_tending` hears before and after a run is deleted, whose large results it removes."""
+        self._archive, self._segments, self._result_tending = archive, segments, result_tending
+        self._after_s, self._retention_s = after_s, retention_s
 
     async def run(self) -> None:
         """Moves until cancelled; a store that is away is tried again."""
@@ -97,25 +97,16 @@ class SegmentMover:
         threads: dict[tuple[str, str], list[RunRef]] = {}
         for ref in refs:
             threads.setdefault(ref[:2], []).append(ref)
-        places = asyncio.Semaphore(MOST_PARALLEL)
+        places = asyncio.Semaphore(BEHIND_PARALLEL if len(refs) == MOST_AT_ONCE else MOST_PARALLEL)
 
         async def of_thread(runs: Sequence[RunRef]) -> None:
             # One after the other: two at once would write the same events twice, once for nothing.
             async with places:
                 for ref in runs:
-                    await self._look_safely(ref)
+                    await safely("segment", self.look(ref), Overloaded, run_id=ref.run_id)
 
         await asyncio.gather(*map(of_thread, threads.values()))
         return len(refs)
-
-    async def _look_safely(self, ref: RunRef) -> None:
-        try:
-            await self.look(ref)
-        except Overloaded as error:
-            log.warning("segment_postponed", run_id=ref.run_id, reason=error.reason)
-        except Exception as error:
-            # A defect with one run must not keep the others from being moved.
-            log.error("segment_failed", run_id=ref.run_id, exc_info=error)
 
     async def look(self, ref: RunRef) -> None:
         """Does what is due for one run and its thread. Raises Overloaded."""
@@ -141,14 +132,19 @@ class SegmentMover:
             state, left_s, entries = await self._archive.movable(ref, self._after_s, MOST_ENTRIES if segments is not None else 0)
             if segments is None or not entries:
                 return state, left_s
-            await self._move_front(segments, ref, fitting(entries))
+            front = fitting(entries)
+            moved = await self._move_front(segments, ref, front)
+            if moved and len(front) == len(entries) < MOST_ENTRIES:
+                return state, left_s
 
-    async def _move_front(self, segments: SegmentStore, ref: RunRef, entries: Sequence[Entry]) -> None:
+    async def _move_front(self, segments: SegmentStore, ref: RunRef, entries: Sequence[Entry]) -> bool:
         segment, content = await asyncio.to_thread(pack, entries)
         await segments.put(ref.tenant, ref.thread_id, segment, content)
-        if await self._archive.moved(ref, segment):
+        moved = await self._archive.moved(ref, segment)
+        if moved:
             _moved.add(1)
             _bytes.add(len(content))
+        return moved
 
     async def _expire(self, ref: RunRef) -> float:
         """Deletes from the thread's oldest run on what has passed its retention; answers when to look again, in seconds."""
@@ -169,10 +165,14 @@ class SegmentMover:
                 if not record.ended or (left_s := record.ended_ms / 1000 + keep_s - now_ms / 1000) > 0:
                     again_s = min(DAY_S, left_s if record.ended else DAY_S)
                     break
+            if self._result_tending is not None:
+                await self._result_tending.expiring(oldest)
             if not await self._archive.expire(oldest, keep_s):
                 # Its outbox is not delivered yet.
                 again_s = AGAIN_S
                 break
+            if self._result_tending is not None:
+                await self._result_tending.expired(oldest)
             await self._archive.unlist(oldest, keep_s or self._after_s)
             _expired.add(1)
         else:

@@ -2,13 +2,14 @@
 
 import base64
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 from bulkhead.common.v1 import common_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import FieldViolation, InvalidInput, NotFound
 from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, RunRequest, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
@@ -73,6 +74,7 @@ def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
     )  # fmt: skip
     message.queue_position, message.priority = place.position, record.spec.schedule.priority
     message.rolled_back_seq = record.rolled_back
+    message.experiment, message.arm = record.spec.experiment, record.spec.arm
     if place.wait_ms:
         message.expected_wait.FromMilliseconds(place.wait_ms)
     if record.spec.schedule.start_ms:
@@ -111,6 +113,18 @@ def agent_message(agent: AgentDefinition) -> pb.Agent:
     return pb.Agent(name=agent.name, version=agent.version, description=agent.description, model=agent.model, tools=agent.tools)
 
 
+def _limits(asked: pb.RunLimits) -> Limits:
+    """The limits of a request. Raises InvalidInput for one of 0: a run that may do nothing is meant by nobody."""
+    deadline_s = asked.deadline.ToTimedelta().total_seconds()
+    limits = Limits(deadline_s, asked.max_steps, asked.max_tool_calls, asked.max_cost_microusd, asked.max_total_tokens)
+    names = ("deadline", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens")
+    nothing = [name for name, limit in zip(names, astuple(limits), strict=True) if not limit and asked.HasField(name)]
+    if nothing:
+        violations = [FieldViolation(f"limits.{name}", "must be positive") for name in nothing]
+        raise InvalidInput("the request is not valid", violations=violations)
+    return limits
+
+
 class RunServicer(rpc.RunServiceServicer):
     """Runs and their events."""
 
@@ -124,17 +138,14 @@ class RunServicer(rpc.RunServiceServicer):
         """Accepts a run durably."""
         caller = principal()
         caller.require("runs:write")
-        limits = request.limits
-        deadline_s = limits.deadline.ToTimedelta().total_seconds() if limits.HasField("deadline") else 0.0
-        if limits.HasField("deadline") and deadline_s == 0:
-            raise InvalidInput.field("limits.deadline", "must be positive")
+        limits = _limits(request.limits)
         record, created, number = await self._double_texting.create_run(
             caller,
             RunRequest(
                 thread_id=request.thread_id,
                 agent=request.agent,
                 input=tuple({"role": m.role, "text": m.text} for m in request.input),
-                limits=Limits(deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd, limits.max_total_tokens),
+                limits=limits,
                 run_id=request.run_id,
                 idempotency_key=request.idempotency_key,
                 metadata=dict(request.metadata),

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
-from services.orchestrator.hub import PAGE, THREAD_DELETED, Hub, Watch
+from services.orchestrator.hub import PAGE, RESULTS_AWAY, THREAD_DELETED, Hub, Watch
 from services.orchestrator.records import LOG_GAP, TERMINAL_EVENTS, Event, RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
@@ -52,7 +52,13 @@ class Watching:
             _, _, terminal, _ = await self._store.read(ref, 0, 1, True)
             cursor = 0
             while not terminal and (rest := until - time.monotonic()) > 0:
-                await watch.wait(min(rest, self._settings.watch_heartbeat_s))
+                try:
+                    await watch.wait(min(rest, self._settings.watch_heartbeat_s))
+                except Overloaded as error:
+                    if error.reason != RESULTS_AWAY:
+                        raise
+                    # What the run was given is not what is waited for, and its end is looked for below.
+                    watch.error = None
                 if watch.events:
                     while watch.events:
                         event = watch.events.popleft()
@@ -84,7 +90,7 @@ class Watching:
                         continue
                     deleted = any(event.type == THREAD_DELETED for event in batch)
                     if of_run:
-                        batch = [event for event in batch if event.run_id == ref.run_id or event.type == LOG_GAP]
+                        batch = _of_run(batch, ref.run_id)
                     # Whoever was shown something hears that it is void, whatever was asked for.
                     if chosen := [event for event in batch if not types or event.type in types or event.type == LOG_GAP]:
                         yield chosen
@@ -142,3 +148,14 @@ class Watching:
                     batch.append(event)
             if batch:
                 yield batch
+
+
+def _of_run(batch: list[Event], run_id: str) -> list[Event]:
+    """What a watcher of the run is shown of it: a promotion after the run's end is nothing of the run's."""
+    shown = []
+    for event in batch:
+        if event.run_id == run_id or event.type == LOG_GAP:
+            shown.append(event)
+        if event.run_id == run_id and event.type in TERMINAL_EVENTS:
+            break
+    return shown

@@ -14,13 +14,14 @@ from services.common.errors import Overloaded
 from services.common.identity import Minter, Principal
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.driving import Driver, Left, Owned
+from services.orchestrator.giving_up import wind_up
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
+from services.orchestrator.quarantine import LOOK_S, Quarantine
 from services.orchestrator.records import Claim, Event, Fenced, RunRecord, RunRef, Schedule
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.settings import Settings
 from services.orchestrator.turn.state import Services
-from services.orchestrator.turn.supervisor import at_work_of
 
 # Left of the drain's grace to hand a run over whose step did not end in time.
 HAND_OVER_S = 1.0
@@ -56,11 +57,13 @@ class Worker:
             self.settings, self.store, self.hub, self.agents, self.services, self.outbox, self.minter, lambda: self.draining
         )
         self._by_id: dict[tuple[str, str], Owned] = {}
+        self._quarantine = Quarantine()
         self._claiming = 0
         # Whether the last look at the queue found nobody; while others wait there, a new run waits behind them.
         self._clear = True
         self._room = asyncio.Event()
         self._room.set()
+        # Set while nothing is owned, and nothing is being claimed or accepted that may be.
         self._idle = asyncio.Event()
         self._idle.set()
         # Not set while the queue may hand a run to this process.
@@ -86,13 +89,12 @@ class Worker:
         """Keeps room for a run that is being accepted, where nobody waits for it; `free_room` ends it."""
         if not self._clear or not self.has_room():
             return False
-        self._claiming += 1
+        self._begin_claim()
         return True
 
     def free_room(self) -> None:
-        """The inverse of `hold_room`."""
-        self._claiming -= 1
-        self._freed()
+        """The inverse of `hold_room`; a run that was accepted meanwhile is adopted before anything else happens."""
+        self._end_claim()
 
     def adopt(self, ref: RunRef, claim: Claim) -> None:
         """Works on a run that this process has just accepted and owns."""
@@ -107,7 +109,7 @@ class Worker:
             return True
         if not self.has_room():
             return False
-        self._claiming += 1
+        self._begin_claim()
         self._spawn(self._claim(ref), f"claim {ref.run_id}")
         return True
 
@@ -159,13 +161,14 @@ class Worker:
         if state == "free":
             await self.wake(ref, *scheduled)
         elif state == "ended":
-            await self.outbox.settle(ref)
+            await self.settle_ended(ref)
 
     async def resume(self, ref: RunRef) -> None:
         """Gets a run that was parked a slot again and has it taken; where none is free it waits in its tenant's queue. Raises
         Overloaded."""
-        _, _, schedule = await self.store.schedule(ref)
-        if await self.store.admit(ref, schedule):
+        inspected, (_, _, schedule) = await asyncio.gather(self.store.inspect(ref), self.store.schedule(ref))
+        # Else somebody else has resumed it.
+        if inspected.state == "held" and await self.store.admit(ref, schedule, inspected.epoch):
             await self.start(ref)
 
     async def wake_next(self, ref: RunRef, run_id: str) -> None:
@@ -179,36 +182,61 @@ class Worker:
 
     async def _claim(self, ref: RunRef) -> None:
         try:
-            claim = await self.store.claim(ref, self.settings.lease_s, self.settings.crash_budget)
+            claim = await self.store.claim(ref, self.settings.lease_s, self.settings.crash_budget, suspect=False)
+            if claim.verdict == "suspect":
+                claim = await self._suspected(ref, claim)
         except Overloaded as error:
             # Nothing is known of the claim; its lease, if there is one, runs out and the sweeper finds the run.
             log.warning("claim_failed", run_id=ref.run_id, reason=error.reason)
             return
         finally:
-            self._claiming -= 1
-            self._freed()
+            self._end_claim()
+            self._next_suspect()
         if claim.verdict == "claimed" and claim.record is not None:
             self._register(ref, claim.record)
             self._publish_claim(ref, claim)
             await self._own(ref, claim)
         elif claim.verdict == "failed" and claim.written is not None:
             self.hub.noticed(ref, claim.written.last_seq)
-            await self._end_children(ref)
-            await self._settle(ref, claim.written.next_run, False)
+            await self._settle(ref, claim.written.next_run, await self.wind_up(ref))
 
-    async def _end_children(self, ref: RunRef) -> None:
-        """Nobody waits for the children of a run that was given up."""
-        record = await self.store.run(ref)
-        if record is None or self.services.children is None:
-            return
-        for run_id in at_work_of(record.state):
-            await self.services.children.cancel(run_id, Principal.from_dict(dict(record.spec.principal)))
+    async def _suspected(self, ref: RunRef, claim: Claim) -> Claim:
+        """Claims a run that the next loss ends, unless this process works on such a run. Raises Overloaded."""
+        if not self._quarantine.enter(ref):
+            await self.store.note(ref, LOOK_S)
+            return claim
+        try:
+            claim = await self.store.claim(ref, self.settings.lease_s, self.settings.crash_budget)
+        finally:
+            if claim.verdict != "claimed":
+                self._quarantine.leave(ref)
+        return claim
+
+    def _cleared(self, ref: RunRef) -> None:
+        """A run that was lost has come on, or is at work here no longer."""
+        if self._quarantine.leave(ref):
+            self._next_suspect()
+
+    def _next_suspect(self) -> None:
+        ref = self._quarantine.following()
+        if ref is not None:
+            self.take(ref)
+
+    async def wind_up(self, ref: RunRef) -> bool:
+        """As giving_up.wind_up, of a run that has ended."""
+        return await wind_up(self.store, self.services, ref, self.settings.crash_budget)
+
+    async def settle_ended(self, ref: RunRef) -> None:
+        """All that follows the end of a run of which it is not known who has ended it, and how far they came. Raises Overloaded."""
+        await self._settle(ref, "", await self.wind_up(ref))
 
     def _register(self, ref: RunRef, record: RunRecord) -> None:
-        self.owned[ref] = self._by_id[ref.tenant, ref.run_id] = Owned(ref, record)
+        self.owned[ref] = self._by_id[ref.tenant, ref.run_id] = Owned(ref, record, on_progress=lambda: self._cleared(ref))
+        if record.crashes:
+            log.info("run_taken_over", run_id=ref.run_id, lost_in_a_row=record.crashes, lost=record.losses)
         self._idle.clear()
         _active.add(1)
-        if record.attempt == 1:
+        if record.attempt == 1 and not record.state:
             since_ms = max(record.created_ms, record.spec.schedule.start_ms)
             _queue_s.record(max(0, record.started_ms - since_ms) / 1000, {"track": record.track})
 
@@ -225,9 +253,9 @@ class Worker:
             if left.written is None:
                 self.hub.left(ref)
             _active.add(-1)
-            if not self.owned:
-                self._idle.set()
+            self._rest()
             self._freed()
+            self._cleared(ref)
         if left.written is not None:
             await self._settle(ref, left.written.next_run, left.outbox)
 
@@ -242,6 +270,20 @@ class Worker:
             return
         event = Event(written.first_seq, written.at_ms, ref.thread_id, ref.run_id, record.attempt, "run_started", b"{}", False, "")
         self.hub.publish(ref, [event])
+
+    def _begin_claim(self) -> None:
+        self._claiming += 1
+        self._idle.clear()
+
+    def _end_claim(self) -> None:
+        """What was claimed is registered before anybody who waits is heard."""
+        self._claiming -= 1
+        self._rest()
+        self._freed()
+
+    def _rest(self) -> None:
+        if not self.owned and not self._claiming:
+            self._idle.set()
 
     def _freed(self) -> None:
         if self.has_room():
@@ -275,7 +317,11 @@ class Worker:
         """Heartbeats of all runs, forever."""
         while True:
             started = time.monotonic()
-            await asyncio.gather(*(self._beat(owned) for owned in list(self.owned.values())))
+            beats = asyncio.gather(*(self._beat(owned) for owned in list(self.owned.values())))
+            # A round goes over one connection. Where that hangs, the next round must not wait for it: it goes over another.
+            done, _ = await asyncio.wait([beats], timeout=self.settings.heartbeat_s)
+            for ended in done:
+                ended.result()
             await asyncio.sleep(max(0.05, self.settings.heartbeat_s - (time.monotonic() - started)))
 
     async def _beat(self, owned: Owned) -> None:
@@ -314,14 +360,19 @@ class Worker:
         stopped = asyncio.create_task(self._stop_waiting(), name="stop waiting")
         try:
             async with asyncio.timeout(max(0.0, self.settings.drain_grace_s - HAND_OVER_S)):
-                await self._idle.wait()
+                await self._left()
         except TimeoutError:
             for owned in list(self.owned.values()):
                 owned.interrupt("drain")
-            await self._idle.wait()
+            await self._left()
         if self._background:
             await asyncio.wait(set(self._background), timeout=HAND_OVER_S)
         await stopped
+
+    async def _left(self) -> None:
+        """Returns when all is handed over, what was on its way here when the drain began included."""
+        while self.owned or self._claiming:
+            await self._idle.wait()
 
     async def _stop_waiting(self) -> None:
         # Without a store the wait ends by itself.

@@ -1,10 +1,12 @@
 """The one way in which a run's owner writes: buffered, fenced, one write at a time, each exactly once.
 
-Text is flushed at once when it is the first, then every few hundredths of a second; everything else waits for the next
-commit. A store that is away is waited for; an epoch that is old ends the run here.
+Text is flushed at once when it is the first, then every few hundredths of a second, with what was emitted before it; everything else
+waits for the next commit, as what an answer led to must not be there without its state. A store that is away is waited for; an epoch
+that is old ends the run here.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from services.orchestrator.run_store import RunStore
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 0.5
+# The share of a wait that is always waited for.
+RETRY_SPREAD = 0.5
 log = structlog.get_logger("bulkhead.writer")
 
 
@@ -27,24 +31,27 @@ class RunWriter:
 
     def __init__(
         self, store: RunStore, hub: Hub, ref: RunRef, epoch: int, attempt: int, *, trace_id: str, batch_s: float, patience_s: float,
-        on_lost: Callable[[], None], on_cancel: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], None], on_cancel: Callable[[], None] = lambda: None, on_progress: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """`on_lost` is called once, when a write finds that the run is no longer ours or the store was away for `patience_s`. `on_cancel`
         is called when a write finds that the end of the run was asked for, before whoever waits for the write goes on: what it
-        announces is not begun then."""
+        announces is not begun then. `on_progress` is called when a checkpoint is durable."""
         self._store, self._hub, self._ref = store, hub, ref
         self._epoch, self._attempt, self._trace_id = epoch, attempt, trace_id
         self._batch_s, self._patience_s = batch_s, patience_s
         self.epoch, self.trace_id = epoch, trace_id
-        self._on_lost, self._on_cancel = on_lost, on_cancel
+        self._on_lost, self._on_cancel, self._on_progress = on_lost, on_cancel, on_progress
         self._number = 0
         self._drafts: list[Draft] = []
+        # So many of the drafts may be written before the next state; text always.
+        self._early = 0
         self._text: list[str] = []
         self._text_of = ""
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._tasks: set[asyncio.Task] = set()
-        self._flushed_text = False
+        # `_hurried`: the timer is about to go off.
+        self._flushed_text = self._hurried = False
         # Writes with a state that have not had their turn.
         self._waiting = 0
         self.provisional_from = 0
@@ -62,13 +69,18 @@ class RunWriter:
             self._seal()
             self._text_of, self._flushed_text = message_id, False
         self._text.append(text)
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if not self._flushed_text and not self._hurried:
             # The first text a user sees is not held back; what comes within the same tick goes with it.
-            self._timer = loop.call_later(self._batch_s, self._flush_now) if self._flushed_text else loop.call_soon(self._flush_now)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._hurried, self._timer = True, loop.call_soon(self._flush_now)
+        elif self._timer is None:
+            self._timer = loop.call_later(self._batch_s, self._flush_now)
 
     def flush_soon(self) -> None:
-        """Writes what is buffered within the batch time."""
+        """Writes what is buffered by now within the batch time."""
+        self._hurry()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._batch_s, self._flush_now)
 
@@ -78,20 +90,26 @@ class RunWriter:
             data = {"text": "".join(self._text), "message_id": self._text_of}
             self._drafts.append(Draft("message_delta", orjson.dumps(data), provisional=True))
             self._text.clear()
+            self._early = len(self._drafts)
+
+    def _hurry(self) -> None:
+        # Text that is not sealed yet becomes the draft behind the others.
+        self._early = len(self._drafts) + bool(self._text)
 
     def _flush_now(self) -> None:
         self._timer = None
-        self._flushed_text = True
+        self._flushed_text, self._hurried = True, False
         if (self._drafts or self._text) and not self.lost and self.ended is None:
             self._start("e")
 
-    def _taken(self) -> list[Draft]:
-        """All that is buffered, which is then no more."""
+    def _taken(self, *, early: bool = False) -> list[Draft]:
+        """What is buffered, or of it what may be written `early`; it is buffered no more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._hurried = None, False
         self._seal()
-        drafts, self._drafts = self._drafts, []
+        end = self._early if early else len(self._drafts)
+        drafts, self._drafts, self._early = self._drafts[:end], self._drafts[end:], 0
         return drafts
 
     def _start(self, mode: str, **parts: Any) -> asyncio.Task:
@@ -111,7 +129,8 @@ class RunWriter:
             self._lose()
 
     async def flush(self) -> None:
-        """Writes what is buffered. Raises Fenced."""
+        """Writes what is buffered by now. Raises Fenced."""
+        self._hurry()
         await asyncio.shield(self._start("e"))
 
     async def checkpoint(self, state: bytes, messages: Sequence[bytes] = ()) -> None:
@@ -122,6 +141,7 @@ class RunWriter:
         """Takes back the text since the last checkpoint. Raises Fenced."""
         async with self._lock:
             self._text.clear()
+            self._early = sum(not d.provisional for d in self._drafts[: self._early])
             self._drafts = [d for d in self._drafts if not d.provisional]
         if self.provisional_from:
             self.emit("attempt_superseded", {"from_seq": self.provisional_from})
@@ -158,13 +178,15 @@ class RunWriter:
                 raise Fenced("the run is no longer ours")
             if drafts is None:
                 # What this was meant to write may have gone to a write behind it, and what came since must not overtake that.
-                drafts = [] if self._waiting else self._taken()
+                drafts = [] if self._waiting else self._taken(early=True)
                 if not drafts:
                     return Written(0, 0, 0, "")
             self._number += 1
             parts: dict[str, Any] = {"park": park} if park is not None else {}
             written = await self._send(self._number, drafts, mode=mode, state=state, messages=messages, terminal=terminal, **parts)
             self._account(mode, drafts, written)
+            if mode == "c":
+                self._on_progress()
             if written.cancel:
                 self._on_cancel()
             if terminal is not None:
@@ -191,7 +213,10 @@ class RunWriter:
                 if time.monotonic() > give_up:
                     self._lose()
                     raise
-            await asyncio.sleep(wait_s)
+            # All runs of all processes wait for the same store. They spread downwards alone: once it is back, a write is through before
+            # a lease ends, and nobody sleeps past its patience.
+            left_s = max(0.0, give_up - time.monotonic())
+            await asyncio.sleep(min(left_s, wait_s * random.uniform(RETRY_SPREAD, 1.0)))  # noqa: S311
             wait_s = min(wait_s * 2, RETRY_MOST_S)
 
     def _lose(self) -> None:

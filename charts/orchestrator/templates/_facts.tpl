@@ -8,6 +8,7 @@ calledBy: [gateway]
 identity: issuer
 requiredStores: [state]
 optionalStores: []
+replicated: true
 configFiles: [agents.yaml, policies.yaml]
 prompts: true
 internet: true

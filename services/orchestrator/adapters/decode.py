@@ -40,6 +40,8 @@ def run_record(fields: Sequence | Mapping[bytes, bytes] | None) -> RunRecord | N
         first_seq=number(b"first_seq"), terminal_seq=number(b"terminal_seq"), track=found[b"track"].decode(),
         result=parsed(b"result"), state=parsed(b"state"), provisional_from=number(b"prov_from"),
         inbox=number(b"inbox"), carry=parsed(b"carry"), rolled_back=number(b"rolled_back"),
+        crashes=number(b"crashes"), losses=number(b"losses") or number(b"crashes"),
+        lost_ms=number(b"lost_ms"),
     )  # fmt: skip
 
 
@@ -55,5 +57,5 @@ def thread_record(fields: Sequence | Mapping[bytes, bytes] | None, user: str) ->
     return ThreadRecord(
         thread_id=found[b"thread"].decode(), created_ms=int(found[b"created_ms"]), last_seq=int(found[b"seq"]),
         metadata=orjson.loads(found[b"metadata"]), parent=found.get(b"parent", b"").decode(), forked_at=int(found.get(b"forked_at", 0)),
-        expires_ms=int(found.get(b"expires_ms", 0)),
+        expires_ms=int(found.get(b"expires_ms", 0)), oldest_seq=int(found.get(b"oldest_seq", 1)),
     )  # fmt: skip

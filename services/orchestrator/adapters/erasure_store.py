@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 import redis.asyncio as redis
 
-from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
-from services.orchestrator.adapters.store_base import LUA, StoreBase
+from services.orchestrator.adapters.store_due import DueStore
 from services.orchestrator.adapters.store_keys import (
     ENDED,
     LIVE,
+    RESULTS,
     THREADS,
     approvals_keys,
     erasing_key,
@@ -28,30 +28,35 @@ from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import HANDED_OFF, message_id_of
 
 DUE = "erasures:{e0}:due"
+# Whether files of the store are to be written anew.
+FILES = "erasures:{e0}:files"
 # A receipt is a proof that somebody may ask for long after.
 KEPT = timedelta(days=3 * 365)
+# How long a key that joined another erasure is answered with that one.
+JOINED_KEPT = timedelta(hours=24)
 AT_ONCE = 500
 SCANNED = 1_000
 
 
-class ValkeyErasures(StoreBase):
+class ValkeyErasures(DueStore):
     """ErasureStore on Valkey."""
 
     def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
         """As StoreBase."""
-        super().__init__(client, instance, replicas)
-        self._library = Library(client, LUA / "erasure.lua")
+        super().__init__(client, instance, replicas, ("erasure", "due"))
 
     async def begin(self, ref: ErasureRef, user: str, digest: str, print_: str) -> tuple[str, str]:
         """As ErasureStore.begin."""
         keys = [erasing_key(ref.tenant), _record_key(ref)]
-        verdict, standing = await self._durable("erasure_begin_v1", keys, [user, ref.erasure_id, digest, print_, *PARTS])
+        joined_ms = int(JOINED_KEPT.total_seconds() * 1000)
+        verdict, standing = await self._durable("erasure_begin_v1", keys, [user, ref.erasure_id, digest, print_, joined_ms, *PARTS])
         return text(verdict), text(standing)
 
     async def record(self, ref: ErasureRef) -> ErasureRecord | None:
         """As ErasureStore.record."""
         found = await self._ask(self._client.hgetall(_record_key(ref)))
-        if not found:
+        # Of an id that joined another erasure there is no record of its own.
+        if not found or b"joined" in found:
             return None
         parts = {name: _part(found, name) for name in PARTS}
         return ErasureRecord(
@@ -78,8 +83,21 @@ class ValkeyErasures(StoreBase):
 
     async def due(self, most: int, again_in_s: float) -> list[ErasureRef]:
         """As ErasureStore.due."""
-        found = await self._ask(self._library.batched("erasure_due_v1", [DUE], [most, int(again_in_s * 1000)]))
-        return [ErasureRef.decode(text(reference)) for reference in found]
+        _, found = await self._take_due(DUE, most, again_in_s)
+        return [ErasureRef.decode(reference) for reference in found]
+
+    async def want_files(self, settled_s: float) -> None:
+        """As ErasureStore.want_files."""
+        await self._durable("erasure_want_files_v1", [FILES], [int(settled_s * 1000)])
+
+    async def take_files(self, again_s: float, least_s: float) -> int:
+        """As FilesWanted.take_files."""
+        args = [int(again_s * 1000), int(least_s * 1000)]
+        return int(await self._ask(self._library.batched("erasure_take_files_v1", [FILES], args)))
+
+    async def done_files(self, at_ms: int) -> None:
+        """As FilesWanted.done_files."""
+        await self._ask(self._library.batched("erasure_done_files_v1", [FILES], [at_ms]))
 
     async def runs(self, tenant: str, user: str) -> list[RunRef]:
         """As ErasureStore.runs."""
@@ -115,7 +133,8 @@ class ValkeyErasures(StoreBase):
         for some in _some(refs):
             pipeline = self._client.pipeline(transaction=False)
             pipeline.unlink(*(lookup_key(tenant, ref.run_id) for ref in some))
-            pipeline.zrem(ENDED, *(ref.encode() for ref in some))
+            for noted in (ENDED, RESULTS):
+                pipeline.zrem(noted, *(ref.encode() for ref in some))
             await self._ask(pipeline.execute())
         threads = {ref.thread_id for ref in refs}
         for key in (feedback_key(tenant), *approvals_keys(tenant)):
@@ -156,6 +175,11 @@ class ValkeyErasures(StoreBase):
                     found[thread].add(key)
             if not cursor:
                 break
+        # Runs that a fork brought along stand in no list of the user, but with those that have ended. While a key tells of them.
+        copied = [RunRef(tenant, thread, run).encode() for thread, keys in found.items() for key in keys for run in _runs_of(key)]
+        for some in _some(copied):
+            for noted in (ENDED, RESULTS):
+                await self._ask(self._client.zrem(noted, *some))
         calls: list[tuple[str, Sequence[str], Sequence[Any]]] = []
         for thread, keys in found.items():
             _, _, _, pending, _, _, runs = thread_keys(RunRef(tenant, thread, "-"))
@@ -187,6 +211,12 @@ class ValkeyErasures(StoreBase):
 def _some(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """`items` in parts that go to the store at once."""
     return (items[first : first + AT_ONCE] for first in range(0, len(items), AT_ONCE))
+
+
+def _runs_of(key: str) -> tuple[str, ...]:
+    """Which run a key of a thread may be of: of its record, or of what stands beside that."""
+    run = key.partition("}:run:")[2]
+    return (run, run.rpartition(":")[0]) if run else ()
 
 
 def _record_key(ref: ErasureRef) -> str:

@@ -55,6 +55,12 @@ class LlmGateway:
             raise UpstreamFailed("the model's answer ended midway", reason="INCOMPLETE_ANSWER")
         yield answer
 
+    async def spent(self, run_id: str) -> tuple[int, int]:
+        """As ports.Models.spent."""
+        told = await self._stub.GetBudget(llm_pb2.GetBudgetRequest(run_id=run_id))
+        found = [(budget.spent_microusd, budget.reserved_microusd) for budget in told.budgets if budget.scope == "run"]
+        return found[0] if found else (0, 0)
+
 
 def _request(call: ModelCall) -> llm_pb2.StreamCompleteRequest:
     # Filled in place: messages made one by one and put into one another are copied each time, which takes three times as long.
@@ -71,6 +77,8 @@ def _request(call: ModelCall) -> llm_pb2.StreamCompleteRequest:
         source.temperature = call.temperature
     if call.max_tokens is not None:
         source.max_tokens = call.max_tokens
+    if call.budget_microusd is not None:
+        source.run_budget_microusd = call.budget_microusd
     if call.stale_s:
         source.cache.stale_if_error.FromMilliseconds(int(call.stale_s * 1000))
     return request
@@ -98,4 +106,5 @@ def _finished(finished: llm_pb2.CompletionFinished) -> ModelFinished:
         },
         finished.outcome.model,
         finished.outcome.provider,
+        finished.outcome.cached == "replayed",
     )  # fmt: skip

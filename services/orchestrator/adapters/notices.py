@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import redis.asyncio as redis
 import structlog
@@ -24,6 +25,16 @@ CONFIRM_WITHIN_S = 0.5
 log = structlog.get_logger("bulkhead.notices")
 
 
+class Told(NamedTuple):
+    """Who is told: of an append to a followed thread, of a cancel and of a command to a run that is owned here, and that anything may
+    have been missed."""
+
+    append: Callable[[RunRef, int], None]
+    cancel: Callable[[RunRef], None]
+    command: Callable[[RunRef], None]
+    reset: Callable[[], None]
+
+
 class Notices:
     """One subscribing connection a process."""
 
@@ -34,14 +45,15 @@ class Notices:
         self._threads: dict[str, RunRef] = {}
         self._confirmed: dict[str, asyncio.Future] = {}
         self._pubsub: redis.client.PubSub | None = None
+        # Whoever holds it may use the connection, which is not given up meanwhile: redis-py does not bear that.
+        self._in_use = asyncio.Lock()
         self._task: asyncio.Task | None = None
-        self.on_append: Callable[[RunRef, int], None] = lambda ref, seq: None
-        self.on_cancel: Callable[[RunRef], None] = lambda ref: None
-        self.on_command: Callable[[RunRef], None] = lambda ref: None
-        self.on_reset: Callable[[], None] = lambda: None
+        # From the start on.
+        self._told: Told
 
-    async def start(self) -> None:
+    async def start(self, told: Told) -> None:
         """Begins to listen."""
+        self._told = told
         self._task = asyncio.create_task(self._run(), name="notices")
 
     async def close(self) -> None:
@@ -69,25 +81,33 @@ class Notices:
         await self._send("unsubscribe", channel)
 
     async def _send(self, command: str, channel: str) -> None:
-        if self._pubsub is not None:
-            # A broken connection is found by whoever listens on it, and everything is subscribed to anew.
-            with suppress(*UNAVAILABLE):
-                await getattr(self._pubsub, command)(channel)
+        async with self._in_use:
+            if self._pubsub is not None:
+                # A broken connection is found by whoever listens on it, and everything is subscribed to anew.
+                with suppress(*UNAVAILABLE):
+                    await getattr(self._pubsub, command)(channel)
 
     async def _run(self) -> None:
         while True:
             pubsub = self._client.pubsub()
             try:
-                await pubsub.subscribe(self._own, self._inbox, *self._threads)
+                wanted = frozenset(self._threads)
+                await pubsub.subscribe(self._own, self._inbox, *wanted)
                 self._pubsub = pubsub
-                self.on_reset()
+                # Those that were followed or left in between, when there was nothing to send it on.
+                for channel in self._threads.keys() - wanted:
+                    await self._send("subscribe", channel)
+                for channel in wanted - self._threads.keys():
+                    await self._send("unsubscribe", channel)
+                self._told.reset()
                 await self._listen(pubsub)
             except UNAVAILABLE as error:
                 log.warning("notices_lost", error=type(error).__name__)
             finally:
                 self._pubsub = None
-                with suppress(*UNAVAILABLE):
-                    await pubsub.aclose()
+                async with self._in_use:
+                    with suppress(*UNAVAILABLE):
+                        await pubsub.aclose()
             await asyncio.sleep(RECONNECT_AFTER_S)
 
     async def _listen(self, pubsub: "redis.client.PubSub") -> None:
@@ -110,8 +130,8 @@ class Notices:
             channel, data = message["channel"].decode(), message["data"].decode()
             word, _, rest = data.partition(" ")
             if channel == self._own:
-                self.on_cancel(RunRef.decode(rest))
+                self._told.cancel(RunRef.decode(rest))
             elif channel == self._inbox:
-                self.on_command(RunRef.decode(data))
+                self._told.command(RunRef.decode(data))
             elif rest != self._instance and channel in self._threads:
-                self.on_append(self._threads[channel], int(word))
+                self._told.append(self._threads[channel], int(word))

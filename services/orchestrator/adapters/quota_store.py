@@ -10,7 +10,7 @@ class ValkeyQuota(StoreBase):
 
     async def occupancy(self, tenant: str) -> Occupancy:
         """As QuotaStore.occupancy."""
-        slots, queue, _, delayed, _ = waiting_keys(tenant)
+        slots, queue, _, delayed, *_ = waiting_keys(tenant)
         pipeline = self._client.pipeline(transaction=False)
         for key in (slots, queue, delayed):
             pipeline.zcard(key)

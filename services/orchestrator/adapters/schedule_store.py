@@ -6,9 +6,8 @@ from typing import Any
 import redis.asyncio as redis
 
 from services.common.errors import Overloaded
-from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
-from services.orchestrator.adapters.store_base import LUA
+from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
 from services.orchestrator.adapters.store_keys import erasing_key, quoted
 from services.orchestrator.erasure_records import being_erased
@@ -26,10 +25,10 @@ LOOK_AFTER_MS = 7_000
 class ValkeySchedules(DueStore):
     """ScheduleStore on Valkey."""
 
-    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
-        """As StoreBase."""
-        super().__init__(client, instance, replicas)
-        self._library = Library(client, LUA / "schedule.lua", LUA / "due.lua")
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0, sealing: Sealing | None = None) -> None:
+        """As StoreBase; `sealing` as of Store."""
+        super().__init__(client, instance, replicas, ("schedule", "due"))
+        self.sealing = sealing or Sealing()
 
     async def add(self, ref: ScheduleRef, user: str, definition: Definition, next_ms: int, most: int) -> str:
         """As ScheduleStore.add."""
@@ -71,7 +70,8 @@ class ValkeySchedules(DueStore):
         """As ScheduleStore.change."""
         # Before and after: whoever is lost in between leaves a look that comes too early, and none that comes too late.
         await self._note(record.ref, await self.now_ms() + LOOK_AFTER_MS)
-        args = [record.version, await self._packed(record.ref.tenant, record.user, definition), state, next_ms]
+        following_ms = definition.timing.after(next_ms) if next_ms else 0
+        args = [record.version, await self._packed(record.ref.tenant, record.user, definition), state, next_ms, following_ms]
         done = bool(await self._durable("schedule_change_v1", [_key(record.ref)], args))
         if done and state == "active":
             # No later than the look above: a run that is being made may wait for it.

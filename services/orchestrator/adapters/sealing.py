@@ -16,7 +16,7 @@ from services.common.envelope import Envelope, is_sealed
 from services.common.errors import Overloaded
 from services.orchestrator.records import Draft, Event, RunRef, Terminal
 
-EVENT, MESSAGE, OUTBOX, SPEC, STATE, COMMAND = "event", "message", "outbox", "spec", "state", "command"
+EVENT, MESSAGE, OUTBOX, SPEC, STATE, COMMAND, RESULT = "event", "message", "outbox", "spec", "state", "command", "result"
 # Fields of a run's record, and as what they are sealed. A result is the data of the last event, or more.
 _FIELDS = {b"spec": SPEC, b"result": EVENT, b"carry": STATE}
 ERASED = b'{"erased":true}'

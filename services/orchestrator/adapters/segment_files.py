@@ -1,106 +1,89 @@
-"""Segments as files of a local folder, or of one that all replicas mount."""
+"""Segments as blobs: a place for each thread, a blob for each segment."""
 
-import asyncio
-import hashlib
-import os
-import secrets
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Awaitable
 from typing import TypeVar
 
 import structlog
 
 from services.common.errors import Overloaded
-from services.orchestrator.segments import Segment, damaged
+from services.common.settings import StartRefused
+from services.orchestrator.adapters.blob_folder import FolderBlobs
+from services.orchestrator.adapters.blobs import Blobs, BlobsUnavailable, place_of
+from services.orchestrator.adapters.result_blobs import RESULTS
+from services.orchestrator.segments import ALL, Segment, damaged
+from services.orchestrator.settings import Settings
 
-_PART = ".part"
 _Answer = TypeVar("_Answer")
 log = structlog.get_logger("bulkhead.segments")
 
 
 class SegmentFiles:
-    """SegmentStore on a folder. A file is written under another name, synced, and then takes its place at once."""
+    """SegmentStore on blobs."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def prepare(self) -> None:
-        """Makes the folder and writes to it once. Raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe = self._folder / f"{secrets.token_hex(8)}{_PART}"
-        probe.touch(mode=0o600)
-        probe.unlink()
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
 
     async def put(self, tenant: str, thread_id: str, segment: Segment, content: bytes) -> None:
         """As SegmentStore.put."""
-        await self._disk(lambda: _write(self._path(tenant, thread_id), segment, content))
+        place, name = place_of(tenant, thread_id), segment.encode()
+        await _asked(self.blobs.put(place, name, content))
+        if await _asked(self.blobs.get(place, name)) != content:
+            # The log is deleted on the strength of this file.
+            raise damaged(segment)
 
     async def get(self, tenant: str, thread_id: str, segment: Segment) -> bytes | None:
         """As SegmentStore.get."""
-        return await self._disk(lambda: _read(self._path(tenant, thread_id) / segment.encode()))
+        return await _asked(self.blobs.get(place_of(tenant, thread_id), segment.encode()))
 
     async def drop(self, tenant: str, thread_id: str, before: int) -> None:
         """As SegmentStore.drop."""
-        await self._disk(lambda: _drop(self._path(tenant, thread_id), before))
+        place = place_of(tenant, thread_id)
+        names = await _asked(self.blobs.names(place))
+        if gone := [name for name in names if Segment.decode(name.partition(".")[0]).last < before]:
+            await _asked(self.blobs.delete(place, gone))
+        if before >= ALL:
+            # Nothing of the thread is left, so nothing points to its large results either.
+            results = place_of(tenant, thread_id, RESULTS)
+            if names := await _asked(self.blobs.names(results)):
+                await _asked(self.blobs.delete(results, names))
 
-    def _path(self, tenant: str, thread_id: str) -> Path:
-        # Names of callers never become parts of a path.
-        name = hashlib.sha256(f"{tenant}\0{thread_id}".encode()).hexdigest()[:40]
-        return self._folder / name[:2] / name
 
-    async def _disk(self, work: Callable[[], _Answer]) -> _Answer:
+def opened_segments(settings: Settings) -> SegmentFiles | None:
+    """What the settings name: a folder, a bucket, or None. Raises StartRefused for a folder or certificates that cannot be used.
+
+    A bucket that is away fails no start, as a state store does not: nothing moves until it is back.
+    """
+    if settings.segments_url:
+        # A library of 16 MB, which is loaded where it is needed.
+        from services.orchestrator.adapters.blob_bucket import Bucket, BucketBlobs
+
+        bucket = Bucket(
+            settings.segments_url,
+            settings.segments_endpoint,
+            settings.segments_region,
+            settings.segments_path_style,
+            settings.segments_credentials_dir,
+            settings.segments_ca_file,
+        )
         try:
-            return await asyncio.to_thread(work)
-        except OSError as error:
-            log.warning("segments_unavailable", error=type(error).__name__, errno=error.errno)
-            raise Overloaded(
-                "the store of older events cannot be used", reason="SEGMENTS_UNAVAILABLE", retry_after_s=1.0, metadata={"store": "segments"}
-            ) from error
-
-
-def _write(folder: Path, segment: Segment, content: bytes) -> None:
-    made = [parent for parent in (folder, folder.parent) if not parent.is_dir()]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = folder / f"{segment.encode()}.{secrets.token_hex(4)}{_PART}"
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / segment.encode())
-    finally:
-        # After a success it has another name by now.
-        part.unlink(missing_ok=True)
-    for changed in (folder, *(parent.parent for parent in made)):
-        _sync(changed)
-    if _read(folder / segment.encode()) != content:
-        # The log is deleted on the strength of this file.
-        raise damaged(segment)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+            return SegmentFiles(BucketBlobs(bucket))
+        except (OSError, ValueError) as error:
+            raise StartRefused([f"BULKHEAD_SEGMENTS_CA_FILE: {settings.segments_ca_file}: {error}"]) from error
+    if settings.segments_dir is None:
         return None
-
-
-def _drop(folder: Path, before: int) -> None:
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if Segment.decode(path.name.partition(".")[0]).last < before:
-            path.unlink(missing_ok=True)
+    folder = FolderBlobs(settings.segments_dir)
     try:
-        folder.rmdir()
-    except OSError:
-        # Not empty: there are later segments.
-        _sync(folder)
+        folder.prepare()
+    except OSError as error:
+        raise StartRefused([f"BULKHEAD_SEGMENTS_DIR: {settings.segments_dir}: {error.strerror}"]) from error
+    return SegmentFiles(folder)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+async def _asked(call: Awaitable[_Answer]) -> _Answer:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return await call
+    except BlobsUnavailable as error:
+        log.warning("segments_unavailable", error=str(error))
+        raise Overloaded(
+            "the store of older events cannot be used", reason="SEGMENTS_UNAVAILABLE", retry_after_s=1.0, metadata={"store": "segments"}
+        ) from error

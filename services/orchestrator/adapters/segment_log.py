@@ -2,7 +2,7 @@
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import ENDED, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.adapters.store_keys import ENDED, RESULTS, lookup_key, quoted, segments_key, thread_keys
 from services.orchestrator.records import RunRef
 from services.orchestrator.segments import Entry, Segment
 
@@ -18,7 +18,7 @@ class SegmentLogStore(StoreBase):
     async def ended_again(self, ref: RunRef, age_s: float, again_in_s: float | None) -> None:
         """As LogArchive.ended_again."""
         if again_in_s is None:
-            await self._ask(self._client.zrem(ENDED, ref.encode()))
+            await self._ask(self._library.batched_command("ZREM", ENDED, ref.encode()))
         else:
             await self._ask(self._library.batched("work_note_v1", [ENDED], [int((again_in_s - age_s) * 1000), ref.encode(), "XX"]))
 
@@ -50,10 +50,33 @@ class SegmentLogStore(StoreBase):
         # A user who was erased leaves not even a tombstone.
         return await self._ask(self._client.hget(thread_keys(ref)[0], "user")) in (None, b"\0gone")
 
+    async def results_due(self, most: int, again_in_s: float) -> list[RunRef]:
+        """As ResultArchive.results_due."""
+        found = await self._ask(self._library.call("work_due_v1", [RESULTS], [most, int(again_in_s * 1000), 0]))
+        return [RunRef.decode(text(member)) for member in found]
+
+    async def results_again(self, ref: RunRef, again_in_s: float | None) -> None:
+        """As ResultArchive.results_again."""
+        if again_in_s is None:
+            await self._ask(self._client.zrem(RESULTS, ref.encode()))
+        else:
+            await self._ask(self._library.batched("work_note_v1", [RESULTS], [int(again_in_s * 1000), ref.encode(), "XX"]))
+
+    async def has_results(self, ref: RunRef) -> bool:
+        """As ResultArchive.has_results."""
+        return await self._ask(self._client.zscore(RESULTS, ref.encode())) is not None
+
+    async def taken_over(self, ref: RunRef) -> bool:
+        """As ResultArchive.taken_over."""
+        user, forked_at, oldest = await self._ask(self._client.hmget(thread_keys(ref)[0], ["user", "forked_at", "oldest_seq"]))
+        if user in (None, b"\0gone"):
+            return False
+        return user == b"\0building" or int(oldest or 1) <= int(forked_at or 0)
+
     async def unlist(self, ref: RunRef, age_s: float) -> None:
         """As LogArchive.unlist."""
         lookup = lookup_key(ref.tenant, ref.run_id)
-        user = await self._ask(self._client.hget(lookup, "user"))
+        user = await self._ask(self._library.batched_command("HGET", lookup, "user"))
         if user is not None:
             keys = [lookup, f"tn:{{{quoted(ref.tenant)}}}:runs:{quoted(text(user))}"]
             await self._ask(self._library.batched("tenant_unlist_v1", keys, [ref.run_id, ref.thread_id, int(age_s * 1000)]))

@@ -2,13 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import orjson
+import redis.asyncio as redis
 
+from services.common.envelope import Envelope
+from services.common.errors import Overloaded
+from services.orchestrator.adapters.blobs import Blobs
 from services.orchestrator.adapters.decode import run_record, text
-from services.orchestrator.adapters.sealing import EVENT, OUTBOX, SPEC
+from services.orchestrator.adapters.result_blobs import Item, LargeResults
+from services.orchestrator.adapters.sealing import EVENT, OUTBOX, SPEC, Sealing
 from services.orchestrator.adapters.segment_log import SegmentLogStore
 from services.orchestrator.adapters.store_approvals import ApprovalsStore
 from services.orchestrator.adapters.store_control import ControllingStore
@@ -34,6 +41,8 @@ from services.orchestrator.records import (
     Terminal,
     Written,
 )  # fmt: skip
+from services.orchestrator.results import COMPLETED, INLINE_BYTES, parted
+from services.orchestrator.segments import SegmentStore
 
 IDEMPOTENCY_KEPT = timedelta(hours=48)
 # How long accepting may take between the reservation and the run record; the sweeper waits longer before it gives one up.
@@ -43,6 +52,26 @@ LOOK_AFTER_MS = 1_000
 
 class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, ControllingStore, SegmentLogStore):
     """RunStore on Valkey."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        instance: str,
+        replicas: int = 0,
+        *,
+        segments: SegmentStore | None = None,
+        envelope: Envelope | None = None,
+        blobs: Blobs | None = None,
+        inline_bytes: int = INLINE_BYTES,
+    ) -> None:
+        """As StoreBase; `segments` hold what of the logs has moved, `envelope` encrypts what is kept of users, `blobs` take results of more
+        than `inline_bytes`."""
+        super().__init__(client, instance, replicas)
+        self.segments = segments
+        if envelope is not None:
+            self.sealing = Sealing(envelope, self.user_of)
+        if blobs is not None:
+            self.results = LargeResults(blobs, self.sealing, inline_bytes)
 
     # --- accepting ---
 
@@ -57,15 +86,17 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         queued: int = 0,
         delayed: int = 0,
         schedule: Schedule = UNSCHEDULED,
+        of_run: bool = False,
     ) -> Reservation:
         """As RunStore.reserve."""
-        keys = [*tenant_keys(ref.tenant, ref.run_id, user, key), *waiting_keys(ref.tenant)[1:], erasing_key(ref.tenant)]
+        keys = [*tenant_keys(ref.tenant, ref.run_id, user, key), *waiting_keys(ref.tenant)[1:5], erasing_key(ref.tenant)]
         kept_ms = int(IDEMPOTENCY_KEPT.total_seconds() * 1000)
         args = [ref.run_id, ref.thread_id, user, slots, print_ if key else "", kept_ms, queued, delayed]
         args += [schedule.priority, schedule.start_ms]
         # The sweeper knows of the run before anything else does: whatever is left half-done is found.
         note = self._ask(self._library.batched("work_note_v1", [LIVE], [LOOK_AFTER_MS, ref.encode(), "LT"]))
-        _, answer = await asyncio.gather(note, self._ask(self._library.batched("tenant_reserve_v1", keys, args)))
+        function = "tenant_reserve_of_run_v1" if of_run else "tenant_reserve_v1"
+        _, answer = await asyncio.gather(note, self._ask(self._library.batched(function, keys, args)))
         verdict, run_id, thread_id, cancelled, now, (held, place, pace_ms), promoted = answer
         self._admitted(ref.tenant, promoted)
         return Reservation(
@@ -96,14 +127,19 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
             sealed_cancelled, self._instance if own_for_s else "", int(own_for_s * 1000), spec.schedule.encode(),
             "1" if reservation.held else "0",
         ]  # fmt: skip
+
+        async def undo(answer: Any) -> None:
+            await self._give_back_accepted(ref, answer[0] if on_busy else answer)
+
         cut: list = []
         if on_busy:
             busy = [on_busy, OWNER_CHANNEL, ref._replace(run_id="").encode(), *args]
-            answer, cut = await self._durable("thread_accept_busy_v1", thread_keys(ref), busy)
+            answer, cut = await self._durable("thread_accept_busy_v1", thread_keys(ref), busy, undo)
             if text(answer[0]) == "busy":
                 return Accepted("busy", at_work=text(answer[1]))
         else:
-            answer = await self._durable("thread_accept_v1", thread_keys(ref), args)
+            function = "thread_accept_of_run_v1" if spec.child_of else "thread_accept_v1"
+            answer = await self._durable(function, thread_keys(ref), args, undo)
         verdict, *rest = answer
         if not rest:
             return Accepted(text(verdict))
@@ -116,7 +152,7 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""
-        await self._ask(self._client.set(f"agent:{{{digest}}}", definition, nx=True))
+        await self._ask(self._library.batched("definition_keep_v1", [f"agent:{{{digest}}}"], [definition]))
 
     async def definition(self, digest: str) -> bytes | None:
         """As RunStore.definition."""
@@ -124,10 +160,11 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
 
     # --- owning ---
 
-    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
+    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int, *, suspect: bool = True) -> Claim:
         """As RunStore.claim."""
         args = [ref.run_id, self._instance, int(lease_s * 1000), crash_budget, channel_of(ref), self._instance, SCHEMA_VERSION]
-        verdict, *rest = await self._durable("run_claim_v1", thread_keys(ref), args)
+        args.append("1" if suspect else "0")
+        verdict, *rest = await self._durable("run_claim_v1", thread_keys(ref), args, partial(self._give_back, ref))
         verdict = text(verdict)
         if not rest:
             return Claim(verdict)
@@ -140,6 +177,25 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         if record is not None:
             self.sealing.known(ref, record.spec.principal["user"])
         return Claim(verdict, record, messages, [text(u) for u in undelivered], Written(int(first), int(last), int(now), text(following)))
+
+    async def _give_back(self, ref: RunRef, answer: Sequence) -> None:
+        """Gives a claim back that does not count: its owner is not lost, and the run must not lose it as one that was."""
+        verdict, *rest = answer
+        if text(verdict) != "claimed":
+            return
+        fields = dict(zip(rest[0][::2], rest[0][1::2], strict=True))
+        await self._unowned(ref, int(fields[b"epoch"]))
+
+    async def _give_back_accepted(self, ref: RunRef, answer: Sequence) -> None:
+        """The same for a run that was accepted and owned in one step."""
+        verdict, *rest = answer
+        if text(verdict) == "new" and text(rest[4]) == "running":
+            await self._unowned(ref, 1)
+
+    async def _unowned(self, ref: RunRef, epoch: int) -> None:
+        args = [epoch, 1, ref.run_id, "", channel_of(ref), self._instance, "r", b"", 0, 0]
+        with suppress(Overloaded, Fenced):
+            await self._ask(self._library.batched("run_write_v1", thread_keys(ref), args))
 
     async def write(
         self,
@@ -156,6 +212,7 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         park: Park | None = None,
     ) -> Written:
         """As RunStore.write."""
+        events, messages, schema = await self._parted(ref, events, messages)
         events, state, messages, terminal = await self.sealing.written(ref, events, state, messages, terminal)
         args: list[Any] = [epoch, number, ref.run_id, trace_id, channel_of(ref), self._instance, mode, state, len(messages), *messages]
         if terminal is not None:
@@ -165,12 +222,30 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         args.append(len(events))
         for event in events:
             args += (event.type, "1" if event.provisional else "0", event.data)
-        if mode == "e":
-            answer = await self._ask(self._library.batched("run_write_v1", thread_keys(ref), args))
-        else:
-            answer = await self._durable("run_write_v1", thread_keys(ref), args)
+        if schema:
+            args.append(schema)
+        try:
+            if mode == "e":
+                answer = await self._ask(self._library.batched("run_write_v1", thread_keys(ref), args))
+            else:
+                answer = await self._durable("run_write_v1", thread_keys(ref), args)
+        except Fenced:
+            if self.results is not None and any(event.type == COMPLETED for event in events):
+                # What was put aside for it may be there after whoever looks has looked.
+                await self._note_results(ref)
+            raise
         first, last, now, following, cancel = answer
         return Written(int(first), int(last), int(now), text(following), bool(cancel))
+
+    async def _parted(
+        self, ref: RunRef, events: Sequence[Draft], messages: Sequence[bytes]
+    ) -> tuple[Sequence[Draft], Sequence[bytes], int]:
+        """Events and messages with what is large put aside; the schema that it takes to read these messages, 0: that of the run."""
+        if self.results is None or not any(self.results.is_large(event.data) for event in events):
+            return events, messages, 0
+        datas = await self._aside([Item(ref, event.type, event.data) for event in events])
+        messages, schema = parted(messages, events, datas, self.results.is_large)
+        return [event._replace(data=data) for event, data in zip(events, datas, strict=True)], messages, schema
 
     async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
         """As RunStore.beat."""
@@ -178,6 +253,12 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         if not isinstance(answer, list):
             raise Fenced("the run has another owner")
         return Heard(int(answer[0]) == 1, int(answer[1]))
+
+    async def outbox_leave(self, ref: RunRef, entry: bytes) -> bool:
+        """As RunStore.outbox_leave."""
+        keys = thread_keys(ref)
+        (sealed,) = await self.sealing.seal(ref, [(OUTBOX, entry)])
+        return bool(await self._durable("run_outbox_leave_v1", [keys[2], keys[4]], [ref.run_id, sealed]))
 
     async def outbox_claim(self, ref: RunRef, lease_s: float) -> tuple[bytes, int] | None:
         """As RunStore.outbox_claim."""

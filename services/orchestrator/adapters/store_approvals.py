@@ -1,5 +1,6 @@
 """Interrupts in Valkey: a hash beside each run, and two lists of each tenant that lead to them."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from services.orchestrator.adapters.store_keys import (
     quoted,
     thread_keys,
 )
-from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
+from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled, Standing
 from services.orchestrator.records import RunRef, Written
 
 # Of a tenant; the oldest leave the list of all, and are still found by their run.
@@ -57,37 +58,50 @@ class ApprovalsStore(StoreBase):
         verdict, status, answer = await self._noted(ref, self._durable("interrupt_settle_v1", _keys(ref), args))
         return Settled(text(verdict), text(status), posted(answer) if answer else None)
 
+    async def keep_interrupt(self, ref: RunRef, interrupt_id: str) -> None:
+        """As InterruptStore.keep_interrupt."""
+        await self._durable("interrupt_keep_v1", [interrupts_key(ref)], [interrupt_id])
+
     async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:
         """As InterruptStore.interrupt."""
         raw = await self._ask(self._client.hget(interrupts_key(ref), interrupt_id))
-        found = await self._interrupts(ref, [raw] if raw else [])
-        return found[0] if found else None
+        return await self._interrupt(ref.tenant, raw)
 
     async def interrupts(self, ref: RunRef) -> list[Interrupt]:
         """As InterruptStore.interrupts."""
         found = await self._interrupts(ref, await self._ask(self._client.hvals(interrupts_key(ref))))
         return sorted(found, key=lambda interrupt: (interrupt.created_ms, interrupt.interrupt_id))
 
+    async def interrupts_at(self, tenant: str, entries: Sequence[Listed]) -> list[Interrupt | None]:
+        """As InterruptStore.interrupts_at."""
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for entry in entries:
+                pipeline.hget(interrupts_key(entry.run(tenant)), entry.interrupt_id)
+            stored = await self._ask(pipeline.execute())
+        # Together, as each of them may be of another user, whose key goes with the others' as one pipeline.
+        return list(await asyncio.gather(*(self._interrupt(tenant, raw) for raw in stored)))
+
+    async def standing(self, refs: Sequence[RunRef]) -> list[Standing]:
+        """As InterruptStore.standing."""
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for ref in refs:
+                pipeline.hmget(thread_keys(ref)[2], ["status", "cancel"])
+            found = await self._ask(pipeline.execute())
+        return [Standing(text(status or b""), cancel == b"1") for status, cancel in found]
+
     async def _interrupts(self, ref: RunRef, stored: Sequence[bytes]) -> list[Interrupt]:
-        """Records as they were; who compares one with what is there compares it as it is stored."""
-        found = []
-        for raw in stored:
-            opened = await self.sealing.open(ref.tenant, INTERRUPT, raw)
-            if opened is not None:
-                found.append(replace(Interrupt.decode(opened), raw=raw))
-        return found
+        return [found for raw in stored if (found := await self._interrupt(ref.tenant, raw)) is not None]
+
+    async def _interrupt(self, tenant: str, raw: bytes | None) -> Interrupt | None:
+        """A record as it was; who compares it with what is there compares it as it is stored."""
+        opened = await self.sealing.open(tenant, INTERRUPT, raw) if raw else None
+        return None if opened is None else replace(Interrupt.decode(opened), raw=raw)
 
     async def enlist(self, ref: RunRef, interrupt_ids: Sequence[str]) -> None:
         """As InterruptStore.enlist."""
         every, unanswered, counter = _lists(ref.tenant)
-        position = await self._ask(self._client.incrby(counter, len(interrupt_ids)))
-        first = position - len(interrupt_ids) + 1
-        members: Any = {f"{ref.thread_id} {interrupt_id}": first + i for i, interrupt_id in enumerate(interrupt_ids)}
-        async with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.zadd(every, members, nx=True)
-            pipeline.zadd(unanswered, members, nx=True)
-            pipeline.zremrangebyrank(every, 0, -MOST_LISTED - 1)
-            await self._ask(pipeline.execute())
+        members = [f"{ref.thread_id} {interrupt_id}" for interrupt_id in interrupt_ids]
+        await self._ask(self._library.batched("approvals_enlist_v1", [every, unanswered, counter], [MOST_LISTED, *members]))
 
     async def delist(self, tenant: str, entries: Sequence[Listed], *, gone: bool) -> None:
         """As InterruptStore.delist."""

@@ -1,7 +1,7 @@
 """What every part of the store shares: its client, its Lua library, and what an error of Valkey means."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +9,36 @@ import redis.asyncio as redis
 import structlog
 from redis.exceptions import ResponseError
 
-from services.common.errors import Overloaded
-from services.common.valkey import UNAVAILABLE, Library, look_again, ping, store_unavailable
+from services.common.valkey import UNAVAILABLE, Library, ping, store_unavailable
+from services.common.valkey_replicas import Lasting, TooFewReplicas, refusal
+from services.orchestrator.adapters.result_blobs import LOOK_AFTER_S, Item, LargeResults
 from services.orchestrator.adapters.sealing import Sealing
-from services.orchestrator.adapters.store_keys import LIVE
+from services.orchestrator.adapters.store_keys import LIVE, RESULTS
 from services.orchestrator.records import Fenced, RunRef
 
 LUA = Path(__file__).with_name("lua")
-# A replica tells once a second how far its disk is, and at once whoever asks: but what it answers to a WAITAOF that comes with the
-# write is from before its fsync. So a WAIT goes first; the replica has synced what it tells of there, and the WAITAOF behind it asks
-# again. That takes milliseconds; alone, WAITAOF took most of a second. Its bound is longer than the second, should the WAIT fail.
-REPLICA_WAIT_MS = 500
-REPLICA_SYNC_MS = 1_200
-# A refusal of the store is no defect of ours and goes away: memory full, disk full, too few replicas, a primary that is one no more.
-_REFUSALS = ("OOM", "MISCONF", "NOREPLICAS", "READONLY", "UNBLOCKED", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN")
 # When the sweeper looks after a run that somebody has asked something of.
 NOTED_MS = 1_000
 log = structlog.get_logger("bulkhead.store")
 
 
 class StoreBase:
-    """Calls of the Lua library. `sealing` encrypts what is kept of runs, where there is an envelope."""
+    """Calls of the Lua library. `sealing` encrypts what is kept of runs, where there is an envelope; `results` has what was too large."""
 
     sealing = Sealing()
+    results: LargeResults | None = None
 
-    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
-        """`instance` names this process; `replicas` must have a durable write on disk before it counts."""
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0, files: Sequence[str] = ()) -> None:
+        """`instance` names this process; `replicas` must have a durable write on disk before it counts; `files` are the library's, where
+        it is not that of runs and threads."""
         self._client = client
         self._instance = instance
-        self._replicas = replicas
         # One library for all: its files share what they define.
         # Alone, a store loses nothing that was shown, and what guards against that costs nothing.
         term = "replicated" if replicas else "single"
-        self._library = Library(
-            client,
-            *(
-                LUA / f"{name}.lua"
-                for name in (
-                    *("tenant", term, "work", "thread", "control", "approval", "run", "outbox", "segments", "threads", "busy"),
-                    "feedback",
-                )
-            ),
-        )
+        of_runs = "tenant", term, "work", "thread", "control", "approval", "run", "outbox", "segments", "threads", "busy", "feedback"
+        self._library = Library(client, *(LUA / f"{name}.lua" for name in files or of_runs))
+        self._lasting = Lasting(self._library, replicas)
 
     async def load(self) -> None:
         """As RunStore.load."""
@@ -70,17 +58,14 @@ class StoreBase:
             message = str(error)
             if message.startswith("FENCED"):
                 raise Fenced(message) from None
-            # redis-py takes the code off the message of those that it has a class for.
-            if (getattr(error, "status_code", None) or message).startswith(_REFUSALS):
-                if message.startswith("NOREPLICAS"):
-                    await look_again(self._client)
-                raise store_unavailable() from error
+            if (refused := await refusal(self._client, error)) is not None:
+                raise refused from error
             raise
 
     async def _noted(self, ref: RunRef, call: Coroutine[Any, Any, Any]) -> Any:
         """A call that may wake a parked run, of which the sweeper is told first: whoever makes it may be lost right behind it."""
-        note = self._ask(self._library.batched("work_note_v1", [LIVE], [NOTED_MS, ref.encode(), "LT"]))
-        if self._replicas:
+        note = self._ask(self._library.batched("work_note_v1", [LIVE], [NOTED_MS, ref.encode(), "ASK"]))
+        if self._lasting.replicas:
             # The call goes by a connection of its own, and could be there before what waits for the next pipeline.
             try:
                 await note
@@ -91,26 +76,33 @@ class StoreBase:
         _, answer = await asyncio.gather(note, call)
         return answer
 
-    async def _durable(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """A call that counts only when it is on disk, here and on as many replicas as are asked for."""
-        if not self._replicas:
-            return await self._ask(self._library.batched(name, keys, args))
+    async def _aside(self, items: Sequence[Item], user: str | None = None) -> list[bytes]:
+        """The data of events as it goes into the log, where a pointer stands for what is put aside. `user` as of Sealing.seal."""
+        datas = [item.data for item in items]
+        if self.results is None or not (large := self.results.to_put(items)):
+            return datas
+        # First: should this process die before anything points to what it puts aside, whoever looks finds it.
+        await asyncio.gather(*(self._note_results(ref) for ref in dict.fromkeys(item.ref for item in large)))
+        for at, item in enumerate(items):
+            if item in large:
+                datas[at] = await self.results.put(item, user)
+        return datas
 
-        async def with_replicas() -> Any:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.execute_command(*self._library.command(name, keys, args))
-                pipeline.execute_command("WAIT", self._replicas, REPLICA_WAIT_MS)
-                pipeline.execute_command("WAITAOF", 1, self._replicas, REPLICA_SYNC_MS)
-                answer, _, acknowledged = await pipeline.execute(raise_on_error=False)
-            if isinstance(answer, ResponseError) and "Function not found" in str(answer):
-                await self._library.load()
-                return await with_replicas()
-            for value in (answer, acknowledged):
-                if isinstance(value, Exception):
-                    raise value
-            if int(acknowledged[1]) < self._replicas:
-                await look_again(self._client)
-                raise Overloaded("too few replicas of the state store took the write", reason="STORE_UNAVAILABLE", retry_after_s=1.0)
-            return answer
+    async def _note_results(self, ref: RunRef) -> None:
+        await self._durable("work_note_v1", [RESULTS], [int(LOOK_AFTER_S * 1000), ref.encode(), "NX"])
 
-        return await self._ask(with_replicas())
+    async def _durable(
+        self, name: str, keys: Sequence[str], args: Sequence[Any], undo: Callable[[Any], Awaitable[None]] | None = None
+    ) -> Any:
+        """A call that counts only when it is on disk, here and on as many replicas as are asked for; `undo` is given the answer of one that
+        is there and does not count."""
+        call = self._lasting.submit(name, keys, args)
+        return await self._ask(call if undo is None else _undone(call, undo))
+
+
+async def _undone(call: Awaitable[Any], undo: Callable[[Any], Awaitable[None]]) -> Any:
+    try:
+        return await call
+    except TooFewReplicas as few:
+        await undo(few.answer)
+        raise

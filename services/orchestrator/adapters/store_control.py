@@ -51,10 +51,6 @@ class ControllingStore(StoreBase):
         opened = await self.sealing.open(tenant, COMMAND, data)
         return Command(number, kind.decode(), int(at_ms), orjson.loads(opened or b"{}"))
 
-    async def parked_ms(self, ref: RunRef) -> int:
-        """As ControlStore.parked_ms."""
-        return int(await self._ask(self._client.hget(thread_keys(ref)[2], "queued_ms")) or 0)
-
     async def unpark(self, ref: RunRef) -> bool:
         """As ControlStore.unpark."""
         return bool(await self._durable("run_unpark_v1", [thread_keys(ref)[2]], []))

@@ -13,6 +13,8 @@ SHARD = "{w0}"
 LIVE, ENDED = f"work:{SHARD}:live", f"work:{SHARD}:ended"
 # Threads that somebody looks at: a change of one is under way, or its time to live ends.
 THREADS = f"work:{SHARD}:threads"
+# Runs of which large results were put aside.
+RESULTS = f"work:{SHARD}:results"
 
 
 def channel_of(ref: RunRef) -> str:
@@ -62,9 +64,10 @@ def approvals_keys(tenant: str) -> tuple[str, str]:
 
 
 def waiting_keys(tenant: str) -> list[str]:
-    """KEYS of tenant_release: slots, queue, limits, delayed, pace."""
+    """KEYS of tenant_release: slots, queue, limits, delayed, pace, epochs."""
     prefix = f"tn:{{{quoted(tenant)}}}"
-    return [f"{prefix}:slots", f"{prefix}:queue", f"{prefix}:queue:limits", f"{prefix}:delayed", f"{prefix}:pace"]
+    return [f"{prefix}:slots", f"{prefix}:queue", f"{prefix}:queue:limits", f"{prefix}:delayed", f"{prefix}:pace",
+            f"{prefix}:slots:epochs"]  # fmt: skip
 
 
 def ready_keys(track: str) -> list[str]:

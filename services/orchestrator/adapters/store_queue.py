@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_keys import ENDED, LIVE, SHARD, lookup_key, ready_keys, thread_keys, waiting_keys
-from services.orchestrator.records import UNSCHEDULED, Place, RunRecord, RunRef, Schedule
+from services.orchestrator.records import UNSCHEDULED, Inspected, Place, RunRecord, RunRef, Schedule
 
 # How long a reservation may stay without a run before the sweeper gives it up; longer than accepting may take.
 FORGET_AFTER_MS = 15_000
 
+# When somebody looks at a run that was given a slot.
+LATE_LOOK_S = 2.0
 # No reference of a run has this form.
 LEAVE, LEAVE_KEPT_S = "leave", 10
 
@@ -67,12 +69,17 @@ class QueueStore(StoreBase):
 
     async def note(self, ref: RunRef, look_in_s: float, *, sooner: bool = False) -> None:
         """As RunStore.note."""
-        args = [int(look_in_s * 1000), ref.encode(), *(["LT"] if sooner else [])]
+        args = [int(look_in_s * 1000), ref.encode(), *(["ASK"] if sooner else [])]
         await self._ask(self._library.batched("work_note_v1", [LIVE], args))
 
     async def due(self, most: int, again_in_s: float) -> list[RunRef]:
         """As RunStore.due."""
         found = await self._ask(self._library.call("work_due_v1", [LIVE], [most, int(again_in_s * 1000), 0]))
+        return [RunRef.decode(text(reference)) for reference in found]
+
+    async def ahead(self, most: int, within_s: float, share: float = 0.0) -> list[RunRef]:
+        """As RunStore.ahead."""
+        found = await self._ask(self._library.batched("work_ahead_v1", [LIVE], [most, int(within_s * 1000), repr(share)]))
         return [RunRef.decode(text(reference)) for reference in found]
 
     async def settle(self, ref: RunRef) -> None:
@@ -81,9 +88,9 @@ class QueueStore(StoreBase):
         forget = self._ask(self._library.batched("ended_settle_v1", keys, [ref.encode()]))
         await asyncio.gather(self.release_slot(ref), forget)
 
-    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
+    async def release_slot(self, ref: RunRef, parked_in: int = 0) -> None:
         """As RunStore.release_slot."""
-        args = [ref.run_id, ref.thread_id, *([before_ms] if before_ms else [])]
+        args = [ref.run_id, ref.thread_id, parked_in]
         self._admitted(ref.tenant, await self._ask(self._library.batched("tenant_release_v1", waiting_keys(ref.tenant), args)))
 
     async def forget(self, ref: RunRef) -> bool:
@@ -93,13 +100,18 @@ class QueueStore(StoreBase):
         self._admitted(ref.tenant, promoted)
         if not int(done):
             return False
-        await self._ask(self._client.zrem(LIVE, ref.encode()))
+        # What leads to the run that never came to be goes as that of a run that has ended: its id is free then.
+        await self._ask(self._library.batched("ended_settle_v1", [LIVE, ENDED], [ref.encode()]))
         return True
 
-    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
+    async def admit(self, ref: RunRef, schedule: Schedule, parked_in: int = 0) -> bool:
         """As RunStore.admit."""
-        args = [ref.run_id, ref.thread_id, schedule.priority, schedule.slots]
-        got, *others = await self._ask(self._library.batched("tenant_admit_v1", waiting_keys(ref.tenant), args))
+        args = [ref.run_id, ref.thread_id, schedule.priority, schedule.slots, parked_in]
+        admitted = self._library.submit("tenant_admit_v1", waiting_keys(ref.tenant), args)
+        # What was on its way for long may come when another process has had the run admitted, worked on and settled. Nobody would look
+        # at it any more, and its slot would be held for ever.
+        looked = self._library.submit("work_note_v1", [LIVE], [int(LATE_LOOK_S * 1000), ref.encode(), "ASK"])
+        (got, *others), _ = await self._ask(asyncio.gather(admitted, looked))
         self._admitted(ref.tenant, others)
         return int(got) == 1
 
@@ -116,22 +128,55 @@ class QueueStore(StoreBase):
     async def place(self, record: RunRecord, tenant: str) -> Place:
         """As RunStore.place."""
         ref = RunRef(tenant, record.spec.thread_id, record.run_id)
-        _, queue, _, delayed, pace = waiting_keys(tenant)
+        _, queue, _, delayed, pace, _ = waiting_keys(tenant)
         ready = ready_keys(record.track)[:2]
         rank = _rank(record.spec.schedule, record.since_ms)
         of_tenant = self._ask(self._library.batched("tenant_place_v1", [queue, delayed, pace], [ref.run_id, ref.thread_id]))
         of_track = self._ask(self._library.batched("work_place_v1", ready, [ref.encode(), rank]))
-        (_, queued, pace_ms), (offered, before) = await asyncio.gather(of_tenant, of_track)
+        (_, queued, pace_ms), (offered, before), line = await asyncio.gather(of_tenant, of_track, self._line(ref))
+        if line.before > 0:
+            return Place(line.before + (await self._before_head(line) if line.head_waits else 0))
         if int(queued):
-            return Place(int(offered) + int(queued), int(queued) * int(pace_ms))
+            return Place(int(offered) + line.behind_head + int(queued), int(queued) * int(pace_ms))
         return Place(int(before) + 1)
 
-    async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
+    async def joining(self, ref: RunRef) -> int:
+        """As RunStore.joining."""
+        line = await self._line(ref)
+        return line.length + int(line.head_waits)
+
+    async def _line(self, ref: RunRef) -> "_Line":
+        keys = thread_keys(ref)
+        before, length, head, status = await self._ask(self._library.batched("thread_line_v1", [keys[2], keys[3]], [ref.run_id]))
+        return _Line(int(before), int(length), ref._replace(run_id=text(head)), text(status) == "queued")
+
+    async def _before_head(self, line: "_Line") -> int:
+        """Waiting runs of the tenant up to and including the first of the thread."""
+        track, since_ms, schedule = await self.schedule(line.head)
+        args = [line.head.encode(), _rank(schedule, since_ms)]
+        _, before = await self._ask(self._library.batched("work_place_v1", ready_keys(track)[:2], args))
+        return max(0, int(before)) + 1
+
+    async def inspect(self, ref: RunRef) -> Inspected:
         """As RunStore.inspect."""
         keys = thread_keys(ref)
         answer = await self._ask(self._library.batched("run_inspect_v1", [keys[2], keys[3], keys[4]], [ref.run_id]))
-        state, left, track, queued, schema, created, head = answer
-        return text(state), int(left), text(track), int(queued), int(schema), int(created), text(head)
+        state, left, track, alone, schema, created, head, epoch = answer
+        return Inspected(text(state), int(left), text(track), int(alone), int(schema), int(created), text(head), int(epoch))
+
+
+class _Line(NamedTuple):
+    """The runs of a thread that take turns: those `before` a run (-1: it is not one of them), all, and whether the first has not begun."""
+
+    before: int
+    length: int
+    head: RunRef
+    head_waits: bool
+
+    @property
+    def behind_head(self) -> int:
+        """Runs that nobody has been offered."""
+        return max(0, self.length - 1)
 
 
 def _nobody(_admitted: Sequence[RunRef]) -> None:

@@ -3,19 +3,26 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import orjson
 
-from services.common.errors import Gone, Overloaded
+from services.common.errors import Overloaded
 from services.orchestrator.adapters.decode import run_record, text, thread_record
+from services.orchestrator.adapters.result_blobs import not_told_where
 from services.orchestrator.adapters.sealing import EVENT
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, erasing_key, lookup_key, quoted, segments_key, thread_keys
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import Event, RunRecord, RunRef, ThreadRecord, Written
-from services.orchestrator.segments import Segment, SegmentStore, damaged, seq_of, unpack
+from services.orchestrator.results import COMPLETED, stored_in
+from services.orchestrator.segments import Segment, SegmentStore, damaged, no_longer_kept, seq_of, unpack
 
 TOMBSTONE_KEPT = timedelta(hours=1)
+# Events that one read takes which looks for results.
+RESULTS_READ = 256
+# What a thread's record is made of. Beside it stands what only changes of the thread need, and that may be long.
+THREAD = ("user", "of", "thread", "created_ms", "seq", "metadata", "parent", "forked_at", "expires_ms", "oldest_seq")
 
 
 class ReadingStore(StoreBase):
@@ -31,14 +38,13 @@ class ReadingStore(StoreBase):
         if int(await self._ask(self._library.batched("tenant_list_thread_v1", keys, [thread_id, user]))) < 0:
             raise being_erased()
         key = thread_keys(RunRef(tenant, thread_id, "-"))[0]
-        args = [tenant, user, thread_id, orjson.dumps(dict(metadata))]
+        args = [tenant, user, thread_id, orjson.dumps(dict(metadata)), *THREAD]
         answer = await self._durable("thread_open_v1", [key], args)
-        return thread_record(answer[1], user) if answer else None
+        return _thread(answer[1], user) if answer else None
 
     async def thread(self, tenant: str, user: str, thread_id: str) -> ThreadRecord | None:
         """As RunStore.thread."""
-        fields = await self._ask(self._client.hgetall(thread_keys(RunRef(tenant, thread_id, "-"))[0]))
-        return thread_record(fields, user)
+        return _thread(await self._ask(self._client.hmget(thread_keys(RunRef(tenant, thread_id, "-"))[0], THREAD)), user)
 
     async def user_of(self, ref: RunRef) -> str:
         """Whose thread it is; '' where there is none."""
@@ -71,8 +77,8 @@ class ReadingStore(StoreBase):
         """As RunStore.threads."""
         pipeline = self._client.pipeline(transaction=False)
         for thread_id in thread_ids:
-            pipeline.hgetall(thread_keys(RunRef(tenant, thread_id, "-"))[0])
-        found = [thread_record(fields, user) for fields in await self._ask(pipeline.execute())]
+            pipeline.hmget(thread_keys(RunRef(tenant, thread_id, "-"))[0], THREAD)
+        found = [_thread(values, user) for values in await self._ask(pipeline.execute())]
         return [record for record in found if record is not None]
 
     async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
@@ -100,6 +106,43 @@ class ReadingStore(StoreBase):
 
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
         """As RunStore.read."""
+        found = await self._read(ref, after_seq, most, from_run)
+        if not await self._whole(ref, found[3], last_try=False):
+            # Deleted between the two reads, with what pointed to it; or it is lost.
+            found = await self._read(ref, after_seq, most, from_run)
+            await self._whole(ref, found[3], last_try=True)
+        return found
+
+    async def whole(self, ref: RunRef, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """As RunStore.whole."""
+        if not any(map(stored_in, messages)):
+            return messages
+        if self.results is None:
+            raise not_told_where()
+        return await self.results.messages(ref, messages)
+
+    async def stored_results(self, ref: RunRef, first_seq: int, last_seq: int) -> set[str]:
+        """As ResultArchive.stored_results."""
+        found: set[str] = set()
+        while first_seq <= last_seq:
+            _, _, _, events = await self._read(ref, first_seq - 1, RESULTS_READ, False)
+            if not events:
+                break
+            for event in events:
+                if event.run_id == ref.run_id and event.type == COMPLETED and (stored := stored_in(event.data)) is not None:
+                    found.add(stored.name(ref.run_id))
+            first_seq = events[-1].seq + 1
+        return found
+
+    async def _whole(self, ref: RunRef, events: Sequence[Event], *, last_try: bool) -> bool:
+        if not any(event.type == COMPLETED and stored_in(event.data) for event in events):
+            return True
+        if self.results is None:
+            raise not_told_where()
+        return await self.results.bring_back(ref, events, last_try=last_try)
+
+    async def _read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
+        """As `read`, with what stands for results that were put aside."""
         keys = [*thread_keys(ref)[:3], segments_key(ref)]
         events: list[Event] = []
         missing = ""
@@ -114,10 +157,7 @@ class ReadingStore(StoreBase):
                 await self._ask(self._library.batched("thread_skip_v1", keys[:2], [channel_of(ref), ""]))
                 continue
             if after_seq + 1 < oldest:
-                raise Gone(
-                    "events this old are no longer kept; begin after oldest_seq - 1", reason="RESUME_GAP",
-                    metadata={"oldest_seq": str(int(oldest))},
-                )  # fmt: skip
+                raise no_longer_kept(int(oldest))
             had = len(events)
             for pointer in pointers:
                 segment = Segment.decode(text(pointer))
@@ -151,7 +191,11 @@ class ReadingStore(StoreBase):
         return [int(value or 0) for value in await self._ask(pipeline.execute())]
 
 
-def event_of(thread_id: str, entry: list) -> Event:
+def _thread(values: Sequence[bytes | None], user: str) -> ThreadRecord | None:
+    return thread_record({name.encode(): value for name, value in zip(THREAD, values, strict=True) if value is not None}, user)
+
+
+def event_of(thread_id: str, entry: Sequence[Any]) -> Event:
     """An entry of the log or of a segment."""
     found = entry[1]
     values = {found[i]: found[i + 1] for i in range(0, len(found), 2)}

@@ -9,6 +9,7 @@ import orjson
 import redis.asyncio as redis
 
 from services.orchestrator.adapters.decode import text
+from services.orchestrator.adapters.result_blobs import Item, LargeResults
 from services.orchestrator.adapters.sealing import EVENT, SPEC, STATE, Sealing
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_keys import (
@@ -18,6 +19,7 @@ from services.orchestrator.adapters.store_keys import (
     approvals_keys,
     channel_of,
     erasing_key,
+    feedback_key,
     interrupts_key,
     keys_of_run,
     keys_of_thread,
@@ -35,15 +37,19 @@ TOMBSTONE_KEPT = timedelta(days=7)
 # A change begins within this time after it was noted, or never; the look that would end the note comes later.
 BEGIN_WITHIN_MS = 5_000
 MARK = "\0"
+# Fields of a run's record that hold what somebody thinks of it.
+FEEDBACK = "feedback:"
 
 
 class ValkeyThreads(StoreBase):
     """ThreadStore on Valkey."""
 
-    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0, sealing: Sealing | None = None) -> None:
-        """As StoreBase; `sealing` as of Store."""
+    def __init__(
+        self, client: redis.Redis, instance: str, replicas: int = 0, sealing: Sealing | None = None, results: LargeResults | None = None
+    ) -> None:
+        """As StoreBase; `sealing` and `results` as of Store."""
         super().__init__(client, instance, replicas)
-        self._sealing = sealing or Sealing()
+        self._sealing, self.results = sealing or Sealing(), results
 
     async def note(self, ref: RunRef, look_in_s: float, *, once: bool = False) -> int:
         """As ThreadStore.note."""
@@ -65,7 +71,7 @@ class ValkeyThreads(StoreBase):
 
     async def state(self, ref: RunRef) -> ThreadState | None:
         """As ThreadStore.state."""
-        names = ["user", "of", "job", "seq", "ttl_ms", "expires_ms", "carry", "carry_seq"]
+        names = ["user", "of", "job", "seq", "ttl_ms", "expires_ms", "carry", "carry_seq", "carry_open", "oldest_seq"]
         found = dict(zip(names, await self._ask(self._client.hmget(thread_keys(ref)[0], names)), strict=True))
         if found["user"] is None:
             return None
@@ -75,7 +81,14 @@ class ValkeyThreads(StoreBase):
         return ThreadState(
             text(found["of"] or b"") if doing else user, doing, found["job"], int(found["seq"] or 0), int(found["ttl_ms"] or 0),
             int(found["expires_ms"] or 0), orjson.loads(carry) if carry else {}, int(found["carry_seq"] or 0),
+            bool(found["carry_open"]), int(found["oldest_seq"] or 1),
         )  # fmt: skip
+
+    async def bases(self, ref: RunRef) -> Mapping[int, Mapping[str, Any]]:
+        """As ThreadStore.bases."""
+        stored = await self._ask(self._client.hget(thread_keys(ref)[0], "bases"))
+        bases = await self._sealing.open(ref.tenant, STATE, stored) if stored else None
+        return {int(seq): base for seq, base in orjson.loads(bases).items()} if bases else {}
 
     async def begin(
         self, ref: RunRef, user: str, doing: str, job: bytes, not_after_ms: int, key: str = "", *, expired: bool = False
@@ -99,7 +112,9 @@ class ValkeyThreads(StoreBase):
     async def copy(self, ref: RunRef, user: str, after_seq: int, events: Sequence[Event]) -> int:
         """As ThreadStore.copy."""
         args: list[Any] = [after_seq]
-        sealed = await self._sealing.seal(ref, [(EVENT, event.data) for event in events], user)
+        # What the log that is copied has put aside goes with that log; a fork has its own.
+        datas = await self._aside([Item(ref._replace(run_id=event.run_id), event.type, event.data) for event in events], user)
+        sealed = await self._sealing.seal(ref, [(EVENT, data) for data in datas], user)
         for event, data in zip(events, sealed, strict=True):
             args += (
                 event.seq, event.type, event.run_id, event.attempt, "1" if event.provisional else "0", event.at_ms, event.trace_id,
@@ -121,15 +136,16 @@ class ValkeyThreads(StoreBase):
             await self._ask(self._library.batched("thread_copy_run_v1", [keys[0], keys[6], keys[2]], args))
 
     async def built(
-        self, ref: RunRef, user: str, data: bytes, carry: bytes, parent: str, at_seq: int, ttl_ms: int, last_run: str, trace_id: str
-    ) -> int:
+        self, ref: RunRef, user: str, data: bytes, carry: bytes, bases: bytes, parent: str, at_seq: int, ttl_ms: int, last_run: str,
+        trace_id: str,
+    ) -> int:  # fmt: skip
         """As ThreadStore.built."""
-        data, carry = await self._sealing.seal(ref, [(EVENT, data), (STATE, carry)], user)
+        data, carry, bases = await self._sealing.seal(ref, [(EVENT, data), (STATE, carry), (STATE, bases)], user)
         if last_run:
             # Its log moves, and its retention ends, like that of any run; the runs before it go first.
             note = [0, ref._replace(run_id=last_run).encode()]
             await self._ask(self._library.batched("work_note_v1", [ENDED], note))
-        args = [data, carry, channel_of(ref), self._instance, trace_id, parent, at_seq, ttl_ms]
+        args = [data, carry, channel_of(ref), self._instance, trace_id, parent, at_seq, ttl_ms, bases]
         return int(await self._durable("thread_built_v1", thread_keys(ref)[:2], args))
 
     async def rolled(
@@ -147,6 +163,10 @@ class ValkeyThreads(StoreBase):
         """As ThreadStore.run_ids."""
         return [text(run_id) for run_id in await self._ask(self._client.zrange(thread_keys(ref)[6], 0, -1))]
 
+    async def line(self, ref: RunRef) -> list[str]:
+        """As ThreadStore.line."""
+        return [text(run_id) for run_id in await self._ask(self._client.lrange(thread_keys(ref)[3], 0, -1))]
+
     async def unsettled(self, ref: RunRef, run_ids: Sequence[str]) -> list[str]:
         """As ThreadStore.unsettled."""
         if not run_ids:
@@ -161,6 +181,12 @@ class ValkeyThreads(StoreBase):
             run = ref._replace(run_id=run_id)
             await self._ask(self._library.batched("tenant_delist_v1", [lookup_key(ref.tenant, run_id), listed], [run_id, ref.thread_id]))
             await self._ask(self._client.zrem(LIVE, run.encode()))
+            # Whoever looks at ended runs may mean to come by only in a month.
+            await self._ask(self._client.zrem(ENDED, run.encode()))
+            names = [text(name) for name in await self._ask(self._client.hkeys(thread_keys(run)[2]))]
+            judged = [f"{ref.thread_id}/{run_id}/{name.removeprefix(FEEDBACK)}" for name in names if name.startswith(FEEDBACK)]
+            if judged:
+                await self._ask(self._client.zrem(feedback_key(ref.tenant), *judged))
             asked = [f"{ref.thread_id} {text(number)}" for number in await self._ask(self._client.hkeys(interrupts_key(run)))]
             for key in approvals_keys(ref.tenant) if asked else ():
                 await self._ask(self._client.zrem(key, *asked))

@@ -142,7 +142,7 @@ def _definition(tool: tools_pb2.Tool) -> ToolDefinition:
     return ToolDefinition(
         tool.name, tool.version, tool.description, tool.input_schema_json or b'{"type":"object"}',
         repeatable=notes.read_only or notes.idempotent, timeout_s=tool.timeout.ToTimedelta().total_seconds() or 30.0,
-        approval=_APPROVALS.get(tool.approval, ""),
+        approval=_APPROVALS.get(tool.approval, ""), read_only=notes.read_only,
     )  # fmt: skip
 
 

@@ -7,9 +7,8 @@ from datetime import timedelta
 import redis.asyncio as redis
 
 from services.common.errors import Overloaded
-from services.common.valkey import Library
 from services.orchestrator.adapters.decode import text
-from services.orchestrator.adapters.store_base import LUA
+from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
 from services.orchestrator.adapters.store_keys import messages_key, quoted
 from services.orchestrator.records import RunRef
@@ -37,10 +36,10 @@ TENANTS = "wh:{wh0}:tenants"
 class ValkeyWebhooks(DueStore):
     """WebhookStore on Valkey."""
 
-    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0) -> None:
-        """As StoreBase; `instance` proves that a try is this process's."""
-        super().__init__(client, instance, replicas)
-        self._library = Library(client, LUA / "webhook.lua", LUA / "due.lua")
+    def __init__(self, client: redis.Redis, instance: str, replicas: int = 0, sealing: Sealing | None = None) -> None:
+        """As StoreBase; `instance` proves that a try is this process's, `sealing` is as of Store."""
+        super().__init__(client, instance, replicas, ("webhook", "due"))
+        self.sealing = sealing or Sealing()
 
     async def enlist(self, tenant: str) -> None:
         """As WebhookStore.enlist."""

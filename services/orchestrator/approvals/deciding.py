@@ -1,7 +1,8 @@
 """Deciding interrupts: who may, what it changes, and that a second decision hears of the first."""
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -12,9 +13,10 @@ from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch
 from services.common.idempotency import fingerprint
 from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
+from services.orchestrator.approvals.pages import Page
 from services.orchestrator.approvals.ports import InterruptStore
 from services.orchestrator.approvals.raising import answered
-from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, TOOL_CALL, Decision, Interrupt, Listed
+from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, TOOL_CALL, Decision, Interrupt, Listed, Standing
 from services.orchestrator.commanding import Commanding
 from services.orchestrator.ports import Tools
 from services.orchestrator.records import RunRef
@@ -28,8 +30,9 @@ MOST_NAME_CHARS = 128
 CHECK_S = 10.0
 # Entries of a list that one page looks at.
 MOST_LOOKED_AT = 1_000
-CHUNK = 200
+CHUNK = 100
 NOTED_S = 1.0
+_DIGEST = re.compile("[0-9a-f]{64}")
 # Another decision came between reading and writing; each of these tries means one that did.
 TRIES = 8
 OF_KIND = {
@@ -40,13 +43,15 @@ OF_KIND = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What somebody decides. `content` is JSON, of arguments (edit) or of a result (done); `to` is user:… or scope:… (delegate)."""
+    """What somebody decides. `content` is JSON, of arguments (edit) or of a result (done); `to` is user:… or scope:… (delegate); `saw` is
+    the digest of the arguments that the caller has looked at, "" where it does not say."""
 
     verb: str
     content: bytes = b""
     to: str = ""
     reason: str = ""
     key: str = ""
+    saw: str = ""
 
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it by itself."""
@@ -57,6 +62,8 @@ class Choice:
             found.append(FieldViolation("reason", f"must be at most {MOST_REASON_CHARS} characters"))
         if len(self.key) > MOST_KEY_CHARS:
             found.append(FieldViolation("idempotency_key", f"must be at most {MOST_KEY_CHARS} characters"))
+        if self.saw and not _DIGEST.fullmatch(self.saw):
+            found.append(FieldViolation("arguments_digest", "must be 64 digits of hexadecimal in lower case"))
         if self.verb in ("edit", "done"):
             found += _json_violations("decision", self.content)
         name = self.to.partition(":")[2]
@@ -66,8 +73,17 @@ class Choice:
 
     @property
     def print_(self) -> str:
-        """Digest of all but the key."""
-        return fingerprint(self.verb, self.content, self.to, self.reason)
+        """Digest of all but the key; without `saw` it is what records of the version before hold."""
+        return fingerprint(*self._said, *([self.saw] if self.saw else []))
+
+    @property
+    def prints(self) -> frozenset[str]:
+        """Digests under which it may stand: also the one of the version before, which took no notice of `saw`."""
+        return frozenset({self.print_, fingerprint(*self._said)})
+
+    @property
+    def _said(self) -> tuple[str, bytes, str, str]:
+        return self.verb, self.content, self.to, self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,48 +109,60 @@ class Deciding:
         return await self._seen(ref, interrupt, principal)
 
     async def list_(
-        self, principal: Principal, *, run_id: str, thread_id: str, state: str, decidable: bool, before: int, size: int
-    ) -> tuple[list[Seen], int]:
+        self, principal: Principal, *, run_id: str, thread_id: str, state: str, decidable: bool, before: int, size: int,
+        weigh: Callable[[Seen], int] = lambda seen: 0,
+    ) -> tuple[list[Seen], int]:  # fmt: skip
         """Those that the caller may decide or asked for, newest first, and the position to go on below (0: the last page).
 
-        Raises Overloaded."""
+        A page has as many as fit, see Page. Raises Overloaded."""
+        page = Page(size, weigh)
         if run_id:
             ref = await self._store.whereabouts(principal.tenant, run_id)
-            found = list(reversed(await self._store.interrupts(ref))) if ref is not None else []
-            seen = [await self._seen(ref, i, principal) for i in found if ref is not None and sees(i, principal)]
-            return [s for s in seen if _wanted(s, thread_id, state, decidable)], 0
-        seen, looked = [], 0
-        open_only = decidable or state == "open"
+            if ref is None:
+                return [], 0
+            (standing,) = await self._store.standing([ref])
+            # The number of each among all that the run has ever asked.
+            for position, interrupt in reversed(list(enumerate(await self._store.interrupts(ref), start=1))):
+                if (before and position >= before) or not sees(interrupt, principal):
+                    continue
+                one = _seen(interrupt, standing, principal)
+                if _wanted(one, thread_id, state, decidable) and (page.full or not page.takes(one)):
+                    return page.entries, position + 1
+            return page.entries, 0
+        looked, open_only = 0, decidable or state == "open"
         while looked < MOST_LOOKED_AT:
             entries = await self._store.listed(principal.tenant, open_only=open_only, before=before, size=CHUNK)
+            fitting = [entry for entry in entries if not thread_id or entry.thread_id == thread_id]
+            known = await self._look(principal, fitting, open_only) if fitting else {}
             for entry in entries:
+                one = known.get(entry)
+                if one is not None and _wanted(one, "", state, decidable) and not page.takes(one):
+                    return page.entries, entry.position + 1
                 before, looked = entry.position, looked + 1
-                if thread_id and entry.thread_id != thread_id:
-                    continue
-                one = await self._look(principal, entry, open_only)
-                if one is not None and _wanted(one, "", state, decidable):
-                    seen.append(one)
-                    if len(seen) == size:
-                        return seen, before
+                if page.full:
+                    return page.entries, before
             if len(entries) < CHUNK:
-                return seen, 0
-        return seen, before
+                return page.entries, 0
+        return page.entries, before
 
     async def decide(self, principal: Principal, interrupt_id: str, choice: Choice) -> Seen:
         """Records a decision; the interrupt as it stands then.
 
         Raises InvalidInput, NotFound, PermissionDenied, IdempotencyMismatch, Overloaded and Conflict: ALREADY_DECIDED,
-        APPROVAL_EXPIRED, RUN_ENDED, RUN_CANCELLED.
+        ARGUMENTS_CHANGED, ARGUMENTS_DIGEST_REQUIRED, APPROVAL_EXPIRED, RUN_ENDED, RUN_CANCELLED.
         """
         if violations := choice.violations():
             raise InvalidInput("the request is not valid", violations=violations)
         for _ in range(TRIES):
             ref, interrupt = await self._find(principal, interrupt_id)
             if (same := _same(interrupt, principal, choice)) is not None:
+                await self._store.keep_interrupt(ref, interrupt_id)
                 return await self._seen(ref, same, principal)
             if choice.verb not in (fitting := _verbs(interrupt)):
                 raise InvalidInput.field("decision", f"must be one of {', '.join(sorted(fitting))} here")
             _check_may(interrupt, principal)
+            # It holds for what is decided: the record that was read is replaced only while it is still the one that is there.
+            _check_saw(interrupt, choice)
             after = await self._decided(interrupt, principal, choice)
             # Should this process be lost before it wakes the run, a sweeper comes by; its next look may be as far off as the expiry.
             await self._runs.note(ref, NOTED_S, sooner=True)
@@ -150,7 +178,7 @@ class Deciding:
                 case "none":
                     raise _unknown()
                 case "ended":
-                    raise Conflict("the run has ended", reason="RUN_ENDED", metadata={"status": settled.status})
+                    raise Conflict("the run has ended", reason="RUN_ENDED", metadata={"run_status": settled.status})
                 case "cancelled":
                     raise Conflict("the run is being cancelled", reason="RUN_CANCELLED")
                 case "expired":
@@ -170,33 +198,32 @@ class Deciding:
             raise _unknown()
         return ref, interrupt
 
-    async def _look(self, principal: Principal, entry: Listed, open_only: bool) -> Seen | None:
-        ref = RunRef(principal.tenant, entry.thread_id, entry.interrupt_id.partition("/")[0])
-        interrupt = await self._store.interrupt(ref, entry.interrupt_id)
-        if interrupt is None:
-            run = await self._runs.run(ref)
-            # It is listed before it is made, by a run at work.
-            if run is None or run.ended:
-                await self._store.delist(principal.tenant, [entry], gone=True)
-            return None
-        if not sees(interrupt, principal):
-            return None
-        seen = await self._seen(ref, interrupt, principal)
-        if open_only and seen.state != "open" and (not interrupt.open or seen.state == "cancelled"):
-            # Its process was lost between the answer and this; or the run has ended.
-            await self._store.delist(principal.tenant, [entry], gone=False)
+    async def _look(self, principal: Principal, entries: Sequence[Listed], open_only: bool) -> dict[Listed, Seen]:
+        """Those of the entries that the caller sees, in as many round trips for many as for one."""
+        tenant = principal.tenant
+        found = list(zip(entries, await self._store.interrupts_at(tenant, entries), strict=True))
+        asked = list({entry.run(tenant) for entry, interrupt in found if interrupt is None or interrupt.open})
+        standing = dict(zip(asked, await self._store.standing(asked), strict=True))
+        seen, gone, closed = {}, [], []
+        for entry, interrupt in found:
+            run = standing.get(entry.run(tenant), Standing())
+            if interrupt is None:
+                # It is listed before it is made, by a run at work.
+                if run.over:
+                    gone.append(entry)
+            elif sees(interrupt, principal):
+                one = seen[entry] = _seen(interrupt, run, principal)
+                if open_only and one.state != "open" and (not interrupt.open or one.state == "cancelled"):
+                    # Its process was lost between the answer and this; or the run has ended.
+                    closed.append(entry)
+        for some, everywhere in ((gone, True), (closed, False)):
+            if some:
+                await self._store.delist(tenant, some, gone=everywhere)
         return seen
 
     async def _seen(self, ref: RunRef, interrupt: Interrupt, principal: Principal) -> Seen:
-        state = interrupt.outcome
-        if interrupt.open:
-            run = await self._runs.run(ref)
-            if run is None or run.ended or run.cancel_requested:
-                state = "cancelled"
-            elif interrupt.expires_ms <= int(time.time() * 1000):
-                state = "expired"
-        voted = principal.user in interrupt.approvers()
-        return Seen(interrupt, state, state == "open" and may(interrupt, principal) and not voted)
+        run = (await self._store.standing([ref]))[0] if interrupt.open else Standing()
+        return _seen(interrupt, run, principal)
 
     async def _decided(self, interrupt: Interrupt, principal: Principal, choice: Choice) -> Interrupt:
         """The interrupt after this decision."""
@@ -231,6 +258,17 @@ class Deciding:
                 f"the arguments do not fit the schema of {interrupt.tool}", reason="ARGUMENTS_INVALID", violations=found
             )  # fmt: skip
         return checked.arguments
+
+
+def _seen(interrupt: Interrupt, run: Standing, principal: Principal) -> Seen:
+    state = interrupt.outcome
+    if interrupt.open:
+        if run.over or run.cancel:
+            state = "cancelled"
+        elif interrupt.expires_ms <= int(time.time() * 1000):
+            state = "expired"
+    voted = principal.user in interrupt.approvers()
+    return Seen(interrupt, state, state == "open" and may(interrupt, principal) and not voted)
 
 
 def _verbs(interrupt: Interrupt) -> frozenset[str]:
@@ -287,7 +325,7 @@ def _same(interrupt: Interrupt, principal: Principal, choice: Choice) -> Interru
     first = next((d for d in interrupt.decisions if d.key == choice.key and d.user == principal.user), None)
     if first is None:
         return None
-    if first.print_ != choice.print_:
+    if first.print_ not in choice.prints:
         raise IdempotencyMismatch("the idempotency key was used before with another decision")
     return interrupt
 
@@ -307,10 +345,22 @@ def _check_may(interrupt: Interrupt, principal: Principal) -> None:
         raise _decided_before(interrupt, mine)
 
 
+def _check_saw(interrupt: Interrupt, choice: Choice) -> None:
+    """Raises Conflict where the caller looked at other arguments, or may have: who approves behind an edit says what was looked at."""
+    if choice.saw and choice.saw != interrupt.digest:
+        raise Conflict(
+            "the arguments are others by now; look again", reason="ARGUMENTS_CHANGED", metadata={"arguments_digest": interrupt.digest}
+        )  # fmt: skip
+    if choice.verb == "approve" and not choice.saw and any(d.verb == "edit" for d in interrupt.decisions):
+        raise Conflict(
+            "somebody has changed the arguments: look at them, and approve with their arguments_digest", reason="ARGUMENTS_DIGEST_REQUIRED"
+        )
+
+
 def _decided_before(interrupt: Interrupt, first: Decision) -> Conflict:
     metadata = {
         "state": interrupt.outcome, "verb": first.verb, "decided_by": first.user, "decided_at_ms": str(first.at_ms),
-        "arguments_digest": interrupt.digest, "reason": first.reason[:256],
+        "arguments_digest": interrupt.digest, "decided_reason": first.reason[:256],
     }  # fmt: skip
     return Conflict("this was decided before", reason="ALREADY_DECIDED", metadata=metadata)
 

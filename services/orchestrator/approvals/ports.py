@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from services.common.approval import Approval
-from services.orchestrator.approvals.records import Interrupt, Listed, Settled
+from services.orchestrator.approvals.records import Interrupt, Listed, Settled, Standing
 from services.orchestrator.records import Command, RunRef, Written
 
 
@@ -25,12 +25,24 @@ class InterruptStore(Protocol):
         it is as it was read, its time has not passed (with `by_time`: has passed) and nobody ended the run."""
         ...
 
+    async def keep_interrupt(self, ref: RunRef, interrupt_id: str) -> None:
+        """Returns when the interrupt as it stands is as durable as whoever wrote it was to make it. It may be read before that."""
+        ...
+
     async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:
         """One interrupt."""
         ...
 
     async def interrupts(self, ref: RunRef) -> list[Interrupt]:
         """Those of a run, oldest first."""
+        ...
+
+    async def interrupts_at(self, tenant: str, entries: Sequence[Listed]) -> list[Interrupt | None]:
+        """What each entry of a list leads to, in round trips whose number does not grow with theirs."""
+        ...
+
+    async def standing(self, refs: Sequence[RunRef]) -> list[Standing]:
+        """How far each of these runs is, in one round trip."""
         ...
 
     async def enlist(self, ref: RunRef, interrupt_ids: Sequence[str]) -> None:
@@ -60,6 +72,11 @@ class Interrupts(Protocol):
 
     async def expire(self, ref: RunRef, interrupt_ids: Sequence[str], after: int) -> list[Command]:
         """Ends those whose time has passed; answers the run's commands behind number `after`. Raises Overloaded."""
+        ...
+
+    async def withdraw(self, ref: RunRef, interrupt_id: str, user: str) -> bool:
+        """Takes a question back that `user` wants nobody to answer: it is answered as rejected. False where it is not open any more, or
+        the run is to end. Raises Overloaded."""
         ...
 
     def sign(self, approval: Approval) -> str:

@@ -19,6 +19,7 @@ _meter = get_meter("bulkhead.orchestrator")
 _raised = _meter.create_counter("bulkhead_interrupts_raised_total", description="Questions to people, by kind.")
 answered = _meter.create_counter("bulkhead_interrupts_answered_total", description="Questions to people that were answered, by outcome.")
 MICRO_PER_USD = 1_000_000
+_WITHDRAWN = "The call was cancelled."
 
 
 @dataclass
@@ -48,12 +49,25 @@ class Raising:
             if interrupt is None or not interrupt.open:
                 continue
             late = interrupt.answered("expired", Decision("expire", "", int(time.time() * 1000), interrupt.digest))
-            settled = await self.store.settle_interrupt(ref, interrupt, late, "", by_time=True)
-            if settled.posted is not None:
-                answered.add(1, {"outcome": "expired"})
-                self.hub.noticed(ref, settled.posted.written.last_seq)
-                await self.store.delist(ref.tenant, [Listed(ref.thread_id, interrupt_id, 0)], gone=False)
+            await self._settle(ref, interrupt, late, by_time=True)
         return await self.control.commands(ref, after)
+
+    async def withdraw(self, ref: RunRef, interrupt_id: str, user: str) -> bool:
+        """As ports.Interrupts.withdraw."""
+        interrupt = await self.store.interrupt(ref, interrupt_id)
+        if interrupt is None or not interrupt.open:
+            return False
+        back = interrupt.answered("rejected", Decision("reject", user, int(time.time() * 1000), interrupt.digest, _WITHDRAWN))
+        return await self._settle(ref, interrupt, back, by_time=False)
+
+    async def _settle(self, ref: RunRef, before: Interrupt, after: Interrupt, *, by_time: bool) -> bool:
+        settled = await self.store.settle_interrupt(ref, before, after, "", by_time=by_time)
+        if settled.posted is None:
+            return False
+        answered.add(1, {"outcome": after.outcome})
+        self.hub.noticed(ref, settled.posted.written.last_seq)
+        await self.store.delist(ref.tenant, [Listed(ref.thread_id, before.interrupt_id, 0)], gone=False)
+        return True
 
     def sign(self, approval: Approval) -> str:
         """As ports.Interrupts.sign."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.orchestrator.records import Posted
+from services.orchestrator.records import ENDED, Posted, RunRef
 
 TOOL_CALL, OUTCOME_UNKNOWN = "tool_call", "outcome_unknown"
 # How an interrupt is answered; `open` is none of them, and `cancelled` is never stored: the run has ended without an answer.
@@ -157,3 +157,19 @@ class Listed(NamedTuple):
     thread_id: str
     interrupt_id: str
     position: int
+
+    def run(self, tenant: str) -> RunRef:
+        """The run that asks."""
+        return RunRef(tenant, self.thread_id, self.interrupt_id.partition("/")[0])
+
+
+class Standing(NamedTuple):
+    """How far a run is: its status, "" where there is none, and whether somebody has asked for its end."""
+
+    status: str = ""
+    cancel: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return not self.status or self.status in ENDED

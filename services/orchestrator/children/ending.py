@@ -28,7 +28,7 @@ class ChildEnds:
         if record is None or not record.ended or not record.spec.child_of:
             return
         parent = RunRef.decode(record.spec.child_of["ref"])
-        posted = await self._store.post(parent, "child", orjson.dumps(_result(record)), key=f"child/{ref.run_id}")
+        posted = await self._store.post(parent, "child", orjson.dumps(result_of(record)), key=f"child/{ref.run_id}")
         if posted.verdict in ("posted", "again"):
             await self._commanding.told(parent, posted)
         else:
@@ -36,11 +36,16 @@ class ChildEnds:
             log.info("child_result_unwanted", run_id=ref.run_id, parent=parent.run_id, verdict=posted.verdict)
 
 
-def _result(record: RunRecord) -> dict[str, Any]:
+def result_of(record: RunRecord) -> dict[str, Any]:
+    """What a run is told of the end of a child of its."""
     result = record.result
     found: dict[str, Any] = {"run_id": record.run_id, "thread_id": record.spec.thread_id, "status": record.status}
     found["output_text"] = result.get("output_text", "")
     found["usage"] = result.get("usage") or {}
     found["active_ms"] = record.state.get("active_ms", 0)
+    lost = record.state.get("parts", {}).get("lost", {})
+    if record.losses > lost.get("losses", 0) or lost.get("unsure") or lost.get("calls"):
+        # It ended before anybody could find out what calls that were cut off have cost.
+        found["uncertain"] = True
     found["started_ms"], found["ended_ms"] = record.started_ms, record.ended_ms
     return found | {name: result[name] for name in ("error", "finish_reason", "citations") if name in result}

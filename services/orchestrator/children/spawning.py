@@ -1,10 +1,12 @@
 """Making child runs, and asking for their end, on behalf of the run that needs them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from services.common.errors import BulkheadError, NotFound, Overloaded
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, RunRequest
+from services.orchestrator.children.ending import result_of
 from services.orchestrator.ports import ChildRun
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_store import RunStore
@@ -28,8 +30,11 @@ class Spawning:
             thread_id=run.thread_id, agent=run.agent, input=run.input, limits=run.limits, run_id=run.run_id,
             idempotency_key=f"child/{run.run_id}",
         )  # fmt: skip
+        child_of = {"ref": run.parent.encode(), "depth": run.depth}
+        if run.experiment:
+            child_of |= {"experiment": run.experiment, "arm": run.arm}
         try:
-            await self._accepting.create_run(principal, request, child_of={"ref": run.parent.encode(), "depth": run.depth})
+            await self._accepting.create_run(principal, request, child_of=child_of)
         except Overloaded:
             raise
         except BulkheadError as error:
@@ -44,6 +49,9 @@ class Spawning:
             # It was refused, so there is nothing to end.
             return
 
-    async def gone(self, run_id: str, thread_id: str, principal: Principal) -> bool:
-        """As ports.Children.gone."""
-        return await self._store.run(RunRef(principal.tenant, thread_id, run_id)) is None
+    async def ended(self, run_id: str, thread_id: str, principal: Principal) -> Mapping[str, Any] | None:
+        """As ports.Children.ended."""
+        record = await self._store.run(RunRef(principal.tenant, thread_id, run_id))
+        if record is None:
+            return None
+        return result_of(record) if record.ended else {}

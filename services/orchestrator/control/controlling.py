@@ -138,7 +138,7 @@ class Controlling:
             posted = await self._commanding.post(ref, kind, orjson.dumps(data), key=f"{kind}:{key}" if key else "", trace_id=trace_id)
         except Conflict as error:
             if error.reason == "RUN_ENDED":
-                raise _ended(ref, error.metadata["status"]) from error
+                raise _ended(ref, error.metadata["run_status"]) from error
             raise
         if posted.verdict == "again":
             await self._same(ref, posted.number, data)
@@ -146,10 +146,10 @@ class Controlling:
 
     async def _before(self, ref: RunRef, kind: str, data: dict[str, Any], key: str) -> int | None:
         """The number that the same command was given before; it may have done its work by now."""
-        number = await self._store.posted(ref, f"{kind}:{key}") if key else 0
-        if number:
-            await self._same(ref, number, data)
-        return number or None
+        if not key or not await self._store.posted(ref, f"{kind}:{key}"):
+            return None
+        # Sent again: whoever sent it first may not have heard from the replicas, and the store's answer to this waits for them.
+        return (await self._post(ref, kind, data, key)).number
 
     async def _same(self, ref: RunRef, number: int, data: dict[str, Any]) -> None:
         found = next(iter(await self._store.commands(ref, number - 1)), None)
@@ -158,7 +158,7 @@ class Controlling:
 
 
 def _ended(ref: RunRef, status: str) -> Conflict:
-    about = {"status": status, "run_id": ref.run_id, "thread_id": ref.thread_id, "offer": "CreateRun"}
+    about = {"run_status": status, "run_id": ref.run_id, "thread_id": ref.thread_id, "offer": "CreateRun"}
     return Conflict("the run has ended; make a new one in its thread", reason="RUN_ENDED", metadata=about)
 
 

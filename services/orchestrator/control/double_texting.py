@@ -1,5 +1,7 @@
 """Runs for threads that have one at work: what becomes of the one and of the other. The store decides it in the step that accepts."""
 
+import asyncio
+
 import orjson
 
 from services.common.errors import Conflict, InvalidInput
@@ -9,10 +11,13 @@ from services.orchestrator.accepting import Accepting, RunRequest, thread_busy
 from services.orchestrator.control.controlling import Controlling
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.turn import steering
 from services.orchestrator.watching import Watching
 
 # Each failed try means that a run of the thread began or ended in between.
 TRIES = 16
+# A caller who was never answered asks again before that many runs have followed in the thread.
+LOOKED_BACK = 16
 
 
 class DoubleTexting:
@@ -51,12 +56,14 @@ class DoubleTexting:
             run_id, number = orjson.loads(claim.answer)
             return await self._watching.record(ref._replace(run_id=run_id)), False, number
         try:
-            for _ in range(TRIES):
+            for tried in range(TRIES):
                 head = await self._store.at_work(ref, principal.user)
+                if not tried:
+                    head = await self._steered(principal, request, ref) or head
                 try:
                     if not head or await self._made_before(principal, request):
                         return *await self._accepting.create_run(principal, request), 0
-                    posted = await self._controlling.steer_at(ref._replace(run_id=head), request.input[0]["text"], request.idempotency_key)
+                    posted = await self._controlling.steer_at(ref._replace(run_id=head), request.input[0]["text"], _said_under(request))
                 except Conflict as error:
                     if error.reason not in ("RUN_ENDED", "THREAD_BUSY"):
                         raise
@@ -67,3 +74,17 @@ class DoubleTexting:
         finally:
             # Without effect on an answer that is stored; a run that was made answers for its key by itself.
             await self._idempotency.abandon(claim)
+
+    async def _steered(self, principal: Principal, request: RunRequest, ref: RunRef) -> str:
+        """The run that got this message from a process that died before it could keep its answer, '' where none did."""
+        if not request.idempotency_key or await self._store.thread(ref.tenant, principal.user, ref.thread_id) is None:
+            return ""
+        members = await self._store.list_members("thread", ref.tenant, principal.user, 0, LOOKED_BACK, ref.thread_id)
+        key = f"{steering.COMMAND}:{_said_under(request)}"
+        numbers = await asyncio.gather(*(self._store.posted(ref._replace(run_id=run_id), key) for run_id, _ in members))
+        return next((run_id for (run_id, _), number in zip(members, numbers, strict=True) if number), "")
+
+
+def _said_under(request: RunRequest) -> str:
+    """Under which key of SteerRun's the message is put; keys of the two are not the same."""
+    return f"CreateRun:{request.idempotency_key}" if request.idempotency_key else ""

@@ -17,15 +17,17 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.accepting import RunRequest
 from services.orchestrator.records import RunRef
-from services.orchestrator.repeating import repeat
+from services.orchestrator.repeating import repeat, safely
 from services.orchestrator.schedules.ports import RunRecords, Runs, ScheduleStore
-from services.orchestrator.schedules.records import LABEL, LABEL_FOR, Due, Outcome, ScheduleRecord, at, due_of, run_of
+from services.orchestrator.schedules.records import LABEL, LABEL_FOR, STABLE, Due, Outcome, ScheduleRecord, at, due_of, run_of
 
 MOST_AT_ONCE = 100
 # A look whose process is lost is had again after this time.
 AGAIN_S = 3.0
 # How long a tick waits for an earlier run, or for a limit of its tenant's, before it is looked at again.
 WAIT_S = 1.0
+# How soon a tick that is left to processes of its track is due for them.
+OTHERS_S = 0.2
 # Ticks that one look decides; the next look goes on.
 MOST_TICKS_A_LOOK = 100
 MOST_WAIT_S = 3_600.0
@@ -43,10 +45,16 @@ _late_s = _meter.create_histogram(
 class Firing:
     """One of any number; each schedule is looked at by one of them at a time, as a rule."""
 
-    def __init__(self, store: ScheduleStore, records: RunRecords, runs: Runs, *, look_every_s: float, grace_s: float) -> None:
-        """Ticks that are late by less than `grace_s` are made up, whatever the catch-up policy says."""
-        self._store, self._records, self._runs = store, records, runs
+    def __init__(
+        self, store: ScheduleStore, records: RunRecords, runs: Runs, *, look_every_s: float, grace_s: float, track: str = STABLE,
+        other_track_after_s: float = 10.0,
+    ) -> None:  # fmt: skip
+        """Ticks that are late by less than `grace_s` are made up, whatever the catch-up policy says. Those of the other release track
+        than `track` are left to its processes until they are late by `other_track_after_s`: which agents there are is theirs to say."""
+        self._store, self._records, self._runs, self._track = store, records, runs, track
         self._look_every_s, self._grace_ms = look_every_s, int(grace_s * 1000)
+        # Well within the grace, behind which the tick would be gone.
+        self._left_ms = int(min(other_track_after_s, grace_s / 2) * 1000)
 
     async def run(self) -> None:
         """Fires until cancelled; a store that is away is tried again."""
@@ -55,17 +63,11 @@ class Firing:
     async def turn(self) -> int:
         """Looks at what is due, at most MOST_AT_ONCE; answers how many there were. Raises Overloaded."""
         found = await self._store.due(MOST_AT_ONCE, AGAIN_S)
-        await asyncio.gather(*map(self._look_safely, found))
+        await asyncio.gather(*(safely("schedule", self._look(due), Overloaded, schedule_id=due.ref.schedule_id) for due in found))
         return len(found)
 
-    async def _look_safely(self, due: Due) -> None:
-        try:
-            await self._store.leave(due, await self.look(due))
-        except Overloaded as error:
-            log.warning("schedule_postponed", schedule_id=due.ref.schedule_id, reason=error.reason)
-        except Exception as error:
-            # A defect with one schedule must not keep the others from firing.
-            log.error("schedule_failed", schedule_id=due.ref.schedule_id, exc_info=error)
+    async def _look(self, due: Due) -> None:
+        await self._store.leave(due, await self.look(due))
 
     async def look(self, due: Due) -> float | None:
         """Decides the ticks that are due; answers in how many seconds somebody should look again (None: never). Raises Overloaded."""
@@ -74,6 +76,8 @@ class Firing:
             if record is None:
                 return None
             now_ms = await self._store.now_ms()
+            if await self._of_others(record, now_ms):
+                return OTHERS_S
             if record.firing_ms:
                 if not await self._make(record, now_ms):
                     return WAIT_S
@@ -85,6 +89,18 @@ class Firing:
             if not await self._decide(record, now_ms, due_ms):
                 return WAIT_S
         return 0.0
+
+    async def _of_others(self, record: ScheduleRecord, now_ms: int) -> bool:
+        """Whether what is due is of the other track, and has been for so short that one of its processes may come by."""
+        definition = record.firing if record.firing_ms and record.firing is not None else record.definition
+        since_ms = record.firing_since_ms if record.firing_ms else record.due_ms()
+        if definition.track == self._track or not 0 < since_ms <= now_ms:
+            return False
+        if record.waiting_ms and record.last_run is not None:
+            # It could not be made before the run ended that it waited for.
+            run = await self._records.run(record.last_run)
+            since_ms = max(since_ms, (run.ended_ms or now_ms) if run is not None else 0)
+        return now_ms < since_ms + self._left_ms
 
     async def _decide(self, record: ScheduleRecord, now_ms: int, due_ms: int) -> bool:
         """Decides the next tick; False when it has to wait."""
@@ -122,7 +138,7 @@ class Firing:
         principal = Principal.from_dict(dict(definition.principal))
         since_ms = max(record.firing_since_ms, due_of(record.ref, definition.timing, tick_ms))
         early = now_ms - since_ms <= self._grace_ms
-        context = call_context.CallContext(f"{record.ref.schedule_id}/{tick_ms}", principal=principal)
+        context = call_context.CallContext(f"{record.ref.schedule_id}/{tick_ms}", definition.canary, principal=principal)
         attributes = {"bulkhead.schedule_id": record.ref.schedule_id, "bulkhead.run_id": ref.run_id, "bulkhead.tenant": ref.tenant}
         reason = ""
         with call_context.bind(context), _tracer.start_as_current_span("schedule_tick", attributes=attributes):
@@ -161,5 +177,5 @@ class Firing:
         return RunRequest(
             thread_id=ref.thread_id, agent=definition.agent, input=tuple(definition.input), run_id=ref.run_id,
             idempotency_key=f"schedule/{ref.run_id}",
-            metadata={**definition.metadata, LABEL: record.ref.schedule_id, LABEL_FOR: at(record.firing_ms)},
+            metadata={**definition.metadata, LABEL: record.ref.schedule_id, LABEL_FOR: at(record.firing_ms)}, track=definition.track,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import orjson
 from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFound, QuotaExceeded
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
+from services.common.rpc import context as call_context
 from services.orchestrator.accepting import MOST_KEY, MOST_LABELS, Accepting, RunRequest
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.schedules.cron import Cron
@@ -20,6 +21,7 @@ from services.orchestrator.schedules.records import (
     LABEL_FOR,
     LONGEST_INTERVAL_MS,
     OVERLAP,
+    STABLE,
     Definition,
     Outcome,
     ScheduleRecord,
@@ -34,12 +36,13 @@ MOST_JITTER_MS = 3_600_000
 # What a timestamp may hold on all surfaces.
 _LAST_MS = 253_402_300_799_000
 # Changes by others that one change steps back from before it gives up.
-MOST_TRIES = 8
+MOST_TRIES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRequest:
-    """What a caller asks for; empty values mean the defaults. `timing.anchor_ms` is the service's own."""
+    """What a caller asks for; empty values mean the defaults. `timing.anchor_ms` is the service's own. `named`: those of these fields
+    that a change is about; empty: all."""
 
     timing: Timing
     agent: str = ""
@@ -50,13 +53,26 @@ class ScheduleRequest:
     catch_up: str = "none"
     metadata: Mapping[str, str] | None = None
     name: str = ""
+    named: frozenset[str] = frozenset()
+
+    def over(self, before: Definition) -> "ScheduleRequest":
+        """All of what a schedule that does `before` is to do."""
+        if not self.named:
+            return self
+        kept = ScheduleRequest(
+            before.timing, before.agent, before.input, bool(before.thread_id), before.thread_id, before.overlap, before.catch_up,
+            before.metadata, before.name,
+        )  # fmt: skip
+        after = replace(kept, **{name: getattr(self, name) for name in self.named})
+        return after if after.one_thread or "thread_id" in self.named else replace(after, thread_id="")
 
     def fingerprint(self, *parts: str) -> str:
-        """Digest of it."""
-        timing = [getattr(self.timing, name) for name in Timing.__slots__]
+        """Digest of what it is about: a change may carry other fields, which differ when it is sent again."""
+        asked = replace(ScheduleRequest(Timing()), **{name: getattr(self, name) for name in self.named}) if self.named else self
+        timing = [getattr(asked.timing, name) for name in Timing.__slots__]
         body = [
-            timing, self.agent, list(self.input), self.one_thread, self.thread_id, self.overlap, self.catch_up, dict(self.metadata or {}),
-            self.name,
+            timing, asked.agent, list(asked.input), asked.one_thread, asked.thread_id, asked.overlap, asked.catch_up,
+            dict(asked.metadata or {}), asked.name,
         ]  # fmt: skip
         return fingerprint(*parts, orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
 
@@ -103,6 +119,12 @@ def never_fires() -> InvalidInput:
     return InvalidInput("there is no tick between its start and its end", reason="SCHEDULE_NEVER_FIRES")
 
 
+def _too_many() -> QuotaExceeded:
+    return QuotaExceeded(
+        f"the user has {MOST_SCHEDULES} schedules, which is the limit", metadata={"policy": "schedules", "limit": str(MOST_SCHEDULES)}
+    )
+
+
 class Schedules:
     """The use cases. Schedules are their user's: to others they are not there. All raise Overloaded while the store is away."""
 
@@ -126,13 +148,15 @@ class Schedules:
         ref = ScheduleRef(principal.tenant, f"sch_{name[:32]}")
         try:
             now_ms = await self._store.now_ms()
-            definition, next_ms = await self._definition(principal, ref, request, now_ms, now_ms)
+            definition = self._definition(principal, ref, request, now_ms)
+            next_ms = _first(definition, now_ms)
+            if definition.thread_id and await self._full(principal) and await self._store.get(ref) is None:
+                # Before its thread is made.
+                raise _too_many()
+            await self._open(principal, definition)
             verdict = await self._store.add(ref, principal.user, definition, next_ms, MOST_SCHEDULES)
             if verdict == "full":
-                raise QuotaExceeded(
-                    f"the user has {MOST_SCHEDULES} schedules, which is the limit",
-                    metadata={"policy": "schedules", "limit": str(MOST_SCHEDULES)},
-                )
+                raise _too_many()
         except (Conflict, InvalidInput, NotFound, QuotaExceeded):
             await self._keys.abandon(claim)
             raise
@@ -158,11 +182,12 @@ class Schedules:
     async def update(
         self, principal: Principal, schedule_id: str, request: ScheduleRequest, expected_version: int, key: str
     ) -> ScheduleRecord:
-        """Replaces what a schedule does. A paused one stays paused; one that has ended fires again.
+        """Changes what a schedule does, what is not named stays as it then is. A paused one stays paused; one that has ended fires again
+        where its timing changes.
 
         Raises as `create`, and Conflict (SCHEDULE_CHANGED) where the version is not the expected one."""
-        self._check(request, key)
-        await self.get(principal, schedule_id)
+        _check_key(key)
+        self._check(request.over((await self.get(principal, schedule_id)).definition), key)
 
         async def change() -> None:
             for _ in range(MOST_TRIES):
@@ -170,13 +195,23 @@ class Schedules:
                 if expected_version and record.version != expected_version:
                     break
                 now_ms = await self._store.now_ms()
-                definition, next_ms = await self._definition(principal, record.ref, request, record.created_ms, now_ms)
-                state = "paused" if record.state == "paused" else "active"
+                # It is written only while the schedule is still the one that was read.
+                asked = request.over(record.definition)
+                self._check(asked, key)
+                before = record.definition.timing
+                same = replace(asked.timing, anchor_ms=before.anchor_ms) == before
+                definition = self._definition(principal, record.ref, asked, before.anchor_ms if same else record.created_ms)
+                if same:
+                    # A tick that is due this moment, and that nobody has decided yet, stays due.
+                    state, next_ms = record.state, record.next_ms
+                else:
+                    state, next_ms = "paused" if record.state == "paused" else "active", _first(definition, now_ms)
+                await self._open(principal, definition)
                 if await self._store.change(record, definition, state, next_ms):
                     return
             raise Conflict("the schedule was changed by somebody else", reason="SCHEDULE_CHANGED")
 
-        print_ = request.fingerprint("UpdateSchedule", schedule_id, str(expected_version))
+        print_ = request.fingerprint("UpdateSchedule", schedule_id, str(expected_version), *sorted(request.named))
         await self._once(principal, "UpdateSchedule", key, print_, change)
         return await self.get(principal, schedule_id)
 
@@ -227,24 +262,36 @@ class Schedules:
         if violations := request.violations(self._least_ms):
             raise InvalidInput("the request is not valid", violations=violations)
 
-    async def _definition(
-        self, principal: Principal, ref: ScheduleRef, request: ScheduleRequest, anchor_ms: int, now_ms: int
-    ) -> tuple[Definition, int]:
-        """What is stored, and the first tick from now on. Raises InvalidInput, NotFound."""
-        timing = replace(request.timing, anchor_ms=request.timing.start_ms or anchor_ms)
-        next_ms = timing.after(now_ms)
-        if not next_ms:
-            raise never_fires()
-        agent = self._agents.agents.get(request.agent)
-        thread_id = request.thread_id or f"th_{ref.schedule_id}" if request.one_thread else ""
-        if thread_id:
+    async def _full(self, principal: Principal) -> bool:
+        return len(await self._store.of_user(principal.tenant, principal.user, 0, MOST_SCHEDULES)) == MOST_SCHEDULES
+
+    async def _open(self, principal: Principal, definition: Definition) -> None:
+        """Makes the thread of all its runs, last of all before the schedule is kept: what is refused leaves none. Raises NotFound."""
+        if definition.thread_id:
             # A thread of another user must be refused now and not at each tick.
-            await self._accepting.open_thread(principal, thread_id, {})
-        definition = Definition(
+            await self._accepting.open_thread(principal, definition.thread_id, {})
+
+    def _definition(self, principal: Principal, ref: ScheduleRef, request: ScheduleRequest, anchor_ms: int) -> Definition:
+        """What is stored. Raises NotFound."""
+        timing = replace(request.timing, anchor_ms=request.timing.start_ms or anchor_ms)
+        agent = self._agents.agents.get(request.agent)
+        # A share of the calls without the header may be led to the canary as well: for that one call, and not for all runs to come.
+        context = call_context.current()
+        canary = bool(context and context.canary)
+        thread_id = request.thread_id or f"th_{ref.schedule_id}" if request.one_thread else ""
+        return Definition(
             timing, agent.name, [dict(message) for message in request.input], replace(principal, run_id="").as_dict(), thread_id,
-            request.overlap, request.catch_up, dict(request.metadata or {}), request.name,
+            request.overlap, request.catch_up, dict(request.metadata or {}), request.name, canary,
+            self._accepting.track if canary else STABLE,
         )  # fmt: skip
-        return definition, next_ms
+
+
+def _first(definition: Definition, now_ms: int) -> int:
+    """The first tick from now on. Raises InvalidInput (SCHEDULE_NEVER_FIRES)."""
+    next_ms = definition.timing.after(now_ms)
+    if not next_ms:
+        raise never_fires()
+    return next_ms
 
 
 def _check_key(key: str) -> None:

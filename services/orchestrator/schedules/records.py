@@ -16,6 +16,8 @@ from services.orchestrator.schedules.cron import HORIZON, Cron
 SCHEDULE_SCHEMA = 1
 # Labels that every run of a schedule carries: its id, and the time (RFC 3339) that it was due by the plan.
 LABEL, LABEL_FOR = "schedule_id", "scheduled_for"
+# The track of a schedule that says nothing of it: one of the version before, which did not ask how it was made.
+STABLE = "stable"
 OVERLAP = ("skip", "queue", "cancel")
 CATCH_UP = ("none", "last")
 # Zones read from the system, so unknown names cost no more than this many.
@@ -103,7 +105,8 @@ LONGEST_INTERVAL_MS = HORIZON // timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a schedule does. `thread_id` is the one thread of its runs; empty: a new one each time. `principal` is whom runs are for."""
+    """What a schedule does. `thread_id` is the one thread of its runs; empty: a new one each time. `principal` is whom runs are for, and
+    `canary` and `track` are how that caller's request came: with x-canary, and where that led to. Who fires a tick has no say in them."""
 
     timing: Timing
     agent: str
@@ -114,6 +117,8 @@ class Definition:
     catch_up: str = "none"
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    canary: bool = False
+    track: str = STABLE
 
     def encode(self) -> bytes:
         """JSON."""
@@ -122,7 +127,8 @@ class Definition:
             {
                 "schema_version": SCHEDULE_SCHEMA, "agent": self.agent, "input": list(self.input), "principal": dict(self.principal),
                 "thread_id": self.thread_id, "overlap": self.overlap, "catch_up": self.catch_up, "metadata": dict(self.metadata),
-                "name": self.name, "timing": {name: getattr(timing, name) for name in Timing.__slots__},
+                "name": self.name, "canary": self.canary, "track": self.track,
+                "timing": {name: getattr(timing, name) for name in Timing.__slots__},
             }
         )  # fmt: skip
 

@@ -44,10 +44,10 @@ def feedback_message(entry: Mapping[str, Any], at_ms: int) -> pb.FeedbackEntry:
     """What was recorded of a run, as it travels."""
     same = (
         "feedback_id", "run_id", "thread_id", "agent", "agent_version", "agent_digest", "model", "canary", "rating", "text",
-        "corrected_answer",
+        "corrected_answer", "experiment", "arm",
     )  # fmt: skip
     message = pb.FeedbackEntry(**{name: entry[name] for name in same if name in entry})
-    message.thumbs, message.signal = _THUMBS_OF.get(entry.get("thumbs"), 0), _SIGNAL_OF.get(entry.get("signal"), 0)
+    message.thumbs, message.signal = _THUMBS_OF.get(entry.get("thumbs", ""), 0), _SIGNAL_OF.get(entry.get("signal", ""), 0)
     if entry.get("dwell_ms"):
         message.dwell.FromMilliseconds(entry["dwell_ms"])
     message.recorded_at.FromMilliseconds(at_ms)

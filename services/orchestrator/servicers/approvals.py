@@ -59,7 +59,7 @@ def _choice(request: pb.DecideApprovalRequest) -> Choice:
         verb, content = answer.removesuffix("_json"), request.outcome.done_json
         if answer and answer != "done_json" and not getattr(request.outcome, answer):
             raise InvalidInput.field(f"decision.outcome.{answer}", "must be true")
-    return Choice(verb, content, to, request.reason, request.idempotency_key)
+    return Choice(verb, content, to, request.reason, request.idempotency_key, request.arguments_digest)
 
 
 def _id(value: str) -> str:
@@ -83,6 +83,7 @@ class ApprovalServicer(rpc.ApprovalServiceServicer):
             caller, run_id=checked_id("run_id", request.run_id) if request.run_id else "",
             thread_id=checked_id("thread_id", request.thread_id) if request.thread_id else "",
             state=_NAMES.get(request.state, ""), decidable=request.decidable, before=before, size=size,
+            weigh=lambda one: approval_message(one).ByteSize(),
         )  # fmt: skip
         token = page_token(following) if following else ""
         return pb.ListApprovalsResponse(approvals=[approval_message(one) for one in seen], next_page_token=token)

@@ -1,5 +1,6 @@
 """ScheduleService."""
 
+from dataclasses import replace
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2
@@ -28,6 +29,11 @@ _RESULT = {
     "fired": pb.TICK_RESULT_FIRED, "skipped": pb.TICK_RESULT_SKIPPED, "missed": pb.TICK_RESULT_MISSED, "refused": pb.TICK_RESULT_REFUSED,
 }  # fmt: skip
 _THREADS = (pb.THREAD_POLICY_UNSPECIFIED, pb.THREAD_POLICY_NEW, pb.THREAD_POLICY_ONE)
+# Fields of a definition, and what a request has them as.
+_FIELDS = {
+    "name": "name", "timing": "timing", "agent": "agent", "input": "input", "thread_policy": "one_thread", "thread_id": "thread_id",
+    "overlap_policy": "overlap", "catch_up_policy": "catch_up", "metadata": "metadata",
+}  # fmt: skip
 # No Duration or Timestamp beyond this is taken; what is out of bounds below it is refused with its field's name.
 _MOST_SECONDS = 10**12
 
@@ -129,13 +135,16 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
         return pb.ListSchedulesResponse(schedules=[schedule_message(r) for r, _ in found[:size] if r is not None], next_page_token=token)
 
     async def UpdateSchedule(self, request: Any, context: Any):
-        """Replaces what a schedule does."""
+        """Changes what a schedule does."""
         caller = principal()
         caller.require(WRITE, SCOPE)
         schedule_id = checked_id("schedule_id", request.schedule_id)
         if request.expected_version < 0:
             raise InvalidInput.field("expected_version", "must not be negative")
-        asked = request_of(request.definition)
+        if unknown := set(request.update_mask.paths) - set(_FIELDS):
+            raise InvalidInput.field("update_mask", f"must name fields of a definition; {len(unknown)} of its paths are none")
+        named = frozenset(_FIELDS[path] for path in request.update_mask.paths)
+        asked = replace(request_of(request.definition), named=named)
         record = await self._schedules.update(caller, schedule_id, asked, request.expected_version, request.idempotency_key)
         return pb.UpdateScheduleResponse(schedule=schedule_message(record))
 

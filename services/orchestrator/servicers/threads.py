@@ -11,11 +11,13 @@ from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id, che
 from services.orchestrator.records import ThreadRecord
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.servicer import page, page_token, run_message
+from services.orchestrator.servicers.approvals import approval_message
+from services.orchestrator.snapshots import Snapshot, Snapshots
 from services.orchestrator.threads.checkpoints import Asked
 from services.orchestrator.threads.forking import ForkRequest
 from services.orchestrator.threads.threads import Threads
 
-READ, WRITE = "threads:read", "threads:write"
+READ, WRITE, READ_RUNS = "threads:read", "threads:write", "runs:read"
 LEAST_TTL_S, MOST_TTL_S = 1, 3_650 * 86_400
 
 
@@ -23,12 +25,27 @@ def thread_message(record: ThreadRecord) -> pb.Thread:
     """A thread as it travels."""
     message = pb.Thread(
         thread_id=record.thread_id, last_seq=record.last_seq, metadata=record.metadata, parent_thread_id=record.parent,
-        forked_at_seq=record.forked_at,
+        forked_at_seq=record.forked_at, oldest_seq=record.oldest_seq,
     )  # fmt: skip
     message.created_at.FromMilliseconds(record.created_ms)
     if record.expires_ms:
         message.expires_at.FromMilliseconds(record.expires_ms)
     return message
+
+
+def snapshot_message(found: Snapshot) -> pb.ThreadSnapshot:
+    """A snapshot as it travels."""
+    return pb.ThreadSnapshot(
+        thread=thread_message(found.thread), resume_after_seq=found.resume_after_seq,
+        runs=[
+            pb.SnapshotRun(
+                run=run_message(record), input=[pb.InputMessage(role=said["role"], text=said["text"]) for said in record.spec.input]
+            )
+            for record in found.runs
+        ],
+        approvals=[approval_message(seen) for seen in found.approvals],
+        runs_page_token=page_token(found.older_than) if found.older_than else "",
+    )  # fmt: skip
 
 
 def _asked(checkpoint: pb.Checkpoint) -> Asked:
@@ -50,10 +67,11 @@ def _key(value: str) -> str:
 
 
 class ThreadServicer(rpc.ThreadServiceServicer):
-    """Scopes threads:read and threads:write; a fork that goes on with a run needs runs:write as well."""
+    """Scopes threads:read and threads:write; a fork that goes on with a run needs runs:write as well, a snapshot runs:read; one
+    thread is shown for either of threads:read and runs:read."""
 
-    def __init__(self, accepting: Accepting, store: RunStore, threads: Threads) -> None:
-        self._accepting, self._store, self._threads = accepting, store, threads
+    def __init__(self, accepting: Accepting, store: RunStore, threads: Threads, snapshots: Snapshots) -> None:
+        self._accepting, self._store, self._threads, self._snapshots = accepting, store, threads, snapshots
 
     async def CreateThread(self, request, context):
         """Makes a thread, or answers the one that is there."""
@@ -73,10 +91,18 @@ class ThreadServicer(rpc.ThreadServiceServicer):
         return thread
 
     async def GetThread(self, request, context):
-        """One thread."""
+        """One thread. Whoever may read its runs reads its log, which begins with a look at the thread."""
         caller = principal()
-        caller.require(READ)
+        if caller.missing([READ_RUNS]):
+            caller.require(READ)
         return pb.GetThreadResponse(thread=thread_message(await self._thread(caller, checked_id("thread_id", request.thread_id))))
+
+    async def GetThreadSnapshot(self, request, context):
+        """A thread without its log."""
+        caller = principal()
+        caller.require(READ_RUNS)
+        found = await self._snapshots.of(caller, checked_id("thread_id", request.thread_id))
+        return pb.GetThreadSnapshotResponse(snapshot=snapshot_message(found))
 
     async def ListThreads(self, request, context):
         """Threads of the caller, newest first."""

@@ -66,6 +66,12 @@ class WebhookServicer(rpc.WebhookServiceServicer):
         caller.require(READ)
         return pb.ListWebhooksResponse(webhooks=[webhook_message(e) for e in await self._endpoints.of_tenant(caller)])
 
+    async def GetWebhook(self, request, context):
+        """One endpoint."""
+        caller = principal()
+        caller.require(READ)
+        return pb.GetWebhookResponse(webhook=webhook_message(await self._endpoints.get(caller, request.webhook_id)))
+
     async def DeleteWebhook(self, request, context):
         """Removes an endpoint."""
         caller = principal()

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import orjson
+from structlog.testing import capture_logs
 
 from services.common.approval import Approval, canonical, digest
 from services.common.errors import Conflict, PermissionDenied
@@ -73,6 +74,10 @@ class Losing:
         """As InterruptStore.raise_interrupts."""
         return await self._lose(self._store.raise_interrupts(*args))
 
+    async def settle_interrupt(self, *args: Any, **parts: Any) -> Any:
+        """As InterruptStore.settle_interrupt."""
+        return await self._lose(self._store.settle_interrupt(*args, **parts))
+
 
 @dataclass
 class Approving(World):
@@ -88,7 +93,12 @@ class Approving(World):
     tokens: dict[str, list[Approval]] = field(default_factory=lambda: defaultdict(list))
     decided: dict[str, Interrupt] = field(default_factory=dict)
     ended: bool = False
+    # Its end was asked for and that acknowledged, before its owner took it.
+    to_end: bool = False
+    cancelled: bool = False
     owned: Owned | None = None
+    # Owners that the run may lose in a row.
+    budget: int = CRASHES
 
     # --- the tools ---
 
@@ -109,6 +119,8 @@ class Approving(World):
     ) -> AsyncGenerator[ToolOutcome]:
         """As ports.Tools.execute: once a key, and a further time for each time that a person says so."""
         await asyncio.sleep(0)
+        if self.to_end:
+            self.faults.append(f"A8: {key} was started after an acknowledged cancel")
         stated = None
         if approval:
             stated = Approval.verified(self.verifier, approval)  # type: ignore[arg-type]
@@ -143,7 +155,7 @@ class Approving(World):
         await self.store.unpark(self.ref)
         if (await self.store.inspect(self.ref))[0] == "held" and await self.store.admit(self.ref, Schedule()):
             await self.store.enter(self.ref)
-        claim = await self.store.claim(self.ref, LEASE_S, CRASHES)
+        claim = await self.store.claim(self.ref, LEASE_S, self.budget)
         if claim.verdict != "claimed":
             return
         losing: Any = Losing(self.store, lost_at, after)
@@ -152,12 +164,16 @@ class Approving(World):
         agents = SimpleNamespace(agents=SimpleNamespace(get=lambda name: self.agent, by_digest={"d": self.agent}))
         driver: Any = Driver(
             SimpleNamespace(delta_batch_s=0.001, store_patience_s=1.0), losing, Watchers(), agents,
-            Services(world, world, world, interrupts), SimpleNamespace(), self.minter,
+            Services(world, world, world, interrupts), SimpleNamespace(), self.minter, should_hand_over=self.leaving,
         )  # type: ignore[arg-type]  # fmt: skip
         assert claim.record is not None
+        self.to_end = self.cancelled
         self.owned = owned = Owned(self.ref, claim.record)
         owned.task = asyncio.create_task(driver.drive(owned, claim))
-        left = await owned.task
+        with capture_logs() as told:
+            left = await owned.task
+        # Where a run ends whatever happens, the log alone tells of a defect.
+        self.faults += [f"logged: {line}" for line in told if line["log_level"] == "error"]
         if left.status == "lost":
             await self.backend.advance(LEASE_S + 1)
         self.ended = left.written is not None
@@ -186,9 +202,10 @@ class Approving(World):
             self.decided[interrupt.interrupt_id] = seen.interrupt
         return "done"
 
-    async def cancel(self) -> None:
+    async def cancel_run(self) -> None:
         """Asks for the run's end."""
         await self.store.cancel(self.ref, "", CANCELLED, "")
+        self.cancelled = True
 
     async def finish(self, days: float = 2.0) -> str:
         """Lets owners work, and time pass where the run waits, until it has ended; answers its status."""

@@ -369,6 +369,11 @@ class Fakes:
     addresses: dict[str, str] = field(default_factory=dict)
 
 
+def _made(service: Callable[[], Service], settings: ServiceSettings) -> Service:
+    """A service that needs none of its settings."""
+    return service()
+
+
 @asynccontextmanager
 async def fakes(identities: testing.Identities, without: frozenset[str] = frozenset(), made: Fakes | None = None) -> AsyncIterator[Fakes]:
     """Serves all fakes, or those `made` already, but those `without`, whose addresses lead nowhere."""
@@ -387,7 +392,6 @@ async def fakes(identities: testing.Identities, without: frozenset[str] = frozen
             made.addresses[name] = f"127.0.0.1:{port}"
             if name not in without:
                 service = partial(Service, name, add, verifier=identities.verifier)
-                await stack.enter_async_context(
-                    testing.running(ServiceSettings(grpc_port=port, drain_grace_s=0.2), lambda _, s=service: s())
-                )
+                quick: dict[str, Any] = {"grpc_port": port, "drain_grace_s": 0.2}
+                await stack.enter_async_context(testing.running(ServiceSettings(**quick), partial(_made, service)))
         yield made

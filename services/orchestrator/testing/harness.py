@@ -11,6 +11,8 @@ from bulkhead.orchestrator.v1 import approvals_pb2 as approvals_pb
 from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
+from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
 
 from services.common import testing
 from services.common.errors import BulkheadError
@@ -50,6 +52,48 @@ agents:
     current: "1"
     versions:
       "1": {prompt: helper.md, model: m, continues_prefix: true}
+  hasty:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, tools: [calculator, send_mail], approval: {tools: {send_mail: {when: always, expires_s: 2.0}}}}
+  planner:
+    current: "1"
+    versions:
+      "1": {prompt: helper.md, model: m, strategy: plan_execute, tools: [calculator, send_mail], approval: {unknown_outcome: tell}}
+  lead:
+    current: "1"
+    versions:
+      "1":
+        prompt: helper.md
+        model: m
+        strategy: supervisor
+        tools: [calculator, send_mail]
+        agents: [{name: quick, share: 0.3}]
+        approval: {unknown_outcome: tell}
+  flow:
+    current: "1"
+    versions:
+      "1":
+        prompt: helper.md
+        model: m
+        strategy: workflow
+        tools: [calculator, send_mail]
+        approval: {unknown_outcome: tell}
+        workflow:
+          steps:
+            - {name: look, kind: tool, tool: calculator, arguments: {nonce: "{run.id}.look"}}
+            - name: both
+              kind: parallel
+              branches:
+                words:
+                  - {name: write, kind: model, prompt: "{input.text}", tools: [calculator, send_mail]}
+                work:
+                  - {name: rest, kind: wait, seconds: 1.2}
+                  - {name: send, kind: tool, tool: send_mail, arguments: {nonce: "{run.id}.send"}}
+            - {name: ask, kind: approval, question: "Is it well?", on_error: refused}
+            - {name: tell, kind: tool, tool: send_mail, arguments: {nonce: "{run.id}.tell"}}
+            - {name: done, kind: end, output: "{steps.write.output}"}
+            - {name: refused, kind: end, output: "it was not well"}
 """
 
 
@@ -61,6 +105,7 @@ class Client:
         channel = dialer.channel("orchestrator")
         self.threads, self.runs, self.agents = rpc.ThreadServiceStub(channel), rpc.RunServiceStub(channel), rpc.AgentServiceStub(channel)
         self.approvals = approvals_rpc.ApprovalServiceStub(channel)
+        self.schedules, self.webhooks = schedules_rpc.ScheduleServiceStub(channel), webhooks_rpc.WebhookServiceStub(channel)
 
     def calling(self, **options: Any):
         """The context of a call."""
@@ -103,6 +148,10 @@ class Client:
             request = approvals_pb.DecideApprovalRequest(approval_id=approval_id, **decision)
             return (await self.approvals.DecideApproval(request)).approval
 
+    async def told(self, run_id: str, kind: str) -> list[pb.Event]:
+        """Events of one type in the log of a run."""
+        return [event for event in await self.log(run_id) if event.type == kind]
+
     async def log(self, run_id: str = "", **fields: Any) -> list[pb.Event]:
         """The events that are there now."""
         with self.calling():
@@ -126,16 +175,16 @@ class Client:
                 await asyncio.sleep(0.05)
 
 
-async def follow_through(clients: Sequence[Client], seen: Seen, silent_s: float = 3.0) -> Seen:
+async def follow_through(clients: Sequence[Client], seen: Seen, silent_s: float = 3.0, thread_id: str = "") -> Seen:
     """Follows a run to its end as a client does that knows several replicas: whoever is lost or says nothing for `silent_s` (longer
-    than a sign of life takes) is left for the next, with the cursor."""
-    turn = 0
+    than a sign of life takes) is left for the next, with the cursor. A thread, whose stream has no end, is followed until cancelled."""
+    turn, subject = 0, {"thread_id": thread_id} if thread_id else {"run_id": seen.run_id}
     while True:
         client = clients[turn % len(clients)]
         after_seq = seen.events[-1].seq if seen.events else seen.after_seq
         try:
             with client.calling(timeout_s=testing.PATIENCE_S):
-                stream = client.runs.StreamEvents(pb.StreamEventsRequest(run_id=seen.run_id, after_seq=after_seq, types=seen.types))
+                stream = client.runs.StreamEvents(pb.StreamEventsRequest(**subject, after_seq=after_seq, types=seen.types))
                 async with aclosing(stream):
                     while True:
                         async with asyncio.timeout(silent_s):
@@ -213,11 +262,11 @@ async def dialed(settings: Settings, identities: testing.Identities, principal: 
         yield Client(dialer, identities, principal)
 
 
-def command(settings: Settings, log: Path) -> testing.Process:
-    """Starts an orchestrator as a process of its own; whoever asked for it ends it."""
+def command(settings: Settings, log: Path, module: str = "services.orchestrator") -> testing.Process:
+    """Starts an orchestrator, or what `module` makes of one, as a process of its own; whoever asked for it ends it."""
     values = settings.model_dump(mode="json", exclude_unset=True)
     env = {f"BULKHEAD_{name.upper()}": str(value) for name, value in values.items() if value is not None}
-    return testing.Process(testing.python("-m", "services.orchestrator"), env=env, log=log)
+    return testing.Process(testing.python("-m", module), env=env, log=log)
 
 
 @contextmanager

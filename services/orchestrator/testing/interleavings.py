@@ -22,6 +22,7 @@ from services.orchestrator.testing.stores import Backend
 _OFTEN = {"claim": 4, "delta": 4, "checkpoint": 2, "expire": 4, "again": 2}
 NAMES = [
     *(name for name, times in _OFTEN.items() for _ in range(times)),
+    "back",
     "finish",
     "fail",
     "release",
@@ -32,8 +33,12 @@ NAMES = [
     "post",
 ]
 LEASE_S = 10
-# So many lost workers that no run is given up here.
+# A clock that is set right while leases run; no step back makes one end early.
+BACK_S = 3
+# So many lost workers that no run is given up, unless `budget` says less.
 CRASHES = 1000
+# What runs are given up for: owners that are lost, between checkpoints and claims by processes that have a suspect already.
+LOSSES = [*["claim"] * 5, *["wary"] * 3, *["expire"] * 5, "back", "delta", "checkpoint", "release", "park", "post", "cancel", "accept"]
 Action = tuple[str, int, int]
 
 
@@ -77,7 +82,9 @@ class Process:
 class Interleaving:
     """One thread and all that may happen to it."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, budget: int = CRASHES) -> None:
+        """`budget`: owners that a run may lose in a row."""
+        self.budget = budget
         thread_id = uuid.uuid4().hex
         self.refs = [RunRef("acme", thread_id, uuid.uuid4().hex) for _ in range(2)]
         self.processes = [Process(backend.process(name), self._meanwhile) for name in ("one", "two")]
@@ -85,6 +92,7 @@ class Interleaving:
         self.cancelled: set[RunRef] = set()
         self.accepted: set[RunRef] = set()
         self.lost: set[RunRef] = set()
+        self.lost_in_a_row: dict[RunRef, int] = {}
         self.posted: dict[RunRef, int] = {}
         self.absorbed: dict[RunRef, int] = {}
         self.handed_out: set[tuple[RunRef, int]] = set()
@@ -127,6 +135,8 @@ class Interleaving:
         elif name == "expire":
             await self.backend.advance(LEASE_S + 1)
             self.lost.update([ref for ref in self.refs if (record := await self.store.run(ref)) and record.status == "running"])
+        elif name == "back":
+            await self.backend.advance(-BACK_S)
         elif name == "cancel":
             await process.store.request_cancel("acme", "ana", ref.run_id)
             if ref in self.accepted:
@@ -134,8 +144,8 @@ class Interleaving:
             self.cancelled.add(ref)
         elif name == "post":
             await self._post(process, ref)
-        elif name == "claim":
-            await self._claim(process, ref)
+        elif name in ("claim", "wary"):
+            await self._claim(process, ref, suspect=name == "claim")
         elif name == "again":
             await self._again(process, ref)
         elif ref in process.epochs:
@@ -156,12 +166,29 @@ class Interleaving:
             must(await accept(self.store, ref) == "new", "A1: a run is accepted")
             self.accepted.add(ref)
 
-    async def _claim(self, process: Process, ref: RunRef) -> None:
+    async def _claim(self, process: Process, ref: RunRef, *, suspect: bool) -> None:
         before = await self.store.run(ref)
-        claim = await process.store.claim(ref, LEASE_S, CRASHES)
+        claim = await process.store.claim(ref, LEASE_S, self.budget, suspect=suspect)
+        if before is None or claim.verdict not in ("claimed", "failed", "suspect"):
+            return
+        lost = self.lost_in_a_row.get(ref, 0) + (before.status == "running")
+        # Whoever takes a cancelled run only ends it, and as many may be lost at that.
+        most = self.budget * (2 if ref in self.cancelled else 1)
+        must((claim.verdict == "failed") == (lost >= most), "budget: a run is given up when its last owner is lost, and not before")
+        last_one = 0 < lost == self.budget - 1 and ref not in self.cancelled
+        must((claim.verdict == "suspect") == (last_one and not suspect), "budget: a suspect is left to who has none, and no other run is")
+        if claim.verdict == "suspect":
+            must(await self.store.run(ref) == before, "budget: a suspect that is left is left as it is")
+            return
+        self.lost_in_a_row[ref] = lost
+        if claim.verdict == "failed":
+            ended = await self.store.run(ref)
+            asked = "cancelled" if ref in self.cancelled else "failed"
+            must(ended is not None and ended.status == asked, "A10: a run that was to end does so also where its owners are lost")
         if claim.verdict != "claimed" or claim.record is None:
             return
-        must(before is not None and (before.status == "queued" or ref in self.lost), "A4: a run is not taken from its living owner")
+        must(before.status == "queued" or ref in self.lost, "A4: a run is not taken from its living owner")
+        must(claim.record.crashes == lost or self.budget == CRASHES, "budget: losses are counted from the last checkpoint on")
         self.lost.discard(ref)
         epoch = claim.record.epoch
         must((ref, epoch) not in self.handed_out, "A4: an epoch is handed out once")
@@ -206,6 +233,7 @@ class Interleaving:
         if name == "park":
             self.absorbed[ref] = parts["park"].absorbed
         if name in ("checkpoint", "park"):
+            self.lost_in_a_row.pop(ref, None)
             self.void_from.pop(ref, None)
             _, messages = self.checkpoints.get(ref, ({}, []))
             self.checkpoints[ref] = (orjson.loads(parts["state"]), [*messages, *parts["messages"]])

@@ -12,7 +12,7 @@ import orjson
 
 from services.orchestrator.adapters import store as valkey
 from services.orchestrator.adapters.store_base import NOTED_MS
-from services.orchestrator.adapters.store_queue import FORGET_AFTER_MS
+from services.orchestrator.adapters.store_queue import FORGET_AFTER_MS, LATE_LOOK_S
 from services.orchestrator.adapters.store_reading import TOMBSTONE_KEPT
 from services.orchestrator.records import (
     UNSCHEDULED,
@@ -22,6 +22,7 @@ from services.orchestrator.records import (
     Draft,
     Event,
     Heard,
+    Inspected,
     Park,
     Place,
     Posted,
@@ -35,7 +36,7 @@ from services.orchestrator.records import (
     Written,
 )  # fmt: skip
 from services.orchestrator.testing.memory_store_approvals import MemoryApprovals
-from services.orchestrator.testing.memory_store_queue import IdempotencyKey, Lookup, rank_of, refs_of
+from services.orchestrator.testing.memory_store_queue import NOWHERE, IdempotencyKey, Lookup, rank_of, refs_of
 
 TOMBSTONE_MS = int(TOMBSTONE_KEPT.total_seconds() * 1000)
 IDEMPOTENCY_MS = int(valkey.IDEMPOTENCY_KEPT.total_seconds() * 1000)
@@ -67,10 +68,13 @@ class MemoryStore(MemoryApprovals):
         queued: int = 0,
         delayed: int = 0,
         schedule: Schedule = UNSCHEDULED,
+        of_run: bool = False,
     ) -> Reservation:
         """As RunStore.reserve."""
-        await self.note(ref, valkey.LOOK_AFTER_MS / 1000, sooner=True)
+        await asyncio.sleep(0)
         tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
+        look_at = now + valkey.LOOK_AFTER_MS
+        self.state.live[ref.encode()] = min(look_at, self.state.live.get(ref.encode(), look_at))
         not_after, keyed, member = now + valkey.ACCEPT_WITHIN_MS, bool(key and print_), f"{ref.thread_id}/{ref.run_id}"
         if keyed and (existing := tenant.existing(user, key, print_, slots, not_after, now)) is not None:
             return existing
@@ -97,7 +101,9 @@ class MemoryStore(MemoryApprovals):
         tenant.lists.setdefault(("runs", user), {})[member] = tenant.counter
         tenant.lists.setdefault(("threads", user), {}).setdefault(ref.thread_id, tenant.counter)
         self._admitted(ref.tenant, promoted)
-        return Reservation("new", ref.run_id, ref.thread_id, cancelled, not_after, *tenant.standing(member))
+        # A slot is a slot, also where somebody who was lost has left the run in the queue.
+        standing = NOWHERE if place == "slot" else tenant.standing(member)
+        return Reservation("new", ref.run_id, ref.thread_id, cancelled, not_after, *standing)
 
     async def accept(
         self,
@@ -126,9 +132,9 @@ class MemoryStore(MemoryApprovals):
 
     # --- owning ---
 
-    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int) -> Claim:
+    async def claim(self, ref: RunRef, lease_s: float, crash_budget: int, *, suspect: bool = True) -> Claim:
         """As RunStore.claim."""
-        return (await self._steps(ref)).claim(self._instance, int(lease_s * 1000), crash_budget)
+        return (await self._steps(ref)).claim(self._instance, int(lease_s * 1000), crash_budget, suspect)
 
     async def write(
         self,
@@ -145,7 +151,12 @@ class MemoryStore(MemoryApprovals):
         park: Park | None = None,
     ) -> Written:
         """As RunStore.write."""
-        return (await self._steps(ref)).write(epoch, number, trace_id, events, mode, state, messages, terminal, park)
+        events, messages, schema = await self._parted(ref, events, messages)
+        steps = await self._steps(ref)
+        written = steps.write(epoch, number, trace_id, events, mode, state, messages, terminal, park)
+        if schema and (run := steps.found) is not None:
+            run.schema_version = max(run.schema_version, schema)
+        return written
 
     async def beat(self, ref: RunRef, epoch: int, lease_s: float) -> Heard:
         """As RunStore.beat."""
@@ -180,11 +191,6 @@ class MemoryStore(MemoryApprovals):
         """As ControlStore.cut_by."""
         run = (await self._steps(ref)).found
         return run.cut if run is not None else ""
-
-    async def parked_ms(self, ref: RunRef) -> int:
-        """As ControlStore.parked_ms."""
-        run = (await self._steps(ref)).found
-        return run.queued_ms if run is not None else 0
 
     async def unpark(self, ref: RunRef) -> bool:
         """As ControlStore.unpark."""
@@ -233,14 +239,22 @@ class MemoryStore(MemoryApprovals):
         live.update(dict.fromkeys(found, now + int(again_in_s * 1000)))
         return [RunRef.decode(reference) for reference in found]
 
+    async def ahead(self, most: int, within_s: float, share: float = 0.0) -> list[RunRef]:
+        """As RunStore.ahead."""
+        await asyncio.sleep(0)
+        live, now = self.state.live, self.state.clock.now_ms
+        found = sorted((at, reference) for reference, at in live.items() if now < at <= now + int(within_s * 1000))
+        first = int(share * len(found)) if len(found) > most else 0
+        return [RunRef.decode(reference) for _, reference in (found[first:] + found[:first])[:most]]
+
     def _admitted(self, tenant: str, members: Sequence[str]) -> None:
         if members:
             self.on_admitted(refs_of(tenant, members))
 
-    async def release_slot(self, ref: RunRef, before_ms: int = 0) -> None:
+    async def release_slot(self, ref: RunRef, parked_in: int = 0) -> None:
         """As RunStore.release_slot."""
         await asyncio.sleep(0)
-        self._admitted(ref.tenant, self.state.tenant(ref.tenant).release(ref, self.state.clock.now_ms, before_ms))
+        self._admitted(ref.tenant, self.state.tenant(ref.tenant).release(ref, self.state.clock.now_ms, parked_in))
 
     async def settle(self, ref: RunRef) -> None:
         """As RunStore.settle."""
@@ -252,18 +266,19 @@ class MemoryStore(MemoryApprovals):
         await asyncio.sleep(0)
         tenant, now = self.state.tenant(ref.tenant), self.state.clock.now_ms
         known = tenant.lookup(ref.run_id, now)
-        reserved = known is not None and known.thread_id != ""
-        if not reserved or known.thread_id == ref.thread_id:
-            if reserved and now - known.at_ms < FORGET_AFTER_MS:
+        reserved = known if known is not None and known.thread_id else None
+        if reserved is None or reserved.thread_id == ref.thread_id:
+            if reserved is not None and now - reserved.at_ms < FORGET_AFTER_MS:
                 return False
             self._admitted(ref.tenant, tenant.release(ref, now))
         self.state.live.pop(ref.encode(), None)
         return True
 
-    async def admit(self, ref: RunRef, schedule: Schedule) -> bool:
+    async def admit(self, ref: RunRef, schedule: Schedule, parked_in: int = 0) -> bool:
         """As RunStore.admit."""
         await asyncio.sleep(0)
-        got, others = self.state.tenant(ref.tenant).admit(ref, schedule, self.state.clock.now_ms)
+        got, others = self.state.tenant(ref.tenant).admit(ref, schedule, self.state.clock.now_ms, parked_in)
+        await self.note(ref, LATE_LOOK_S, sooner=True)
         self._admitted(ref.tenant, others)
         return got
 
@@ -278,11 +293,23 @@ class MemoryStore(MemoryApprovals):
     async def place(self, record: RunRecord, tenant: str) -> Place:
         """As RunStore.place."""
         ref = RunRef(tenant, record.spec.thread_id, record.run_id)
+        before, length, head, status = (await self._steps(ref)).line()
         _, rank, pace_ms = self.state.tenant(tenant).standing(f"{ref.thread_id}/{ref.run_id}")
-        offered, before = self.state.track(record.track).place(ref.encode(), rank_of(record.spec.schedule, record.since_ms))
-        return Place(offered + rank, rank * pace_ms) if rank else Place(before + 1)
+        offered, ahead = self.state.track(record.track).place(ref.encode(), rank_of(record.spec.schedule, record.since_ms))
+        if before > 0 and status == "queued":
+            first = ref._replace(run_id=head)
+            track, since_ms, schedule = (await self._steps(first)).schedule()
+            before += max(0, self.state.track(track).place(first.encode(), rank_of(schedule, since_ms))[1]) + 1
+        if before > 0:
+            return Place(before)
+        return Place(offered + max(0, length - 1) + rank, rank * pace_ms) if rank else Place(ahead + 1)
 
-    async def inspect(self, ref: RunRef) -> tuple[str, int, str, int, int, int, str]:
+    async def joining(self, ref: RunRef) -> int:
+        """As RunStore.joining."""
+        _, length, _, status = (await self._steps(ref)).line()
+        return length + int(status == "queued")
+
+    async def inspect(self, ref: RunRef) -> Inspected:
         """As RunStore.inspect."""
         return (await self._steps(ref)).inspect()
 
@@ -293,10 +320,6 @@ class MemoryStore(MemoryApprovals):
     async def outbox_done(self, ref: RunRef, delivered: bool) -> None:
         """As RunStore.outbox_done."""
         (await self._steps(ref)).outbox_done(delivered)
-
-    async def outbox_waiting(self, ref: RunRef) -> list[str]:
-        """As RunStore.outbox_waiting."""
-        return list(self.state.thread(ref).outbox)
 
     async def outbox_attempts(self, ref: RunRef) -> int:
         """As RunStore.outbox_attempts."""
@@ -367,7 +390,7 @@ class MemoryStore(MemoryApprovals):
     async def read(self, ref: RunRef, after_seq: int, most: int, from_run: bool) -> tuple[int, int, int, list[Event]]:
         """As RunStore.read."""
         last, first, terminal, events = (await self._steps(ref)).read(after_seq, most, from_run)
-        return last, first, terminal, [replace(event) for event in events]
+        return last, first, terminal, await self._whole(ref, [replace(event) for event in events])
 
     async def last_seqs(self, refs: Sequence[RunRef]) -> list[int]:
         """As RunStore.last_seqs."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from services.orchestrator.adapters.store_base import NOTED_MS
-from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled
+from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled, Standing
 from services.orchestrator.records import Draft, Fenced, Posted, RunRef, Written
 from services.orchestrator.testing.memory_store_base import MemoryBase
 
@@ -60,6 +60,9 @@ class MemoryApprovals(MemoryBase):
         run.interrupts[before.interrupt_id] = replace(after, raw=after.encode())
         return Settled("done", status, told)
 
+    async def keep_interrupt(self, ref: RunRef, interrupt_id: str) -> None:
+        """As InterruptStore.keep_interrupt; nothing is lost here."""
+
     async def interrupt(self, ref: RunRef, interrupt_id: str) -> Interrupt | None:
         """As InterruptStore.interrupt."""
         run = (await self._steps(ref)).found
@@ -70,6 +73,15 @@ class MemoryApprovals(MemoryBase):
         run = (await self._steps(ref)).found
         found = run.interrupts.values() if run is not None else ()
         return sorted(found, key=lambda interrupt: (interrupt.created_ms, interrupt.interrupt_id))
+
+    async def interrupts_at(self, tenant: str, entries: Sequence[Listed]) -> list[Interrupt | None]:
+        """As InterruptStore.interrupts_at."""
+        return [await self.interrupt(entry.run(tenant), entry.interrupt_id) for entry in entries]
+
+    async def standing(self, refs: Sequence[RunRef]) -> list[Standing]:
+        """As InterruptStore.standing."""
+        found = [(await self._steps(ref)).found for ref in refs]
+        return [Standing(run.status, bool(run.cancel)) if run is not None else Standing() for run in found]
 
     async def enlist(self, ref: RunRef, interrupt_ids: Sequence[str]) -> None:
         """As InterruptStore.enlist."""
@@ -93,7 +105,7 @@ class MemoryApprovals(MemoryBase):
         await asyncio.sleep(0)
         members = self.state.tenant(tenant).lists.get(("approvals:open" if open_only else "approvals", ""), {})
         found = sorted(((position, member) for member, position in members.items() if not before or position < before), reverse=True)
-        return [Listed(*member.split(" ", 1), position) for position, member in found[:size]]
+        return [Listed(thread, name, position) for position, member in found[:size] for thread, _, name in [member.partition(" ")]]
 
     async def whereabouts(self, tenant: str, run_id: str) -> RunRef | None:
         """As InterruptStore.whereabouts."""

@@ -14,6 +14,14 @@ class BusySteps(ControlSteps):
         line = self._thread.pending
         return line[0] if line and self._thread.user == user else ""
 
+    def line(self) -> tuple[int, int, str, str]:
+        """As thread_line."""
+        line, run_id = self._thread.pending, self._ref.run_id
+        if not line:
+            return -1, 0, "", ""
+        head = self._thread.runs.get(line[0])
+        return line.index(run_id) if run_id in line else -1, len(line), line[0], head.status if head is not None else ""
+
     def accept_busy(
         self, policy: str, user: str, reservation: Reservation, trace_id: str, cancelled: bytes, accept: Callable[[], Accepted]
     ) -> Accepted:

@@ -45,7 +45,7 @@ class ControlSteps(LogSteps):
         """Mode p of run_write; answers the run itself where it has to go on."""
         called = run.inbox > park.absorbed or run.cancel
         run.status, run.owner, run.lease_until, run.queued_ms = "queued" if called else "waiting", "", 0, self._clock.now_ms
-        run.parked_until, run.schema_version = park.until_ms, PARKED_SCHEMA
+        run.parked_until, run.schema_version, run.rested = park.until_ms, max(run.schema_version, PARKED_SCHEMA), run.attempt
         return self._ref.run_id if called else ""
 
     def unpark(self) -> bool:
@@ -74,5 +74,6 @@ class ControlSteps(LogSteps):
             return "cancelled", Written(last, last, now, following)
         if run.status == "waiting":
             run.status, run.queued_ms = "queued", now
-        run.held = ""
+        if run.held:
+            run.held, run.queued_ms = "", now
         return run.status, nothing

@@ -46,6 +46,7 @@ class StoredTenant:
     queue: dict[str, float] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     delayed: set[str] = field(default_factory=set)
+    epochs: dict[str, int] = field(default_factory=dict)
     released_ms: int | None = None
     average_ms: float | None = None
 
@@ -104,15 +105,19 @@ class StoredTenant:
             return None
         if seen.print_ != print_:
             return Reservation("mismatch", "", "", False, not_after_ms)
+        # What led to a run that was refused is never taken away here, but it would be later.
+        lookup = self.lookups[seen.run_id]
+        lookup.at_ms, cancelled = now_ms, lookup.cancel or seen.cancel
         standing = self.standing(f"{seen.thread_id}/{seen.run_id}")
         if not standing[0] and slots and seen.run_id not in self.slots:
             standing = True, 0, 0
-        return Reservation("existing", seen.run_id, seen.thread_id, seen.cancel, not_after_ms, *standing)
+        return Reservation("existing", seen.run_id, seen.thread_id, cancelled, not_after_ms, *standing)
 
-    def release(self, ref: RunRef, now_ms: int, before_ms: int = 0) -> list[str]:
-        """Gives back the slot of a run, or its place, unless the slot was given after `before_ms`; answers who got a slot by it."""
-        if before_ms and self.slots.get(ref.run_id, 0) > before_ms:
+    def release(self, ref: RunRef, now_ms: int, parked_in: int = 0) -> list[str]:
+        """Gives back the slot of a run, or its place, unless it was given since it was parked in that epoch; answers who got one by it."""
+        if parked_in and self.epochs.get(ref.run_id, 0) >= parked_in:
             return []
+        self.epochs.pop(ref.run_id, None)
         member, had_slot = f"{ref.thread_id}/{ref.run_id}", self.slots.pop(ref.run_id, None) is not None
         if not had_slot:
             self.delayed.discard(member)
@@ -128,10 +133,12 @@ class StoredTenant:
             self.released_ms = now_ms
         return self.promote(now_ms)
 
-    def admit(self, ref: RunRef, schedule: Schedule, now_ms: int) -> tuple[bool, list[str]]:
+    def admit(self, ref: RunRef, schedule: Schedule, now_ms: int, parked_in: int = 0) -> tuple[bool, list[str]]:
         """A held run whose time has come: whether it has a slot, and who else got one."""
         member = f"{ref.thread_id}/{ref.run_id}"
         self.delayed.discard(member)
+        if parked_in > self.epochs.get(ref.run_id, 0):
+            self.epochs[ref.run_id] = parked_in
         if ref.run_id in self.slots or not schedule.slots:
             self.slots[ref.run_id] = now_ms
             return True, []

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import orjson
 
-from services.common.errors import Gone
 from services.orchestrator.records import (
     UNSCHEDULED,
     Accepted,
@@ -14,6 +13,7 @@ from services.orchestrator.records import (
     Event,
     Fenced,
     Heard,
+    Inspected,
     Park,
     Reservation,
     RunSpec,
@@ -21,6 +21,7 @@ from services.orchestrator.records import (
     Terminal,
     Written,
 )  # fmt: skip
+from services.orchestrator.segments import no_longer_kept
 from services.orchestrator.testing.memory_store_busy import BusySteps
 from services.orchestrator.testing.memory_store_state import StoredRun
 
@@ -54,7 +55,7 @@ class ThreadSteps(BusySteps):
             orjson.dumps(spec.as_dict()), track, spec.append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned),
             owner=owner if owned else "", lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now,
             started_ms=now if owned else 0, first_seq=first, cancel=cancelled, schedule=spec.schedule.encode(),
-            held="1" if reservation.held else "",
+            held="1" if reservation.held else "", active_from=now if owned else 0,
         )  # fmt: skip
         if not run.held:
             thread.pending.append(run_id)
@@ -64,7 +65,7 @@ class ThreadSteps(BusySteps):
             last, _ = self.terminate(run, trace_id, Terminal("cancelled", events[1], "run_cancelled", events[1]))
         return Accepted("new", run.record(run_id), Written(first, last, now, ""), list(thread.outbox))
 
-    def claim(self, owner: str, lease_ms: int, crash_budget: int) -> Claim:
+    def claim(self, owner: str, lease_ms: int, crash_budget: int, suspect: bool = True) -> Claim:
         """As run_claim."""
         run, run_id, now = self._thread.runs.get(self._ref.run_id), self._ref.run_id, self._clock.now_ms
         if run is None:
@@ -80,11 +81,16 @@ class ThreadSteps(BusySteps):
             return Claim("owned")
         if self._head != run_id:
             return Claim("waiting")
-        if run.crashes + lost >= crash_budget:
-            return self._give_up(run, run.crashes + lost)
+        if run.crashes + lost >= crash_budget * (2 if run.cancel else 1):
+            return self._give_up(run)
+        if 0 < run.crashes + lost == crash_budget - 1 and not suspect and not run.cancel:
+            return Claim("suspect")
+        lost_ms = max(0, run.lease_until - lease_ms - run.active_from) if lost else 0
         first, last = 0, 0
-        run.attempt += 1
-        if run.attempt == 1:
+        rested = run.status == "queued" and 0 < run.rested == run.attempt
+        run.rested = 0 if rested else run.rested
+        run.attempt += not rested
+        if run.attempt == 1 and not rested:
             first, last, _ = self.append(1, "", [Draft("run_started", b"{}")])
             run.started_ms = now
         elif run.prov_from and not run.append_only and not run.cancel and not run.stopping:
@@ -94,15 +100,25 @@ class ThreadSteps(BusySteps):
         run.status, run.owner, run.lease_until, run.number = "running", owner, now + lease_ms, 0
         run.epoch += 1
         run.crashes += lost
+        run.losses += lost
+        run.lost_ms += lost_ms
+        run.active_from = now
         return Claim("claimed", run.record(run_id), list(run.messages), list(self._thread.outbox), Written(first, last, now, ""))
 
-    def _give_up(self, run: StoredRun, crashes: int) -> Claim:
+    def _give_up(self, run: StoredRun) -> Claim:
+        run.crashes += run.status == "running"
+        run.losses += run.status == "running"
         usage = orjson.loads(run.state or b"{}").get("usage") or {}
-        message = f"The run was given up after its worker was lost {crashes} times."
+        message = f"The run was given up after its worker was lost {run.crashes} times in a row."
         result = orjson.dumps({"error": {"reason": "WORKER_LOST", "message": message, "retryable": True}, "usage": usage})
+        terminal = Terminal("failed", result, "run_failed", result)
+        if run.cancel:
+            result = orjson.dumps({"output_text": "", "usage": usage})
+            terminal = Terminal("cancelled", result, "run_cancelled", result)
+            if run.prov_from:
+                self.append(run.attempt, "", [Draft("attempt_superseded", orjson.dumps({"from_seq": run.prov_from}))])
         run.epoch += 1
-        run.crashes = crashes
-        last, following = self.terminate(run, "", Terminal("failed", result, "run_failed", result))
+        last, following = self.terminate(run, "", terminal)
         return Claim("failed", None, [], [], Written(last, last, self._clock.now_ms, following))
 
     def write(
@@ -123,6 +139,8 @@ class ThreadSteps(BusySteps):
             run.steers = run.steers[sum(draft.type == "steer_applied" for draft in drafts) :]
         if mode in ("c", "s", "p"):
             run.prov_from, run.stopping = 0, False
+            run.crashes = run.crashes if mode == "s" else 0
+            run.active_from = self._clock.now_ms if mode == "c" else run.active_from
         elif provisional and not run.prov_from and mode != "f":
             run.prov_from = provisional
         run.state = state or run.state
@@ -146,17 +164,17 @@ class ThreadSteps(BusySteps):
         run.lease_until = self._clock.now_ms + lease_ms
         return Heard(run.cancel, run.inbox)
 
-    def inspect(self) -> tuple[str, int, str, int, int, int, str]:
+    def inspect(self) -> Inspected:
         """As run_inspect."""
         run, now = self._thread.runs.get(self._ref.run_id), self._clock.now_ms
         if run is None:
-            return "none", 0, "", 0, 0, 0, self._head
+            return Inspected("none", 0, "", 0, 0, 0, self._head, 0)
         if run.ended:
             state = "outbox" if self._ref.run_id in self._thread.outbox else "ended"
         elif run.status == "waiting":
             left = max(0, run.parked_until - now) if run.parked_until else -1
             left = 0 if run.cancel else left
-            return "parked", left, run.track, now - run.queued_ms, run.schema_version, run.created_ms, self._head
+            return Inspected("parked", left, run.track, now - run.queued_ms, run.schema_version, run.created_ms, self._head, run.epoch)
         elif run.held:
             state = "held"
         elif run.status == "running" and run.lease_until > now:
@@ -164,7 +182,8 @@ class ThreadSteps(BusySteps):
         else:
             state = "free" if self._head == self._ref.run_id else "waiting"
         alone_since = run.lease_until if run.status == "running" else run.queued_ms
-        return state, run.lease_until - now, run.track, now - alone_since, run.schema_version, run.created_ms, self._head
+        left, alone_ms = run.lease_until - now, now - alone_since
+        return Inspected(state, left, run.track, alone_ms, run.schema_version, run.created_ms, self._head, run.epoch)
 
     def schedule(self) -> tuple[str, int, Schedule]:
         """As run_schedule."""
@@ -183,6 +202,16 @@ class ThreadSteps(BusySteps):
         if run.status in ("running", "waiting"):
             return run.status
         return "free" if self._head == self._ref.run_id else "waiting"
+
+    def outbox_leave(self, entry: bytes) -> bool:
+        """As run_outbox_leave."""
+        run, outbox = self.found, self._thread.outbox
+        if run is None or not run.ended or run.cut == "rollback":
+            return False
+        if not run.left:
+            outbox[self._ref.run_id] = entry
+        run.left = True
+        return self._ref.run_id in outbox
 
     def outbox_claim(self, lease_ms: int) -> tuple[bytes, int] | None:
         """As run_outbox_claim."""
@@ -209,7 +238,7 @@ class ThreadSteps(BusySteps):
             return len(log), 0, 0, []
         after = max(after_seq, first - 1) if from_run else after_seq
         if after + 1 < oldest:
-            raise Gone("events this old are no longer kept", reason="RESUME_GAP", metadata={"oldest_seq": str(oldest)})
+            raise no_longer_kept(oldest)
         return len(log), first, terminal, log[after : after + most] if after < len(log) else []
 
     def expire(self, age_ms: int) -> bool:

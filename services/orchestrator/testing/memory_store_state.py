@@ -41,6 +41,9 @@ class StoredRun:
     held: str = ""
     schema_version: int = 1
     crashes: int = 0
+    losses: int = 0
+    lost_ms: int = 0
+    active_from: int = 0
     terminal_seq: int = 0
     ended_ms: int = 0
     number: int = 0
@@ -51,8 +54,10 @@ class StoredRun:
     cancel_reason: str = ""
     outbox_until: int = 0
     outbox_attempts: int = 0
+    left: bool = False
     messages: list[bytes] = field(default_factory=list)
     parked_until: int = 0
+    rested: int = 0
     commands: list[Command] = field(default_factory=list)
     posted: dict[str, int] = field(default_factory=dict)
     steers: list[int] = field(default_factory=list)
@@ -98,7 +103,7 @@ class StoredThread:
         """As readers get it; None where it is not this user's."""
         if self.user is None or self.user != user:
             return None
-        return ThreadRecord(thread_id, self.created_ms, len(self.log), orjson.loads(self.metadata))
+        return ThreadRecord(thread_id, self.created_ms, len(self.log), orjson.loads(self.metadata), oldest_seq=self.oldest_seq)
 
 
 @dataclass(slots=True)

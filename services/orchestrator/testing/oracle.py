@@ -8,17 +8,16 @@ never killed counted. What durability.md calls A1 to A10 stands above the functi
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-LOG_GAP = "log_gap"
-TERMINAL = {"run_finished": pb.RUN_STATUS_SUCCEEDED, "run_failed": pb.RUN_STATUS_FAILED, "run_cancelled": pb.RUN_STATUS_CANCELLED}
+from services.orchestrator.testing.history import LOG_GAP, TERMINAL, Decided, Effect, History, Seen, Violation
+from services.orchestrator.testing.oracle_control import GIVEN_UP, control_violations
+
+__all__ = ["LOG_GAP", "TERMINAL", "Decided", "Effect", "History", "Seen", "Violation", "violations"]
 # How long an acknowledged cancel may take to reach whoever works on the run: a heartbeat, on a loaded machine.
 REACHES_WITHIN_MS = 2_000
 # Events that tell of one thing each, by the member that names the thing. A step may be announced again by its next owner.
@@ -26,96 +25,11 @@ _ONCE = {
     "run_queued": "", "run_started": "", "step_completed": "step", "usage": "step", "message_completed": "message_id",
     "tool_call_started": "call_id",
 }  # fmt: skip
-# What a call is refused with that is one more than the run may make.
+# What a call is refused with that is one more than the run may make, and one that a person has not approved: none of it is used.
 OVER = "limit.tool_calls"
+REFUSED = frozenset({OVER, "policy.approval_required", "policy.approval_rejected", "policy.approval_expired"})
 _OUTCOMES = ("tool_call_completed", "tool_call_failed")
 _COUNTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_microusd")
-
-
-class Violation(NamedTuple):
-    """One broken promise."""
-
-    invariant: str
-    run_id: str
-    what: str
-
-
-class Effect(NamedTuple):
-    """One side effect, counted outside. `nonce` names what the model asked for, `key` the call that brought it about."""
-
-    run_id: str
-    tool: str
-    nonce: str
-    key: str
-    at_ms: int
-    repeatable: bool
-
-
-@dataclass(slots=True)
-class Seen:
-    """What one client was shown of a run, over all its reconnects. `ended`: the stream ended by itself; `gap_to`: the oldest
-    number that a resume_gap told of (0: none)."""
-
-    run_id: str
-    events: list[pb.Event] = field(default_factory=list)
-    after_seq: int = 0
-    types: frozenset[str] = frozenset()
-    ended: bool = False
-    gap_to: int = 0
-
-
-@dataclass
-class History:
-    """All that is known of one thread. `accepted`: run ids that were acknowledged to a client; `cancels`: when a cancel of a run
-    was acknowledged (ms); `oldest_seq`: where the log begins that retention has left."""
-
-    thread_id: str
-    log: Sequence[pb.Event]
-    runs: Mapping[str, pb.Run]
-    accepted: frozenset[str] = frozenset()
-    cancels: Mapping[str, int] = field(default_factory=dict)
-    effects: Sequence[Effect] = ()
-    seen: Sequence[Seen] = ()
-    oldest_seq: int = 1
-
-    @cached_property
-    def by_run(self) -> Mapping[str, list[pb.Event]]:
-        """The log of each run."""
-        found: dict[str, list[pb.Event]] = defaultdict(list)
-        for event in self.log:
-            found[event.run_id].append(event)
-        return found
-
-    @cached_property
-    def gaps(self) -> Sequence[tuple[int, int]]:
-        """Numbers that a promotion of the store made void: each from the first up to the log_gap that says so."""
-        return [(orjson.loads(event.data_json)["from_seq"], event.seq) for event in self.log if event.type == LOG_GAP]
-
-    def void(self, seq: int) -> bool:
-        """Whether the log says of this number that what was shown under it does not hold."""
-        return any(first <= seq < gap for first, gap in self.gaps)
-
-    def shown_to(self, run_id: str) -> Sequence[pb.Event]:
-        """What a watcher of the run is shown; of the thread, where it is ''."""
-        if not run_id:
-            return self.log
-        own = self.by_run.get(run_id, [])
-        first, last = (own[0].seq, own[-1].seq if own[-1].type in TERMINAL else self.log[-1].seq) if own else (0, 0)
-        return [event for event in self.log if event.run_id == run_id or (event.type == LOG_GAP and first < event.seq <= last)]
-
-    @cached_property
-    def standing(self) -> Mapping[str, list[tuple[pb.Event, Any]]]:
-        """The events of each run that no attempt_superseded took back, with their data."""
-        found = {}
-        for run_id, events in self.by_run.items():
-            kept: list[tuple[pb.Event, Any]] = []
-            for event in events:
-                data = orjson.loads(event.data_json)
-                if event.type == "attempt_superseded":
-                    kept = [entry for entry in kept if entry[0].seq < data["from_seq"]]
-                kept.append((event, data))
-            found[run_id] = kept
-        return found
 
 
 def violations(history: History, reaches_within_ms: int = REACHES_WITHIN_MS) -> list[Violation]:
@@ -123,7 +37,7 @@ def violations(history: History, reaches_within_ms: int = REACHES_WITHIN_MS) -> 
     return [
         *_accepted(history), *_one_end(history), *_numbers(history), *_one_writer(history), *_visible(history), *_once(history),
         *_text(history), *_same_as_log(history), *_effects(history, reaches_within_ms), *_budgets(history),
-        *_cancels(history, reaches_within_ms),
+        *_cancels(history, reaches_within_ms), *control_violations(history),
     ]  # fmt: skip
 
 
@@ -139,6 +53,8 @@ def _accepted(history: History) -> Iterator[Violation]:
             yield Violation("A1", run_id, "its log does not begin with run_queued at first_seq")
         if run.status not in TERMINAL.values():
             yield Violation("A1", run_id, f"it was acknowledged and never ended: {pb.RunStatus.Name(run.status)}")
+        if history.none_given_up and run.error.reason == GIVEN_UP:
+            yield Violation("A1", run_id, "it was acknowledged and given up, though nothing but the store was away")
 
 
 def _one_end(history: History) -> Iterator[Violation]:
@@ -206,7 +122,9 @@ def _visible(history: History) -> Iterator[Violation]:
 def _once(history: History) -> Iterator[Violation]:
     """A5: what was taken back is named; nothing else is told twice."""
     for run_id, events in history.standing.items():
-        told = Counter((event.type, str(data.get(_ONCE[event.type], ""))) for event, data in events if event.type in _ONCE)
+        # A step has one answer, beside calls that were lost.
+        single = [(event.type, data) for event, data in events if event.type in _ONCE and not data.get("lost")]
+        told = Counter((kind, str(data.get(_ONCE[kind], ""))) for kind, data in single)
         told.update(("tool outcome", data["call_id"]) for event, data in events if event.type in _OUTCOMES)
         steps = Counter((event.attempt, data["step"]) for event, data in events if event.type == "step_started")
         told.update({("step_started of one attempt", str(step)): count for (_, step), count in steps.items() if count > 1})
@@ -297,10 +215,14 @@ def _budgets(history: History) -> Iterator[Violation]:
             continue
         used = [data for event, data in events if event.type == "usage"]
         expected = {name: sum(data.get(name, 0) for data in used) for name in _COUNTED}
-        expected["model_calls"] = len(used)
-        # A call beyond the limit is announced and refused, and none of it is used.
-        refused = sum(event.type == "tool_call_failed" and data["error"]["code"] == OVER for event, data in events)
+        expected["model_calls"] = sum(data.get("model_calls", 1) for data in used)
+        # Such a call is announced and refused, and none of it is used.
+        refused = sum(event.type == "tool_call_failed" and data["error"]["code"] in REFUSED for event, data in events)
         expected["tool_calls"] = sum(event.type == "tool_call_started" for event, _ in events) - refused
+        # What the runs of other agents have used is this one's as well, once each has told of its end.
+        for theirs in (data["usage"] for event, data in events if event.type == "child_run_finished"):
+            for name in expected:
+                expected[name] += theirs.get(name, 0)
         wrong = {name: (getattr(run.usage, name), value) for name, value in expected.items() if getattr(run.usage, name) != value}
         if wrong:
             yield Violation("A9", run_id, f"{pb.RunStatus.Name(run.status)}, the record against the log: {wrong}")

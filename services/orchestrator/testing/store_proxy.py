@@ -1,6 +1,10 @@
 """A TCP proxy before the state store, of one process: it can cut its connections, swallow or delay what they
 carry, and hold one command.
 
+A pipeline is many commands, of runs that have nothing to do with each other. What is held is the one command that fits: those before it
+in its pipeline reach the store, and their answers the process; those behind it on the same connection wait, as they do where a network
+loses a packet. Nothing else of the process waits.
+
 Faults are put where a process ends, on its wire, so that the product needs no hooks for them:
 
     held = proxy.hold(b"run_write_v1", b"run_finished", answer=True)    # the store gets the end of the run, its process no answer
@@ -9,8 +13,9 @@ Faults are put where a process ends, on its wire, so that the product needs no h
 """
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -20,18 +25,22 @@ CHUNK = 1 << 20
 
 @dataclass
 class Hold:
-    """One place where a command stops. `answer`: it reaches the store, and its answer waits; else it waits itself. `late`: it is still
-    delivered when its sender has hung up meanwhile, as a network may do."""
+    """One place where a command stops that has all `parts`. `answer`: it reaches the store, and its answer waits; else it waits itself.
+    `late`: it is still delivered when its sender has hung up meanwhile, as a network may do. `once`: those that come after the first one
+    that fits go by."""
 
     parts: tuple[bytes, ...]
     answer: bool = False
     late: bool = True
+    once: bool = False
     caught: asyncio.Event = field(default_factory=asyncio.Event)
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def fits(self, data: bytes) -> bool:
+    def fits(self, command: bytes) -> bool:
         """Whether it is for this. A library of functions names them all and is no call."""
-        return not self._free.is_set() and b"FUNCTION" not in data and all(part in data for part in self.parts)
+        if self._free.is_set() or (self.once and self.caught.is_set()):
+            return False
+        return b"FUNCTION" not in command and all(part in command for part in self.parts)
 
     def release(self) -> None:
         """Lets it go on, and all that come after."""
@@ -45,10 +54,43 @@ class Hold:
         except TimeoutError:
             raise TimeoutError(f"nothing came with {self.parts}") from None
 
-    async def pass_by(self) -> None:
+    async def passed(self) -> None:
         """Returns after `release`."""
-        self.caught.set()
         await self._free.wait()
+
+
+class Values:
+    """Cuts a stream of the store's protocol, whichever way it goes, into its values: commands, or their answers."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Those that are whole now."""
+        data, at, found = self._rest + data, 0, []
+        while (end := _end(data, at)) > 0:
+            found.append(data[at:end])
+            at = end
+        self._rest = data[at:]
+        return found
+
+
+def _end(data: bytes, at: int) -> int:
+    """Where the value that begins at `at` ends; -1 while not all of it is there."""
+    line = data.find(b"\r\n", at)
+    if line < 0:
+        return -1
+    end = line + 2
+    if data[at : at + 1] == b"$":
+        length = int(data[at + 1 : line])
+        # An absent value has a length of -1 and no end of its own.
+        end += length + 2 if length >= 0 else 0
+    elif data[at : at + 1] == b"*":
+        for _ in range(int(data[at + 1 : line])):
+            end = _end(data, end)
+            if end < 0:
+                return -1
+    return end if end <= len(data) else -1
 
 
 class _Link:
@@ -56,7 +98,8 @@ class _Link:
 
     def __init__(self, here: asyncio.StreamWriter, there: asyncio.StreamWriter) -> None:
         self.here, self.there = here, there
-        self.answers_held: list[Hold] = []
+        # What is held, by the number of its answer on this connection.
+        self.answers_held: dict[int, list[Hold]] = {}
 
     def abort(self) -> None:
         self.here.transport.abort()
@@ -77,9 +120,9 @@ class StoreProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
 
-    def hold(self, *parts: bytes, answer: bool = False, late: bool = True) -> Hold:
-        """Stops every command that holds all `parts`, from now until its release."""
-        held = Hold(parts, answer, late)
+    def hold(self, *parts: bytes, answer: bool = False, late: bool = True, once: bool = False) -> Hold:
+        """Stops every command that holds all `parts`, or `once` the first, from now until its release."""
+        held = Hold(parts, answer, late, once)
         self._holds.append(held)
         return held
 
@@ -121,32 +164,45 @@ class StoreProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _commands(self, reader: asyncio.StreamReader, link: _Link) -> None:
-        with suppress(OSError):
-            while data := await reader.read(CHUNK):
-                fitting = [held for held in self._holds if held.fits(data)]
-                for held in fitting:
-                    # Calls of several runs share a pipeline: it stands at all of these places at once.
-                    if not held.answer:
-                        held.caught.set()
-                for held in fitting:
-                    if held.answer:
-                        link.answers_held.append(held)
-                    else:
-                        await held.pass_by()
-                        if reader.at_eof() and not held.late:
-                            return
-                await self._pass()
-                link.there.write(data)
-                await link.there.drain()
+        number = itertools.count()
+
+        def stops(command: bytes) -> list[Hold]:
+            fitting, at = [held for held in self._holds if held.fits(command)], next(number)
+            if answers := [held for held in fitting if held.answer]:
+                link.answers_held[at] = answers
+            return [held for held in fitting if not held.answer]
+
+        await self._pump(reader, link.there, stops)
 
     async def _answers(self, reader: asyncio.StreamReader, link: _Link) -> None:
+        number = itertools.count()
+        await self._pump(reader, link.here, lambda _: link.answers_held.pop(next(number), []))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stops: Callable[[bytes], list[Hold]]) -> None:
+        values = Values()
         with suppress(OSError):
             while data := await reader.read(CHUNK):
-                while link.answers_held:
-                    await link.answers_held.pop().pass_by()
-                await self._pass()
-                link.here.write(data)
-                await link.here.drain()
+                arrived = [(value, stops(value)) for value in values.feed(data)]
+                for held in itertools.chain.from_iterable(holds for _, holds in arrived):
+                    # It is here and goes no further, also where another one before it is what it waits for.
+                    held.caught.set()
+                ready: list[bytes] = []
+                for value, holds in arrived:
+                    if holds:
+                        await self._carry(ready, writer)
+                    for held in holds:
+                        await held.passed()
+                        if reader.at_eof() and not held.late:
+                            return
+                    ready.append(value)
+                await self._carry(ready, writer)
+
+    async def _carry(self, ready: list[bytes], on: asyncio.StreamWriter) -> None:
+        if ready:
+            await self._pass()
+            on.write(b"".join(ready))
+            ready.clear()
+            await on.drain()
 
     async def _pass(self) -> None:
         if self.latency_s:

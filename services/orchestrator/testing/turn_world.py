@@ -17,6 +17,7 @@ from services.common.identity import Principal
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolOutcome, ToolRequest
 from services.orchestrator.records import Command, Draft, Fenced, Limits, Park, RunRef, RunSpec, Terminal, Written
+from services.orchestrator.turn.guardrails import AllowAll, Guardrails
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunParked, Services, Turn, TurnState
 from services.orchestrator.writer import RunWriter
@@ -80,7 +81,7 @@ class Watchers:
 class World:
     """`reply` answers a model call: a text, or tool calls. The tools are `look`, which changes nothing, and `mail`, which does.
 
-    `usage` gives input tokens, output tokens and micro-USD of a step by its number.
+    `usage` gives input tokens, output tokens and micro-USD of a step by its number; `text` is what the user says.
     """
 
     reply: Callable[[ModelCall], Reply]
@@ -90,6 +91,7 @@ class World:
     usage: Callable[[int], tuple[int, int, int]] = lambda step: (10, 2, 7)
     tool: Callable[[str, Mapping[str, Any]], ToolOutcome] = lambda name, arguments: ToolOutcome("done", b"{}")
     asked: list[ModelCall] = field(default_factory=list)
+    billed: int = 0
     sent: list[str] = field(default_factory=list)
     executed: Counter = field(default_factory=Counter)
     running: dict[str, str] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class World:
     leaving: Callable[[], bool] = lambda: False
     inbox: list[Command] = field(default_factory=list)
     at_work: Turn | None = None
+    text: str = "go"
+    guardrails: Guardrails = field(default_factory=AllowAll)
 
     # --- the model ---
 
@@ -110,6 +114,8 @@ class World:
         self.asked.append(call)
         await asyncio.sleep(0)
         step = int(call.key.split("/")[1])
+        input_tokens, output_tokens, cost = self.usage(step)
+        self.billed += cost
         reply = self.reply(call)
         await asyncio.sleep(0)
         if isinstance(reply, str):
@@ -118,9 +124,15 @@ class World:
         else:
             calls = [ToolRequest(f"s{step}c{i}", name, orjson.dumps(arguments)) for i, (name, arguments) in enumerate(reply)]
             message = Message("assistant", "", tuple(calls))
-        input_tokens, output_tokens, cost = self.usage(step)
         used = {"input_tokens": input_tokens, "output_tokens": output_tokens, "cost_microusd": cost}
-        yield ModelFinished(message, "stop", {**used, "cached_input_tokens": 0, "reasoning_tokens": 0})
+        yield ModelFinished(
+            message, "tool_calls" if message.tool_calls else "stop", {**used, "cached_input_tokens": 0, "reasoning_tokens": 0}
+        )
+
+    async def spent(self, run_id: str) -> tuple[int, int]:
+        """As ports.Models.spent: each call costs what it says, also where nobody gets its answer."""
+        await asyncio.sleep(0)
+        return self.billed, 0
 
     # --- the tools ---
 
@@ -228,7 +240,7 @@ class World:
         """What the next owner takes up; `on_lost` as of RunWriter."""
         journal = self.journal
         journal.epoch += 1
-        spec = RunSpec("t", self.agent.name, "1", "d", [{"role": "user", "text": "go"}], self.limits, {})
+        spec = RunSpec("t", self.agent.name, "1", "d", [{"role": "user", "text": self.text}], self.limits, {})
         state = TurnState.decode(orjson.loads(journal.state) if journal.state else {})
         store: Any = journal
         hub: Any = Watchers()
@@ -236,7 +248,15 @@ class World:
         writer = RunWriter(store, hub, REF, journal.epoch, self.owners, trace_id="", batch_s=0.01, patience_s=1.0, on_lost=on_lost)
         messages = [Message.decode(raw) for raw in journal.messages]
         self.at_work = turn = Turn(
-            REF, spec, self.agent, state, messages, writer, Services(world, world, world), PRINCIPAL, lambda: "token"
+            REF,
+            spec,
+            self.agent,
+            state,
+            messages,
+            writer,
+            Services(world, world, world, guardrails=self.guardrails),
+            PRINCIPAL,
+            lambda: "token",
         )
         turn.hear([command for command in self.inbox if command.number > state.inbox])
         return turn

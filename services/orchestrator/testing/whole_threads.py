@@ -4,15 +4,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
 from services.orchestrator.testing.fakes import Fakes
 from services.orchestrator.testing.harness import Client
 
+# What a model is asked for: two steps, each with a tool call that changes nothing, or that sends a mail.
+TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
+MAILS = 'tool send_mail {"to":"ana"}\ntool send_mail {"to":"bob"}'
+
 
 async def said(client: Client, text: str, thread_id: str, agent: str = "helper") -> pb.Run:
     """A run of one message, ended."""
     return await client.wait((await client.start(text, thread_id=thread_id, agent=agent)).run_id)
+
+
+async def create(client: Client, thread_id: str, ttl_s: int | None = None) -> pb.Thread:
+    """A new thread, which lives for so long where a time to live is given."""
+    ttl = None if ttl_s is None else Duration(seconds=ttl_s)
+    with client.calling():
+        return (await client.threads.CreateThread(pb.CreateThreadRequest(thread_id=thread_id, ttl=ttl))).thread
 
 
 async def fork(client: Client, thread_id: str, at: pb.Checkpoint | None = None, **fields: Any) -> pb.ForkThreadResponse:

@@ -6,7 +6,7 @@ import orjson
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.errors import DeadlineExceeded, Gone, NotFound, Overloaded, UpstreamFailed
+from services.common.errors import DeadlineExceeded, Gone, Internal, NotFound, Overloaded, UpstreamFailed
 from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRef
@@ -19,6 +19,7 @@ from services.orchestrator.threads.ports import ThreadStore
 
 # Runs that take longer to end lose their records: whoever works on them is fenced with the next write.
 END_WITHIN_S = 10.0
+DAMAGED = "SEGMENT_DAMAGED"
 log = structlog.get_logger("bulkhead.threads")
 _deleted = get_meter("bulkhead.orchestrator").create_counter(
     "bulkhead_threads_deleted_total", description="Threads that were deleted as a whole, by why: asked, expired or abandoned."
@@ -111,6 +112,12 @@ class Deleting:
             try:
                 names = await self._conversation.child_threads(ref, record)
             except Gone:
+                continue
+            except Internal as error:
+                if error.reason != DAMAGED:
+                    raise
+                # It will not become whole, and the user's thread goes all the same.
+                log.error("children_untold", thread_id=ref.thread_id, run_id=record.run_id, **error.metadata)
                 continue
             for name in names:
                 child = ref._replace(thread_id=name)

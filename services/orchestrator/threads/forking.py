@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -19,6 +20,9 @@ from services.orchestrator.threads.checkpoints import Asked, Position, log_of, r
 from services.orchestrator.threads.conversation import RUNS_AT_ONCE, Conversation, encoded
 from services.orchestrator.threads.deleting import Deleting
 from services.orchestrator.threads.ports import Begun, ThreadStore
+
+# Of forks of forks: each adds one, and each may be as large as all that a run was given and said.
+MOST_BASES, MOST_BASES_BYTES = 32, 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Forking:
             state = await self._threads.state(parent)
             if state is None or state.doing == "gone":
                 raise _parent_gone()
+            taken_over = await self._threads.bases(parent)
             if not await self._copy(parent, ref, principal.user, at):
                 return
             last_run = await self._copy_runs(parent, ref, principal.user, at)
@@ -136,8 +141,9 @@ class Forking:
         if turns:
             await self._changing.replace_session(ref, principal, turns, [], job.get("as_of", 0))
         data = orjson.dumps({"parent_thread_id": parent.thread_id, "forked_at_seq": at.seq})
+        bases = kept_bases({seq: base for seq, base in taken_over.items() if seq < at.seq} | ({at.seq: carry} if carry else {}))
         ttl_ms = job["ttl_ms"]
-        await self._threads.built(ref, principal.user, data, encoded(carry), parent.thread_id, at.seq, ttl_ms, last_run, "")
+        await self._threads.built(ref, principal.user, data, encoded(carry), encoded(bases), parent.thread_id, at.seq, ttl_ms, last_run, "")
         await settled(self._threads, ref, ttl_ms / 1000 if ttl_ms else None)
 
     async def _copy(self, parent: RunRef, ref: RunRef, user: str, at: Position) -> bool:
@@ -146,7 +152,7 @@ class Forking:
         last = state.last_seq if state is not None and state.doing == "building" else -1
         while 0 <= last < at.seq:
             async with aclosing(log_of(self._store, parent, last, at.seq)) as pages:
-                events = await anext(pages, [])
+                events = await anext(pages, None)
             if not events:
                 raise _parent_gone()
             last = await self._threads.copy(ref, user, last, events)
@@ -192,6 +198,19 @@ def _as_of(record: RunRecord, seq: int) -> RunRecord:
     if record.rolled_back > seq:
         record.rolled_back = 0
     return record
+
+
+def kept_bases(bases: Mapping[int, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What is kept of what a fork and those before it began with: the newest, as far as they are no more than so many, and so large. Who
+    goes back to within a run that an older fork was cut off in is given nothing of it."""
+    kept: dict[str, Mapping[str, Any]] = {}
+    size = 0
+    for seq in sorted(bases, reverse=True)[:MOST_BASES]:
+        size += len(orjson.dumps(bases[seq]))
+        if kept and size > MOST_BASES_BYTES:
+            break
+        kept[str(seq)] = bases[seq]
+    return kept
 
 
 def _parent_gone() -> NotFound:

@@ -18,7 +18,9 @@ class Begun(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ThreadState:
     """A thread as whoever changes it sees it. `doing` is '', gone, building or busy; `job` the change under way as JSON, None where
-    there is none. `carry` is what of a run that was cut off belongs to the conversation, from the event `carry_seq` on."""
+    there is none. `carry` is what of a run that was cut off belongs to the conversation, from the event `carry_seq` on: that of the
+    newest fork or rollback, 0 where it is not known. `carry_open`: no run has answered since. `oldest_seq` is the first number of
+    its log that is kept."""
 
     owner: str
     doing: str
@@ -28,6 +30,8 @@ class ThreadState:
     expires_ms: int
     carry: Mapping[str, Any]
     carry_seq: int
+    carry_open: bool
+    oldest_seq: int
 
 
 class Sessions(Protocol):
@@ -63,6 +67,10 @@ class ThreadStore(Protocol):
         """A thread, whatever is under way with it."""
         ...
 
+    async def bases(self, ref: RunRef) -> Mapping[int, Mapping[str, Any]]:
+        """What forks began with, this thread and those that it was forked of, by the number of the last event that each took over."""
+        ...
+
     async def begin(
         self, ref: RunRef, user: str, doing: str, job: bytes, not_after_ms: int, key: str = "", *, expired: bool = False
     ) -> Begun:
@@ -83,8 +91,9 @@ class ThreadStore(Protocol):
         ...
 
     async def built(
-        self, ref: RunRef, user: str, data: bytes, carry: bytes, parent: str, at_seq: int, ttl_ms: int, last_run: str, trace_id: str
-    ) -> int:
+        self, ref: RunRef, user: str, data: bytes, carry: bytes, bases: bytes, parent: str, at_seq: int, ttl_ms: int, last_run: str,
+        trace_id: str,
+    ) -> int:  # fmt: skip
         """Shows the thread; answers its last number, 0 where nobody builds it any more. `last_run` is the newest that was copied."""
         ...
 
@@ -96,6 +105,10 @@ class ThreadStore(Protocol):
 
     async def run_ids(self, ref: RunRef) -> list[str]:
         """All runs of the thread, oldest first."""
+        ...
+
+    async def line(self, ref: RunRef) -> list[str]:
+        """The runs of the thread that take turns and have not ended, the one at work first."""
         ...
 
     async def unsettled(self, ref: RunRef, run_ids: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ import orjson
 
 from services.orchestrator.ports import Message, ToolRequest
 from services.orchestrator.records import TERMINAL_EVENTS, Event
-from services.orchestrator.turn.execute_tools import MOST_OUTPUT_CHARS
+from services.orchestrator.results import is_lost
+from services.orchestrator.turn.results import cut, output_of
 
 MOST_LOGGED_CHARS = 2_000
 
@@ -25,12 +26,14 @@ class Rebuilt:
     ended: str = ""
     # Turns that ended before (ms) are forgotten by memory; 0: none.
     forgets_before_ms: int = 0
+    # A result among the messages is lost, and only its beginning stands there.
+    lost: bool = False
 
 
 def rebuild(events: Iterable[Event]) -> Rebuilt:
     """One run out of its events, oldest first. What came after its last whole step is left out."""
     found = Rebuilt()
-    text, calls, results, logged, steered, plan = "", {}, [], [], [], None
+    text, calls, results, logged, steered, plan, lost = "", {}, [], [], [], None, False
     for event in events:
         if event.type not in _READ and event.type not in TERMINAL_EVENTS:
             continue
@@ -42,9 +45,14 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
         elif event.type == "tool_call_started":
             calls[data["call_id"]] = ToolRequest(data["call_id"], data["tool"], _arguments(data["arguments"]))
         elif event.type in ("tool_call_completed", "tool_call_failed"):
-            content = _output(event, data) if event.type == "tool_call_completed" else orjson.dumps({"error": data["error"]}).decode()
+            if event.type == "tool_call_failed":
+                content = orjson.dumps({"error": data["error"]}).decode()
+            elif is_lost(data):
+                content, lost = data["preview"], True
+            else:
+                content = output_of(event.data, data)
             note = data.get("note", "")
-            results.append(Message("tool", note + _cut(content), tool_call_id=data["call_id"]))
+            results.append(Message("tool", note + cut(content), tool_call_id=data["call_id"]))
             asked = calls.get(data["call_id"])
             arguments = asked.arguments.decode("utf-8", "replace") if asked else ""
             logged.append(
@@ -59,7 +67,7 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
         elif event.type == "step_completed":
             found.messages += [*steered, Message("assistant", text, tuple(calls.values())), *results]
             found.tool_log += logged
-            found.step, found.plan = data["step"], plan or found.plan
+            found.step, found.plan, found.lost = data["step"], plan or found.plan, lost or found.lost
             text, calls, results, logged, steered = "", {}, [], [], []
         else:
             found.ended = event.type
@@ -77,16 +85,3 @@ _READ = frozenset(
 def _arguments(arguments: Any) -> bytes:
     # Arguments that were no JSON stand in the event as the text that they were.
     return arguments.encode() if isinstance(arguments, str) else orjson.dumps(arguments)
-
-
-def _output(event: Event, data: Mapping[str, Any]) -> str:
-    """The output, byte for byte as the model got it, which parsing and writing it again would not give."""
-    before = orjson.dumps({"call_id": data["call_id"], "tool": data["tool"]})[:-1] + b',"output":'
-    after = b"," + orjson.dumps({name: value for name, value in data.items() if name not in ("call_id", "tool", "output")})[1:]
-    if event.data.startswith(before) and event.data.endswith(after):
-        return event.data[len(before) : -len(after)].decode("utf-8", "replace")
-    return orjson.dumps(data["output"]).decode()
-
-
-def _cut(content: str) -> str:
-    return content if len(content) <= MOST_OUTPUT_CHARS else content[:MOST_OUTPUT_CHARS] + " …[cut: the result is longer]"

@@ -5,23 +5,26 @@ import asyncio
 import hashlib
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import orjson
 
-from services.common.errors import Conflict, NotFound, Overloaded
+from services.common.errors import Conflict, Gone, NotFound, Overloaded
 from services.common.identity import Principal
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import RunRecord, RunRef, ThreadRecord
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, POLL_S, Changing, changing, settled
 from services.orchestrator.threads.checkpoints import Asked, Position, log_of, resolve
-from services.orchestrator.threads.conversation import Conversation, encoded
+from services.orchestrator.threads.conversation import LATEST, Conversation, encoded
 from services.orchestrator.threads.ports import ThreadStore
 
 END_WITHIN_S = 15.0
 # As many as memory takes; what is older left its window long ago.
 MOST_FORGOTTEN = 1_000
+Turns = Sequence[Mapping[str, Any]]
 
 
 class RollingBack:
@@ -40,6 +43,8 @@ class RollingBack:
         record = await self._thread(principal, thread_id)
         at = await resolve(self._store, ref, record.last_seq, to)
         await self._check(ref, at, record.last_seq)
+        # Where some of it is no longer kept, or damaged, that refuses here: once begun, the thread would take no run until it is whole.
+        left = await self._left(ref, at)
         # Without a key of the caller's one of this call: two that work on it at once must know it for the same rollback.
         rolled_key = _key(principal, key or uuid.uuid4().hex, to)
         not_after_ms = await self._threads.note(ref, NOTED_S)
@@ -52,7 +57,7 @@ class RollingBack:
         if begun.verdict == "changing" and orjson.loads(begun.job).get("key") != rolled_key:
             raise changing()
         # The job of an earlier try under this key, where there is one: its checkpoint counts.
-        seq = begun.seq if begun.verdict == "done" else await self.work(ref, begun.job)
+        seq = begun.seq if begun.verdict == "done" else await self.work(ref, begun.job, left if begun.verdict == "begun" else None)
         return await self._thread(principal, thread_id), seq
 
     async def _thread(self, principal: Principal, thread_id: str) -> ThreadRecord:
@@ -70,21 +75,23 @@ class RollingBack:
                 if any(event.type == "thread_rolled_back" and orjson.loads(event.data)["to_seq"] < at.seq for event in page):
                     raise Conflict("the checkpoint was rolled back before; fork the thread there", reason="CHECKPOINT_ROLLED_BACK")
 
-    async def work(self, ref: RunRef, raw: bytes) -> int:
-        """Rolls back, from wherever it was left; answers the event's number. Raises BulkheadError."""
+    async def _left(self, ref: RunRef, at: Position) -> tuple[Turns, Mapping[str, Any]]:
+        """The turns and the carry of the conversation at a checkpoint: both are the same whatever comes behind it."""
+        state = await self._threads.state(ref)
+        if state is None:
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        return await self._conversation.turns(ref, at), await self._conversation.carry(ref, at, state)
+
+    async def work(self, ref: RunRef, raw: bytes, left: tuple[Turns, Mapping[str, Any]] | None = None) -> int:
+        """Rolls back, from wherever it was left; answers the event's number. `left` is what it leaves, where that is known already.
+        Raises BulkheadError."""
         await self._threads.note(ref, AGAIN_S)
         job = orjson.loads(raw)
         principal, at, as_of = Principal.from_dict(job["principal"]), Position(*job["at"]), job.get("as_of", 0)
         give_up = time.monotonic() + END_WITHIN_S
         while True:
-            await self._end_runs(ref, principal, at)
-            run_ids = await self._threads.run_ids(ref)
-            later = [record for record in await self._changing.records(ref, run_ids) if _after(record, at)]
-            state = await self._threads.state(ref)
-            if state is None:
-                raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
-            turns = await self._conversation.turns(ref, at)
-            carry = await self._conversation.carry(ref, at, state)
+            later = [record for record in await self._end_runs(ref, principal, at) if _after(record, at)]
+            turns, carry = left or await self._left(ref, at)
             if turns or later:
                 await self._changing.replace_session(ref, principal, turns, [record.run_id for record in later][-MOST_FORGOTTEN:], as_of)
             names = [record.run_id for record in later]
@@ -92,7 +99,8 @@ class RollingBack:
             verdict, seq = await self._threads.rolled(ref, principal.user, raw, data, encoded(carry), names, job["key"], "")
             if verdict == "done":
                 self._hub.noticed(ref, seq)
-                left_s = await self._threads.live(ref, 0, 0) if state.ttl_ms else -1
+                state = await self._threads.state(ref)
+                left_s = await self._threads.live(ref, 0, 0) if state is not None and state.ttl_ms else -1
                 await settled(self._threads, ref, left_s if left_s >= 0 else None)
                 return seq
             if verdict == "lost":
@@ -100,21 +108,45 @@ class RollingBack:
             if time.monotonic() > give_up:
                 raise changing()
             # Once more, and with what is different by now.
+            left = None
             await asyncio.sleep(POLL_S)
             as_of += 1 if as_of else 0
 
-    async def _end_runs(self, ref: RunRef, principal: Principal, at: Position) -> None:
-        """Ends all runs but those that were to start later when the checkpoint was passed."""
-        run_ids = await self._threads.run_ids(ref)
-        waiting = set()
-        for record in await self._changing.records(ref, run_ids):
-            if not record.ended and record.first_seq <= at.seq and await self._changing.held(ref, record):
+    async def _behind(self, ref: RunRef, at: Position) -> Sequence[str]:
+        """The runs that anything has happened to since the checkpoint, and those that wait for their turn: not the thread's whole past."""
+        if not at.seq:
+            return await self._threads.run_ids(ref)
+        # One that waits for its time or a slot, and of which nothing was heard since, is left alone.
+        found = dict.fromkeys(await self._threads.line(ref))
+        try:
+            async with aclosing(log_of(self._store, ref, at.seq, LATEST)) as pages:
+                async for page in pages:
+                    found.update(dict.fromkeys(event.run_id for event in page if event.run_id))
+        except Gone:
+            # Its retention has ended since this began.
+            return await self._threads.run_ids(ref)
+        return list(found)
+
+    async def _end_runs(self, ref: RunRef, principal: Principal, at: Position) -> list[RunRecord]:
+        """Ends all runs but those that were to start later when the checkpoint was passed; answers the records of all that may have
+        ended behind it, oldest first."""
+        found = await self._changing.records(ref, await self._behind(ref, at))
+        records = sorted(found, key=lambda record: record.first_seq)
+        waiting, left = set(), []
+        for record in records:
+            if record.ended:
+                continue
+            left.append(record.run_id)
+            if record.first_seq <= at.seq and await self._changing.held(ref, record):
                 waiting.add(record.run_id)
-        left = await self._changing.end(
-            ref, principal, run_ids, "the thread was rolled back", END_WITHIN_S, lambda record: record.run_id in waiting
-        )
-        if left:
+        if not left:
+            return records
+        if await self._changing.end(
+            ref, principal, left, "the thread was rolled back", END_WITHIN_S, lambda record: record.run_id in waiting
+        ):
             raise changing()
+        by_id = {record.run_id: record for record in await self._changing.records(ref, left)}
+        return [by_id.get(record.run_id, record) for record in records]
 
 
 def _after(record: RunRecord, at: Position) -> bool:

@@ -6,12 +6,10 @@ One of any number, like the sweeper; a thread's meta is the truth, and what is d
 import asyncio
 from collections.abc import Callable
 
-import structlog
-
 from services.common.errors import BulkheadError
 from services.common.identity import Principal
 from services.orchestrator.records import RunRecord, RunRef
-from services.orchestrator.repeating import repeat
+from services.orchestrator.repeating import repeat, safely
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.changing import AGAIN_S, Changing, settled
 from services.orchestrator.threads.deleting import Deleting
@@ -23,7 +21,6 @@ MOST_AT_ONCE = 16
 TURN_S = 1.0
 # A thread that a run is at work in lives on; it is looked at again after this time, or its time to live where that is longer.
 BUSY_S = 60.0
-log = structlog.get_logger("bulkhead.threads")
 
 
 class Tending:
@@ -43,17 +40,8 @@ class Tending:
     async def turn(self) -> int:
         """Looks at what is due, at most MOST_AT_ONCE; answers how many there were. Raises Overloaded."""
         refs = await self._threads.due(MOST_AT_ONCE, AGAIN_S)
-        await asyncio.gather(*map(self._look_safely, refs))
+        await asyncio.gather(*(safely("thread", self.look(ref), thread_id=ref.thread_id) for ref in refs))
         return len(refs)
-
-    async def _look_safely(self, ref: RunRef) -> None:
-        try:
-            await self.look(ref)
-        except BulkheadError as error:
-            log.warning("thread_postponed", thread_id=ref.thread_id, reason=error.reason)
-        except Exception as error:
-            # A defect with one thread must not keep the others from being looked at.
-            log.error("thread_failed", thread_id=ref.thread_id, exc_info=error)
 
     async def look(self, ref: RunRef) -> None:
         """Does what is due for one thread. Raises BulkheadError."""

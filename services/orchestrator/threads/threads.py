@@ -27,7 +27,7 @@ class Threads:
         hub: Hub, segments: SegmentStore | None, ttl_ms: Callable[[str], int], tell: Callable[[RunRef], Awaitable[None]],
     ) -> None:  # fmt: skip
         self.ttl_ms, self._threads = ttl_ms, threads
-        changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, agents)
+        changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, threads, agents)
         self.deleting = Deleting(store, threads, changing, conversation, hub, segments, tell)
         self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)

@@ -7,6 +7,7 @@ answered, `answers` what came back; `waived` are calls that the agent's rules ap
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,6 +18,8 @@ from services.orchestrator.approvals.policy import ApprovalRule
 from services.orchestrator.approvals.records import COMMAND, OUTCOME_UNKNOWN, TOOL_CALL, Interrupt, Who
 from services.orchestrator.ports import Checked, ToolDefinition, ToolOutcome
 from services.orchestrator.records import Command
+from services.orchestrator.turn.guarding import CODE
+from services.orchestrator.turn.patience import patiently
 from services.orchestrator.turn.state import PendingCall, RunParked, RunStopped, Turn
 from services.orchestrator.workflows.definition import REQUEST_APPROVAL
 
@@ -26,12 +29,18 @@ REQUIRED, REJECTED, EXPIRED = "policy.approval_required", "policy.approval_rejec
 AGAIN_MS = 250
 
 
-def planned(turn: Turn, calls: Sequence[PendingCall], known: Mapping[str, ToolDefinition]) -> None:
-    """Notes for each call of a new step whether it needs an approval. Calls that are refused anyhow need none, nor do those of tools of the
-    turn's own: they have no effect outside, and what another agent is asked to do is asked about in its own run."""
+def planned(
+    turn: Turn, calls: Sequence[PendingCall], known: Mapping[str, ToolDefinition], unwanted: Mapping[int, Sequence[str]] | None = None
+) -> None:
+    """Notes for each call of a new step whether it needs an approval; `unwanted` are refused, with code and message. Calls that are refused
+    anyhow need none, nor do those of tools of the turn's own: they have no effect outside, and what another agent is asked to do is asked
+    about in its own run."""
     part: dict[str, Any] = {}
     for call in calls:
         tool = known.get(call.name)
+        if tool is not None and not call.over and call.number in (unwanted or {}):
+            part.setdefault("refused", {})[str(call.number)] = list((unwanted or {})[call.number])
+            continue
         if tool is None or tool.own or call.over:
             continue
         why = _why(turn, tool)
@@ -109,7 +118,7 @@ def refusal(turn: Turn, call: PendingCall) -> ToolOutcome | None:
 def not_made(turn: Turn, call: PendingCall) -> bool:
     """Whether a call is refused before anything of it is made."""
     outcome = refusal(turn, call)
-    return outcome is not None and outcome.code in (REQUIRED, REJECTED, EXPIRED)
+    return outcome is not None and (outcome.code in (REQUIRED, REJECTED, EXPIRED) or outcome.code.startswith(CODE))
 
 
 def retrying(turn: Turn, call: PendingCall) -> bool:
@@ -218,7 +227,8 @@ async def put(turn: Turn) -> None:
         else:
             questions.append(question)
     if questions:
-        for interrupt in await interrupts.raised(turn.ref, turn.writer.epoch, turn.writer.trace_id, questions):
+        raised = partial(interrupts.raised, turn.ref, turn.writer.epoch, turn.writer.trace_id, questions)
+        for interrupt in await patiently(turn, raised):
             number = str(interrupt.call)
             del part["ask"][number]
             part.setdefault("wait", {})[number] = {
@@ -235,11 +245,10 @@ async def _question(turn: Turn, call: PendingCall, asks: Mapping[str, str]) -> I
     unknown = asks["kind"] == OUTCOME_UNKNOWN
     again = int(part.get("again", {}).get(str(call.number), 0))
     checked = await _checked(turn, call)
-    if unknown:
-        fits = isinstance(checked, Checked) and not checked.violations
-        arguments, schema = (checked.arguments, checked.schema) if fits else (_canonical(call), b"{}")
-    elif isinstance(checked, Checked) and not checked.violations:
+    if isinstance(checked, Checked) and not checked.violations:
         arguments, schema = checked.arguments, checked.schema
+    elif unknown:
+        arguments, schema = _canonical(call), b"{}"
     else:
         # Nobody should approve what the tool would refuse.
         part.setdefault("refused", {})[str(call.number)] = _wrong(call, checked)
@@ -295,10 +304,20 @@ async def wait(turn: Turn) -> None:
     now = int(time.time() * 1000)
     late = [asked["id"] for asked in waiting if asked["expires_ms"] <= now]
     if late:
-        turn.hear(await interrupts.expire(turn.ref, late, turn.heard))
+        turn.hear(await patiently(turn, partial(interrupts.expire, turn.ref, late, turn.heard)))
     if turn.commands:
         return
     raise RunParked(max(now + AGAIN_MS, min(asked["expires_ms"] for asked in waiting)))
+
+
+async def withdraw(turn: Turn, call: PendingCall) -> bool:
+    """Takes back what is asked about a call that is not to be made; False where somebody has answered meanwhile. Raises Overloaded."""
+    part, number, interrupts = _of_pending(turn), str(call.number), turn.services.interrupts
+    asked = part.get("wait", {}).get(number)
+    if asked is None or interrupts is None:
+        # It was answered, and waits for the answers about others.
+        return number in part.get("answers", {})
+    return await interrupts.withdraw(turn.ref, asked["id"], turn.principal.user)
 
 
 async def catch_up(turn: Turn) -> None:

@@ -32,6 +32,8 @@ PART = "ladder"
 # What is kept of a tool's result, and of the recalled turns, in a shortened conversation.
 SHORT_OUTPUT_CHARS = 2_000
 SHORT_TURN_MESSAGES = 2
+# An answer that would have to be shorter is not worth its prompt.
+LEAST_OUTPUT_TOKENS = 64
 _NO_TOOLS = "No tools can be called any more. Answer now with what you have, and say what you could not find out."
 log = structlog.get_logger("bulkhead.degradation")
 _taken = get_meter("bulkhead.orchestrator").create_counter(
@@ -89,6 +91,7 @@ OWN: Mapping[str, Code] = {
         "memory_reset", "memory", "answer_without_memory",
         "Memory is not available; the earlier turns are left out of this answer and are forgotten as soon as it is back.",
     ),
+    "answer_shortened": Code("shorter_answer", "long_answer", "shorter_answer", "Little money is left, so answers are kept short."),
     "context_shortened": Code(
         "shorter_context", "full_context", "shorter_context", "The conversation is too long for the model, so older parts are left out."
     ),
@@ -127,7 +130,7 @@ RUNGS: Mapping[str, Sequence[str]] = {
     "policy": ("without_memory",),
     "access": (),
     "context": ("shorter_context", "without_memory"),
-    "budget": ("cheaper_model",),
+    "budget": ("cheaper_model", "shorter_answer"),
     "quota": (),
     "internal": (),
 }
@@ -143,6 +146,8 @@ MESSAGES: Mapping[str, str] = {
     "quota": "Too many model calls were made in a short time. Please try again later.",
     "internal": "Something went wrong while the model was asked.",
 }
+# Rungs that no agent has to allow.
+_OF_MONEY = frozenset({"cheaper_model", "shorter_answer"})
 _POISONED = {"context": "context_too_long", "policy": "content_refused"}
 _BUDGETS = frozenset({"MAX_COST_EXCEEDED", "BUDGET_EXCEEDED"})
 _WITHHELD = "The answer was held back by the content filter of the model."
@@ -242,22 +247,28 @@ class Descent:
         self.tools, self.notes = tools, notes
         self._tools_given_up = False
         self._poison: str | None = None
+        # Tokens of the answer, where the money of the run covers no more.
+        self.most_output: int | None = None
+        self._affordable = 0
         self._rungs: Mapping[str, Callable[[str], bool]] = {
             "without_tools": self._without_tools, "without_memory": self._without_memory,
             "shorter_context": self._shorter_context, "cheaper_model": self._cheaper_model,
+            "shorter_answer": self._shorter_answer,
         }  # fmt: skip
 
     def marks(self) -> str:
         """What tells this call from the same one higher up, for its idempotency key: under that of another input it would be refused."""
         kept = self._turn.state.parts.get(PART) or {}
         marks = [name for name in ("model", "shorter_context", "without_memory") if kept.get(name)]
-        return "".join(f"/{mark}" for mark in [*marks, *(["without_tools"] if self._tools_given_up else [])])
+        own = [*(["without_tools"] if self._tools_given_up else []), *([f"most_{self.most_output}"] if self.most_output else [])]
+        return "".join(f"/{mark}" for mark in [*marks, *own])
 
     def down(self, error: BulkheadError) -> bool:
         """Takes the next rung that the agent allows and that may help; False where none is left."""
         cause, allowed = cause_of(error), self._turn.agent.degradation.rungs
+        self._affordable = int(error.metadata.get("affordable_output_tokens", "0")) if _of_run(error) else 0
         for rung in RUNGS[cause]:
-            if (rung == "cheaper_model" or rung in allowed) and self._rungs[rung](error.reason):
+            if (rung in _OF_MONEY or rung in allowed) and self._rungs[rung](error.reason):
                 self._poison = _POISONED.get(cause) if rung == "without_memory" else None
                 return True
         return False
@@ -268,6 +279,8 @@ class Descent:
         log.warning("ladder_exhausted", run_id=self._turn.ref.run_id, cause=cause, reason=error.reason, message=error.message)
         if rephrase and cause in REPHRASED:
             return Concluded(error.reason, rephrase, "rephrase")
+        if _of_run(error) and (stopped := limits.used_up(self._turn, "COST_LIMIT")) is not None:
+            return stopped
         return RunStopped(error.reason, MESSAGES[cause], error.retryable)
 
     def poison(self) -> str | None:
@@ -309,6 +322,21 @@ class Descent:
         _to_cheaper(self._turn, cheaper, reason)
         return True
 
+    def _shorter_answer(self, reason: str) -> bool:
+        if self._affordable < LEAST_OUTPUT_TOKENS or (self.most_output is not None and self._affordable >= self.most_output):
+            return False
+        self.most_output = self._affordable
+        kept = part(self._turn)
+        if not kept.get("short_answers"):
+            kept["short_answers"] = True
+            warn(self._turn, "answer_shortened", reason=reason)
+        return True
+
+
+def _of_run(error: BulkheadError) -> bool:
+    """Whether it is the money of the run itself that does not cover a call."""
+    return isinstance(error, BudgetExceeded) and error.metadata.get("scope") == "run"
+
 
 def _to_cheaper(turn: Turn, cheaper: str, reason: str) -> None:
     part(turn)["model"] = cheaper
@@ -341,5 +369,5 @@ _STAND_INS = frozenset({"fallback_tool", "stale_tool_result"})
 # The model can do better, and is told how; a person has decided; or the run's own limit is told elsewhere.
 _NOT_AT_FAULT = (
     "input.", "upstream.bad_request", "upstream.not_found", "limit.tool_calls", "output.too_large", "refused.invalid_input",
-    "policy.approval_rejected", "outcome.failed", "cancelled",
+    "policy.approval_rejected", "outcome.failed", "cancelled", "guard.",
 )  # fmt: skip

@@ -6,7 +6,7 @@ stays unknown is asked of a person, or told to the model as unknown, and is neve
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -18,14 +18,14 @@ import structlog
 from services.common import tasks
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
-from services.orchestrator.turn import approvals, degradation, guard, handoff
+from services.orchestrator.turn import approvals, degradation, guard, guarding, handoff
 from services.orchestrator.turn.citations import issue
-from services.orchestrator.turn.orders import CANCELLED, RETRY, STOPPED_IN_TIME, Attendance, continued
-from services.orchestrator.turn.plan_tools import start_next
+from services.orchestrator.turn.intent import start_step
+from services.orchestrator.turn.orders import CANCELLED, RETRY, STOPPED_IN_TIME, Attendance, continued, endable
+from services.orchestrator.turn.plan_tools import announce, start_next
+from services.orchestrator.turn.results import cut
 from services.orchestrator.turn.state import PendingCall, Turn
 
-# What a model is given of one result; the log and the executor keep the whole.
-MOST_OUTPUT_CHARS = 65_536
 POLL_S = 0.1
 # A call that runs elsewhere is waited for this much longer than its own time limit.
 OVERTIME_S = 5.0
@@ -57,17 +57,22 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
     """
     turn.enter_call()
     await approvals.put(turn)
-    held = approvals.held(turn)
-    at_work = [call for call in turn.state.pending if call.started and call.number not in held]
-    if not at_work or approvals.answered(turn):
-        # A former owner left between two calls, or people have answered.
-        resumed, fresh = resumed and bool(at_work), start_next(turn)
-        at_work += fresh
-        if not at_work:
-            return await approvals.wait(turn)
-        if fresh:
-            await turn.writer.checkpoint(turn.snapshot())
     with Attendance(turn) as attendance:
+        while call := _given_up(turn, attendance):
+            if await _give_up(turn, attendance, call) is None:
+                break
+        if turn.state.phase != "tools":
+            return
+        held = approvals.held(turn)
+        at_work = [call for call in turn.state.pending if call.started and call.number not in held]
+        if not at_work or approvals.answered(turn):
+            # A former owner left between two calls, or people have answered.
+            resumed, fresh = resumed and bool(at_work), start_next(turn)
+            at_work += fresh
+            if not at_work:
+                return await approvals.wait(turn)
+            if fresh:
+                await turn.writer.checkpoint(turn.snapshot())
         if len(turn.state.pending) == 1:
             await _one(turn, built_in, attendance, at_work[0], resumed)
         else:
@@ -76,27 +81,76 @@ async def execute_tools(turn: Turn, built_in: BuiltIn, *, resumed: bool) -> None
 
 
 async def _together(turn: Turn, built_in: BuiltIn, attendance: Attendance, at_work: Sequence[PendingCall], resumed: bool) -> None:
+    begun: list[asyncio.Task] = []
+    giving_up: set[int] = set()
+
     async def work(call: PendingCall, sent_before: bool) -> None:
         for following in await _one(turn, built_in, attendance, call, sent_before):
-            group.create_task(work(following, False))
+            begun.append(group.create_task(work(following, False)))
 
+    async def give_up(call: PendingCall) -> None:
+        for following in await _give_up(turn, attendance, call) or ():
+            begun.append(group.create_task(work(following, False)))
+        giving_up.discard(call.number)
+
+    def ordered() -> None:
+        call = _given_up(turn, attendance, giving_up)
+        # Where none is at work any more, the next round is about to begin and finds it.
+        if call is not None and not all(task.done() for task in begun):
+            giving_up.add(call.number)
+            begun.append(group.create_task(give_up(call)))
+
+    attendance.idle = ordered
     try:
         async with asyncio.TaskGroup() as group:
-            for call in at_work:
-                group.create_task(work(call, resumed))
+            begun += [group.create_task(work(call, resumed)) for call in at_work]
+            for _ in approvals.held(turn):
+                # Of some it was heard while the start of these was written.
+                ordered()
     except BaseExceptionGroup as group_error:
         # One cause is enough: a limit that was reached, or an epoch that is old.
         raise group_error.exceptions[0] from None
 
 
+def _given_up(turn: Turn, attendance: Attendance, but: Set[int] = frozenset()) -> PendingCall | None:
+    """A call that somebody wants ended while it waits for an approval. To make it again there changes nothing."""
+    held = approvals.held(turn) - but
+    for call in turn.state.pending:
+        order = attendance.given(call) if call.number in held and not call.started and endable(turn, call) else None
+        if order is not None and order.continuation != RETRY:
+            return call
+    return None
+
+
+async def _give_up(turn: Turn, attendance: Attendance, call: PendingCall) -> list[PendingCall] | None:
+    """Ends such a call, which is not made; answers those that may be sent now, None where somebody has answered in this moment. Raises
+    RunStopped."""
+    if not await approvals.withdraw(turn, call) or (order := attendance.taken(call)) is None:
+        return None
+    call.started = True
+    announce(turn, call)
+    outcome = continued(turn, call, order, STOPPED_IN_TIME)
+    assert outcome is not None, "it was not to be made again"
+    return await _record(turn, call, outcome)
+
+
+def _ordered(turn: Turn, attendance: Attendance, call: PendingCall) -> ToolOutcome | None:
+    """As _give_up, of a call whose owner was lost when nobody could approve it any more. Raises RunStopped."""
+    order = attendance.given(call) if approvals.not_made(turn, call) and endable(turn, call) else None
+    if order is None or order.continuation == RETRY:
+        return None
+    attendance.taken(call)
+    return continued(turn, call, order, STOPPED_IN_TIME)
+
+
 async def _one(turn: Turn, built_in: BuiltIn, attendance: Attendance, call: PendingCall, sent_before: bool) -> list[PendingCall]:
     """Brings one call to its end; answers those that may be sent now, which the same write has announced."""
-    outcome = _refusal(call) or approvals.refusal(turn, call) or handoff.called(turn, call) or built_in(turn, call)
-    if outcome is None:
+    outcome = _refusal(call) or _ordered(turn, attendance, call) or approvals.refusal(turn, call) or handoff.called(turn, call)
+    if outcome is None and (outcome := built_in(turn, call)) is None:
         outcome = await _attended(turn, attendance, call, sent_before)
     if outcome is DEFERRED:
         return []
-    return await _record(turn, call, outcome)
+    return await _record(turn, call, await guarding.brought(turn, call, outcome))
 
 
 def _key(turn: Turn, call: PendingCall) -> str:
@@ -142,9 +196,18 @@ async def end_calls(turn: Turn) -> dict[int, ToolOutcome]:
     turn.enter_call()
     ending = {call.number: asyncio.create_task(_ended(turn, call, _key(turn, call), for_good=True)) for call in started}
     await asyncio.wait(ending.values(), timeout=ENDED_WITHIN_S)
-    found = {number: task.result() for number, task in ending.items() if task.done() and not task.exception()}
+    found = {}
+    for number, task in ending.items():
+        if task.done() and (error := task.exception()):
+            # A defect: the run ends all the same, and this call's outcome is told as unknown.
+            log.error("tool_call_not_ended", run_id=turn.ref.run_id, call=number, exc_info=error)
+        elif task.done():
+            found[number] = task.result()
     await tasks.end(ending.values())
-    return found
+    told = [call for call in started if call.number in found]
+    # Beside each other: however many there are, this takes no longer than one check may.
+    shown = await asyncio.gather(*(guarding.brought(turn, call, found[call.number], ending=True) for call in told))
+    return {call.number: outcome for call, outcome in zip(told, shown, strict=True)}
 
 
 def _refusal(call: PendingCall) -> ToolOutcome | None:
@@ -224,7 +287,9 @@ async def _again(turn: Turn, call: PendingCall, key: str, known: ToolOutcome | N
     if known is not None and not stopped and not (known.outcome == "unknown" and call.repeatable):
         return known
     # Never seen, harmless to do twice, or stopped in time when its owner was lost; the key keeps even a call that is still
-    # on its way from being done twice.
+    # on its way from being done twice. Never seen is never begun: the executor asks no tool that must not be asked twice before the
+    # claim would outlast the store, by its file and, with BULKHEAD_STATE_REPLICAS, by what replicas have on disk. A former primary that
+    # knows of no claim gets none acknowledged either. (Claims are kept for a day: whoever asks later cannot tell.)
     return await _send(turn, call, key)
 
 
@@ -237,6 +302,7 @@ def _lost(call: PendingCall, reason: str) -> ToolOutcome:
 async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[PendingCall]:
     """Checkpoints the result together with its event, and with the start of the calls that it makes way for."""
     state = turn.state
+    following: list[PendingCall] = []
     if outcome.outcome == "unknown" and not outcome.cancel and approvals.doubt(turn, call):
         following = [] if turn.leaving() else start_next(turn)
         await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
@@ -264,13 +330,10 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
             degradation.tool_failed(turn, call.name, error["code"])
         content = orjson.dumps({"error": error}).decode()
     state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": (remark + content)[:2_000]})
-    if len(content) > MOST_OUTPUT_CHARS:
-        content = content[:MOST_OUTPUT_CHARS] + " …[cut: the result is longer]"
-    message = Message("tool", remark + content, tool_call_id=call.call_id)
+    message = Message("tool", remark + cut(content), tool_call_id=call.call_id)
     turn.messages.append(message)
     approvals.ended(turn, call)
     state.pending = [p for p in state.pending if p.number != call.number]
-    following: list[PendingCall] = []
     if turn.settle is not None:
         turn.settle(turn, call, outcome)
     elif not state.pending:
@@ -291,8 +354,7 @@ def end_step(turn: Turn) -> None:
     guard.step_ended(turn)
     turn.writer.emit("step_completed", {"step": state.step, "usage": state.usage})
     state.phase = "model"
-    state.started_step = state.step + 1
-    turn.writer.emit("step_started", {"step": state.step + 1})
+    start_step(turn)
 
 
 def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = {}) -> None:
@@ -311,6 +373,7 @@ def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = 
                 continue
             certain = call.repeatable if known is None else known.outcome == "failed"
             error = {"code": "cancelled" if certain else UNKNOWN, "message": f"The run was {how} while this call was at work."}
-            if (refused := _refusal(call) or approvals.refusal(turn, call)) is not None:
+            withheld = known if known is not None and known.code.startswith(guarding.CODE) else None
+            if (refused := _refusal(call) or approvals.refusal(turn, call) or withheld) is not None:
                 error = {"code": refused.code, "message": refused.message}
             turn.writer.emit("tool_call_failed", {**told, "error": error})

@@ -13,7 +13,7 @@ from services.orchestrator.turn import degradation, forgetting, handoff
 from services.orchestrator.turn.carried import user_text
 from services.orchestrator.turn.citations import resolve
 from services.orchestrator.turn.degradation import Concluded
-from services.orchestrator.turn.prepare import question
+from services.orchestrator.turn.guarding import question
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # "Remember that …": what the user explicitly wants kept, far above the importance from which memories last.
@@ -106,14 +106,7 @@ def _outbox(turn: Turn, text: str) -> bytes:
 
 def _only_forgetting(turn: Turn) -> bytes:
     """What leaves a run whose own turn is not kept."""
-    before_ms = forgetting.pending(turn)
-    if not before_ms:
-        return b""
-    entry: dict[str, Any] = {
-        "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
-        "trace": dict(turn.spec.trace), "forget_before_ms": before_ms, "kept": False,
-    }  # fmt: skip
-    return orjson.dumps(entry)
+    return forgetting.entry(turn.spec, forgetting.pending(turn))
 
 
 def text_of(event: Event) -> str:

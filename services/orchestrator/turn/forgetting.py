@@ -5,9 +5,13 @@ keeps the run's own turn. Only turns that ended before the decision are forgotte
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from services.common.errors import BulkheadError
+from services.orchestrator.records import RunSpec
 from services.orchestrator.turn import degradation
 from services.orchestrator.turn.state import Turn
 
@@ -45,6 +49,23 @@ def pending(turn: Turn) -> int:
     kept: dict[str, Any] = turn.state.parts.get(degradation.PART) or {}
     before_ms: int = kept.get(PENDING, 0)
     return before_ms
+
+
+def left_by(state: Mapping[str, Any]) -> int:
+    """As `pending`, by the checkpoint of a run."""
+    before_ms: int = (state.get("parts", {}).get(degradation.PART) or {}).get(PENDING, 0)
+    return before_ms
+
+
+def entry(spec: RunSpec, before_ms: int) -> bytes:
+    """The outbox entry of a run whose own turn is not kept; empty where there is nothing to forget."""
+    if not before_ms:
+        return b""
+    told: dict[str, Any] = {
+        "v": 1, "principal": spec.principal, "request_id": spec.request_id, "canary": spec.canary, "trace": dict(spec.trace),
+        "forget_before_ms": before_ms, "kept": False,
+    }  # fmt: skip
+    return orjson.dumps(told)
 
 
 def key_of(run_id: str, before_ms: int) -> str:

@@ -7,9 +7,7 @@ brings the result of a call that was not made before.
 import hashlib
 from collections.abc import Sequence
 
-import orjson
-
-from services.orchestrator.turn import degradation
+from services.orchestrator.turn import arguments, degradation
 from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
 
 REASON = "ABNORMAL_USAGE"
@@ -67,7 +65,7 @@ def note(turn: Turn) -> str:
 
 def _digest(call: PendingCall) -> str:
     try:
-        arguments = orjson.dumps(orjson.loads(call.arguments or "{}"), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError:
-        arguments = call.arguments.encode()
-    return hashlib.sha256(call.name.encode() + b"\0" + arguments).hexdigest()[:16]
+        _, given = arguments.read(call.arguments or "{}")
+    except ValueError:
+        given = call.arguments.encode()
+    return hashlib.sha256(call.name.encode() + b"\0" + given).hexdigest()[:16]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import approvals, finish
+from services.orchestrator.turn import approvals, finish, lost
 from services.orchestrator.turn.commands import absorb
 from services.orchestrator.turn.execute_tools import end_calls, report_unfinished
 from services.orchestrator.turn.state import RunStopped, Turn
@@ -25,6 +25,7 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
                 await absorb(turn)
             if approvals.cancels(turn):
                 report_unfinished(turn, "cancelled", await end_calls(turn))
+                await lost.settle(turn)
                 return finish.cancel(turn)
             terminal = await strategy.advance(turn, resumed=resumed)
             if terminal is not None:
@@ -33,5 +34,6 @@ async def run_turn(turn: Turn, should_hand_over: Callable[[], bool]) -> Terminal
     except RunStopped as stopped:
         await approvals.catch_up(turn)
         report_unfinished(turn, "stopped")
+        await lost.settle(turn)
         return finish.fail(turn, stopped)
     return None

@@ -3,16 +3,17 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
 from services.common.errors import BulkheadError
 from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn import degradation, forgetting, handoff, limits, steering
+from services.orchestrator.turn import degradation, forgetting, guarding, handoff, intent, limits, lost, steering
 from services.orchestrator.turn.missing_tools import tell_missing
 from services.orchestrator.turn.state import RunStopped, Turn
 
@@ -48,6 +49,8 @@ async def model_step(turn: Turn, asked: Asked) -> ModelFinished:
         turn.enter_call()
         try:
             answer = _unfiltered(turn, await _stream(turn, descent))
+            if guarding.holds(turn):
+                answer = await _allowed(turn, answer)
             if (reason := descent.poison()) is not None:
                 forgetting.by_ladder(turn, reason)
             return answer
@@ -98,53 +101,104 @@ def _unfiltered(turn: Turn, answer: ModelFinished) -> ModelFinished:
     added = degradation.filtered(turn, answer)
     if not added:
         return answer
-    turn.writer.delta(f"{turn.ref.run_id}/{turn.state.step + 1}", added)
-    turn.delivered += added
+    if not guarding.holds(turn):
+        turn.writer.delta(f"{turn.ref.run_id}/{turn.state.step + 1}", added)
+        turn.delivered += added
     return replace(answer, message=replace(answer.message, text=answer.message.text + added))
 
 
-async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
-    step = turn.state.step + 1
-    message_id = f"{turn.ref.run_id}/{step}"
-    # Text that was shown and cannot be taken back: the model goes on from it, or must say it again word for word.
-    shown = turn.delivered
-    messages = _noted(degradation.conversation(turn), asked.notes)
-    continues = bool(shown) and turn.agent.continues_prefix
-    if continues:
-        messages.append(Message("assistant", shown))
+async def _allowed(turn: Turn, answer: ModelFinished) -> ModelFinished:
+    """The answer as it may be shown, and is shown now. Raises RunStopped."""
+    text = answer.message.text
+    try:
+        text = await guarding.answered(turn, text)
+    except (RunStopped, asyncio.CancelledError):
+        # Paid for all the same.
+        count(turn, answer)
+        raise
+    if turn.spec.append_only and not text.startswith(turn.delivered):
+        raise _diverged()
+    if len(text) > len(turn.delivered):
+        turn.writer.delta(f"{turn.ref.run_id}/{turn.state.step + 1}", text[len(turn.delivered) :])
+        turn.delivered = text
+    return replace(answer, message=replace(answer.message, text=text))
+
+
+def count(turn: Turn, answer: ModelFinished) -> None:
+    """Adds what a model call used to the run's usage, and tells it."""
+    state, used = turn.state, answer.usage
+    served: dict[str, Any] = {"step": state.step + 1, "model": answer.model, "provider": answer.provider}
+    if answer.finish_reason:
+        # Written down with what the answer led to, also of a step with tool calls, which tells of it nowhere else.
+        served["finish_reason"] = answer.finish_reason
+    if answer.replayed:
+        used = lost.found_again(turn, answer)
+        served |= {"replayed": True, "estimated": True}
+    for name, value in used.items():
+        state.usage[name] += value
+    state.usage["model_calls"] += 1
+    state.spent = (used["input_tokens"] + used["output_tokens"], used["cost_microusd"])
+    turn.writer.emit("usage", {**served, **used, **intent.otherwise(turn)})
+
+
+def intended(turn: Turn, asked: Asked) -> Mapping[str, str]:
+    """What is written of the call that `asked` leads to, as it would be made now."""
+    return _call(turn, degradation.Descent(turn, asked.tools, asked.notes))[1]
+
+
+def _call(turn: Turn, asked: degradation.Descent) -> tuple[ModelCall, Mapping[str, str]]:
+    """The next call but for its messages, and what is written of it."""
+    spec, agent, shown = turn.spec, turn.agent, _continued(turn)
     # A second owner of a step may ask for something else than the first: for the rest of an answer, or knowing that time is short.
     # Under the key of the first that would be refused.
     model = degradation.model_of(turn)
-    key = f"{turn.ref.run_id}/{step}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if continues else "") + asked.marks()
+    key = f"{turn.ref.run_id}/{turn.state.step + 1}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if shown else "")
     call = ModelCall(
-        model=model, messages=messages, tools=asked.tools,
-        temperature=turn.agent.temperature if turn.spec.temperature is None else turn.spec.temperature,
-        max_tokens=limits.most_output(turn, turn.agent.max_tokens if turn.spec.max_tokens is None else turn.spec.max_tokens),
-        run_id=turn.ref.run_id, thread_id=turn.ref.thread_id,
-        key=key + steering.mark(turn), stale_s=turn.agent.degradation.stale_answers_s,
+        model=model, messages=(), tools=asked.tools, temperature=agent.temperature if spec.temperature is None else spec.temperature,
+        max_tokens=limits.most_output(turn, agent.max_tokens if spec.max_tokens is None else spec.max_tokens, asked.most_output),
+        run_id=turn.ref.run_id, thread_id=turn.ref.thread_id, key=key + asked.marks() + steering.mark(turn),
+        stale_s=agent.degradation.stale_answers_s, budget_microusd=limits.money(turn),
     )  # fmt: skip
+    return call, intent.of_call(turn, call.key, model, call.tools, asked.notes, shown, (call.temperature, call.max_tokens))
+
+
+def _continued(turn: Turn) -> str:
+    """Text that was shown and cannot be taken back, where the model goes on from it; else it must say it again word for word."""
+    return turn.delivered if turn.agent.continues_prefix else ""
+
+
+async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
+    message_id = f"{turn.ref.run_id}/{turn.state.step + 1}"
+    shown, continues, held = turn.delivered, bool(_continued(turn)), guarding.holds(turn)
+    call, turn.called = _call(turn, asked)
+    messages = _noted(degradation.conversation(turn), asked.notes)
+    call = replace(call, messages=[*messages, Message("assistant", shown)] if continues else messages)
     said = shown if continues else ""
-    async with aclosing(turn.services.models.stream(call)) as stream:
-        async for item in stream:
-            if isinstance(item, TextDelta):
-                said += item.text
-                if len(said) > len(turn.delivered):
-                    if not said.startswith(turn.delivered):
+    try:
+        async with aclosing(turn.services.models.stream(call)) as stream:
+            async for item in stream:
+                if isinstance(item, TextDelta):
+                    said += item.text
+                    if len(said) > len(turn.delivered) and not held:
+                        if not said.startswith(turn.delivered):
+                            raise _diverged()
+                        turn.writer.delta(message_id, said[len(turn.delivered) :])
+                        turn.delivered = said
+                elif isinstance(item, ModelFinished):
+                    text = item.message.text
+                    whole = shown + text if continues and not text.startswith(shown) else text
+                    if turn.spec.append_only and not held and not whole.startswith(turn.delivered):
                         raise _diverged()
-                    turn.writer.delta(message_id, said[len(turn.delivered) :])
-                    turn.delivered = said
-            elif isinstance(item, ModelFinished):
-                text = item.message.text
-                whole = shown + text if continues and not text.startswith(shown) else text
-                if turn.spec.append_only and not whole.startswith(turn.delivered):
-                    raise _diverged()
-                if len(whole) > len(turn.delivered):
-                    turn.writer.delta(message_id, whole[len(turn.delivered) :])
-                    turn.delivered = whole
-                return item if whole == text else replace(item, message=replace(item.message, text=whole))
-            else:
-                degradation.relay(turn, item.data)
-                turn.writer.flush_soon()
+                    if len(whole) > len(turn.delivered) and not held:
+                        turn.writer.delta(message_id, whole[len(turn.delivered) :])
+                        turn.delivered = whole
+                    return item if whole == text else replace(item, message=replace(item.message, text=whole))
+                else:
+                    degradation.relay(turn, item.data)
+                    turn.writer.flush_soon()
+    except BaseException as error:
+        lost.failed(turn, error, said[len(shown) :] if continues else said)
+        raise
     raise AssertionError("a model stream ends with its result or an error")
 
 

@@ -1,7 +1,8 @@
 """What users ask of single tool calls of a run at work: that they end, and how the run goes on without them.
 
-An order is a command in the run's inbox. A call at work hears of it at once (Attendance); one whose owner was lost, or that has not been
-sent yet, finds it in the turn's state. What became of the call at the executor is told with its result, whatever the order was.
+An order is a command in the run's inbox. A call at work hears of it at once (Attendance), and so does one that waits for an approval; one
+whose owner was lost, or that waits for its turn, finds it in the turn's state. What became of the call at the executor is told with its
+result, whatever the order was.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from services.orchestrator.ports import ToolOutcome
 from services.orchestrator.records import Command
 from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
+from services.orchestrator.workflows.definition import REQUEST_APPROVAL
 
 # Kind of the command, and name of what is kept of it among the parts of a turn's state: `calls`, orders by the call that they are for,
 # and `obeyed`, the numbers of those that were obeyed before they were absorbed.
@@ -45,20 +47,26 @@ def ordered(turn: Turn, command: Command) -> None:
     part, order = turn.state.parts.setdefault(PART, {}), Order.of(command)
     if order.number in part.get("obeyed", ()):
         part["obeyed"].remove(order.number)
-    elif any(call.call_id == order.call_id for call in turn.state.pending):
+    elif any(call.call_id == order.call_id and endable(turn, call) for call in turn.state.pending):
         part.setdefault("calls", {})[order.call_id] = [order.number, order.continuation, order.result]
     else:
         turn.writer.emit("tool_cancel_ignored", {"number": order.number, "call_id": order.call_id})
 
 
+def endable(turn: Turn, call: PendingCall) -> bool:
+    """Whether orders are for a call: not for a workflow's question to people, whose answer is theirs alone."""
+    return turn.agent.workflow is None or call.name != REQUEST_APPROVAL
+
+
 class Attendance:
-    """Orders for the calls of one step, while they are at work."""
+    """Orders for the calls of one step, while they are at work. `idle` is told of an order for a call that is not."""
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         kept = turn.state.parts.get(PART, {}).get("calls", {})
         self._orders = {call_id: Order(number, call_id, continuation, result) for call_id, (number, continuation, result) in kept.items()}
         self._tasks: dict[str, asyncio.Task] = {}
+        self.idle: Callable[[], None] = lambda: None
         for command in turn.commands:
             if command.kind == COMMAND:
                 self.hear(command)
@@ -78,10 +86,16 @@ class Attendance:
         self._orders[order.call_id] = order
         if (task := self._tasks.pop(order.call_id, None)) is not None:
             task.cancel()
+        else:
+            self.idle()
+
+    def given(self, call: PendingCall) -> Order | None:
+        """The order that nobody has obeyed yet."""
+        return self._orders.get(call.call_id)
 
     async def attend(self, call: PendingCall, work: Callable[[], Awaitable[ToolOutcome]]) -> tuple[ToolOutcome | None, Order | None, bool]:
         """The outcome of `work`, or the order that came instead, and whether `work` had begun by then."""
-        if (order := self._obeyed(call)) is not None:
+        if (order := self.taken(call)) is not None:
             return None, order, False
         task = asyncio.current_task()
         assert task is not None
@@ -92,15 +106,16 @@ class Attendance:
             # The run itself may have been cancelled, lost or handed over at the same time.
             if call.call_id in self._tasks or task.uncancel():
                 raise
-            return None, self._obeyed(call), True
+            return None, self.taken(call), True
         finally:
             self._tasks.pop(call.call_id, None)
-        if (order := self._obeyed(call)) is not None:
+        if (order := self.taken(call)) is not None:
             task.uncancel()
             return None, order, True
         return outcome, None, True
 
-    def _obeyed(self, call: PendingCall) -> Order | None:
+    def taken(self, call: PendingCall) -> Order | None:
+        """The order that is obeyed now."""
         order = self._orders.pop(call.call_id, None)
         if order is not None:
             part = self._turn.state.parts.setdefault(PART, {})

@@ -1,14 +1,17 @@
 """The tool calls of one answer: which of them may be made, which run side by side, and which wait for another."""
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Any
 
-import orjson
-
+from services.common.approval import digest
 from services.orchestrator.ports import ModelFinished, ToolDefinition, ToolRequest
-from services.orchestrator.turn import approvals, guard, limits
+from services.orchestrator.turn import approvals, arguments, guard, limits
 from services.orchestrator.turn.state import PendingCall, Turn
+
+Unwanted = Mapping[int, Sequence[str]]
+_UNREADABLE = "input.malformed_json", "The arguments are not valid JSON, or nested too deeply. Send one JSON object."
 
 
 def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
@@ -27,20 +30,22 @@ def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
     return replace(answer, message=replace(answer.message, tool_calls=tuple(calls)))
 
 
-def plan(turn: Turn, answer: ModelFinished, offered: Sequence[ToolDefinition], last: limits.Budget | None) -> list[PendingCall]:
-    """The calls of an answer, of which those beyond the limit are marked; `last` is the limit for which it had to be without any.
+def plan(
+    turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolDefinition], last: limits.Budget | None, unwanted: Unwanted
+) -> list[PendingCall]:
+    """As `planned`; `last` is the limit for which there had to be no calls.
 
     Raises RunStopped at a limit, or where the model goes round in circles.
     """
     if last is not None:
         raise limits.reached(last)
-    calls = planned(turn, answer.message.tool_calls, offered)
+    calls = planned(turn, requests, offered, unwanted)
     guard.asked(turn, calls)
     return calls
 
 
-def planned(turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolDefinition]) -> list[PendingCall]:
-    """The calls that are asked for, of which those beyond the limit are marked."""
+def planned(turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolDefinition], unwanted: Unwanted) -> list[PendingCall]:
+    """The calls that are asked for, of which those beyond the limit are marked, and those in `unwanted` (code and message) refused."""
     known = {tool.name: tool for tool in offered}
     left = next((budget.left for budget in limits.budgets(turn) if budget.reason == "TOOL_LIMIT"), math.inf)
     calls = []
@@ -54,15 +59,28 @@ def planned(turn: Turn, requests: Sequence[ToolRequest], offered: Sequence[ToolD
                 tool.version if tool else "",
                 request.arguments.decode("utf-8", "replace"),
                 tool.repeatable if tool else False,
-                tool.timeout_s if tool else 0.0,
+                # What is the turn's own has the time that the run has.
+                0.0 if tool is None or tool.own else tool.timeout_s,
                 started=False,
                 # Effects come in the order that the model gave, and none while something else is at work.
                 alone=tool is not None and (not tool.repeatable or request.name in turn.agent.sequential_tools),
                 over=number >= left,
+                read_only=tool is not None and tool.read_only,
             )
         )
-    approvals.planned(turn, calls, known)
+    # Tools of the turn's own read what they need of it, and tell in their own words what is wrong.
+    sent = [call for call in calls if call.name in known and not known[call.name].own]
+    malformed = {call.number: _UNREADABLE for call in sent if not _readable(call)}
+    approvals.planned(turn, calls, known, {**malformed, **unwanted})
     return calls
+
+
+def _readable(call: PendingCall) -> bool:
+    try:
+        arguments.read(call.arguments or "{}")
+    except ValueError:
+        return False
+    return True
 
 
 def startable(pending: Sequence[PendingCall], most: int | None, held: Set[int] = frozenset()) -> list[PendingCall]:
@@ -99,13 +117,24 @@ def start_next(turn: Turn) -> list[PendingCall]:
         call.started = True
         # One that is refused for the limit has used none of it.
         turn.state.usage["tool_calls"] += not (call.over or approvals.not_made(turn, call))
-        _announce(turn, call)
+        announce(turn, call)
     return ready
 
 
-def _announce(turn: Turn, call: PendingCall) -> None:
+def announce(turn: Turn, call: PendingCall) -> None:
+    """Tells, with the next write, that a call begins: what is called and how it is known, and what may become of it."""
+    given: Any
     try:
-        arguments = orjson.loads(call.arguments)
-    except orjson.JSONDecodeError:
-        arguments = call.arguments
-    turn.writer.emit("tool_call_started", {"call_id": call.call_id, "tool": call.name, "version": call.version, "arguments": arguments})
+        given, final = arguments.read(call.arguments or "{}")
+    except ValueError:
+        # Told, and digested, as the text that it is.
+        given, final = call.arguments, call.arguments.encode()
+    told = {
+        "call_id": call.call_id, "tool": call.name, "version": call.version, "arguments": given, "arguments_digest": digest(final),
+        "idempotency_key": f"{turn.ref.run_id}/{turn.state.step}/{call.number}",
+        "side_effects": "none" if call.read_only else "idempotent" if call.repeatable else "once",
+    }  # fmt: skip
+    if call.timeout_s:
+        left_s = turn.remaining_s()
+        told["timeout_ms"] = max(0, int(1000 * (call.timeout_s if left_s is None else min(call.timeout_s, left_s))))
+    turn.writer.emit("tool_call_started", told)

@@ -2,20 +2,17 @@
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, Recalled
-from services.orchestrator.turn import carried, degradation, forgetting
+from services.orchestrator.turn import carried, degradation, forgetting, guarding
 from services.orchestrator.turn.context import context_message, earlier_turns
+from services.orchestrator.turn.intent import start_step
+from services.orchestrator.turn.model_step import find_tools
 from services.orchestrator.turn.state import Turn
-
-
-def question(turn: Turn) -> str:
-    """What the user just said."""
-    return turn.spec.input[-1]["text"]
 
 
 async def prepare(turn: Turn) -> None:
     """Fills the messages. Memory that is down costs the turn its context and nothing else."""
     prompt = Message("system", turn.agent.prompt)
-    said = carried.said(turn)
+    said = await guarding.said(turn, carried.said(turn))
     carried.take_over(turn)
     # The client's own system messages belong to the instructions, before anything recalled.
     leading = 0
@@ -28,7 +25,7 @@ async def prepare(turn: Turn) -> None:
         turn.messages[:] = [*instructions, *said]
         turn.state.phase = "model"
         return
-    recalled = await _recall(turn)
+    recalled = await guarding.recalled(turn, await _recall(turn))
     for part in recalled.parts:
         if part.kind == "document":
             turn.state.citations[part.citation["citation_id"]] = dict(part.citation)
@@ -43,17 +40,12 @@ async def prepare(turn: Turn) -> None:
     for warning in recalled.warnings:
         degradation.relay(turn, warning)
     turn.state.phase = "model"
+    if turn.intent is not None and turn.tools is None:
+        # What will be asked can be told only with them.
+        turn.tools = await find_tools(turn)
     start_step(turn)
     # The same context for whoever takes over: recalled twice, it might differ.
     await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
-
-
-def start_step(turn: Turn) -> None:
-    """Announces the next step, once."""
-    step = turn.state.step + 1
-    if turn.state.started_step < step:
-        turn.state.started_step = step
-        turn.writer.emit("step_started", {"step": step})
 
 
 async def _recall(turn: Turn) -> Recalled:
@@ -65,7 +57,7 @@ async def _recall(turn: Turn) -> Recalled:
     assert recall is not None
     try:
         recalled = await turn.services.memory.recall(
-            turn.ref.thread_id, question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
+            turn.ref.thread_id, guarding.question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
         )
         if turn.spec.reset_memory:
             # Memory that could not be told yet would still give them.

@@ -1,12 +1,16 @@
 """ReAct: model steps and tool steps in turn until the model answers. Source: Yao et al., arXiv:2210.03629."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from services.orchestrator.ports import ToolDefinition, ToolOutcome
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import degradation, finish, guard, limits, steering, stopping
+from services.orchestrator.turn import degradation, finish, guard, guarding, limits, lost, steering, stopping
 from services.orchestrator.turn.execute_tools import execute_tools
-from services.orchestrator.turn.model_step import Asked, find_tools
+from services.orchestrator.turn.intent import start_step
+from services.orchestrator.turn.model_step import Asked, count, find_tools, intended
 from services.orchestrator.turn.plan_tools import plan, start_next, with_ids
-from services.orchestrator.turn.prepare import prepare, start_step
+from services.orchestrator.turn.prepare import prepare
 from services.orchestrator.turn.state import PendingCall, Turn
 
 
@@ -15,6 +19,7 @@ class ReAct:
 
     async def advance(self, turn: Turn, *, resumed: bool) -> Terminal | None:
         """As Strategy.advance."""
+        turn.intent = self.intent
         # Messages that were not worth a write of their own are made anew by whoever takes over.
         if turn.state.phase == "prepare" or not turn.messages:
             await prepare(turn)
@@ -36,37 +41,46 @@ class ReAct:
         """As execute_tools.BuiltIn."""
         return None
 
+    def intent(self, turn: Turn) -> Mapping[str, str] | None:
+        """As Turn.intent: the next model call, as far as nobody says anything more before it."""
+        return intended(turn, self._asked(turn)[0]) if turn.tools is not None else None
+
+    def _asked(self, turn: Turn) -> tuple[Asked, limits.Budget | None]:
+        """What the model is asked next, and the limit for which that has to be the last time."""
+        offered = self.offered(turn)
+        # An agent without tools answers in any case.
+        last = limits.last_step(turn) if offered else None
+        notes = [guard.note(turn), limits.note(turn, last)] if offered else []
+        return Asked([] if last else offered, [text for text in (self.told(turn) if not last else "", *notes) if text]), last
+
     async def _model(self, turn: Turn) -> Terminal | None:
-        limits.check(turn)
-        start_step(turn)
+        limits.check(turn, lost.tokens(turn))
         if not stopping.wanted(turn):
             # What was said is answered behind the stop, and not stopped with it.
             await steering.apply(turn)
         if turn.tools is None:
             turn.tools = await find_tools(turn)
-        offered = self.offered(turn)
-        # An agent without tools answers in any case.
-        last = limits.last_step(turn) if offered else None
+        start_step(turn)
+        offered, (asked, last) = self.offered(turn), self._asked(turn)
         if last is not None and last.reason in ("TOKEN_LIMIT", "COST_LIMIT"):
             degradation.warn(turn, "last_step", reason=last.reason)
-        notes = [guard.note(turn), limits.note(turn, last)] if offered else []
-        asked = Asked([] if last else offered, [text for text in (self.told(turn) if not last else "", *notes) if text])
         answer = with_ids(turn, await stopping.generate(turn, asked))
         state = turn.state
         if answer.finish_reason != stopping.STOPPED:
-            for name, value in answer.usage.items():
-                state.usage[name] += value
-            state.usage["model_calls"] += 1
-            state.spent = (answer.usage["input_tokens"] + answer.usage["output_tokens"], answer.usage["cost_microusd"])
-            served = {"step": state.step + 1, "model": answer.model, "provider": answer.provider}
-            turn.writer.emit("usage", {**served, **answer.usage})
+            count(turn, answer)
+            await lost.settle(turn)
         if not answer.message.tool_calls:
             state.step += 1
-            return await steering.go_on(turn, answer) if steering.goes_on(turn) else finish.succeed(turn, answer)
-        calls = plan(turn, answer, offered, last)
+            if not steering.goes_on(turn):
+                return finish.succeed(turn, answer)
+            await steering.go_on(turn, answer)
+            return None
+        # Before anything is noted of them: whoever is interrupted here makes the step again.
+        requests, unwanted = await guarding.asked(turn, answer.message.tool_calls)
+        calls = plan(turn, requests, offered, last, unwanted)
         state.step += 1
         state.phase, state.pending = "tools", calls
-        turn.messages.append(answer.message)
+        turn.messages.append(replace(answer.message, tool_calls=tuple(requests)))
         if answer.message.text:
             message_id = f"{turn.ref.run_id}/{state.step}"
             turn.writer.emit("message_completed", {"text": answer.message.text, "message_id": message_id})

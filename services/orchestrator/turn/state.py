@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.approvals.ports import Interrupts
 from services.orchestrator.ports import Children, Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
 from services.orchestrator.records import Command, RunRef, RunSpec
+from services.orchestrator.turn.guardrails import AllowAll, Guardrails
 from services.orchestrator.writer import RunWriter
 
 COUNTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_microusd", "model_calls", "tool_calls")
@@ -41,7 +42,7 @@ class PendingCall:
     """A tool call that was asked for and has no result yet. `number` counts within its step; `repeatable`: read-only or idempotent.
 
     `started`: it may have been sent, and this is written before it is. `alone`: nothing runs beside it, and nothing overtakes
-    it. `over`: it is one more than the run may make, so it is refused.
+    it. `over`: it is one more than the run may make, so it is refused. `read_only`: it changes nothing.
     """
 
     number: int
@@ -54,6 +55,7 @@ class PendingCall:
     started: bool = True
     alone: bool = False
     over: bool = False
+    read_only: bool = False
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class TurnState:
                 ("waiting", [p.number for p in self.pending if not p.started]),
                 ("alone", [p.number for p in self.pending if p.alone]),
                 ("over", [p.number for p in self.pending if p.over]),
+                ("read_only", [p.number for p in self.pending if p.read_only]),
             )
             if numbers
         }
@@ -125,8 +128,11 @@ class TurnState:
             return cls()
         usage = {**dict.fromkeys(COUNTED, 0), **data["usage"]}
         marks = data.get("marks", {})
-        waiting, alone, over = (frozenset(marks.get(name, ())) for name in ("waiting", "alone", "over"))
-        pending = [PendingCall(*p, started=p[0] not in waiting, alone=p[0] in alone, over=p[0] in over) for p in data["pending"]]
+        waiting, alone, over, harmless = (frozenset(marks.get(name, ())) for name in ("waiting", "alone", "over", "read_only"))
+        pending = [
+            replace(PendingCall(*p), started=p[0] not in waiting, alone=p[0] in alone, over=p[0] in over, read_only=p[0] in harmless)
+            for p in data["pending"]
+        ]
         asked, fresh, idle_steps, warned_step = data.get("guard") or ({}, [], 0, 0)
         tokens, cost = data.get("spent") or (0, 0)
         return cls(
@@ -147,6 +153,7 @@ class Services:
     interrupts: Interrupts | None = None
     # Set once there is what accepts runs, which needs the worker first.
     children: Children | None = None
+    guardrails: Guardrails = field(default_factory=AllowAll)
 
 
 @dataclass(slots=True)
@@ -158,6 +165,8 @@ class Turn:
     says that the process goes away: what is at work ends, and nothing else begins. `tools` are all that the run may use.
     `carried` is what it was given of a run that was cut off, as of turn/carried.py. `stored` counts the messages that are durable.
     `commands` are those not absorbed yet; a stage that wants one at once listens for its kind in `listening` while it is at work.
+    `intent` tells of the next model call what turn/intent.py writes, None where it does not know yet; `announced` is the last step that
+    this owner announced, `meant` and `called` the model calls that it told of and made last, `hashed` how far the messages are digested.
     """
 
     ref: RunRef
@@ -180,6 +189,11 @@ class Turn:
     listening: dict[str, Callable[[Command], None]] = field(default_factory=dict)
     # Takes the result of a call and ends the step with its last one, where a strategy has steps of its own.
     settle: Callable[["Turn", PendingCall, ToolOutcome], None] | None = None
+    intent: Callable[["Turn"], Mapping[str, str] | None] | None = None
+    announced: int = 0
+    meant: Mapping[str, str] = field(default_factory=dict)
+    called: Mapping[str, str] = field(default_factory=dict)
+    hashed: tuple[int, Message | None, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.stored = len(self.messages)

@@ -6,7 +6,7 @@ model call, in one write with its event, so that it is neither lost nor said twi
 
 from services.orchestrator.ports import Message, ModelFinished
 from services.orchestrator.records import Command
-from services.orchestrator.turn import limits
+from services.orchestrator.turn import guarding, limits
 from services.orchestrator.turn.state import RunStopped, Turn
 
 # Kind of the command, and name of what is kept among the parts of a turn's state: `waiting`, [number, text] of what is not in the
@@ -26,7 +26,10 @@ async def apply(turn: Turn) -> None:
     if not part or not part.get("waiting") or turn.delivered:
         return
     step = turn.state.step + 1
-    for number, text in part.pop("waiting"):
+    # Looked at before any of it is taken: whoever goes on instead finds all of it.
+    said = [(number, await guarding.steered(turn, text, number)) for number, text in part["waiting"]]
+    del part["waiting"]
+    for number, text in said:
         turn.messages.append(Message("user", text))
         turn.writer.emit("steer_applied", {"number": number, "step": step, "text": text})
     part["step"] = step

@@ -8,7 +8,7 @@ import asyncio
 
 from services.orchestrator.ports import Message, ModelFinished
 from services.orchestrator.records import Command
-from services.orchestrator.turn import degradation
+from services.orchestrator.turn import lost
 from services.orchestrator.turn.model_step import Asked, model_step
 from services.orchestrator.turn.state import Turn
 
@@ -34,7 +34,7 @@ def wanted(turn: Turn) -> int:
 
 async def generate(turn: Turn, asked: Asked) -> ModelFinished:
     """As model_step; where somebody wants it to stop, the text so far is the answer, with the finish reason STOPPED."""
-    number = wanted(turn)
+    number, stopped = wanted(turn), False
     if not number:
         task = asyncio.current_task()
         assert task is not None
@@ -52,10 +52,7 @@ async def generate(turn: Turn, asked: Asked) -> ModelFinished:
             # The run itself may have been cancelled, lost or handed over at the same time.
             if not number or task.uncancel():
                 raise
-            turn.state.usage["model_calls"] += 1
-            # What it used, only the model gateway knows.
-            told = {"step": turn.state.step + 1, "model": degradation.model_of(turn), "provider": "", "stopped": True}
-            turn.writer.emit("usage", told | _NOTHING_USED)
+            stopped = True
         else:
             if number:
                 # It came too late for this answer, and holds for the next one.
@@ -63,6 +60,8 @@ async def generate(turn: Turn, asked: Asked) -> ModelFinished:
             return answer
         finally:
             del turn.listening[COMMAND]
+        if stopped:
+            await lost.settle(turn, stopped=True)
     part = turn.state.parts.setdefault(PART, {})
     part.pop("wanted", None)
     part["done"] = number

@@ -18,8 +18,9 @@ from services.orchestrator.agents import DELEGATE, HAND_OVER, ChildAgent
 from services.orchestrator.children.naming import child_run_id, child_thread_id
 from services.orchestrator.ports import ChildRun, Message, ModelFinished, ToolDefinition, ToolOutcome
 from services.orchestrator.records import Command, Limits, Terminal
-from services.orchestrator.turn import approvals, finish
+from services.orchestrator.turn import approvals, finish, lost
 from services.orchestrator.turn.execute_tools import DEFERRED, execute_tools
+from services.orchestrator.turn.limits import DELEGATED, held
 from services.orchestrator.turn.plan_tools import startable
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import COUNTED, PendingCall, RunParked, Turn
@@ -29,7 +30,7 @@ PART = "children"
 COMMAND = "child"
 # Of the run's parts: the time (ms since 1970) up to which active time of children is counted.
 COUNTED_UNTIL = "children_until"
-# A parked run looks after its children so often: one whose thread was deleted tells of nothing.
+# A parked run looks after its children so often: one whose thread was deleted tells of nothing, and what one told may not have come.
 LOOK_MS = 60_000
 # The store may be away for a moment while a child is made.
 AWAY_TRIES, AWAY_WAIT_S = 32, 0.25
@@ -51,6 +52,7 @@ class Supervisor(ReAct):
 
     async def advance(self, turn: Turn, *, resumed: bool) -> Terminal | None:
         """As Strategy.advance. Raises RunParked while children are at work and nothing else is."""
+        turn.intent = self.intent
         if (over := _over(turn)) is not None:
             # Its answer was written down by an owner who was lost before it could end the run.
             return _handed_over(turn, over)
@@ -94,8 +96,11 @@ class Supervisor(ReAct):
     async def _begin(self, turn: Turn) -> None:
         """Starts the child runs of calls that may start; each is written down before it is made, and made again by whoever takes over."""
         children = turn.state.parts.setdefault(PART, {})
-        asked = [call for call in turn.state.pending if call.started and (_asked(turn, call) and _task_problem(call) is None)]
+        asked = [call for call in turn.state.pending if call.started and _asked(turn, call) and _task_problem(call) is None]
+        asked = [call for call in asked if not approvals.not_made(turn, call)]
         fresh = [call for call in asked if str(call.number) not in children]
+        if fresh:
+            await lost.settle(turn)
         for call in fresh:
             child = _asked(turn, call)
             assert child is not None
@@ -123,7 +128,7 @@ class Supervisor(ReAct):
         assert turn.services.children is not None
         run = ChildRun(
             known["run_id"], known["thread_id"], known["agent"], tuple(said), Limits(*known["limits"]), turn.ref,
-            turn.spec.child_of.get("depth", 0) + 1,
+            turn.spec.child_of.get("depth", 0) + 1, turn.spec.experiment, turn.spec.arm,
         )  # fmt: skip
         for tries in itertools.count(1):
             turn.check_time()
@@ -152,13 +157,18 @@ def _at_work(turn: Turn) -> list[dict[str, Any]]:
 
 
 async def _look_after(turn: Turn) -> None:
-    """A child whose thread was deleted will never tell of its end. Raises Overloaded."""
+    """Takes the ends of children of which nothing was heard: one whose thread was deleted will never tell of it. Raises Overloaded."""
     assert turn.services.children is not None
     told = {command.data.get("run_id") for command in turn.commands if command.kind == COMMAND}
     for known in _at_work(turn):
-        waited_for = known.get("made") and known["run_id"] not in told
-        if waited_for and await turn.services.children.gone(known["run_id"], known["thread_id"], turn.principal):
+        if not known.get("made") or known["run_id"] in told:
+            continue
+        ended = await turn.services.children.ended(known["run_id"], known["thread_id"], turn.principal)
+        if ended is None:
             known.update(status="failed", error=_GONE)
+            _hold(turn, known, {})
+        elif ended:
+            _take(turn, ended)
 
 
 async def _wait(turn: Turn) -> None:
@@ -166,15 +176,22 @@ async def _wait(turn: Turn) -> None:
     asked = turn.state.parts.get(approvals.PART, {})
     if asked.get("ask") or turn.commands or any("status" in known for known in turn.state.parts.get(PART, {}).values()):
         return
+    look_ms = int(time.time() * 1000) + LOOK_MS
     if asked.get("wait"):
-        await approvals.wait(turn)
-        return
-    raise RunParked(int(time.time() * 1000) + LOOK_MS)
+        try:
+            return await approvals.wait(turn)
+        except RunParked as parked:
+            # People may take days; children are looked after all the same.
+            raise RunParked(min(parked.until_ms, look_ms) if _at_work(turn) else parked.until_ms) from None
+    raise RunParked(look_ms)
 
 
 def finished(turn: Turn, command: Command) -> None:
     """Notes what became of a child run, and counts what it used. One that nobody waits for any more changes nothing."""
-    data = command.data
+    _take(turn, command.data)
+
+
+def _take(turn: Turn, data: Mapping[str, Any]) -> None:
     children = turn.state.parts.get(PART, {})
     known = next((made for made in children.values() if made["run_id"] == data["run_id"]), None)
     if known is None or "status" in known:
@@ -182,9 +199,24 @@ def finished(turn: Turn, command: Command) -> None:
     known.update({name: data[name] for name in ("status", "output_text", "error", "finish_reason", "citations") if name in data})
     for name in COUNTED:
         turn.state.usage[name] += data["usage"].get(name, 0)
+    delegated = turn.state.parts.setdefault(DELEGATED, {"cost_microusd": 0})
+    delegated["cost_microusd"] += data["usage"].get("cost_microusd", 0)
+    if data.get("uncertain"):
+        _hold(turn, known, data["usage"])
     turn.state.active_ms += _passed_ms(turn, data)
     shown = {name: data[name] for name in ("run_id", "thread_id", "status", "usage") if name in data}
     turn.writer.emit("child_run_finished", {"agent": known["agent"], **shown})
+
+
+def _hold(turn: Turn, known: Mapping[str, Any], told: Mapping[str, int]) -> None:
+    """Takes what a child was given as used, beyond what it told: nobody knows what became of it, and no limit is to be passed."""
+    lent = turn.state.parts.setdefault(DELEGATED, {"cost_microusd": 0}).setdefault("held", {})
+    used = {
+        "max_tool_calls": told.get("tool_calls", 0), "max_cost_microusd": told.get("cost_microusd", 0),
+        "max_total_tokens": told.get("input_tokens", 0) + told.get("output_tokens", 0),
+    }  # fmt: skip
+    for name, given in zip(used, known["limits"][2:], strict=True):
+        lent[name] = lent.get(name, 0) + max(0, int(given) - used[name])
 
 
 def _passed_ms(turn: Turn, data: Mapping[str, Any]) -> int:
@@ -242,14 +274,17 @@ def _task_problem(call: PendingCall) -> ToolOutcome | None:
 
 
 def _slice(turn: Turn, child: ChildAgent) -> list[float] | None:
-    """What a child may use: its share of what is left to the run when it starts, less what other children at work were given.
+    """What a child may use: its share of what is left to the run when it starts, less what other children at work were given, and what
+    the run's own calls take that the same answer asked for.
 
     In the order of Limits, 0 for no limit; None where too little is left.
     """
-    limits, usage = turn.spec.limits, turn.state.usage
+    limits, usage, lent = turn.spec.limits, turn.state.usage, held(turn)
+    planned = sum(not (call.started or call.over or approvals.not_made(turn, call)) for call in turn.state.pending)
     used = [
-        turn.active_ms() / 1000, turn.state.step, usage["tool_calls"], usage["cost_microusd"],
-        usage["input_tokens"] + usage["output_tokens"],
+        turn.active_ms() / 1000, turn.state.step, usage["tool_calls"] + planned + lent.get("max_tool_calls", 0),
+        usage["cost_microusd"] + lent.get("max_cost_microusd", 0),
+        usage["input_tokens"] + usage["output_tokens"] + lent.get("max_total_tokens", 0),
     ]  # fmt: skip
     every = [limits.deadline_s, limits.max_steps, limits.max_tool_calls, limits.max_cost_microusd, limits.max_total_tokens]
     given = [made["limits"] for made in _at_work(turn)]

@@ -13,7 +13,7 @@ import orjson
 
 from services.orchestrator.ports import Message, ModelFinished, ToolDefinition, ToolOutcome, ToolRequest
 from services.orchestrator.records import Terminal
-from services.orchestrator.turn import approvals, degradation, finish, guard
+from services.orchestrator.turn import approvals, arguments, degradation, finish, guard, guarding, limits
 from services.orchestrator.turn.execute_tools import UNKNOWN, execute_tools
 from services.orchestrator.turn.model_step import find_tools
 from services.orchestrator.turn.plan_tools import planned, start_next
@@ -26,7 +26,7 @@ from services.orchestrator.workflows.expressions import ExpressionError, as_text
 
 # For less than this a run keeps its worker.
 PARK_FROM_MS = 1_000
-_APPROVAL = ToolDefinition(REQUEST_APPROVAL, "1", "Asks a person.", b"{}", repeatable=True, approval="required")
+_APPROVAL = ToolDefinition(REQUEST_APPROVAL, "1", "Asks a person.", b"{}", repeatable=True, timeout_s=0.0, approval="required")
 
 
 class WorkflowStrategy:
@@ -136,13 +136,19 @@ async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str
             continue
         declared.append((place, name, arguments))
     declared = [each for each in declared if each[0] in flow.places]
+    requests = [each for each in requests if each[0] in flow.places]
+    # Before anything is noted of them: whoever is interrupted here plans them again.
+    made, unwanted = await guarding.asked(turn, [r for _, r in requests] + [ToolRequest("", name, raw) for _, name, raw in declared])
+    requests = [(place, request) for (place, _), request in zip(requests, made, strict=False)]
+    declared = [(place, name, made[len(requests) + at].arguments) for at, (place, name, _) in enumerate(declared)]
     if declared or flow.part.get("tooled") == state.step:
+        # Steps that only call tools go round as well.
+        limits.check(turn)
         # The calls of a model go by the number of the call that asked for them, as long as nothing else did.
         state.step += 1
     number = state.step
     for index, (place, name, arguments) in enumerate(declared, len(requests)):
         requests.append((place, ToolRequest(f"call_{number}_{index}", name, arguments)))
-    requests = [(place, request) for place, request in requests if place in flow.places]
     if declared:
         names = ", ".join(flow.places[place]["step"] for place, _, _ in declared)
         turn.writer.emit("step_started", {"step": number, "name": names})
@@ -150,7 +156,7 @@ async def _start_tools(flow: Flow, asking: Sequence[str], stepping: Sequence[str
     if not requests:
         await _store(flow)
         return
-    state.pending, state.phase = planned(turn, [request for _, request in requests], offered), "tools"
+    state.pending, state.phase = planned(turn, [request for _, request in requests], offered, unwanted), "tools"
     # What a workflow declares is bounded there; only a model can go round in circles.
     if asked := state.pending[: len(requests) - len(declared)]:
         guard.asked(turn, asked)
@@ -167,7 +173,13 @@ def _settle(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> None:
     step = flow.step(place) if place in flow.places else None
     if isinstance(step, ToolStep | ApprovalStep) and _call_of(step)[0] == call.name:
         if outcome.outcome == "done":
-            flow.done(place, orjson.loads(outcome.output or b"null"))
+            try:
+                output, _ = arguments.read(outcome.output or b"null")
+            except ValueError as error:
+                # The call was made, and is not made again for that.
+                flow.failed(place, "output.invalid", str(error), passing=False)
+            else:
+                flow.done(place, output)
         elif outcome.outcome == "unknown":
             flow.failed(place, UNKNOWN, "it is not known whether the call took effect", passing=False)
         else:

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from services.orchestrator.ports import Message, ModelFinished, ToolDefinition
-from services.orchestrator.turn import guard, limits
+from services.orchestrator.turn import arguments, guard, limits, lost
 from services.orchestrator.turn.degradation import Concluded
-from services.orchestrator.turn.model_step import Asked, model_step
+from services.orchestrator.turn.model_step import Asked, count, intended, model_step
 from services.orchestrator.turn.plan_tools import with_ids
 from services.orchestrator.turn.state import RunStopped, Turn
 from services.orchestrator.turn.workflow_state import Flow, Place
@@ -49,10 +49,16 @@ async def ask_models(flow: Flow, places: Sequence[str]) -> None:
         return
     if len(numbered) == 1:
         await _ask(flow, numbered[0])
-        return
+    else:
+        await _ask_all(flow, numbered)
+    # Not earlier: beside calls at work nobody can tell what those that were lost have cost.
+    await lost.settle(flow.turn)
+
+
+async def _ask_all(flow: Flow, places: Sequence[str]) -> None:
     try:
         async with asyncio.TaskGroup() as group:
-            for place in numbered:
+            for place in places:
                 group.create_task(_ask(flow, place))
     except BaseExceptionGroup as group_error:
         # One cause is enough: a limit that was reached, or an epoch that is old.
@@ -68,7 +74,7 @@ def _number(flow: Flow, place: str) -> int:
     left = next((budget.left for budget in limits.budgets(turn) if budget.reason == "STEP_LIMIT"), 1)
     if left <= 0 and any("number" in other for other in flow.places.values()):
         return 0
-    limits.check(turn)
+    limits.check(turn, lost.tokens(turn))
     if "prompt" not in kept:
         try:
             kept["prompt"] = flow.step(place).prompt.render(flow.scope())
@@ -77,7 +83,6 @@ def _number(flow: Flow, place: str) -> int:
             return 0
     turn.state.step += 1
     kept["number"] = turn.state.step
-    turn.writer.emit("step_started", {"step": kept["number"], "name": kept["step"]})
     return int(kept["number"])
 
 
@@ -101,6 +106,9 @@ async def _ask(flow: Flow, place: str) -> None:
     notes += [_SCHEMA.format(orjson.dumps(step.answer).decode())] if step.answer is not None else []
     notes += [_LAST] if offered and last_of_step and not last else []
     asked = Asked([] if last or last_of_step else offered, [note for note in notes if note])
+    # Again by whoever takes the run over, and makes the call again.
+    asking.meant = intended(asking, asked)
+    turn.writer.emit("step_started", {"step": number, "name": step.name, **asking.meant})
     problem, answer = await _answered(flow, place, asking, asked)
     if place not in flow.places or flow.places[place] is not kept:
         # Another branch has failed, and with it this one.
@@ -109,7 +117,8 @@ async def _ask(flow: Flow, place: str) -> None:
         kept.pop("number")
         kept["asked"] = kept.get("asked", 0) + 1
     if answer is not None:
-        _count(turn, number, answer)
+        count(asking, answer)
+        turn.state.spent = asking.state.spent
         if answer.message.tool_calls and last is not None:
             raise limits.reached(last)
         answer = with_ids(asking, answer)
@@ -170,9 +179,11 @@ def _read(step: ModelStep, text: str) -> tuple[list[str], Any]:
     if bare.startswith("```"):
         bare = bare.removeprefix("```json").strip("`").strip()
     try:
-        value = orjson.loads(bare)
+        value, _ = arguments.read(bare)
     except orjson.JSONDecodeError:
         return ["it is not JSON"], None
+    except ValueError as error:
+        return [str(error)], None
     return misfits(step.answer or {}, value), value
 
 
@@ -195,12 +206,3 @@ def _conversation(flow: Flow, kept: Place) -> list[Message]:
 def _offered(turn: Turn, step: ModelStep) -> list[ToolDefinition]:
     wanted = {tool.partition("@")[0] for tool in step.tools}
     return [tool for tool in turn.tools or [] if tool.name in wanted]
-
-
-def _count(turn: Turn, number: int, answer: ModelFinished) -> None:
-    state = turn.state
-    for name, value in answer.usage.items():
-        state.usage[name] += value
-    state.usage["model_calls"] += 1
-    state.spent = (answer.usage["input_tokens"] + answer.usage["output_tokens"], answer.usage["cost_microusd"])
-    turn.writer.emit("usage", {"step": number, "model": answer.model, "provider": answer.provider, **answer.usage})

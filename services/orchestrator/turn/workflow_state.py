@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import orjson
 
-from services.orchestrator.turn.prepare import question
+from services.orchestrator.turn.guarding import question
 from services.orchestrator.turn.state import RunStopped, Turn
 from services.orchestrator.workflows.definition import (
+    MOST_STEPS,
     PASSING,
     ChoiceStep,
     EndStep,
@@ -28,6 +30,9 @@ PART = "workflow"
 # What is kept of a step stands in every checkpoint after it: of one step, and of all.
 MOST_OUTPUT_BYTES = 65_536
 MOST_KEPT_BYTES = 1_048_576
+# So many steps in a row that take no work: conditions that only look at each other come to nothing new, and hold up all other runs.
+# Without a round there are no more than there are steps.
+MOST_MOVES = MOST_STEPS
 # The place of the flow itself; that of a branch is called "step/branch".
 FLOW = ""
 REASON = "WORKFLOW_FAILED"
@@ -121,10 +126,10 @@ class Flow:
         if not any(other.startswith(f"{parallel}/") for other in self.places):
             self._leave(self._place_of(parallel), None)
 
-    def _fail(self, place: str, code: str, message: str) -> None:
+    def _fail(self, place: str, code: str, message: str, *, final: bool = False) -> None:
         name = self.places[place]["step"]
         self.part["results"][name] = {"error": {"code": code, "message": message}}
-        on_error = self.step(place).on_error if not isinstance(self.step(place), EndStep) else None
+        on_error = None if final or isinstance(self.step(place), EndStep) else self.step(place).on_error
         if on_error is not None:
             self._move(place, on_error, go=False)
         elif place == FLOW:
@@ -133,7 +138,7 @@ class Flow:
         else:
             parallel, _, _ = place.partition("/")
             self._drop(parallel)
-            self._fail(self._place_of(parallel), code, f"{name}: {message}")
+            self._fail(self._place_of(parallel), code, f"{name}: {message}", final=final)
 
     def _drop(self, parallel: str) -> None:
         """Ends all branches of a step. What they have at work comes to its end, and nobody looks at it."""
@@ -156,9 +161,15 @@ class Flow:
     def _go(self) -> None:
         """Enters what is ahead, through steps that take no work, until each place has work to do or waits."""
         self.part["news"] = True
+        moves = 0
         while self._ahead:
             place, name = self._ahead.pop(0)
-            self._enter(place, name)
+            moves += 1
+            if moves > MOST_MOVES and place in self.places:
+                self._ahead.clear()
+                self._fail(place, "workflow.no_progress", f"{MOST_MOVES} steps in a row took no work", final=True)
+            else:
+                self._enter(place, name)
 
     def _enter(self, place: str, name: str) -> None:
         step, visits = self._placed(name).step, self.part["visits"]
@@ -174,7 +185,8 @@ class Flow:
         visits[name] = visits.get(name, 0) + 1
         try:
             if isinstance(step, ChoiceStep):
-                target = next((case.next for case in step.cases if case.when.holds(self.scope())), "")
+                scope = self.scope()
+                target = next((case.next for case in step.cases if case.when.holds(scope)), "")
                 self._chosen(place, target)
             elif isinstance(step, WaitStep):
                 kept["after_ms"] = self._until(step)
@@ -214,14 +226,19 @@ class Flow:
     def scope(self) -> Mapping[str, Any]:
         """What conditions and templates see."""
         turn, results, visits = self.turn, self.part["results"], self.part["visits"]
-        text = question(turn)
-        given: dict[str, Any] = {"text": text, "metadata": dict(turn.spec.metadata)}
+        steps = {name: {"visits": visits.get(name, 0), **results.get(name, {})} for name in self.workflow.by_name}
+        return {"input": self._input, "run": {"id": turn.ref.run_id, "thread_id": turn.ref.thread_id}, "steps": steps}
+
+    @cached_property
+    def _input(self) -> Mapping[str, Any]:
+        """What the run was asked, which stays the same; to parse half a megabyte of it takes milliseconds."""
+        text = question(self.turn)
+        given: dict[str, Any] = {"text": text, "metadata": dict(self.turn.spec.metadata)}
         if text.lstrip()[:1] in ("{", "["):
             # What only looks like JSON is a text.
             with suppress(orjson.JSONDecodeError):
                 given["data"] = orjson.loads(text)
-        steps = {name: {"visits": visits.get(name, 0), **results.get(name, {})} for name in self.workflow.by_name}
-        return {"input": given, "run": {"id": turn.ref.run_id, "thread_id": turn.ref.thread_id}, "steps": steps}
+        return given
 
     def ready(self, *kinds: type) -> list[str]:
         """The places with a step of one of these kinds whose time has come."""

@@ -6,7 +6,6 @@ from typing import Any
 from services.orchestrator.graphs import find_cycles, reachable
 from services.orchestrator.workflows.definition import (
     MOST_STEPS,
-    REQUEST_APPROVAL,
     ApprovalStep,
     ChoiceStep,
     EndStep,
@@ -31,8 +30,6 @@ def workflow_problems(workflow: Workflow, tools: Sequence[str]) -> list[str]:
     every = list(workflow.every())
     names = [placed.step.name for placed in every]
     found = [f"steps: {len(every)} are more than {MOST_STEPS}"] if len(every) > MOST_STEPS else []
-    if REQUEST_APPROVAL in {tool.partition("@")[0] for tool in tools}:
-        found.append(f"steps: {REQUEST_APPROVAL!r} is the name of a tool that the strategy workflow brings itself")
     for placed in every:
         step, where = placed.step, placed.where
         if names.index(step.name) != every.index(placed):

@@ -3,6 +3,8 @@
 import pytest
 import pytest_asyncio
 
+from services.common import testing
+from services.common.valkey import connect
 from services.orchestrator.testing.stores import Site, cluster_of_one, stepped_lua
 
 
@@ -44,3 +46,14 @@ def store(backend):
 def other(backend):
     """The same store as another process sees it."""
     return backend.process("two")
+
+
+@pytest_asyncio.fixture(params=["valkey", "cluster"])
+async def either(request):
+    """A client of an empty Valkey, and of one in cluster mode, which refuses a step over two hash tags."""
+    server = "_state_server" if request.param == "valkey" else "_cluster_server"
+    client = connect(request.getfixturevalue(server), timeout_s=testing.PATIENCE_S)
+    await client.flushdb()
+    await client.function_flush()
+    yield client
+    await client.aclose()

@@ -55,6 +55,7 @@ def test_the_shipped_agents_are_valid_and_in_their_order():
 @pytest.mark.parametrize(
     ("version", "problem"),
     [
+        ("experiment: {name: tone}", "experiment.arm: Field required"),
         ("strategy: supervisor", "asks other agents, and no other strategy does"),
         ("agents: [{name: two}]", "asks other agents, and no other strategy does"),
         ("strategy: supervisor, agents: [{name: three}]", "agents.one: there is no agent 'three' to ask"),
@@ -176,7 +177,12 @@ agents:
         ("prompt: a.md, model: m, loop_guard: {repeats: 1}", "repeats"),
         ("prompt: a.md, model: m, tools: [x], sequential_tools: [y]", "sequential_tools: 'y'"),
         ("prompt: a.md, model: m, parallel_tool_calls: false, tool_concurrency: 2", "tool_concurrency"),
-        ("prompt: a.md, model: m, strategy: plan_execute, tools: [update_plan]", "'update_plan'"),
+        ("prompt: a.md, model: m, strategy: plan_execute, tools: [update_plan]", "agents.one.versions.1.tools: 'update_plan'"),
+        # Whatever the strategy: what was written down of a call is read by its name.
+        ("prompt: a.md, model: m, tools: [update_plan]", "the strategy plan_execute brings itself: have the tool executor serve this one"),
+        ("prompt: a.md, model: m, tools: ['request_approval@2']", "agents.one.versions.1.tools: 'request_approval' is the name of a tool"),
+        ("prompt: a.md, model: m, tools: [delegate_to_b]", "the strategy supervisor brings itself: have the tool executor serve this one"),
+        ("prompt: a.md, model: m, tools: [hand_over_to_b]", "under another name"),
         ("prompt: a.md, model: m, strategy: plan_execute, approval: {tools: {update_plan: {}}}", "approval.tools: 'update_plan'"),
         ("prompt: a.md, model: m, strategy: supervisor, agents: [{name: b}], approval: {tools: {hand_over_to_b: {}}}", "'hand_over_to_b'"),
     ],

@@ -83,6 +83,13 @@ def test_a_run_that_nothing_announced():
     assert "A1" in told(history(run=record(first_seq=2)))
 
 
+def test_a_run_that_was_given_up_is_lost_where_nothing_but_the_store_was_away():
+    given_up = record(status=pb.RUN_STATUS_FAILED, error=pb.RunError(reason="WORKER_LOST"), output_text="")
+    log = [*taken_over()[:-1], event(18, "run_failed", {}, 2)]
+    assert told(history(log, given_up, seen=[])) == set()
+    assert told(history(log, given_up, seen=[], none_given_up=True)) == {"A1"}
+
+
 @pytest.mark.parametrize(
     "log",
     [
@@ -252,7 +259,22 @@ def test_usage_that_was_lost_with_an_owner():
     assert told(history(run=record(usage=usage))) == {"A9"}
 
 
-def test_a_run_has_used_the_calls_that_were_started_and_not_refused_for_the_limit():
+def test_a_run_has_used_what_the_runs_of_other_agents_have_used_that_it_waited_for():
+    theirs = {"input_tokens": 5, "output_tokens": 1, "cost_microusd": 3, "model_calls": 1, "tool_calls": 2}
+    made = event(9, "child_run_started", {"call_id": "c", "run_id": "r.1.0", "thread_id": "th_r.1.0", "agent": "a"})
+    told_of = event(10, "child_run_finished", {"run_id": "r.1.0", "usage": theirs})
+    log = [*taken_over()[:8], made, told_of, event(11, "run_cancelled", {"output_text": ""})]
+
+    def judged(model_calls):
+        usage = {"input_tokens": 15, "output_tokens": 3, "cost_microusd": 10, "model_calls": model_calls, "tool_calls": 3}
+        run = record(status=pb.RUN_STATUS_CANCELLED, terminal_seq=11, output_text="", usage=usage)
+        return told(history(log, run, seen=[]))
+
+    assert [judged(calls) for calls in (1, 2, 3)] == [{"A9"}, set(), {"A9"}]
+
+
+@pytest.mark.parametrize("code", ["limit.tool_calls", "policy.approval_rejected", "policy.approval_expired", "policy.approval_required"])
+def test_a_run_has_used_the_calls_that_were_started_and_not_refused(code):
     log = [*taken_over()[:8], event(9, "run_cancelled", {"output_text": ""})]
     usage = {"input_tokens": 10, "output_tokens": 2, "cost_microusd": 7, "model_calls": 1}
 
@@ -263,7 +285,7 @@ def test_a_run_has_used_the_calls_that_were_started_and_not_refused_for_the_limi
     assert [judged(log, used) for used in (0, 1, 3)] == [{"A9"}, set(), {"A9"}]
     beyond = [
         event(9, "tool_call_started", {"call_id": "c2", "tool": "send_mail", "arguments": {}}),
-        event(10, "tool_call_failed", {"call_id": "c2", "tool": "send_mail", "error": {"code": "limit.tool_calls", "message": ""}}),
+        event(10, "tool_call_failed", {"call_id": "c2", "tool": "send_mail", "error": {"code": code, "message": ""}}),
         event(11, "run_cancelled", {"output_text": ""}),
     ]
     assert [judged(log[:8] + beyond, used) for used in (0, 1, 2)] == [{"A9"}, set(), {"A9"}]

@@ -1,5 +1,5 @@
-"""Whatever is posted, cancelled and waited for, and wherever processes are lost between two round trips to the store: every accepted run
-ends soon, or waits for a command that nobody sent; who is at work has its tenant's slot, and nobody else has one.
+"""Whatever is posted, cancelled and waited for, wherever processes are lost between two round trips to the store, and however its clock is
+set back: every accepted run ends soon, or waits for a command that nobody sent; who is at work has its tenant's slot, and nobody else has.
 
 Worker, sweeper and what parks a run are the real ones; what a run does is made up: it wants so many commands, or to wait, and then ends.
 """
@@ -8,7 +8,7 @@ import asyncio
 from types import SimpleNamespace
 
 import orjson
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import Conflict, NotFound
@@ -28,6 +28,8 @@ from services.orchestrator.writer import RunWriter
 SLOTS, RUNS = 1, 3
 # What is left half-done is found by a lease that ends, a look for who waits for a slot, or one for who was woken.
 SOON_S = 15
+# How far the store's clock is set back, as where a replica takes over whose clock is another.
+BACK_S = 3
 SETTINGS = SimpleNamespace(
     track="stable", lease_s=3.0, crash_budget=1000, max_active_runs=2, other_track_after_s=60.0, store_patience_s=1.0, delta_batch_s=0.01
 )
@@ -171,7 +173,7 @@ class World:
     def __init__(self, wants):
         self.state = MemoryState(clock=Ticking())
         self.wants = {f"r{i}": each for i, each in enumerate(wants)}
-        self.processes, self.tasks, self.made = [], [], 0
+        self.processes, self.tasks, self.made, self.back_s = [], [], 0, 0
         for place in range(2):
             self.processes.append(None)
             self.replace(place)
@@ -188,6 +190,9 @@ class World:
                     process.store.left = value
                 case "advance":
                     self.state.clock.advance(value / 2)
+                case "back":
+                    self.state.clock.advance(-BACK_S)
+                    self.back_s += BACK_S
                 case "work":
                     self.begin(process.work())
                 case _:
@@ -226,6 +231,8 @@ class World:
 
     async def end(self):
         """Nobody dies any more, and nobody asks for anything."""
+        # What is to be looked at is so much later by a clock that was set back.
+        self.state.clock.advance(self.back_s)
         for place, process in enumerate(self.processes):
             process.store.left = None
             if process.store.dead:
@@ -249,12 +256,17 @@ class World:
 
 WANTS = st.lists(st.one_of(st.tuples(st.integers(0, 2), st.just(0)), st.tuples(st.just(0), st.sampled_from([1_500, 4_000]))),
     min_size=1, max_size=RUNS)  # fmt: skip
-NAMES = st.sampled_from(["accept"] * 3 + ["post"] * 4 + ["work"] * 4 + ["cancel", "die", "die", "advance"])
+NAMES = st.sampled_from(["accept"] * 3 + ["post"] * 4 + ["work"] * 4 + ["cancel", "die", "die", "advance", "back"])
 ACTIONS = st.lists(st.tuples(NAMES, st.integers(0, 1), st.integers(0, 9), st.sampled_from([0, 1, 2, 4, 8, 16])), min_size=5, max_size=40)
 
 
 @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(wants=WANTS, actions=ACTIONS)
+# Who posts is lost before it has the run resumed, and who parks it between putting off the next look and looking whether it was woken.
+@example(
+    wants=[(1, 0), (2, 0)],
+    actions=[("work", 0, 0, 0), ("post", 0, 3, 4), ("die", 1, 0, 2), ("die", 1, 1, 8), ("post", 1, 0, 0), ("die", 0, 3, 8)],
+)
 def test_every_accepted_run_ends_or_waits_for_a_command_that_nobody_sent(wants, actions):
     async def scenario():
         world = World(wants)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from services.orchestrator.ports import Message, ToolOutcome
 from services.orchestrator.records import Event
 from services.orchestrator.testing.turn_world import Journal, World, agent, steps_before
-from services.orchestrator.threads.rebuilding import MOST_OUTPUT_CHARS, rebuild
+from services.orchestrator.threads.rebuilding import rebuild
+from services.orchestrator.turn.results import MOST_OUTPUT_CHARS
 
 TOOLS = st.sampled_from(["look", "mail", "nowhere"])
 CALLS = st.lists(st.tuples(TOOLS, st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=2)), min_size=1, max_size=3)

@@ -128,6 +128,23 @@ async def test_a_run_whose_workers_keep_dying_fails_readably(backend, store):
     assert (await store.claim(following, 60, CRASHES)).verdict == "claimed"
 
 
+async def test_a_cancelled_run_whose_workers_keep_dying_ends_cancelled(backend, store):
+    ref = new_ref()
+    await accept(store, ref)
+    claim = await store.claim(ref, LEASE_S, CRASHES)
+    shown = await store.write(ref, claim.record.epoch, 1, "", [Draft("message_delta", b"{}", True)])
+    await store.cancel(ref, "", CANCELLED, "")
+    verdicts = []
+    for _ in range(2 * CRASHES):
+        await backend.advance(LEASE_S * 2)
+        verdicts.append((await store.claim(ref, LEASE_S, CRASHES)).verdict)
+    assert verdicts == ["claimed"] * (2 * CRASHES - 1) + ["failed"]
+    record = await store.run(ref)
+    assert (record.status, record.result) == ("cancelled", {"output_text": "", "usage": {}})
+    void, end = (await log_of(store, ref))[-2:]
+    assert (void.type, orjson.loads(void.data), end.type) == ("attempt_superseded", {"from_seq": shown.last_seq}, "run_cancelled")
+
+
 async def test_handing_over_does_not_use_the_crash_budget(store):
     ref = new_ref()
     await accept(store, ref)
@@ -313,5 +330,19 @@ async def test_trying_again_does_not_put_off_the_sweeper(backend, store):
     await backend.advance(2)
     assert await store.due(10, 0) == [ref]
     await store.note(ref, 3600)
+    await backend.advance(2)
+    assert await store.due(10, 0) == []
+
+
+async def test_a_wake_up_does_not_put_off_a_look_that_somebody_asked_for(backend, store):
+    ref = new_ref()
+    await accept(store, ref)
+    await store.note(ref, 1, sooner=True)
+    await store.wake(ref, "stable", 0, 3600)
+    await backend.advance(2)
+    assert await store.due(10, 3600) == [ref]
+    # Nor does it bring back one that was had.
+    await store.note(ref, 3600)
+    await store.wake(ref, "stable", 0, 3600)
     await backend.advance(2)
     assert await store.due(10, 0) == []

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from services.common.errors import Overloaded
 from services.orchestrator.records import Draft, Fenced, Written
-from services.orchestrator.testing.interleavings import NAMES, Broken, Interleaving
+from services.orchestrator.testing.interleavings import CRASHES, LOSSES, NAMES, Broken, Interleaving
 from services.orchestrator.testing.memory_store_runs import ThreadSteps
 from services.orchestrator.testing.stores import Edit, Site, stepped_lua
 
 ACTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 1), st.sampled_from([0, 0, 0, 1])), min_size=10, max_size=40)
+LOST = st.lists(st.tuples(st.sampled_from(LOSSES), st.integers(0, 1), st.just(0)), min_size=20, max_size=40)
 # Memory is looked at after every action and gets many lists; Valkey is the truth and gets fewer.
 LISTS = {"memory": 60, "valkey": 20, "cluster": 5}
 
@@ -26,9 +27,19 @@ def test_any_order_of_claims_writes_cancels_and_crashes_keeps_the_promises(site)
     holds()
 
 
-async def _play(site, actions, **how):
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_a_run_is_given_up_when_so_many_owners_in_a_row_are_lost_and_never_else(site, budget):
+    @settings(max_examples=LISTS[site.name] // 3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(actions=LOST)
+    def holds(actions):
+        asyncio.run(_play(site, actions, budget=budget, watched=site.name == "memory"))
+
+    holds()
+
+
+async def _play(site, actions, budget=CRASHES, **how):
     async with site.open() as backend:
-        await Interleaving(backend).play(actions, **how)
+        await Interleaving(backend, budget).play(actions, **how)
 
 
 # An end in two steps: first what is shown, then, when the writer tries again, the state.
@@ -71,7 +82,18 @@ DEFECTS = {
 }  # fmt: skip
 
 
-def _play_until_broken(site):
+LENIENT = {
+    "progress is overlooked": [Edit("run.lua", "redis.call('HSET', keys[3], 'crashes', 0)", "")],
+    "a hand-over is a loss": [
+        Edit("run.lua", "local attempt = tonumber(run[4])", "local attempt = tonumber(run[4])\nif attempt > 0 then status = 'running' end")
+    ],
+    "every process takes suspects": [Edit("run.lua", "and args[8] ~= '1'", "and false")],
+    "a suspect is turned away for good": [Edit("run.lua", "and args[8] ~= '1'", "")],
+    "one more than the budget": [Edit("run.lua", "if crashes >= most", "if crashes > most")],
+}
+
+
+def _play_until_broken(site, actions=ACTIONS, budget=CRASHES):
     @settings(
         max_examples=1000,
         deadline=None,
@@ -81,9 +103,9 @@ def _play_until_broken(site):
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(actions=ACTIONS)
+    @given(actions=actions)
     def holds(actions):
-        asyncio.run(_play(site, actions, watched=site.name == "memory"))
+        asyncio.run(_play(site, actions, budget, watched=site.name == "memory"))
 
     holds()
 
@@ -96,6 +118,12 @@ def test_a_defect_of_the_lua_code_is_found(_state_server, defect):
     promise, edits = DEFECTS[defect]
     with stepped_lua(edits) as lua, pytest.raises(Broken, match=f"^{promise}:"):
         _play_until_broken(Site("valkey", _state_server, lua))
+
+
+@pytest.mark.parametrize("defect", [pytest.param(name, marks=pytest.mark.system) for name in LENIENT])
+def test_a_defect_of_the_crash_budget_is_found(_state_server, defect):
+    with stepped_lua(LENIENT[defect]) as lua, pytest.raises(Broken, match=r"^budget:"):
+        _play_until_broken(Site("valkey", _state_server, lua), LOST, 3)
 
 
 class NoFence(ThreadSteps):

@@ -37,7 +37,7 @@ async def accept(store, ref, slots, queued=100, priority=0, start_ms=0, delayed=
 
 async def started(store, *refs):
     """As a replica does with what got a slot."""
-    replica = SimpleNamespace(store=store, outbox=SimpleNamespace(settle=store.settle))
+    replica = SimpleNamespace(store=store, settle_ended=store.settle)
 
     async def wake(ref, track, created_ms, schedule):
         await store.wake(ref, track, created_ms, schedule=schedule)
@@ -157,9 +157,13 @@ async def test_a_delayed_run_does_not_hold_up_its_thread(store):
     await finish(store, later)
 
 
+async def nothing_left(ref):
+    return False
+
+
 def sweeper_of(store, start):
     settings = SimpleNamespace(track="stable", sweep_s=0.01, other_track_after_s=60.0)
-    worker = SimpleNamespace(owns=lambda ref: False, start=start)
+    worker = SimpleNamespace(owns=lambda ref: False, has_room=lambda: False, start=start, wind_up=nothing_left)
     return Sweeper(settings, store, worker, SimpleNamespace(settle=store.settle, deliver=store.settle))
 
 

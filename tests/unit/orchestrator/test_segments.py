@@ -14,6 +14,7 @@ from services.common.errors import Gone, Internal, Overloaded
 from services.common.limits import TierPolicy
 from services.common.valkey import connect
 from services.orchestrator import segments_moving
+from services.orchestrator.adapters.blob_folder import FolderBlobs
 from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
@@ -71,7 +72,7 @@ async def one_run(store, ref, events=3, data=b"{}"):
 @pytest.fixture
 def store(valkey, tmp_path):
     found = Store(valkey, "one")
-    found.segments = SegmentFiles(tmp_path / "segments")
+    found.segments = SegmentFiles(FolderBlobs(tmp_path / "segments"))
     return found
 
 
@@ -195,7 +196,7 @@ async def test_deleted_events_are_an_error_that_names_the_oldest(store, valkey, 
     for after in range(boundary - 1):
         with pytest.raises(Gone) as gone:
             await store.read(second, after, 10, False)
-        assert (gone.value.reason, gone.value.metadata) == ("RESUME_GAP", {"oldest_seq": str(boundary)})
+        assert (gone.value.reason, gone.value.metadata["oldest_seq"]) == ("RESUME_GAP", str(boundary))
     assert (await store.read(second, boundary - 1, 100, False))[3] == before[boundary - 1 :]
     assert (await store.read(second, 0, 100, True))[3] == before[boundary - 1 :]
     assert await store.run(first) is None
@@ -273,9 +274,9 @@ async def test_a_lost_or_damaged_segment_is_an_error_and_no_gap(store, tmp_path)
 
 async def test_a_folder_that_cannot_be_used_leaves_the_log_where_it_is(store, valkey, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    broken = SegmentFiles(tmp_path / "file" / "segments")
+    broken = SegmentFiles(folder := FolderBlobs(tmp_path / "file" / "segments"))
     with pytest.raises(OSError, match=os.strerror(20)):
-        broken.prepare()
+        folder.prepare()
     refs = [new_ref() for _ in range(3)]
     for ref in refs:
         await one_run(store, ref)
@@ -315,7 +316,7 @@ def test_any_order_of_runs_moves_deletions_and_deaths_keeps_the_log(_state_serve
 async def _any_order(url, folder, actions):
     client = connect(url)
     store = Store(client, "one")
-    store.segments = SegmentFiles(folder)
+    store.segments = SegmentFiles(FolderBlobs(folder))
     thread_id, refs, model, open_run = uuid.uuid4().hex, [], [], None
     try:
         for action, detail in actions:
@@ -377,14 +378,14 @@ async def _same(store, thread, model, open_run):
         if after + 1 < oldest:
             with pytest.raises(Gone) as gone:
                 await store.read(thread, after, 5, False)
-            assert gone.value.metadata == {"oldest_seq": str(oldest)}
+            assert gone.value.metadata["oldest_seq"] == str(oldest)
         else:
             assert (await store.read(thread, after, 5, False))[3] == model[after : after + 5]
 
 
 async def test_a_file_that_a_mover_writes_behind_the_erasure_of_its_thread_does_not_stay(valkey, tmp_path):
-    store, erasures, files, ref = Store(valkey, "one"), ValkeyErasures(valkey, "one"), SegmentFiles(tmp_path / "segments"), new_ref()
-    await one_run(store, ref)
+    store, erasures, files = Store(valkey, "one"), ValkeyErasures(valkey, "one"), SegmentFiles(FolderBlobs(tmp_path / "segments"))
+    await one_run(store, ref := new_ref())
 
     class Overtaken:
         drop = staticmethod(files.drop)

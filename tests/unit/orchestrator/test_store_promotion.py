@@ -9,6 +9,7 @@ import pytest
 from services.common import testing
 from services.common.errors import InvalidInput
 from services.common.valkey import connect
+from services.orchestrator.adapters.blob_folder import FolderBlobs
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
@@ -178,6 +179,35 @@ async def test_a_watcher_that_was_shown_more_than_is_left_is_told_at_once_whatev
             await anext(events)
 
 
+@pytest.mark.parametrize("replay_only", [True, False])
+async def test_a_watcher_of_a_run_that_ended_before_a_promotion_is_told_its_end_and_no_more(pair, replay_only):
+    first, second = pair
+    ref, epoch = await _owned(first)
+    await first.store.write(ref, epoch, 1, "", [TEXT], mode="f", terminal=done())
+    await second.follow(first)
+    whole = await log_of(first.store, ref)
+    await second.promoted()
+    await first.follow(second)
+    later = new_ref(ref.thread_id)
+    assert await accept(second.store, later) == "new"
+    assert LOG_GAP in [event.type for event in await log_of(second.store, ref)]
+
+    async def nothing(_):
+        return None
+
+    worker = SimpleNamespace(owns=lambda _: False, find=lambda *_: None)
+    watching = Watching(SETTINGS, second.store, Hub(second.store, nothing, nothing), worker)
+    shown = []
+    async with (
+        asyncio.timeout(testing.PATIENCE_S),
+        aclosing(watching.events(ref, of_run=True, after_seq=0, types=(), replay_only=replay_only)) as events,
+    ):
+        async for batch in events:
+            assert not isinstance(batch, int), "the watch goes on after the run's end"
+            shown += batch
+    assert shown == whole
+
+
 async def test_a_log_that_skipped_ahead_is_read_in_pages_and_moved_whole(pair, tmp_path):
     first, second = pair
     ref, epoch = await _owned(first)
@@ -185,8 +215,7 @@ async def test_a_log_that_skipped_ahead_is_read_in_pages_and_moved_whole(pair, t
     record = await _taken_over(second.store, ref)
     await second.store.write(ref, record.epoch, 1, "", [TEXT] * 5, mode="f", terminal=done())
     log = await log_of(second.store, ref)
-    second.store.segments = SegmentFiles(tmp_path)
-    second.store.segments.prepare()
+    second.store.segments = SegmentFiles(FolderBlobs(tmp_path))
     await SegmentMover(second.store, second.store.segments, 0.0, lambda _: None).look(ref)
     assert not await second.client.exists(f"t:{{acme/{ref.thread_id}}}:log")
     assert await log_of(second.store, ref) == log
@@ -201,10 +230,10 @@ async def test_a_fork_begins_in_the_generation_of_its_store_and_names_no_gap(val
     ref, sealing = new_ref(), Sealing()
     store, threads = Store(valkey, "one", 1), ValkeyThreads(valkey, "one", 1, sealing)
     # Their Lua code is that of a store with replicas; there is none here to wait for.
-    store._replicas = threads._replicas = 0
+    store._lasting.replicas = threads._lasting.replicas = 0
     assert (await threads.build(ref, "ana", {}, b"{}", "print", 10**14)).verdict == "building"
     copied = [Event(seq, 1, ref.thread_id, "of-the-parent", 1, "message_completed", b"{}", False, "") for seq in (1, 2, 5)]
     assert await threads.copy(ref, "ana", 0, copied) == 5
-    await threads.built(ref, "ana", b"{}", b"", "parent", 5, 0, "", "")
+    await threads.built(ref, "ana", b"{}", b"", b"", "parent", 5, 0, "", "")
     assert await accept(store, ref) == "new"
     assert [event.type for event in await log_of(store, ref)] == ["message_completed"] * 3 + ["thread_forked", "run_queued"]

@@ -8,6 +8,7 @@ import uvloop
 from redis.exceptions import ConnectionError as ValkeyConnectionError
 from redis.exceptions import TimeoutError as ValkeyTimeoutError
 
+from services.common import testing
 from services.common.errors import Overloaded
 from services.common.valkey import connect
 from services.orchestrator.adapters.store import Store
@@ -64,6 +65,58 @@ async def test_a_held_answer_is_that_of_a_command_that_was_done(through, valkey)
     assert not asked.done()
     held.release()
     assert await asked == 1
+
+
+def sets(client, *names):
+    """A pipeline that gives each of the names its own value, on its way."""
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.set(name, f"of {name}")
+    return asyncio.create_task(pipeline.execute())
+
+
+async def test_of_a_pipeline_the_command_that_fits_is_held_and_what_stands_behind_it(through, valkey):
+    proxy, client = through
+    held = proxy.hold(b"SET", b"slow")
+    asked = sets(client, "before", "slow", "behind")
+    await held.reached()
+    await testing.eventually_async(lambda: valkey.get("before"), "what stands before it is done")
+    assert await valkey.mget("slow", "behind") == [None, None]
+    held.release()
+    assert await asked == [True, True, True]
+
+
+async def test_commands_of_a_pipeline_that_have_what_fits_between_them_are_not_held(through):
+    proxy, client = through
+    held = proxy.hold(b"SET", b"one", b"of two")
+    assert await sets(client, "one", "two") == [True, True]
+    assert not held.caught.is_set()
+
+
+@pytest.mark.parametrize("answer", [False, True])
+async def test_a_pipeline_stands_at_all_the_places_that_it_comes_by(through, valkey, answer):
+    proxy, client = through
+    places = [proxy.hold(b"SET", name, answer=answer) for name in (b"one", b"two")]
+    asked = sets(client, "one", "two")
+    await asyncio.gather(*(held.reached() for held in places))
+    assert (await valkey.exists("one", "two"), asked.done()) == (2 if answer else 0, False)
+    for held in places:
+        held.release()
+    assert await asked == [True, True]
+
+
+async def test_commands_and_answers_that_come_in_pieces_are_carried_whole(through):
+    proxy, client = through
+    long = "x" * 3_000_000
+    assert await client.set("long", long)
+    assert await client.lpush("list", long, "", long) == 3
+    held = proxy.hold(b"GET", b"long", answer=True)
+    asked = asyncio.create_task(client.get("long"))
+    await held.reached()
+    assert await client.lrange("list", 0, -1) == [long.encode(), b"", long.encode()]
+    assert await client.get("nothing") is None
+    held.release()
+    assert await asked == long.encode()
 
 
 async def test_a_process_that_starts_while_its_store_is_away_is_told_so_and_does_not_end(through):

@@ -1,5 +1,6 @@
 """What a turn hears while it is at work, with owners that are lost at any write: each message is said once, and a stop holds."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,27 @@ def test_a_stop_ends_the_call_under_way_and_no_further_one_is_made_unless_somebo
         assert (result["output_text"], result["finish_reason"], order(world.asked[-1])) == ("done", "stop", ["go", "go on"])
     else:
         assert (result["finish_reason"], len(world.asked)) == ("stopped", at)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"), [(Limits(max_total_tokens=300), "TOKEN_LIMIT"), (Limits(max_cost_microusd=30), "COST_LIMIT")]
+)
+def test_who_stops_and_speaks_again_and_again_comes_to_the_limits_of_the_run(limits, reason):
+    def reply(call):
+        assert len(world.asked) < 40, "nothing of it is counted"
+        world.post("steer", text="say more of " + "this " * 20)
+        world.post("stop")
+        return "done"
+
+    world = World(reply, agent(), limits=limits)
+    result = world.run()
+    used = result["usage"]
+    assert used["model_calls"] == len(world.asked) > 1
+    assert all(data["stopped"] for data in world.journal.of("usage"))
+    if reason == "TOKEN_LIMIT":
+        assert 300 <= used["input_tokens"] + used["output_tokens"] < 600
+    else:
+        assert used["cost_microusd"] == world.billed == 35
 
 
 def test_a_run_without_a_step_left_ends_with_its_answer_and_not_with_a_limit():

@@ -72,5 +72,9 @@ def test_specifications_and_references_come_back_as_they_were():
     # The version before takes the list as all there is.
     assert bounded.as_dict()["limits"] == [1.5, 2, 3, 4]
     assert RunSpec.from_dict(orjson.loads(orjson.dumps(bounded.as_dict()))) == bounded
+    exposed = replace(spec, experiment="tone", arm="warm")
+    assert RunSpec.from_dict(orjson.loads(orjson.dumps(exposed.as_dict()))) == exposed
+    # What the version before writes, and reads as a whole, says nothing of experiments.
+    assert not {"experiment", "arm"} & spec.as_dict().keys()
     ref = RunRef("a/b {c}|ü", "t:1", "r.2")
     assert RunRef.decode(ref.encode()) == ref

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from services.common import testing
 from services.common.errors import Overloaded
+from services.common.identity import Principal
 from services.orchestrator.adapters.store import Store
-from services.orchestrator.hub import MOST_BUFFERED, Hub
+from services.orchestrator.hub import MOST_BUFFERED, PAGE, Hub
 from services.orchestrator.records import Draft, Event, Limits, RunRef, RunSpec
+from services.orchestrator.testing.runs import done
 from services.orchestrator.watching import Watching
 
 SETTINGS = SimpleNamespace(watch_heartbeat_s=5.0, watch_max_age_s=60.0)
@@ -92,6 +95,51 @@ async def test_what_another_process_tells_of_during_a_read_is_read_too(log, monk
     monkeypatch.setattr(log.store, "read", and_then_one_more)
     log.hub.noticed(log.ref, third.seq)
     assert await take(events, 2) == [3, 4]
+
+
+async def test_watchers_hear_that_what_comes_next_cannot_be_read(log, monkeypatch):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    await log.write(1)
+    (late,) = await log.write(1)
+    read = log.store.read
+
+    async def away(*_):
+        raise Overloaded("the store of large results cannot be used", reason="RESULTS_UNAVAILABLE", retry_after_s=1.0)
+
+    monkeypatch.setattr(log.store, "read", away)
+    log.hub.noticed(log.ref, late.seq)
+    with pytest.raises(Overloaded, match="large results") as told:
+        await take(events, 1)
+    assert (told.value.reason, told.value.retry_after_s) == ("RESULTS_UNAVAILABLE", 1.0)
+    assert not log.hub.watched(log.ref)
+    # Whoever resumes hears of it as well, and goes on where it was once that is back.
+    with pytest.raises(Overloaded, match="large results"):
+        await take(log.watching.events(log.ref, of_run=True, after_seq=2, types=(), replay_only=False), 1)
+    monkeypatch.setattr(log.store, "read", read)
+    events = log.watching.events(log.ref, of_run=True, after_seq=2, types=(), replay_only=False)
+    assert await take(events, 2) == [3, 4]
+    await events.aclose()
+
+
+async def test_whoever_waits_for_an_end_hears_of_it_though_what_comes_before_cannot_be_read(log, monkeypatch):
+    read, failed = log.store.read, asyncio.Event()
+
+    async def away(ref, after_seq, most, of_run):
+        if most == PAGE:
+            failed.set()
+            raise Overloaded("the store of large results cannot be used", reason="RESULTS_UNAVAILABLE")
+        return await read(ref, after_seq, most, of_run)
+
+    monkeypatch.setattr(log.store, "read", away)
+    waiting = asyncio.create_task(log.watching.wait(Principal("acme", "ana"), log.ref.run_id))
+    await testing.eventually_async(lambda: log.hub.watched(log.ref), "it waits")
+    (late,) = await log.write(1)
+    log.hub.noticed(log.ref, late.seq)
+    await asyncio.wait_for(failed.wait(), 30)
+    written = await log.store.write(log.ref, 1, 2, "", [], mode="f", terminal=done())
+    log.hub.noticed(log.ref, written.last_seq)
+    assert (await asyncio.wait_for(waiting, 30)).ended
 
 
 async def test_a_slow_watcher_is_sent_away_and_the_writer_is_not_held_up(log):

@@ -121,8 +121,8 @@ def test_an_endpoint_of_a_later_version_can_be_read():
 
 
 @pytest.fixture
-async def stores(valkey):
-    return [ValkeyWebhooks(valkey, name) for name in ("one", "two")]
+async def stores(either):
+    return [ValkeyWebhooks(either, name) for name in ("one", "two")]
 
 
 def ref(endpoint_id="whk_1"):
@@ -139,7 +139,7 @@ async def test_a_message_is_fanned_out_once(stores):
         assert (delivery.ref, delivery.status, delivery.run_id) == (ref(endpoint_id), "pending", "r")
 
 
-async def test_one_process_has_a_delivery_and_a_zombie_records_nothing(stores, valkey):
+async def test_one_process_has_a_delivery_and_a_zombie_records_nothing(stores, either):
     one, two = stores
     await one.add(REF.tenant, endpoint(), 5)
     await one.fan_out(REF.tenant, MESSAGE, ["whk_1"])
@@ -148,7 +148,7 @@ async def test_one_process_has_a_delivery_and_a_zombie_records_nothing(stores, v
     early = await two.take(ref(), 30.0)
     assert early.verdict == "early"
     assert 0 < early.wait_s <= 30
-    await valkey.hset(f"tn:{{acme%2F%C3%BC}}:hook-delivery:msg_1/{ref().endpoint_id}", "lease_until", 0)
+    await either.hset(f"tn:{{acme%2F%C3%BC}}:hook-delivery:msg_1/{ref().endpoint_id}", "lease_until", 0)
     theirs = await two.take(ref(), 30.0)
     assert theirs.attempt == 2
     assert not await one.record(ref(), mine.attempt, Attempt(1, 1, 500), "failed", 0.0)
@@ -186,7 +186,7 @@ async def test_deliveries_of_an_endpoint_that_is_gone_are_dropped(stores):
     assert (await one.take(ref("whk_9"), 30.0)).verdict == "none"
 
 
-async def test_a_date_that_somebody_asked_for_meanwhile_stands(stores, valkey):
+async def test_a_date_that_somebody_asked_for_meanwhile_stands(stores, either):
     one, two = stores
     await one.note([ref()], 0.0)
     (due,) = await one.due(10, 30.0)
@@ -197,7 +197,7 @@ async def test_a_date_that_somebody_asked_for_meanwhile_stands(stores, valkey):
     (second,) = await two.due(10, 20.0)
     await one.leave(due, 3600.0)
     await two.leave(second, None)
-    assert not await valkey.exists(DUE)
+    assert not await either.exists(DUE)
 
 
 async def test_endpoints_change_only_from_what_they_were(stores):
@@ -224,7 +224,7 @@ class Runs:
         return ended()
 
 
-async def test_tenants_without_webhooks_cost_nothing_and_new_ones_are_heard_of(stores, valkey):
+async def test_tenants_without_webhooks_cost_nothing_and_new_ones_are_heard_of(stores, either):
     one, _ = stores
     runs, woken = Runs(), []
     announcing = Announcing(runs, one, lambda: woken.append(1))
@@ -232,14 +232,14 @@ async def test_tenants_without_webhooks_cost_nothing_and_new_ones_are_heard_of(s
     await announcing._refresh()
     assert announcing.certainly_silent(REF.tenant)
     await announcing.announce(REF)
-    assert (runs.asked, await valkey.exists(DUE)) == (0, 0)
+    assert (runs.asked, await either.exists(DUE)) == (0, 0)
     await one.enlist(REF.tenant)
     await one.enlist(REF.tenant)
     await one.add(REF.tenant, endpoint(), 5)
     await announcing._refresh()
     for _ in range(2):
         await announcing.announce(REF)
-    assert (runs.asked, len(woken), await valkey.zcard(DUE)) == (2, 2, 1)
+    assert (runs.asked, len(woken), await either.zcard(DUE)) == (2, 2, 1)
     assert len(await one.deliveries(REF.tenant, "whk_1", 0, 10)) == 1
 
 
@@ -254,12 +254,12 @@ async def test_a_process_that_has_not_heard_for_a_while_asks(stores, monkeypatch
     assert len(await one.deliveries(REF.tenant, "whk_1", 0, 10)) == 1
 
 
-async def test_whoever_makes_the_first_webhook_beside_another_waits_as_well(stores, valkey):
+async def test_whoever_makes_the_first_webhook_beside_another_waits_as_well(stores, either):
     one, two = stores
     caller, asked = testing.principal_of(tenant=REF.tenant), EndpointRequest("https://8.8.8.8/", ["run.finished"])
     announcing = Announcing(Runs(), two, lambda: None)
     await announcing._refresh()
-    both = [asyncio.create_task(Endpoints(s, HttpSender(), IdempotencyStore(valkey), False).create(caller, asked)) for s in stores]
+    both = [asyncio.create_task(Endpoints(s, HttpSender(), IdempotencyStore(either), False).create(caller, asked)) for s in stores]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     assert not announcing.certainly_silent(REF.tenant), "an answer came while a replica still knew better"
     await asyncio.gather(*both)

@@ -231,6 +231,21 @@ steps:
 """
 
 
+TOOL_STEP = """
+steps:
+  - {name: ask, kind: tool, tool: look, retry: {attempts: 3, backoff_s: 0.01}, on_error: sorry}
+  - {name: done, kind: end, output: "fine"}
+  - {name: sorry, kind: end, output: "{steps.ask.error.code}: {steps.ask.error.message}"}
+"""
+
+
+def test_a_result_that_is_deeper_than_can_be_written_fails_its_step_alone():
+    output = b'{"a":' + b"[" * 400 + b"]" * 400 + b"}"
+    world = World(lambda call: "x", flow(TOOL_STEP), tool=lambda name, given: ToolOutcome("done", output))
+    assert world.run()["output_text"] == "output.invalid: it is nested too deeply"
+    assert world.executed.total() == 1
+
+
 def test_an_answer_that_does_not_fit_is_corrected_once():
     said = []
 
@@ -243,6 +258,9 @@ def test_an_answer_that_does_not_fit_is_corrected_once():
     assert "answer.n: must be of the type integer" in said[1][2]
     assert World(lambda call: '{"n": "x"}', flow(JSON_STEP)).run()["output_text"] == "output.invalid: answer.n: must be of the type integer"
     assert World(lambda call: "?", flow(JSON_STEP)).run()["output_text"] == "output.invalid: it is not JSON"
+    # What is read may be deeper than what is written.
+    deep = World(lambda call: '{"a":' + "[" * 400 + "]" * 400 + "}", flow(JSON_STEP))
+    assert deep.run()["output_text"] == "output.invalid: it is nested too deeply"
 
 
 LOOKING = """

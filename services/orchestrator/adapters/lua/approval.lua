@@ -55,5 +55,29 @@ local function settle_interrupt(keys, args)
   return {'done', run[1], posted}
 end
 
-redis.register_function('interrupts_raise_v1', raise_interrupts)
-redis.register_function('interrupt_settle_v1', settle_interrupt)
+-- KEYS: interrupts. ARGV: id. Answers 1, or 0 where there is none.
+local function keep_interrupt(keys, args)
+  local present = redis.call('HGET', keys[1], args[1])
+  if not present then return 0 end
+  -- A write, so that who only reads the answer waits for the replicas as whoever gave it did.
+  redis.call('HSET', keys[1], args[1], present)
+  return 1
+end
+
+-- KEYS: all of a tenant's, those that nobody has answered, counter. ARGV: most of all, member…
+local function enlist(keys, args)
+  local count = #args - 1
+  local before = redis.call('INCRBY', keys[3], count) - count
+  for i = 1, count do
+    redis.call('ZADD', keys[1], 'NX', before + i, args[i + 1])
+    redis.call('ZADD', keys[2], 'NX', before + i, args[i + 1])
+  end
+  redis.call('ZREMRANGEBYRANK', keys[1], 0, -tonumber(args[1]) - 1)
+  return before
+end
+
+-- A run that was accepted asks, and is answered, also where memory is full.
+redis.register_function{function_name = 'interrupts_raise_v1', callback = raise_interrupts, flags = {'allow-oom'}}
+redis.register_function{function_name = 'interrupt_settle_v1', callback = settle_interrupt, flags = {'allow-oom'}}
+redis.register_function{function_name = 'interrupt_keep_v1', callback = keep_interrupt, flags = {'allow-oom'}}
+redis.register_function{function_name = 'approvals_enlist_v1', callback = enlist, flags = {'allow-oom'}}

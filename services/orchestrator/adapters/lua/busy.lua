@@ -31,5 +31,15 @@ local function busy(keys, args)
   return redis.call('LINDEX', keys[2], 0) or ''
 end
 
+-- KEYS: run, pending. ARGV: run id. Answers {runs before it in the line of its thread (-1: it is in none), runs in the line, the first of
+-- them, its status}.
+local function line(keys, args)
+  local head = redis.call('LINDEX', keys[2], 0)
+  if not head then return {-1, 0, '', ''} end
+  local status = redis.call('HGET', string.sub(keys[1], 1, -#args[1] - 1) .. head, 'status')
+  return {redis.call('LPOS', keys[2], args[1]) or -1, redis.call('LLEN', keys[2]), head, status or ''}
+end
+
 redis.register_function('thread_accept_busy_v1', accept_busy)
+redis.register_function{function_name = 'thread_line_v1', callback = line, flags = {'no-writes'}}
 redis.register_function{function_name = 'thread_busy_v1', callback = busy, flags = {'no-writes'}}

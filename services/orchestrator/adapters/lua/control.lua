@@ -78,5 +78,6 @@ local function unpark(keys, args)
   return 1
 end
 
-redis.register_function('run_post_v1', post)
-redis.register_function('run_unpark_v1', unpark)
+-- What a run that was accepted waits for reaches it also where memory is full: its inbox has a bound.
+redis.register_function{function_name = 'run_post_v1', callback = post, flags = {'allow-oom'}}
+redis.register_function{function_name = 'run_unpark_v1', callback = unpark, flags = {'allow-oom'}}

@@ -14,16 +14,21 @@ local function ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'cancelled'
 end
 
--- KEYS: users being erased, record. ARGV: user, erasure id, digest of the subject, print, parts…
--- Answers {verdict, id}; verdict: new, known (the same was asked before), joined (another is under way), mismatch.
+-- KEYS: users being erased, record. ARGV: user, erasure id, digest of the subject, print, ms for which a joined one is known, parts…
+-- Answers {verdict, id}; verdict: new, known (the same was asked before), joined (another is under way), mismatch. Whoever joined one is
+-- answered with it from then on, so its id's record tells of no erasure but of that one.
 local function begin(keys, args)
-  local known = redis.call('HGET', keys[2], 'print')
-  if known then return {known == args[4] and 'known' or 'mismatch', args[2]} end
+  local known = redis.call('HMGET', keys[2], 'print', 'joined')
+  if known[1] then return {known[1] == args[4] and 'known' or 'mismatch', known[2] or args[2]} end
   local standing = redis.call('HGET', keys[1], args[1])
-  if standing then return {'joined', standing} end
+  if standing then
+    redis.call('HSET', keys[2], 'schema_version', SCHEMA, 'print', args[4], 'joined', standing)
+    redis.call('PEXPIRE', keys[2], args[5])
+    return {'joined', standing}
+  end
   redis.call('HSET', keys[2], 'schema_version', SCHEMA, 'id', args[2], 'user', args[1], 'digest', args[3], 'print', args[4],
     'created_ms', now_ms(), 'done_ms', 0)
-  for i = 5, #args do redis.call('HSET', keys[2], 'part:' .. args[i], '') end
+  for i = 6, #args do redis.call('HSET', keys[2], 'part:' .. args[i], '') end
   redis.call('HSET', keys[1], args[1], args[2])
   return {'new', args[2]}
 end
@@ -73,12 +78,42 @@ local function note(keys, args)
   return redis.call('ZADD', keys[1], now_ms() + tonumber(args[1]), args[2])
 end
 
--- KEYS: due. ARGV: most, ms until they are due again.
-local function due(keys, args)
+-- What stores keep in their files of what was erased. KEYS: {wanted_ms: files that are written anew from then on are asked for, since_ms:
+-- the first such date that nobody has served, taken_ms, done_ms: of a date that files were written anew at or after}.
+
+-- 0 where none stands. What comes later does not put it off, or files would never be written while erasures keep coming. Of the version
+-- before, and of what came while files were being written, the last date is known alone.
+local function first_wanted(wanted, since, done)
+  if wanted <= done then return 0 end
+  return since > done and math.min(since, wanted) or wanted
+end
+
+-- ARGV: ms from now. Answers the date.
+local function want_files(keys, args)
+  local found = redis.call('HMGET', keys[1], 'wanted_ms', 'since_ms', 'done_ms')
+  local wanted = tonumber(found[1] or '0')
+  local first = first_wanted(wanted, tonumber(found[2] or '0'), tonumber(found[3] or '0'))
+  local at = math.max(now_ms() + tonumber(args[1]), wanted)
+  redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'wanted_ms', at, 'since_ms', first > 0 and first or at)
+  return at
+end
+
+-- ARGV: ms for which nobody else is to ask, least ms between two. Answers the date from which on files are asked for, 0 where none are.
+local function take_files(keys, args)
   local now = now_ms()
-  local found = redis.call('ZRANGEBYSCORE', keys[1], '-inf', now, 'LIMIT', 0, args[1])
-  for _, reference in ipairs(found) do redis.call('ZADD', keys[1], now + tonumber(args[2]), reference) end
-  return found
+  local found = redis.call('HMGET', keys[1], 'wanted_ms', 'taken_ms', 'done_ms', 'since_ms')
+  local taken, done = tonumber(found[2] or '0'), tonumber(found[3] or '0')
+  local first = first_wanted(tonumber(found[1] or '0'), tonumber(found[4] or '0'), done)
+  if first == 0 or first > now or done + tonumber(args[2]) > now then return 0 end
+  if taken > done and taken + tonumber(args[1]) > now then return 0 end
+  redis.call('HSET', keys[1], 'taken_ms', now)
+  return now
+end
+
+-- ARGV: the date that was answered.
+local function done_files(keys, args)
+  if tonumber(redis.call('HGET', keys[1], 'done_ms') or '0') < tonumber(args[1]) then redis.call('HSET', keys[1], 'done_ms', args[1]) end
+  return 1
 end
 
 redis.register_function('erasure_begin_v1', begin)
@@ -88,4 +123,6 @@ redis.register_function{function_name = 'erasure_finish_v1', callback = finish, 
 redis.register_function{function_name = 'erasure_quiet_v1', callback = quiet, flags = {'allow-oom'}}
 redis.register_function{function_name = 'erasure_thread_v1', callback = thread, flags = {'allow-oom'}}
 redis.register_function{function_name = 'erasure_note_v1', callback = note, flags = {'allow-oom'}}
-redis.register_function{function_name = 'erasure_due_v1', callback = due, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_want_files_v1', callback = want_files, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_take_files_v1', callback = take_files, flags = {'allow-oom'}}
+redis.register_function{function_name = 'erasure_done_files_v1', callback = done_files, flags = {'allow-oom'}}

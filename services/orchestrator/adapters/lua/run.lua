@@ -1,12 +1,17 @@
 -- A run and its owner: claimed, written to, kept alive, cancelled, looked at.
 
--- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, crashes allowed, channel, origin, newest schema that it reads.
+-- KEYS: as accept, without runs. ARGV: run id, owner, lease ms, owners that may be lost in a row, channel, origin, newest schema that it
+-- reads, whether it takes a suspect '0'|'1'.
 -- Answers {verdict, run fields, messages, runs whose outbox waits, first seq, last seq, now, next run};
--- verdict: claimed, gone, ended, owned, waiting (its turn in the thread, or for a slot), parked, failed.
+-- verdict: claimed, gone, ended, owned, waiting (its turn in the thread, or for a slot), parked, failed (given up: it has ended), suspect
+-- (the next lost owner ends it, and this one works on such a run already; nothing has changed).
+-- `crashes` are the owners that were lost since the last checkpoint; the version before, which never began anew, gives up by the same
+-- number. `losses` are all, and `lost_ms` is the time that they worked after their last checkpoints, as far as their heartbeats tell.
+-- `active_from` is epoch and time (ms) of the last claim or checkpoint: that of another epoch was left there by the version before.
 local function claim(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[3], 'status', 'lease_until', 'epoch', 'attempt', 'crashes', 'prov_from', 'append_only', 'state',
-    'cancel', 'held', 'stopping', 'schema_version')
+    'cancel', 'held', 'stopping', 'schema_version', 'losses', 'active_from')
   local status = run[1]
   if not status then return {'gone'} end
   if ended(status) then return {'ended'} end
@@ -16,21 +21,40 @@ local function claim(keys, args)
   if status == 'running' and tonumber(run[2]) > now then return {'owned'} end
   if redis.call('LINDEX', keys[4], 0) ~= args[1] then return {'waiting'} end
   local attempt = tonumber(run[4])
-  local crashes = tonumber(run[5])
-  if status == 'running' then crashes = crashes + 1 end
-  if crashes >= tonumber(args[4]) then
+  local crashes, losses, lost_ms = tonumber(run[5]), tonumber(run[13] or run[5]), 0
+  if status == 'running' then
+    crashes, losses = crashes + 1, losses + 1
+    local of, from = string.match(run[14] or '', '^(%d+) (%d+)$')
+    if of == run[3] then lost_ms = tonumber(run[2]) - tonumber(args[3]) - tonumber(from) end
+  end
+  -- Whoever takes a run that is to end only ends it, with what it showed and what became of its calls, so it has as many owners again for
+  -- that. What they tell is sealed; where all of them are lost too, it ends without.
+  local cancelled = run[9] == '1'
+  local most = tonumber(args[4]) * (cancelled and 2 or 1)
+  if crashes >= most then
     local usage = run[8] and cjson.decode(run[8])['usage'] or {}
-    local message = 'The run was given up after its worker was lost ' .. crashes .. ' times.'
+    local message = 'The run was given up after its worker was lost ' .. crashes .. ' times in a row.'
     local result = cjson.encode({error = {reason = 'WORKER_LOST', message = message, retryable = true}, usage = usage})
     local epoch = tonumber(run[3]) + 1
-    redis.call('HSET', keys[3], 'epoch', epoch, 'crashes', crashes)
-    local last, following = terminate(keys, args[1], attempt, '', now, 'failed', result, 'run_failed', result)
+    redis.call('HSET', keys[3], 'epoch', epoch, 'crashes', crashes, 'losses', losses)
+    local status, kind = 'failed', 'run_failed'
+    if cancelled then
+      status, kind, result = 'cancelled', 'run_cancelled', cjson.encode({output_text = '', usage = usage})
+      if run[6] then
+        append(keys[1], keys[2], args[1], attempt, '', now, {'attempt_superseded', '0', '{"from_seq":' .. run[6] .. '}'}, 1, 1)
+      end
+    end
+    local last, following = terminate(keys, args[1], attempt, '', now, status, result, kind, result)
     tell(args[5], last, args[6])
     return {'failed', {}, {}, {}, last, last, now, following}
   end
-  attempt = attempt + 1
+  -- A run that is to end does not go on with what may have taken its owners away.
+  if crashes > 0 and crashes + 1 >= tonumber(args[4]) and args[8] ~= '1' and run[9] ~= '1' then return {'suspect'} end
+  -- Who goes on after a rest begins nothing anew: the last owner left of itself, and all that it showed stands.
+  local rested = status == 'queued' and redis.call('HGET', keys[3], 'rested') == run[4]
+  if rested then redis.call('HDEL', keys[3], 'rested') else attempt = attempt + 1 end
   local events, count = {}, 0
-  if attempt == 1 then
+  if attempt == 1 and not rested then
     events, count = {'run_started', '0', '{}'}, 1
     redis.call('HSET', keys[3], 'started_ms', now)
     local thread = redis.call('HMGET', keys[1], 'carry_open', 'carry')
@@ -40,8 +64,10 @@ local function claim(keys, args)
     events, count = {'attempt_superseded', '0', '{"from_seq":' .. run[6] .. '}'}, 1
     redis.call('HDEL', keys[3], 'prov_from')
   end
+  if lost_ms > 0 then redis.call('HINCRBY', keys[3], 'lost_ms', string.format('%.0f', lost_ms)) end
   redis.call('HSET', keys[3], 'status', 'running', 'epoch', tonumber(run[3]) + 1, 'attempt', attempt, 'crashes', crashes,
-    'owner', args[2], 'lease_until', now + tonumber(args[3]), 'w', 0)
+    'losses', losses, 'owner', args[2], 'lease_until', now + tonumber(args[3]), 'w', 0,
+    'active_from', (tonumber(run[3]) + 1) .. ' ' .. string.format('%.0f', now))
   local first, last = 0, 0
   if count > 0 then
     first, last = append(keys[1], keys[2], args[1], attempt, '', now, events, 1, count)
@@ -53,7 +79,7 @@ end
 
 -- KEYS: as claim. ARGV: epoch, number of this write, run id, trace, channel, origin, mode, state ('' : as it was), messages,
 --       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] [park: until ms (0: no time),
---       commands absorbed,] events, {type, provisional, data}…
+--       commands absorbed,] events, {type, provisional, data}…, [schema that it takes to read these messages]
 -- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish, p park. Answers {first, last, now, next
 -- run, 1 where a cancel was asked for}; where a command has come that a run which parks has not absorbed, it is released instead, and
 -- the next run is itself.
@@ -61,7 +87,7 @@ end
 local PARKED_SCHEMA = '2'
 local function write(keys, args)
   local run = redis.call('HMGET', keys[3], 'epoch', 'status', 'attempt', 'w', 'reply', 'prov_from', 'inbox', 'cancel',
-    'steers', 'cut')
+    'steers', 'cut', 'crashes', 'schema_version')
   if run[1] ~= args[1] then return redis.error_reply('FENCED the run has another owner') end
   if run[4] == args[2] then
     -- A write, so that this answer waits for the replicas as the first one did.
@@ -101,17 +127,21 @@ local function write(keys, args)
   end
   if mode == 'c' or mode == 's' or mode == 'p' then
     redis.call('HDEL', keys[3], 'prov_from', 'stopping')
+    -- Who takes the run next goes on from here, so that whatever took its owners away lies behind it.
+    if mode ~= 's' and run[11] ~= '0' then redis.call('HSET', keys[3], 'crashes', 0) end
   elseif provisional > 0 and not run[6] and mode ~= 'f' then
     redis.call('HSET', keys[3], 'prov_from', provisional)
   end
   if args[8] ~= '' then redis.call('HSET', keys[3], 'state', args[8]) end
+  local schema = math.max(tonumber(args[at + count * 3 + 1] or '1') or 1, mode == 'p' and tonumber(PARKED_SCHEMA) or 1)
+  -- The version before knows nothing of what asks for a newer schema, and leaves alone what has it.
+  if schema > tonumber(run[12] or '1') then redis.call('HSET', keys[3], 'schema_version', schema) end
   if mode == 'r' then
     redis.call('HSET', keys[3], 'status', 'queued', 'owner', '', 'lease_until', 0, 'queued_ms', now)
   elseif mode == 'p' then
     local called = tonumber(run[7] or '0') > tonumber(args[finish + 1]) or run[8] == '1'
-    -- The version before knows nothing of parked runs, and leaves alone what has a newer schema.
     redis.call('HSET', keys[3], 'status', called and 'queued' or 'waiting', 'owner', '', 'lease_until', 0, 'queued_ms', now,
-      'parked_until', args[finish], 'schema_version', PARKED_SCHEMA)
+      'parked_until', args[finish], 'rested', run[3])
     if called then following = run_id end
   elseif mode == 'f' then
     -- A run that was rolled back leaves nothing in the conversation, also where its answer was faster.
@@ -124,7 +154,11 @@ local function write(keys, args)
     last = terminal
   end
   local reply = {first, last, now, following}
-  redis.call('HSET', keys[3], 'w', args[2], 'reply', cjson.encode(reply))
+  if mode == 'c' then
+    redis.call('HSET', keys[3], 'w', args[2], 'reply', cjson.encode(reply), 'active_from', run[1] .. ' ' .. string.format('%.0f', now))
+  else
+    redis.call('HSET', keys[3], 'w', args[2], 'reply', cjson.encode(reply))
+  end
   if last > 0 then tell(args[5], last, args[6]) end
   -- Not kept with the reply, which the version before reads as well.
   reply[5] = tonumber(run[8])
@@ -168,20 +202,21 @@ local function cancel(keys, args)
   if run[5] then
     -- It waits for a slot to go on in; ending takes none.
     redis.call('HDEL', keys[3], 'held')
+    redis.call('HSET', keys[3], 'queued_ms', now)
   end
   if run[3] ~= '' then redis.call('PUBLISH', args[5] .. run[3], 'cancel ' .. args[9]) end
   return {run[1], 0, now, '', 0}
 end
 
 -- KEYS: run, pending, outbox. ARGV: run id. For the sweeper.
--- Answers {state, ms of lease left, track, ms without an owner, schema version, created ms, head of the thread};
+-- Answers {state, ms of lease left, track, ms without an owner, schema version, created ms, head of the thread, epoch};
 -- state: none, ended, outbox, held, parked (ms until its time instead of those of the lease; -1: it has none), owned, waiting, free.
 local function inspect(keys, args)
   local now = now_ms()
   local run = redis.call('HMGET', keys[1], 'status', 'lease_until', 'track', 'queued_ms', 'schema_version', 'created_ms', 'held',
-    'parked_until', 'cancel')
+    'parked_until', 'cancel', 'epoch')
   local head = redis.call('LINDEX', keys[2], 0) or ''
-  if not run[1] then return {'none', 0, '', 0, 0, 0, head} end
+  if not run[1] then return {'none', 0, '', 0, 0, 0, head, 0} end
   local state
   if ended(run[1]) then
     state = redis.call('HEXISTS', keys[3], args[1]) == 1 and 'outbox' or 'ended'
@@ -189,7 +224,7 @@ local function inspect(keys, args)
     local until_ms = tonumber(run[8])
     -- A cancel by the version before wakes nobody.
     local left = run[9] == '1' and 0 or (until_ms == 0 and -1 or math.max(0, until_ms - now))
-    return {'parked', left, run[3], now - tonumber(run[4]), tonumber(run[5]), tonumber(run[6]), head}
+    return {'parked', left, run[3], now - tonumber(run[4]), tonumber(run[5]), tonumber(run[6]), head, tonumber(run[10])}
   elseif run[7] then
     state = 'held'
   elseif run[1] == 'running' and tonumber(run[2]) > now then
@@ -200,7 +235,7 @@ local function inspect(keys, args)
     state = 'free'
   end
   local alone_since = run[1] == 'running' and run[2] or run[4]
-  return {state, tonumber(run[2]) - now, run[3], now - tonumber(alone_since), tonumber(run[5]), tonumber(run[6]), head}
+  return {state, tonumber(run[2]) - now, run[3], now - tonumber(alone_since), tonumber(run[5]), tonumber(run[6]), head, tonumber(run[10])}
 end
 
 -- KEYS: run. Answers {track, ms since which it waits (0: it was at work before, and goes first), schedule}.

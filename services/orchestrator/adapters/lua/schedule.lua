@@ -27,12 +27,19 @@ local function add(keys, args)
   return 'new'
 end
 
--- KEYS: schedule. ARGV: version, definition, state, next ms. A tick that fires goes on. Answers 1, or 0 where the version is another.
+-- KEYS: schedule. ARGV: version, definition, state, next ms, the tick behind that (0: none). A tick that fires goes on, and is not the
+-- next one any more; one that waits goes on waiting where it is still the next. Answers 1, or 0 where the version is another.
 local function change(keys, args)
-  if redis.call('HGET', keys[1], 'version') ~= args[1] then return 0 end
-  redis.call('HSET', keys[1], 'definition', args[2], 'state', args[3], 'next_ms', args[4], 'updated_ms', now_ms())
+  local before = redis.call('HMGET', keys[1], 'version', 'next_ms', 'firing')
+  if before[1] ~= args[1] then return 0 end
+  local state, following = args[3], args[4]
+  if following ~= '0' and following == before[3] then
+    following = args[5]
+    if following == '0' then state = 'ended' end
+  end
+  redis.call('HSET', keys[1], 'definition', args[2], 'state', state, 'next_ms', following, 'updated_ms', now_ms())
   redis.call('HINCRBY', keys[1], 'version', 1)
-  redis.call('HDEL', keys[1], 'waiting')
+  if following ~= before[2] then redis.call('HDEL', keys[1], 'waiting') end
   return 1
 end
 

@@ -12,7 +12,8 @@ end
 
 -- A run that finds no slot waits in `queue` (scored by rank: priority, then age; `limits` holds the limit that each waits for), one
 -- that is to start later in `delayed` (scored by its time). Both are held: their records stand in no thread's line yet.
--- `pace` tells how fast places in the queue become free.
+-- `pace` tells how fast places in the queue become free. `epochs` holds of a run that went on after a rest in which of its epochs it was
+-- parked last when it was given its slot or place: that tells a slot of before the rest from one of after it, whatever clocks do.
 
 -- No more at once, so that a limit that was raised makes no long step; who looks next goes on.
 local MOST_PROMOTED = 64
@@ -49,6 +50,15 @@ local function standing(queue, delayed, pace, member)
   return {'1', rank + 1, math.floor(tonumber(redis.call('HGET', pace, 'ms') or '0'))}
 end
 
+-- Has a run found by its id, and in its user's lists. `keys` as of reserve, but `run` for its own.
+local function list(keys, run, run_id, thread, user, cancelled, now)
+  redis.call('HSET', run, 'schema_version', SCHEMA, 'thread', thread, 'user', user, 'at', now, 'cancel', cancelled and '1' or '0')
+  redis.call('PERSIST', run)
+  local ordinal = redis.call('INCR', keys[6])
+  redis.call('ZADD', keys[4], ordinal, thread .. '/' .. run_id)
+  redis.call('ZADD', keys[5], 'NX', ordinal, thread)
+end
+
 -- KEYS: run, slots, idempotency, user's runs, user's threads, counter, queue, limits, delayed, pace, users being erased.
 -- ARGV: run id, thread id, user, limit of slots (0: none), fingerprint ('' : no key), kept ms, most that may queue, most that may be
 --       delayed, priority, start ms (0: now).
@@ -62,10 +72,22 @@ local function reserve(keys, args)
     local seen = redis.call('HMGET', keys[3], 'print', 'run', 'thread', 'cancel')
     if seen[1] then
       if seen[1] ~= args[5] then return {'mismatch', '', '', '0', now, free, {}} end
+      -- Where a first try was refused, what led to its run was taken away meanwhile, or would be while this one writes the run.
+      local run = string.sub(keys[1], 1, -#args[1] - 1) .. seen[2]
+      local listed = redis.call('HMGET', run, 'thread', 'cancel', 'user')
+      -- An id that was free again meanwhile may be that of another's run, or of their wish to cancel one.
+      local own = listed[3] == args[3]
+      if listed[1] and not (own and listed[1] == seen[3]) then return {'taken', seen[2], listed[1], '0', now, free, {}} end
+      local cancelled = (own and listed[2] == '1' or seen[4] == '1') and '1' or '0'
+      if not listed[1] then
+        list(keys, run, seen[2], seen[3], args[3], cancelled == '1', now)
+      else
+        redis.call('HSET', run, 'at', now)
+      end
       local where = standing(keys[7], keys[9], keys[10], seen[3] .. '/' .. seen[2])
       -- A first try that was refused later gave its slot back: should the run be written now, it waits for another.
       if where[1] == '0' and tonumber(args[4]) > 0 and not redis.call('ZSCORE', keys[2], seen[2]) then where = {'1', 0, 0} end
-      return {'existing', seen[2], seen[3], seen[4], now, where, {}}
+      return {'existing', seen[2], seen[3], cancelled, now, where, {}}
     end
   end
   local known = redis.call('HMGET', keys[1], 'thread', 'cancel', 'user')
@@ -89,8 +111,7 @@ local function reserve(keys, args)
   end
   -- A cancel that came first holds for the user who sent it and nobody else.
   local cancelled = known[2] == '1' and known[3] == args[3]
-  redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'thread', args[2], 'user', args[3], 'at', now, 'cancel', cancelled and '1' or '0')
-  redis.call('PERSIST', keys[1])
+  list(keys, keys[1], args[1], args[2], args[3], cancelled, now)
   local promoted = {}
   if place == 'slot' then
     redis.call('ZADD', keys[2], now, args[1])
@@ -106,9 +127,6 @@ local function reserve(keys, args)
       cancelled and '1' or '0')
     redis.call('PEXPIRE', keys[3], args[6])
   end
-  local ordinal = redis.call('INCR', keys[6])
-  redis.call('ZADD', keys[4], ordinal, args[2] .. '/' .. args[1])
-  redis.call('ZADD', keys[5], 'NX', ordinal, args[2])
   local where = place == 'slot' and free or standing(keys[7], keys[9], keys[10], member)
   return {'new', args[1], args[2], cancelled and '1' or '0', now, where, promoted}
 end
@@ -136,11 +154,12 @@ local function tenant_cancel(keys, args)
   return ''
 end
 
--- KEYS: slots, queue, limits, delayed, pace. ARGV: run id, thread id, date in ms (absent or 0: now). A slot that was given after the
--- date stays: a run that was parked then has been woken since. Answers {thread, run…} of those that got a slot by it.
+-- KEYS: slots, queue, limits, delayed, pace, epochs. ARGV: run id, thread id, epoch in which the run was parked (absent or 0: it was
+-- not). What it was given since then stays: it has been woken. Answers {thread, run…} of those that got a slot by it.
 local function release(keys, args)
-  local before = tonumber(args[3] or '0')
-  if before > 0 and tonumber(redis.call('ZSCORE', keys[1], args[1]) or '0') > before then return {} end
+  local parked = tonumber(args[3] or '0')
+  if parked > 0 and tonumber(redis.call('HGET', keys[6], args[1]) or '0') >= parked then return {} end
+  redis.call('HDEL', keys[6], args[1])
   local held = redis.call('ZREM', keys[1], args[1])
   local member = args[2] .. '/' .. args[1]
   if held == 0 then
@@ -164,21 +183,25 @@ local function release(keys, args)
   return promote(keys[1], keys[2], keys[3], now)
 end
 
--- KEYS: slots, queue, limits, delayed, pace, run. ARGV: run id, thread id, age ms. Gives up a reservation that never became a run.
+-- KEYS: slots, queue, limits, delayed, pace, epochs, run. ARGV: run id, thread id, age ms. Gives up a reservation that never became a run.
 -- Answers {1 when it is given up, thread, run… of those that got its slot}.
 local function tenant_forget(keys, args)
-  local known = redis.call('HMGET', keys[6], 'at', 'thread')
+  local known = redis.call('HMGET', keys[7], 'at', 'thread')
   -- The same run id asked for in another thread was refused; the slot belongs to the run that has the id.
   if known[2] and known[2] ~= args[2] then return {1} end
   if known[1] and now_ms() - tonumber(known[1]) < tonumber(args[3]) then return {0} end
   return {1, unpack(release(keys, {args[1], args[2]}))}
 end
 
--- KEYS: as release. ARGV: run id, thread id, priority, limit. For a held run whose time has come: a slot, or a place in the queue.
+-- KEYS: as release. ARGV: run id, thread id, priority, limit, epoch in which it was parked (absent or 0: it has not begun). For a held run
+-- whose time has come: a slot, or a place in the queue.
 -- Answers {1 when it has a slot, thread, run… of others that got one}.
 local function admit(keys, args)
   local now, member = now_ms(), args[2] .. '/' .. args[1]
   redis.call('ZREM', keys[4], member)
+  -- Whoever comes late with an older epoch takes nothing back.
+  local parked = tonumber(args[5] or '0')
+  if parked > tonumber(redis.call('HGET', keys[6], args[1]) or '0') then redis.call('HSET', keys[6], args[1], args[5]) end
   if redis.call('ZSCORE', keys[1], args[1]) or tonumber(args[4]) == 0 then
     -- Given anew, for whoever is about to take it back from a run that was parked. A run without a limit waits behind nobody.
     redis.call('ZADD', keys[1], now, args[1])
@@ -205,9 +228,10 @@ end
 
 redis.register_function('tenant_reserve_v1', reserve)
 redis.register_function('tenant_list_thread_v1', list_thread)
--- What was accepted goes on where memory is full; only reserving is refused.
+-- What was accepted goes on where memory is full, and so do its children; only reserving for others is refused.
+redis.register_function{function_name = 'tenant_reserve_of_run_v1', callback = reserve, flags = {'allow-oom'}}
 redis.register_function{function_name = 'tenant_cancel_v1', callback = tenant_cancel, flags = {'allow-oom'}}
 redis.register_function{function_name = 'tenant_forget_v1', callback = tenant_forget, flags = {'allow-oom'}}
 redis.register_function{function_name = 'tenant_release_v1', callback = release, flags = {'allow-oom'}}
 redis.register_function{function_name = 'tenant_admit_v1', callback = admit, flags = {'allow-oom'}}
-redis.register_function('tenant_place_v1', tenant_place)
+redis.register_function{function_name = 'tenant_place_v1', callback = tenant_place, flags = {'no-writes'}}

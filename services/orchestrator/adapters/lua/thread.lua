@@ -65,14 +65,22 @@ local function terminate(keys, run_id, attempt, trace, now, status, result, kind
   local _, last = append(keys[1], keys[2], run_id, attempt, trace, now, events, 1, #events / 3)
   redis.call('HSET', keys[3], 'status', status, 'result', result, 'ended_ms', now, 'terminal_seq', last, 'owner', '', 'lease_until', 0)
   redis.call('HDEL', keys[3], 'prov_from')
+  local first = redis.call('LINDEX', keys[4], 0) == run_id
   redis.call('LREM', keys[4], 1, run_id)
   redis.call('DEL', keys[6])
+  local following = redis.call('LINDEX', keys[4], 0) or ''
+  if first and following ~= '' then
+    -- From here on it can be taken, and how long nobody does counts from here.
+    local run = string.sub(keys[3], 1, -#run_id - 1) .. following
+    if redis.call('HGET', run, 'status') == 'queued' then redis.call('HSET', run, 'queued_ms', now) end
+  end
   -- What a fork or a rollback left of a run that was cut off is part of the turn that was made now.
   if status == 'succeeded' then redis.call('HDEL', keys[1], 'carry_open') end
-  return last, redis.call('LINDEX', keys[4], 0) or ''
+  return last, following
 end
 
--- KEYS: meta. ARGV: tenant, user, thread id, metadata. Answers {1 when made, fields…}, or false where it is another user's.
+-- KEYS: meta. ARGV: tenant, user, thread id, metadata, name of a field…
+-- Answers {1 when made, values of those fields}, or false where it is another user's.
 local function open(keys, args)
   local user = redis.call('HGET', keys[1], 'user')
   if user and user ~= args[2] then return false end
@@ -80,7 +88,7 @@ local function open(keys, args)
     redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', args[4],
       'created_ms', now_ms(), 'seq', 0)
   end
-  return {user and 0 or 1, redis.call('HGETALL', keys[1])}
+  return {user and 0 or 1, redis.call('HMGET', keys[1], unpack(args, 5))}
 end
 
 -- KEYS: meta, log, run, pending, outbox, messages, runs.
@@ -115,7 +123,8 @@ local function accept(keys, args)
   redis.call('HSET', keys[3], 'schema_version', SCHEMA, 'run', args[4], 'spec', args[5], 'track', args[6], 'append_only', args[7],
     'status', owned and 'running' or 'queued', 'epoch', owned and 1 or 0, 'attempt', owned and 1 or 0, 'crashes', 0,
     'owner', owned and args[15] or '', 'lease_until', owned and now + tonumber(args[16]) or 0, 'created_ms', now, 'queued_ms', now,
-    'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0)
+    'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0,
+    'active_from', owned and '1 ' .. string.format('%.0f', now) or '')
   redis.call('PERSIST', keys[3])
   if thread[3] then redis.call('HSET', keys[1], 'expires_ms', string.format('%.0f', now + tonumber(thread[3]))) end
   redis.call('ZADD', keys[7], first, args[4])
@@ -181,8 +190,16 @@ local function skip(keys, args)
   return tonumber(redis.call('HGET', keys[1], 'seq') or '0')
 end
 
+-- KEYS: an agent's definition. ARGV: that, as it is kept.
+local function keep_definition(keys, args)
+  return redis.call('SETNX', keys[1], args[1])
+end
+
 redis.register_function('thread_open_v1', open)
 redis.register_function('thread_accept_v1', accept)
+-- A run that was accepted goes on where memory is full, also where it has another agent work for it.
+redis.register_function{function_name = 'thread_accept_of_run_v1', callback = accept, flags = {'allow-oom'}}
+redis.register_function{function_name = 'definition_keep_v1', callback = keep_definition, flags = {'allow-oom'}}
 -- Reading goes on where nothing can be written.
 redis.register_function{function_name = 'thread_read_v1', callback = read, flags = {'no-writes'}}
-redis.register_function('thread_skip_v1', skip)
+redis.register_function{function_name = 'thread_skip_v1', callback = skip, flags = {'allow-oom'}}

@@ -70,15 +70,18 @@ local function copy_run(keys, args)
   return 1
 end
 
+-- That nothing was given is known from `carry_seq` on as well; without it all that came before would have to be read again.
 local function carry_on(meta, carry, seq)
+  redis.call('HSET', meta, 'carry_seq', string.format('%.0f', seq))
   if carry == '' then
-    redis.call('HDEL', meta, 'carry', 'carry_seq', 'carry_open')
+    redis.call('HDEL', meta, 'carry', 'carry_open')
   else
-    redis.call('HSET', meta, 'carry', carry, 'carry_seq', string.format('%.0f', seq), 'carry_open', '1')
+    redis.call('HSET', meta, 'carry', carry, 'carry_open', '1')
   end
 end
 
--- KEYS: meta, log. ARGV: data of thread_forked, carry ('' : none), channel, origin, trace, parent, forked at seq, ttl ms (0: none).
+-- KEYS: meta, log. ARGV: data of thread_forked, carry ('' : none), channel, origin, trace, parent, forked at seq, ttl ms (0: none),
+-- bases ('' : none).
 -- Answers the thread's last number, 0 where nobody builds it any more.
 local function built(keys, args)
   local meta = redis.call('HMGET', keys[1], 'user', 'of')
@@ -88,6 +91,7 @@ local function built(keys, args)
   redis.call('HSET', keys[1], 'user', meta[2], 'parent', args[6], 'forked_at', args[7])
   redis.call('HDEL', keys[1], 'of', 'job')
   carry_on(keys[1], args[2], last)
+  if (args[9] or '') ~= '' then redis.call('HSET', keys[1], 'bases', args[9]) end
   if args[8] ~= '0' then
     redis.call('HSET', keys[1], 'ttl_ms', args[8], 'expires_ms', string.format('%.0f', now + tonumber(args[8])))
   end

@@ -31,10 +31,28 @@ local function adopt(ready, order, clock)
   end
 end
 
+-- What marks a date that somebody asked for: whoever puts the entry off has looked at it before that was asked, and may be lost before it
+-- looks again. The next look clears it.
+local ASKED = 0.5
+
+-- KEYS: live, or ended. ARGV: ms until somebody looks, reference, and where asked for LT (sooner only), XX (only what is there), NX, or
+-- ASK (sooner only, and nobody puts it off before somebody has looked).
+local function note(keys, args)
+  local at, mode = now_ms() + tonumber(args[1]), args[3]
+  if mode and mode ~= 'ASK' then
+    redis.call('ZADD', keys[1], mode, at, args[2])
+    return 1
+  end
+  local known = tonumber(redis.call('ZSCORE', keys[1], args[2]) or at)
+  if mode or known % 1 == ASKED then at = math.min(at, math.ceil(known)) - ASKED end
+  redis.call('ZADD', keys[1], at, args[2])
+  return 1
+end
+
 -- KEYS: live, ready, order, turns, clock. ARGV: ms until the sweeper looks, reference, rank ("<priority>/<age>"), weight.
 -- Answers how many of the tenant's wake-ups go before it.
 local function wake(keys, args)
-  redis.call('ZADD', keys[1], now_ms() + tonumber(args[1]), args[2])
+  note(keys, {args[1], args[2]})
   local tenant = tenant_of(args[2])
   local clock = redis.call('HMGET', keys[5], 'now', 'last')
   local now = tonumber(clock[1] or '0')
@@ -105,12 +123,6 @@ local function place(keys, args)
   return {redis.call('ZLEXCOUNT', keys[2], '[' .. tenant .. '/', '(' .. tenant .. '0'), before}
 end
 
--- KEYS: live, or ended. ARGV: ms until somebody looks, reference, LT (sooner only) or XX (only what is there) where asked for.
-local function note(keys, args)
-  redis.call('ZADD', keys[1], args[3] or 'CH', now_ms() + tonumber(args[1]), args[2])
-  return 1
-end
-
 -- KEYS: live, or ended. ARGV: most entries, ms until they are due again, age ms. Answers the references that were due so long ago.
 local function due(keys, args)
   local now = now_ms() - tonumber(args[3])
@@ -121,9 +133,25 @@ local function due(keys, args)
   return found
 end
 
+-- KEYS: live. ARGV: most entries, ms, where to begin if there are more (0 to below 1: at the soonest to the latest, and round). Answers
+-- the references that are due within that time and not yet.
+local function ahead(keys, args)
+  local now, most = now_ms(), tonumber(args[1])
+  local low, high = string.format('(%.0f', now), now + tonumber(args[2])
+  local there = redis.call('ZCOUNT', keys[1], low, high)
+  local first = there > most and math.floor(tonumber(args[3] or '0') * there) or 0
+  local found = redis.call('ZRANGEBYSCORE', keys[1], low, high, 'LIMIT', first, most)
+  if first > 0 and #found < most then
+    local rest = redis.call('ZRANGEBYSCORE', keys[1], low, high, 'LIMIT', 0, most - #found)
+    for _, reference in ipairs(rest) do found[#found + 1] = reference end
+  end
+  return found
+end
+
 -- Work that was accepted is done also where memory is full.
 redis.register_function{function_name = 'work_wake_v1', callback = wake, flags = {'allow-oom'}}
 redis.register_function{function_name = 'work_note_v1', callback = note, flags = {'allow-oom'}}
 redis.register_function{function_name = 'work_due_v1', callback = due, flags = {'allow-oom'}}
 redis.register_function{function_name = 'work_next_v1', callback = following, flags = {'allow-oom'}}
-redis.register_function('work_place_v1', place)
+redis.register_function{function_name = 'work_place_v1', callback = place, flags = {'no-writes'}}
+redis.register_function{function_name = 'work_ahead_v1', callback = ahead, flags = {'no-writes'}}

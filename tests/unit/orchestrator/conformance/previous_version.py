@@ -67,6 +67,8 @@ class Mixed:
             if next(self._versions) or unknown or await self._parked(name, args):
                 return await getattr(self.present, name)(*args, **options)
             previous = sys.modules[f"{PACKAGE}.records"]
+            # The version before takes whatever run it finds.
+            options.pop("suspect", None)
             args = [
                 previous.RunSpec.from_dict(orjson.loads(orjson.dumps(a.as_dict()))) if isinstance(a, records.RunSpec) else a for a in args
             ]

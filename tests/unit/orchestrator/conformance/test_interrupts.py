@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from services.common.approval import digest
-from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, Decision, Interrupt, Listed
+from services.orchestrator.approvals.records import OUTCOME_UNKNOWN, Decision, Interrupt, Listed, Standing
 from services.orchestrator.records import Fenced, Park
 from services.orchestrator.testing.runs import CANCELLED, LEASE_S, accept, done, log_of, new_ref
 
@@ -119,6 +119,24 @@ async def test_of_a_run_that_is_cancelled_ended_or_not_there_nothing_is_decided(
     found = await settle(store, ref, raised, answered(raised))
     assert (found.verdict, found.status) == ("ended", "succeeded")
     assert "interrupt_resolved" not in await kinds(store, ref)
+
+
+async def test_many_questions_and_how_far_their_runs_are_are_read_at_once_and_as_they_are_one_by_one(store, other, owned):
+    ref, _, raised = owned
+    second, missing = new_ref(), new_ref()
+    assert await accept(store, second) == "new"
+    entries = [Listed(r.thread_id, f"{r.run_id}/1/{n}", 1) for r in (missing, ref, second) for n in (0, 1)]
+    found = await other.interrupts_at("acme", entries)
+    assert found == [None, None, raised, None, None, None]
+    assert found[2].raw == raised.raw
+    assert await other.interrupts_at("globex", entries) == [None] * 6
+    assert await other.interrupts_at("acme", []) == await other.standing([]) == []
+    assert await other.standing([ref, missing, second]) == [Standing("running"), Standing(), Standing("queued")]
+    await store.cancel(ref, "", CANCELLED, "")
+    await store.write(second, (await store.claim(second, LEASE_S, CRASHES)).record.epoch, 1, "", [], mode="f", terminal=done())
+    found = await other.standing([ref, second])
+    assert found == [Standing("running", True), Standing("succeeded")]
+    assert [run.over for run in (*found, Standing())] == [False, True, True]
 
 
 async def test_a_tenants_lists_hold_what_was_put_newest_first_and_each_once(store, other, owned):

@@ -12,7 +12,6 @@ from services.common.errors import Gone
 from services.orchestrator.records import Draft, Event, Fenced, Park, RunRef, Schedule, Terminal
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.testing.memory_store import MemoryStore
-from services.orchestrator.testing.memory_store_state import Clock
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, done, spec
 from services.orchestrator.testing.stores import Site
 
@@ -37,7 +36,7 @@ QUESTIONS = {
         ACME, USERS, st.booleans(), SCHEDULES, st.sampled_from([0.0, 0.0, 5.0]),
         st.sampled_from(["", "", "reject", "steer", "interrupt", "rollback"]),
     ),
-    "claim": st.tuples(ACME, LEASES, st.sampled_from([2, 9])),
+    "claim": st.tuples(ACME, LEASES, st.sampled_from([2, 9]), st.booleans().map(lambda suspect: {"suspect": suspect})),
     "write": st.tuples(
         ACME, EPOCHS, NUMBERS, st.just("trace"), DRAFTS,
         st.sampled_from("eecsrfpp").flatmap(lambda mode: st.fixed_dictionaries({
@@ -55,7 +54,6 @@ QUESTIONS = {
     "made_with": st.tuples(st.just("acme"), USERS, st.sampled_from(["k", "l"])),
     "at_work": st.tuples(ACME, USERS),
     "cut_by": st.tuples(ACME),
-    "parked_ms": st.tuples(ACME),
     "unpark": st.tuples(ACME),
     "beat": st.tuples(ACME, EPOCHS, LEASES),
     "wake": st.tuples(REFS, TRACKS, st.integers(0, 3), SECONDS, SCHEDULES.map(lambda schedule: {"schedule": schedule})),
@@ -63,17 +61,20 @@ QUESTIONS = {
     "next_ready": st.tuples(TRACKS, st.just(0.001)),
     "stop_waiting": st.tuples(),
     "depth": st.tuples(TRACKS),
-    "admit": st.tuples(ACME, SCHEDULES),
+    "admit": st.tuples(ACME, SCHEDULES, EPOCHS),
     "enter": st.tuples(ACME),
     "schedule": st.tuples(ACME),
     "place": st.tuples(ACME),
+    "joining": st.tuples(ACME),
     "note": st.tuples(REFS, SECONDS, st.booleans().map(lambda sooner: {"sooner": sooner})),
     "due": st.tuples(st.integers(1, 3), SECONDS),
-    "release_slot": st.tuples(ACME, st.sampled_from([0, *(Clock().now_ms + ms for ms in (0, 1_000, 20_000))])),
+    "ahead": st.tuples(st.integers(1, 3), SECONDS, st.floats(0, 1, exclude_max=True)),
+    "release_slot": st.tuples(ACME, EPOCHS),
     "settle": st.tuples(ACME),
     "forget": st.tuples(ACME),
     "inspect": st.tuples(ACME),
     "outbox_claim": st.tuples(ACME, LEASES),
+    "outbox_leave": st.tuples(ACME, st.sampled_from([b"{}", b"{\"v\":1}"])),
     "outbox_done": st.tuples(ACME, st.booleans()),
     "outbox_waiting": st.tuples(ACME),
     "outbox_attempts": st.tuples(ACME),
@@ -89,11 +90,14 @@ QUESTIONS = {
     "request_cancel": st.tuples(st.just("acme"), USERS, st.sampled_from(["r1", "r2", "r3"])),
     "cancel": st.tuples(ACME, st.just("trace"), st.just(CANCELLED), st.sampled_from(["", "asked"])),
     "read": st.tuples(ACME, st.integers(0, 4), st.integers(1, 5), st.booleans()),
+    # Where nothing is put aside; with that the two are held to each other by test_large_tool_results.py.
+    "whole": st.tuples(ACME, st.lists(st.binary(max_size=3), max_size=2)),
     "last_seqs": st.tuples(st.lists(ACME, max_size=2)),
     "save_definition": st.tuples(st.just("d"), st.sampled_from([b"1", b"2"])),
     "definition": st.tuples(st.just("d")),
     "ping": st.tuples(),
 }  # fmt: skip
+OPTIONED = {"reserve", "claim", "write", "wake", "note", "post"}
 # Loading gives a Valkey its functions anew, and the clock that a test steps is one of them.
 NOT_ASKED = {"load"}
 # What leads somewhere is asked often; a write that nobody may do says little.
@@ -120,7 +124,7 @@ class Asked:
         self.store.on_admitted = self.admitted.extend
 
     async def answer(self, name, args):
-        options = args[-1] if args and isinstance(args[-1], dict) and name in ("reserve", "write", "wake", "note", "post") else {}
+        options = args[-1] if args and isinstance(args[-1], dict) and name in OPTIONED else {}
         positional = args[:-1] if options else args
         try:
             return _comparable(await self._ask(name, positional, options)), list(self.admitted)

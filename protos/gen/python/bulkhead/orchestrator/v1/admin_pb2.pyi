@@ -136,7 +136,7 @@ class ListFeedbackResponse(_message.Message):
     def __init__(self, feedback: _Optional[_Iterable[_Union[FeedbackEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class FeedbackEntry(_message.Message):
-    __slots__ = ("feedback_id", "run_id", "thread_id", "agent", "agent_version", "agent_digest", "model", "canary", "rating", "thumbs", "text", "corrected_answer", "signal", "dwell", "recorded_at")
+    __slots__ = ("feedback_id", "run_id", "thread_id", "agent", "agent_version", "agent_digest", "model", "canary", "rating", "thumbs", "text", "corrected_answer", "signal", "dwell", "recorded_at", "experiment", "arm")
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,8 @@ class FeedbackEntry(_message.Message):
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     DWELL_FIELD_NUMBER: _ClassVar[int]
     RECORDED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     run_id: str
     thread_id: str
@@ -167,4 +169,6 @@ class FeedbackEntry(_message.Message):
     signal: _orchestrator_pb2.FeedbackSignal
     dwell: _duration_pb2.Duration
     recorded_at: _timestamp_pb2.Timestamp
-    def __init__(self, feedback_id: _Optional[str] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., agent_digest: _Optional[str] = ..., model: _Optional[str] = ..., canary: _Optional[bool] = ..., rating: _Optional[int] = ..., thumbs: _Optional[_Union[_orchestrator_pb2.Thumbs, str]] = ..., text: _Optional[str] = ..., corrected_answer: _Optional[str] = ..., signal: _Optional[_Union[_orchestrator_pb2.FeedbackSignal, str]] = ..., dwell: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    experiment: str
+    arm: str
+    def __init__(self, feedback_id: _Optional[str] = ..., run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., agent_digest: _Optional[str] = ..., model: _Optional[str] = ..., canary: _Optional[bool] = ..., rating: _Optional[int] = ..., thumbs: _Optional[_Union[_orchestrator_pb2.Thumbs, str]] = ..., text: _Optional[str] = ..., corrected_answer: _Optional[str] = ..., signal: _Optional[_Union[_orchestrator_pb2.FeedbackSignal, str]] = ..., dwell: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., recorded_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...

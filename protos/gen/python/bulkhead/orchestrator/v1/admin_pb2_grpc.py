@@ -69,9 +69,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ForgetSubject(self, request, context):
-        """Erases what all services hold of a user of the caller's tenant. Needs the scope `admin`, or that the caller is the user. The answer
-        comes when the erasure is durable; it then goes on by itself to its end. While it does, the user's new runs are refused with
-        SUBJECT_BEING_ERASED.
+        """Erases what all services hold of a user of the caller's tenant. Needs the scope `admin`, or `erasures:write` where the caller is the
+        user. The answer comes when the erasure is durable; it then goes on by itself to its end. While it does, the user's new runs are
+        refused with SUBJECT_BEING_ERASED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -179,7 +179,7 @@ class Outcome(_message.Message):
     def __init__(self, done_json: _Optional[bytes] = ..., failed: _Optional[bool] = ..., retry: _Optional[bool] = ..., cancel_run: _Optional[bool] = ...) -> None: ...
 
 class DecideApprovalRequest(_message.Message):
-    __slots__ = ("approval_id", "approve", "edit", "reject", "delegate", "outcome", "reason", "idempotency_key")
+    __slots__ = ("approval_id", "approve", "edit", "reject", "delegate", "outcome", "reason", "idempotency_key", "arguments_digest")
     APPROVAL_ID_FIELD_NUMBER: _ClassVar[int]
     APPROVE_FIELD_NUMBER: _ClassVar[int]
     EDIT_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class DecideApprovalRequest(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     approval_id: str
     approve: Approve
     edit: Edit
@@ -196,7 +197,8 @@ class DecideApprovalRequest(_message.Message):
     outcome: Outcome
     reason: str
     idempotency_key: str
-    def __init__(self, approval_id: _Optional[str] = ..., approve: _Optional[_Union[Approve, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., delegate: _Optional[_Union[Delegate, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., reason: _Optional[str] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    arguments_digest: str
+    def __init__(self, approval_id: _Optional[str] = ..., approve: _Optional[_Union[Approve, _Mapping]] = ..., edit: _Optional[_Union[Edit, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., delegate: _Optional[_Union[Delegate, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., reason: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., arguments_digest: _Optional[str] = ...) -> None: ...
 
 class DecideApprovalResponse(_message.Message):
     __slots__ = ("approval",)

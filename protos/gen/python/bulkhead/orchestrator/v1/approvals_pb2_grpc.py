@@ -72,7 +72,8 @@ class ApprovalServiceServicer:
 
     def DecideApproval(self, request, context):
         """Decides an interrupt. Durable before the answer; the run goes on when all of its interrupts are answered. A second decision is
-        refused with ALREADY_DECIDED, which names the first one. Needs the scope approvals:write.
+        refused with ALREADY_DECIDED, which names the first one, and one about other arguments with ARGUMENTS_CHANGED, which names the
+        digest of those that stand. Needs the scope approvals:write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

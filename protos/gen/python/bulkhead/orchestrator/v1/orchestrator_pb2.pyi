@@ -1,6 +1,7 @@
 import datetime
 
 from bulkhead.common.v1 import common_pb2 as _common_pb2
+from bulkhead.orchestrator.v1 import approvals_pb2 as _approvals_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -95,7 +96,7 @@ FEEDBACK_SIGNAL_DWELL: FeedbackSignal
 FEEDBACK_SIGNAL_SCROLL: FeedbackSignal
 
 class Thread(_message.Message):
-    __slots__ = ("thread_id", "created_at", "last_seq", "metadata", "parent_thread_id", "forked_at_seq", "expires_at")
+    __slots__ = ("thread_id", "created_at", "last_seq", "metadata", "parent_thread_id", "forked_at_seq", "expires_at", "oldest_seq")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +111,7 @@ class Thread(_message.Message):
     PARENT_THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     FORKED_AT_SEQ_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_SEQ_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     created_at: _timestamp_pb2.Timestamp
     last_seq: int
@@ -117,7 +119,8 @@ class Thread(_message.Message):
     parent_thread_id: str
     forked_at_seq: int
     expires_at: _timestamp_pb2.Timestamp
-    def __init__(self, thread_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seq: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., parent_thread_id: _Optional[str] = ..., forked_at_seq: _Optional[int] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    oldest_seq: int
+    def __init__(self, thread_id: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seq: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., parent_thread_id: _Optional[str] = ..., forked_at_seq: _Optional[int] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., oldest_seq: _Optional[int] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("seq", "run_id", "step", "beginning")
@@ -233,6 +236,40 @@ class GetThreadResponse(_message.Message):
     thread: Thread
     def __init__(self, thread: _Optional[_Union[Thread, _Mapping]] = ...) -> None: ...
 
+class GetThreadSnapshotRequest(_message.Message):
+    __slots__ = ("thread_id",)
+    THREAD_ID_FIELD_NUMBER: _ClassVar[int]
+    thread_id: str
+    def __init__(self, thread_id: _Optional[str] = ...) -> None: ...
+
+class GetThreadSnapshotResponse(_message.Message):
+    __slots__ = ("snapshot",)
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    snapshot: ThreadSnapshot
+    def __init__(self, snapshot: _Optional[_Union[ThreadSnapshot, _Mapping]] = ...) -> None: ...
+
+class ThreadSnapshot(_message.Message):
+    __slots__ = ("thread", "resume_after_seq", "runs", "approvals", "runs_page_token")
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    RESUME_AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    APPROVALS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    thread: Thread
+    resume_after_seq: int
+    runs: _containers.RepeatedCompositeFieldContainer[SnapshotRun]
+    approvals: _containers.RepeatedCompositeFieldContainer[_approvals_pb2.Approval]
+    runs_page_token: str
+    def __init__(self, thread: _Optional[_Union[Thread, _Mapping]] = ..., resume_after_seq: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[SnapshotRun, _Mapping]]] = ..., approvals: _Optional[_Iterable[_Union[_approvals_pb2.Approval, _Mapping]]] = ..., runs_page_token: _Optional[str] = ...) -> None: ...
+
+class SnapshotRun(_message.Message):
+    __slots__ = ("run", "input")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    run: Run
+    input: _containers.RepeatedCompositeFieldContainer[InputMessage]
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ...) -> None: ...
+
 class ListThreadsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -272,7 +309,7 @@ class InputMessage(_message.Message):
     def __init__(self, role: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq", "parent_run_id")
+    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq", "parent_run_id", "experiment", "arm")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +333,8 @@ class Run(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_SEQ_FIELD_NUMBER: _ClassVar[int]
     PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
+    ARM_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     thread_id: str
     agent: str
@@ -319,7 +358,9 @@ class Run(_message.Message):
     priority: int
     rolled_back_seq: int
     parent_run_id: str
-    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ..., parent_run_id: _Optional[str] = ...) -> None: ...
+    experiment: str
+    arm: str
+    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
 
 class RunError(_message.Message):
     __slots__ = ("reason", "message", "retryable")

@@ -45,6 +45,11 @@ class ThreadServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadResponse.FromString,
                 _registered_method=True)
+        self.GetThreadSnapshot = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.ThreadService/GetThreadSnapshot',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotResponse.FromString,
+                _registered_method=True)
         self.ListThreads = channel.unary_unary(
                 '/bulkhead.orchestrator.v1.ThreadService/ListThreads',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListThreadsRequest.SerializeToString,
@@ -79,7 +84,14 @@ class ThreadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetThread(self, request, context):
-        """One thread.
+        """One thread. Needs the scope threads:read or runs:read: whoever may read runs may go on with the log of a thread.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetThreadSnapshot(self, request, context):
+        """What a client needs to go on with a thread of whose log it has missed what is no longer kept (RESUME_GAP). Needs the scope runs:read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +138,11 @@ def add_ThreadServiceServicer_to_server(servicer, server):
                     servicer.GetThread,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadResponse.SerializeToString,
+            ),
+            'GetThreadSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThreadSnapshot,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotResponse.SerializeToString,
             ),
             'ListThreads': grpc.unary_unary_rpc_method_handler(
                     servicer.ListThreads,
@@ -203,6 +220,33 @@ class ThreadService:
             '/bulkhead.orchestrator.v1.ThreadService/GetThread',
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThreadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.ThreadService/GetThreadSnapshot',
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetThreadSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as bulkhead_dot_orchestrator_dot_v1_dot_orchestrator__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(bulkhead/orchestrator/v1/schedules.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a+bulkhead/orchestrator/v1/orchestrator.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x01\n\x0eScheduleTiming\x12\x0e\n\x04\x63ron\x18\x01 \x01(\tH\x00\x12-\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x11\n\ttime_zone\x18\x03 \x01(\t\x12,\n\x08start_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06jitter\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\nrecurrence\"\xf6\x03\n\x12ScheduleDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x06timing\x18\x02 \x01(\x0b\x32(.bulkhead.orchestrator.v1.ScheduleTiming\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x35\n\x05input\x18\x04 \x03(\x0b\x32&.bulkhead.orchestrator.v1.InputMessage\x12=\n\rthread_policy\x18\x05 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ThreadPolicy\x12\x11\n\tthread_id\x18\x06 \x01(\t\x12?\n\x0eoverlap_policy\x18\x07 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.OverlapPolicy\x12@\n\x0f\x63\x61tch_up_policy\x18\x08 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.CatchUpPolicy\x12L\n\x08metadata\x18\t \x03(\x0b\x32:.bulkhead.orchestrator.v1.ScheduleDefinition.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x02\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12@\n\ndefinition\x18\x02 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.ScheduleState\x12\x30\n\x0cnext_tick_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x39\n\tlast_tick\x18\x08 \x01(\x0b\x32&.bulkhead.orchestrator.v1.ScheduleTick\"\xd4\x01\n\x0cScheduleTick\x12+\n\x07tick_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06result\x18\x02 \x01(\x0e\x32$.bulkhead.orchestrator.v1.TickResult\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ndecided_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x15\x43reateScheduleRequest\x12@\n\ndefinition\x18\x01 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"N\n\x16\x43reateScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\")\n\x12GetScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"K\n\x13GetScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"=\n\x14ListSchedulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x15ListSchedulesResponse\x12\x35\n\tschedules\x18\x01 \x03(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x01\n\x15UpdateScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12@\n\ndefinition\x18\x02 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x18\n\x10\x65xpected_version\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"N\n\x16UpdateScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"D\n\x14PauseScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"M\n\x15PauseScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"E\n\x15ResumeScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"N\n\x16ResumeScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"E\n\x15\x44\x65leteScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteScheduleResponse\"V\n\x18ListScheduleTicksRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x19ListScheduleTicksResponse\x12\x35\n\x05ticks\x18\x01 \x03(\x0b\x32&.bulkhead.orchestrator.v1.ScheduleTick\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*[\n\x0cThreadPolicy\x12\x1d\n\x19THREAD_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11THREAD_POLICY_NEW\x10\x01\x12\x15\n\x11THREAD_POLICY_ONE\x10\x02*}\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n\x14OVERLAP_POLICY_QUEUE\x10\x02\x12\x19\n\x15OVERLAP_POLICY_CANCEL\x10\x03*d\n\rCatchUpPolicy\x12\x1f\n\x1b\x43\x41TCH_UP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_POLICY_NONE\x10\x01\x12\x18\n\x14\x43\x41TCH_UP_POLICY_LAST\x10\x02*\x7f\n\rScheduleState\x12\x1e\n\x1aSCHEDULE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_STATE_ACTIVE\x10\x01\x12\x19\n\x15SCHEDULE_STATE_PAUSED\x10\x02\x12\x18\n\x14SCHEDULE_STATE_ENDED\x10\x03*\x8a\x01\n\nTickResult\x12\x1b\n\x17TICK_RESULT_UNSPECIFIED\x10\x00\x12\x15\n\x11TICK_RESULT_FIRED\x10\x01\x12\x17\n\x13TICK_RESULT_SKIPPED\x10\x02\x12\x16\n\x12TICK_RESULT_MISSED\x10\x03\x12\x17\n\x13TICK_RESULT_REFUSED\x10\x04\x32\xb3\x07\n\x0fScheduleService\x12s\n\x0e\x43reateSchedule\x12/.bulkhead.orchestrator.v1.CreateScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.CreateScheduleResponse\x12j\n\x0bGetSchedule\x12,.bulkhead.orchestrator.v1.GetScheduleRequest\x1a-.bulkhead.orchestrator.v1.GetScheduleResponse\x12p\n\rListSchedules\x12..bulkhead.orchestrator.v1.ListSchedulesRequest\x1a/.bulkhead.orchestrator.v1.ListSchedulesResponse\x12s\n\x0eUpdateSchedule\x12/.bulkhead.orchestrator.v1.UpdateScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.UpdateScheduleResponse\x12p\n\rPauseSchedule\x12..bulkhead.orchestrator.v1.PauseScheduleRequest\x1a/.bulkhead.orchestrator.v1.PauseScheduleResponse\x12s\n\x0eResumeSchedule\x12/.bulkhead.orchestrator.v1.ResumeScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.ResumeScheduleResponse\x12s\n\x0e\x44\x65leteSchedule\x12/.bulkhead.orchestrator.v1.DeleteScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.DeleteScheduleResponse\x12|\n\x11ListScheduleTicks\x12\x32.bulkhead.orchestrator.v1.ListScheduleTicksRequest\x1a\x33.bulkhead.orchestrator.v1.ListScheduleTicksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(bulkhead/orchestrator/v1/schedules.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a+bulkhead/orchestrator/v1/orchestrator.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x01\n\x0eScheduleTiming\x12\x0e\n\x04\x63ron\x18\x01 \x01(\tH\x00\x12-\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x11\n\ttime_zone\x18\x03 \x01(\t\x12,\n\x08start_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x65nd_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06jitter\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0c\n\nrecurrence\"\xf6\x03\n\x12ScheduleDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x06timing\x18\x02 \x01(\x0b\x32(.bulkhead.orchestrator.v1.ScheduleTiming\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x35\n\x05input\x18\x04 \x03(\x0b\x32&.bulkhead.orchestrator.v1.InputMessage\x12=\n\rthread_policy\x18\x05 \x01(\x0e\x32&.bulkhead.orchestrator.v1.ThreadPolicy\x12\x11\n\tthread_id\x18\x06 \x01(\t\x12?\n\x0eoverlap_policy\x18\x07 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.OverlapPolicy\x12@\n\x0f\x63\x61tch_up_policy\x18\x08 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.CatchUpPolicy\x12L\n\x08metadata\x18\t \x03(\x0b\x32:.bulkhead.orchestrator.v1.ScheduleDefinition.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf7\x02\n\x08Schedule\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12@\n\ndefinition\x18\x02 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.bulkhead.orchestrator.v1.ScheduleState\x12\x30\n\x0cnext_tick_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x39\n\tlast_tick\x18\x08 \x01(\x0b\x32&.bulkhead.orchestrator.v1.ScheduleTick\"\xd4\x01\n\x0cScheduleTick\x12+\n\x07tick_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06result\x18\x02 \x01(\x0e\x32$.bulkhead.orchestrator.v1.TickResult\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x11\n\tthread_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\ndecided_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x15\x43reateScheduleRequest\x12@\n\ndefinition\x18\x01 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"N\n\x16\x43reateScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\")\n\x12GetScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\"K\n\x13GetScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"=\n\x14ListSchedulesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x15ListSchedulesResponse\x12\x35\n\tschedules\x18\x01 \x03(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd2\x01\n\x15UpdateScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12@\n\ndefinition\x18\x02 \x01(\x0b\x32,.bulkhead.orchestrator.v1.ScheduleDefinition\x12\x18\n\x10\x65xpected_version\x18\x03 \x01(\x03\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"N\n\x16UpdateScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"D\n\x14PauseScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"M\n\x15PauseScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"E\n\x15ResumeScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"N\n\x16ResumeScheduleResponse\x12\x34\n\x08schedule\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Schedule\"E\n\x15\x44\x65leteScheduleRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteScheduleResponse\"V\n\x18ListScheduleTicksRequest\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"k\n\x19ListScheduleTicksResponse\x12\x35\n\x05ticks\x18\x01 \x03(\x0b\x32&.bulkhead.orchestrator.v1.ScheduleTick\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*[\n\x0cThreadPolicy\x12\x1d\n\x19THREAD_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11THREAD_POLICY_NEW\x10\x01\x12\x15\n\x11THREAD_POLICY_ONE\x10\x02*}\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n\x14OVERLAP_POLICY_QUEUE\x10\x02\x12\x19\n\x15OVERLAP_POLICY_CANCEL\x10\x03*d\n\rCatchUpPolicy\x12\x1f\n\x1b\x43\x41TCH_UP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_POLICY_NONE\x10\x01\x12\x18\n\x14\x43\x41TCH_UP_POLICY_LAST\x10\x02*\x7f\n\rScheduleState\x12\x1e\n\x1aSCHEDULE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SCHEDULE_STATE_ACTIVE\x10\x01\x12\x19\n\x15SCHEDULE_STATE_PAUSED\x10\x02\x12\x18\n\x14SCHEDULE_STATE_ENDED\x10\x03*\x8a\x01\n\nTickResult\x12\x1b\n\x17TICK_RESULT_UNSPECIFIED\x10\x00\x12\x15\n\x11TICK_RESULT_FIRED\x10\x01\x12\x17\n\x13TICK_RESULT_SKIPPED\x10\x02\x12\x16\n\x12TICK_RESULT_MISSED\x10\x03\x12\x17\n\x13TICK_RESULT_REFUSED\x10\x04\x32\xb3\x07\n\x0fScheduleService\x12s\n\x0e\x43reateSchedule\x12/.bulkhead.orchestrator.v1.CreateScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.CreateScheduleResponse\x12j\n\x0bGetSchedule\x12,.bulkhead.orchestrator.v1.GetScheduleRequest\x1a-.bulkhead.orchestrator.v1.GetScheduleResponse\x12p\n\rListSchedules\x12..bulkhead.orchestrator.v1.ListSchedulesRequest\x1a/.bulkhead.orchestrator.v1.ListSchedulesResponse\x12s\n\x0eUpdateSchedule\x12/.bulkhead.orchestrator.v1.UpdateScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.UpdateScheduleResponse\x12p\n\rPauseSchedule\x12..bulkhead.orchestrator.v1.PauseScheduleRequest\x1a/.bulkhead.orchestrator.v1.PauseScheduleResponse\x12s\n\x0eResumeSchedule\x12/.bulkhead.orchestrator.v1.ResumeScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.ResumeScheduleResponse\x12s\n\x0e\x44\x65leteSchedule\x12/.bulkhead.orchestrator.v1.DeleteScheduleRequest\x1a\x30.bulkhead.orchestrator.v1.DeleteScheduleResponse\x12|\n\x11ListScheduleTicks\x12\x32.bulkhead.orchestrator.v1.ListScheduleTicksRequest\x1a\x33.bulkhead.orchestrator.v1.ListScheduleTicksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,58 +37,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCHEDULEDEFINITION_METADATAENTRY']._loaded_options = None
   _globals['_SCHEDULEDEFINITION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_THREADPOLICY']._serialized_start=2848
-  _globals['_THREADPOLICY']._serialized_end=2939
-  _globals['_OVERLAPPOLICY']._serialized_start=2941
-  _globals['_OVERLAPPOLICY']._serialized_end=3066
-  _globals['_CATCHUPPOLICY']._serialized_start=3068
-  _globals['_CATCHUPPOLICY']._serialized_end=3168
-  _globals['_SCHEDULESTATE']._serialized_start=3170
-  _globals['_SCHEDULESTATE']._serialized_end=3297
-  _globals['_TICKRESULT']._serialized_start=3300
-  _globals['_TICKRESULT']._serialized_end=3438
-  _globals['_SCHEDULETIMING']._serialized_start=181
-  _globals['_SCHEDULETIMING']._serialized_end=426
-  _globals['_SCHEDULEDEFINITION']._serialized_start=429
-  _globals['_SCHEDULEDEFINITION']._serialized_end=931
-  _globals['_SCHEDULEDEFINITION_METADATAENTRY']._serialized_start=884
-  _globals['_SCHEDULEDEFINITION_METADATAENTRY']._serialized_end=931
-  _globals['_SCHEDULE']._serialized_start=934
-  _globals['_SCHEDULE']._serialized_end=1309
-  _globals['_SCHEDULETICK']._serialized_start=1312
-  _globals['_SCHEDULETICK']._serialized_end=1524
-  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1526
-  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1640
-  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1642
-  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1720
-  _globals['_GETSCHEDULEREQUEST']._serialized_start=1722
-  _globals['_GETSCHEDULEREQUEST']._serialized_end=1763
-  _globals['_GETSCHEDULERESPONSE']._serialized_start=1765
-  _globals['_GETSCHEDULERESPONSE']._serialized_end=1840
-  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1842
-  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1903
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1905
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=2008
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=2011
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=2172
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=2174
-  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=2252
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2254
-  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2322
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2324
-  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2401
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2403
-  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2472
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2474
-  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2552
-  _globals['_DELETESCHEDULEREQUEST']._serialized_start=2554
-  _globals['_DELETESCHEDULEREQUEST']._serialized_end=2623
-  _globals['_DELETESCHEDULERESPONSE']._serialized_start=2625
-  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2649
-  _globals['_LISTSCHEDULETICKSREQUEST']._serialized_start=2651
-  _globals['_LISTSCHEDULETICKSREQUEST']._serialized_end=2737
-  _globals['_LISTSCHEDULETICKSRESPONSE']._serialized_start=2739
-  _globals['_LISTSCHEDULETICKSRESPONSE']._serialized_end=2846
-  _globals['_SCHEDULESERVICE']._serialized_start=3441
-  _globals['_SCHEDULESERVICE']._serialized_end=4388
+  _globals['_THREADPOLICY']._serialized_start=2931
+  _globals['_THREADPOLICY']._serialized_end=3022
+  _globals['_OVERLAPPOLICY']._serialized_start=3024
+  _globals['_OVERLAPPOLICY']._serialized_end=3149
+  _globals['_CATCHUPPOLICY']._serialized_start=3151
+  _globals['_CATCHUPPOLICY']._serialized_end=3251
+  _globals['_SCHEDULESTATE']._serialized_start=3253
+  _globals['_SCHEDULESTATE']._serialized_end=3380
+  _globals['_TICKRESULT']._serialized_start=3383
+  _globals['_TICKRESULT']._serialized_end=3521
+  _globals['_SCHEDULETIMING']._serialized_start=215
+  _globals['_SCHEDULETIMING']._serialized_end=460
+  _globals['_SCHEDULEDEFINITION']._serialized_start=463
+  _globals['_SCHEDULEDEFINITION']._serialized_end=965
+  _globals['_SCHEDULEDEFINITION_METADATAENTRY']._serialized_start=918
+  _globals['_SCHEDULEDEFINITION_METADATAENTRY']._serialized_end=965
+  _globals['_SCHEDULE']._serialized_start=968
+  _globals['_SCHEDULE']._serialized_end=1343
+  _globals['_SCHEDULETICK']._serialized_start=1346
+  _globals['_SCHEDULETICK']._serialized_end=1558
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1560
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1674
+  _globals['_CREATESCHEDULERESPONSE']._serialized_start=1676
+  _globals['_CREATESCHEDULERESPONSE']._serialized_end=1754
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=1756
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=1797
+  _globals['_GETSCHEDULERESPONSE']._serialized_start=1799
+  _globals['_GETSCHEDULERESPONSE']._serialized_end=1874
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1876
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1937
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1939
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=2042
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=2045
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=2255
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_start=2257
+  _globals['_UPDATESCHEDULERESPONSE']._serialized_end=2335
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_start=2337
+  _globals['_PAUSESCHEDULEREQUEST']._serialized_end=2405
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_start=2407
+  _globals['_PAUSESCHEDULERESPONSE']._serialized_end=2484
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_start=2486
+  _globals['_RESUMESCHEDULEREQUEST']._serialized_end=2555
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_start=2557
+  _globals['_RESUMESCHEDULERESPONSE']._serialized_end=2635
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=2637
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=2706
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=2708
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=2732
+  _globals['_LISTSCHEDULETICKSREQUEST']._serialized_start=2734
+  _globals['_LISTSCHEDULETICKSREQUEST']._serialized_end=2820
+  _globals['_LISTSCHEDULETICKSRESPONSE']._serialized_start=2822
+  _globals['_LISTSCHEDULETICKSRESPONSE']._serialized_end=2929
+  _globals['_SCHEDULESERVICE']._serialized_start=3524
+  _globals['_SCHEDULESERVICE']._serialized_end=4471
 # @@protoc_insertion_point(module_scope)

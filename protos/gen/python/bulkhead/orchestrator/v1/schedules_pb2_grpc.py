@@ -103,7 +103,7 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSchedule(self, request, context):
-        """Replaces what a schedule does, for the caller of this call. A tick whose run is being made goes on as it was.
+        """Changes what a schedule does, for the caller of this call: all of it, or the fields of update_mask. A tick whose run is being made goes on as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'bulkhead/orchestrator/v1/webhooks.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x03 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64isabled_reason\x18\x06 \x01(\t\x12/\n\x0b\x64isabled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x65\x61rlier_secret_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x14\x43reateWebhookRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"[\n\x15\x43reateWebhookResponse\x12\x32\n\x07webhook\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x15\n\x13ListWebhooksRequest\"K\n\x14ListWebhooksResponse\x12\x33\n\x08webhooks\x18\x01 \x03(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\"C\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"u\n\x1aRotateWebhookSecretRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"a\n\x1bRotateWebhookSecretResponse\x12\x32\n\x07webhook\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x94\x01\n\x0f\x44\x65liveryAttempt\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rresponse_code\x18\x03 \x01(\x05\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xde\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x38\n\x06status\x18\x06 \x01(\x0e\x32(.bulkhead.orchestrator.v1.DeliveryStatus\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08\x61ttempts\x18\t \x03(\x0b\x32).bulkhead.orchestrator.v1.DeliveryAttempt\x12\x15\n\rattempt_count\x18\n \x01(\x05\"R\n\x15ListDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x16ListDeliveriesResponse\x12\x36\n\ndeliveries\x18\x01 \x03(\x0b\x32\".bulkhead.orchestrator.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x10RedeliverRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"I\n\x11RedeliverResponse\x12\x34\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Delivery*\xa6\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x03\x12\x1b\n\x17\x44\x45LIVERY_STATUS_DROPPED\x10\x04\x32\xc3\x05\n\x0eWebhookService\x12p\n\rCreateWebhook\x12..bulkhead.orchestrator.v1.CreateWebhookRequest\x1a/.bulkhead.orchestrator.v1.CreateWebhookResponse\x12m\n\x0cListWebhooks\x12-.bulkhead.orchestrator.v1.ListWebhooksRequest\x1a..bulkhead.orchestrator.v1.ListWebhooksResponse\x12p\n\rDeleteWebhook\x12..bulkhead.orchestrator.v1.DeleteWebhookRequest\x1a/.bulkhead.orchestrator.v1.DeleteWebhookResponse\x12\x82\x01\n\x13RotateWebhookSecret\x12\x34.bulkhead.orchestrator.v1.RotateWebhookSecretRequest\x1a\x35.bulkhead.orchestrator.v1.RotateWebhookSecretResponse\x12s\n\x0eListDeliveries\x12/.bulkhead.orchestrator.v1.ListDeliveriesRequest\x1a\x30.bulkhead.orchestrator.v1.ListDeliveriesResponse\x12\x64\n\tRedeliver\x12*.bulkhead.orchestrator.v1.RedeliverRequest\x1a+.bulkhead.orchestrator.v1.RedeliverResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'bulkhead/orchestrator/v1/webhooks.proto\x12\x18\x62ulkhead.orchestrator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x07Webhook\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x03 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64isabled_reason\x18\x06 \x01(\t\x12/\n\x0b\x64isabled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x65\x61rlier_secret_until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x14\x43reateWebhookRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x13\n\x0b\x65vent_types\x18\x02 \x03(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"[\n\x15\x43reateWebhookResponse\x12\x32\n\x07webhook\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x15\n\x13ListWebhooksRequest\"K\n\x14ListWebhooksResponse\x12\x33\n\x08webhooks\x18\x01 \x03(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\"\'\n\x11GetWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"H\n\x12GetWebhookResponse\x12\x32\n\x07webhook\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\"C\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"u\n\x1aRotateWebhookSecretRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"a\n\x1bRotateWebhookSecretResponse\x12\x32\n\x07webhook\x18\x01 \x01(\x0b\x32!.bulkhead.orchestrator.v1.Webhook\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x94\x01\n\x0f\x44\x65liveryAttempt\x12.\n\nstarted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rresponse_code\x18\x03 \x01(\x05\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xde\x02\n\x08\x44\x65livery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x12\n\nwebhook_id\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x38\n\x06status\x18\x06 \x01(\x0e\x32(.bulkhead.orchestrator.v1.DeliveryStatus\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08\x61ttempts\x18\t \x03(\x0b\x32).bulkhead.orchestrator.v1.DeliveryAttempt\x12\x15\n\rattempt_count\x18\n \x01(\x05\"R\n\x15ListDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x16ListDeliveriesResponse\x12\x36\n\ndeliveries\x18\x01 \x03(\x0b\x32\".bulkhead.orchestrator.v1.Delivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x10RedeliverRequest\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"I\n\x11RedeliverResponse\x12\x34\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\".bulkhead.orchestrator.v1.Delivery*\xa6\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DELIVERED\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATUS_FAILED\x10\x03\x12\x1b\n\x17\x44\x45LIVERY_STATUS_DROPPED\x10\x04\x32\xac\x06\n\x0eWebhookService\x12p\n\rCreateWebhook\x12..bulkhead.orchestrator.v1.CreateWebhookRequest\x1a/.bulkhead.orchestrator.v1.CreateWebhookResponse\x12m\n\x0cListWebhooks\x12-.bulkhead.orchestrator.v1.ListWebhooksRequest\x1a..bulkhead.orchestrator.v1.ListWebhooksResponse\x12g\n\nGetWebhook\x12+.bulkhead.orchestrator.v1.GetWebhookRequest\x1a,.bulkhead.orchestrator.v1.GetWebhookResponse\x12p\n\rDeleteWebhook\x12..bulkhead.orchestrator.v1.DeleteWebhookRequest\x1a/.bulkhead.orchestrator.v1.DeleteWebhookResponse\x12\x82\x01\n\x13RotateWebhookSecret\x12\x34.bulkhead.orchestrator.v1.RotateWebhookSecretRequest\x1a\x35.bulkhead.orchestrator.v1.RotateWebhookSecretResponse\x12s\n\x0eListDeliveries\x12/.bulkhead.orchestrator.v1.ListDeliveriesRequest\x1a\x30.bulkhead.orchestrator.v1.ListDeliveriesResponse\x12\x64\n\tRedeliver\x12*.bulkhead.orchestrator.v1.RedeliverRequest\x1a+.bulkhead.orchestrator.v1.RedeliverResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bulkhead.orchestrator.v1.webhooks_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERYSTATUS']._serialized_start=1847
-  _globals['_DELIVERYSTATUS']._serialized_end=2013
+  _globals['_DELIVERYSTATUS']._serialized_start=1962
+  _globals['_DELIVERYSTATUS']._serialized_end=2128
   _globals['_WEBHOOK']._serialized_start=135
   _globals['_WEBHOOK']._serialized_end=399
   _globals['_CREATEWEBHOOKREQUEST']._serialized_start=401
@@ -45,26 +45,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWEBHOOKSREQUEST']._serialized_end=619
   _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=621
   _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=696
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=698
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=765
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=767
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=790
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=792
-  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=909
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=911
-  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=1008
-  _globals['_DELIVERYATTEMPT']._serialized_start=1011
-  _globals['_DELIVERYATTEMPT']._serialized_end=1159
-  _globals['_DELIVERY']._serialized_start=1162
-  _globals['_DELIVERY']._serialized_end=1512
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1514
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1596
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1598
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1703
-  _globals['_REDELIVERREQUEST']._serialized_start=1705
-  _globals['_REDELIVERREQUEST']._serialized_end=1769
-  _globals['_REDELIVERRESPONSE']._serialized_start=1771
-  _globals['_REDELIVERRESPONSE']._serialized_end=1844
-  _globals['_WEBHOOKSERVICE']._serialized_start=2016
-  _globals['_WEBHOOKSERVICE']._serialized_end=2723
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=698
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=737
+  _globals['_GETWEBHOOKRESPONSE']._serialized_start=739
+  _globals['_GETWEBHOOKRESPONSE']._serialized_end=811
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=813
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=880
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=882
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=905
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_start=907
+  _globals['_ROTATEWEBHOOKSECRETREQUEST']._serialized_end=1024
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_start=1026
+  _globals['_ROTATEWEBHOOKSECRETRESPONSE']._serialized_end=1123
+  _globals['_DELIVERYATTEMPT']._serialized_start=1126
+  _globals['_DELIVERYATTEMPT']._serialized_end=1274
+  _globals['_DELIVERY']._serialized_start=1277
+  _globals['_DELIVERY']._serialized_end=1627
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=1629
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=1711
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=1713
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=1818
+  _globals['_REDELIVERREQUEST']._serialized_start=1820
+  _globals['_REDELIVERREQUEST']._serialized_end=1884
+  _globals['_REDELIVERRESPONSE']._serialized_start=1886
+  _globals['_REDELIVERRESPONSE']._serialized_end=1959
+  _globals['_WEBHOOKSERVICE']._serialized_start=2131
+  _globals['_WEBHOOKSERVICE']._serialized_end=2943
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class WebhookServiceStub:
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksRequest.SerializeToString,
                 response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksResponse.FromString,
                 _registered_method=True)
+        self.GetWebhook = channel.unary_unary(
+                '/bulkhead.orchestrator.v1.WebhookService/GetWebhook',
+                request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookRequest.SerializeToString,
+                response_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookResponse.FromString,
+                _registered_method=True)
         self.DeleteWebhook = channel.unary_unary(
                 '/bulkhead.orchestrator.v1.WebhookService/DeleteWebhook',
                 request_serializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.DeleteWebhookRequest.SerializeToString,
@@ -80,6 +85,13 @@ class WebhookServiceServicer:
 
     def ListWebhooks(self, request, context):
         """All endpoints of the tenant, oldest first, without their secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWebhook(self, request, context):
+        """One endpoint, without its secrets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +137,11 @@ def add_WebhookServiceServicer_to_server(servicer, server):
                     servicer.ListWebhooks,
                     request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksRequest.FromString,
                     response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'GetWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhook,
+                    request_deserializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookRequest.FromString,
+                    response_serializer=bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookResponse.SerializeToString,
             ),
             'DeleteWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteWebhook,
@@ -202,6 +219,33 @@ class WebhookService:
             '/bulkhead.orchestrator.v1.WebhookService/ListWebhooks',
             bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksRequest.SerializeToString,
             bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bulkhead.orchestrator.v1.WebhookService/GetWebhook',
+            bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookRequest.SerializeToString,
+            bulkhead_dot_orchestrator_dot_v1_dot_webhooks__pb2.GetWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,
