@@ -15,28 +15,32 @@ from services.common.accounts import Accounts
 from services.common.config import ConfigFile
 from services.common.health import Health
 from services.common.http import UvicornListener
+from services.common.idempotency import IdempotencyStore
 from services.common.identity import Minter
 from services.common.limits import TokenBuckets, parse_policies
 from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service
 from services.common.settings import StartRefused
-from services.common.valkey import connect, ping
+from services.common.valkey import connect, ping, refuse_shards
 from services.gateway.adapters.backends import backends
 from services.gateway.adapters.event_log import OrchestratorEvents
 from services.gateway.background import Background
 from services.gateway.edge import failures
 from services.gateway.edge.admission import Admission
 from services.gateway.edge.asgi import Edge
+from services.gateway.edge.keyed import Keys
 from services.gateway.edge.route import Doorkeeper
 from services.gateway.following import Follower
+from services.gateway.oidc import Issuers, Tokens, parse_issuers
 from services.gateway.settings import Settings
 from services.gateway.streaming import OpenStreams, StreamRules
-from services.gateway.surfaces import console, native, openai, probes
+from services.gateway.surfaces import ag_ui, console, native, openai, probes, responses
+from services.gateway.surfaces.websocket import websockets, with_websockets
 from services.gateway.surfaces.wiring import Wiring
 
-DESCRIPTION = """Threads and durable runs of agents, their event log, documents and memories; chat completions in OpenAI's shape.
-Authenticate with `Authorization: Bearer bh_…`. Errors are RFC 9457 problems; on `/v1/chat` and `/v1/models` they are OpenAI's."""
+DESCRIPTION = """Threads and durable runs of agents, their event log, documents and memories; OpenAI's chat completions and responses.
+Authenticate with `Authorization: Bearer bh_…`. Errors are RFC 9457 problems; on OpenAI's routes they are OpenAI's."""
 # Taken off the drain's grace, so that streams that must be broken off can still say so.
 LAST_WORDS_S = 0.5
 
@@ -46,27 +50,28 @@ def build(settings: Settings) -> Service:
     state = connect(settings.state_url)
     accounts = Accounts(state)
     policies = ConfigFile(settings.config_dir / "policies.yaml", partial(parse_policies, policy_set=settings.policy_set))
+    issuers = ConfigFile(settings.config_dir / "oidc.yaml", parse_issuers, absent=Issuers)
     try:
         minter = Minter.from_file(settings.identity_signing_key_file, "gateway")
     except (OSError, ValueError) as error:
         raise StartRefused([f"BULKHEAD_IDENTITY_SIGNING_KEY_FILE: {error}"]) from error
     dialer = Dialer("gateway", Addresses(settings.addresses(), settings.address_file))
     stubs = backends(dialer)
-    follower = Follower(
-        OrchestratorEvents(stubs.runs, minter), reconnect_s=settings.stream_reconnect_s, silence_s=settings.stream_silence_s
-    )
+    follower = Follower(OrchestratorEvents(stubs.runs), reconnect_s=settings.stream_reconnect_s, silence_s=settings.stream_silence_s)
     rules = StreamRules(settings.sse_heartbeat_s, settings.stream_max_age_s, settings.slow_reader_s, settings.proof_wait_s)
     streams = OpenStreams(rules)
-    health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")}, [policies])
-    admission = Admission(accounts, minter, TokenBuckets(state), policies, settings.policy_set)
-    app = application(Wiring(stubs, follower, streams, settings), Doorkeeper(admission, settings), health)
+    health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")}, [policies, issuers])
+    admission = Admission(accounts, Tokens(issuers), minter, TokenBuckets(state), policies, settings.policy_set)
+    keys = Keys(IdempotencyStore(state, settings.state_replicas))
+    app = application(Wiring(stubs, follower, streams, settings), Doorkeeper(admission, settings, keys), health)
     watching = Background(policies.watch, "policies")
+    watching_issuers = Background(issuers.watch, "issuers")
     return Service(
         "gateway",
-        listeners=[UvicornListener(Edge(app), settings.host, settings.http_port)],
-        start=[accounts.start, watching.start],
+        listeners=[UvicornListener(with_websockets(Edge(app), app, settings), settings.host, settings.http_port, **websockets(settings))],
+        start=[partial(refuse_shards, state), accounts.start, watching.start, watching_issuers.start],
         drain=[partial(streams.drain, max(0.1, settings.drain_grace_s - LAST_WORDS_S))],
-        close=[state.aclose, dialer.close, accounts.stop, watching.stop],
+        close=[state.aclose, dialer.close, accounts.stop, watching.stop, watching_issuers.stop],
         health=health,
     )
 
@@ -82,7 +87,8 @@ def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastA
     )  # fmt: skip
     app.state.doorkeeper = doorkeeper
     failures.install(app)
-    for router in (*native.routers(wiring), *openai.routers(wiring), probes.router(health), console.router()):
+    surfaces = (*native.routers(wiring), *openai.routers(wiring), *responses.routers(wiring), *ag_ui.routers(wiring))
+    for router in (*surfaces, probes.router(health), console.router()):
         # Not include_router: it would search a tree of routers for each request, where one list does.
         app.router.routes.extend(router.routes)
     app.router.routes.append(Route("/openapi.json", _Document(app).answer))
@@ -108,10 +114,10 @@ class _Document:
         parts = document.setdefault("components", {})
         # Shapes that routes refer to by name, because their bodies or answers are not declared through FastAPI.
         _, named = models_json_schema([(m, "validation") for m in native.NAMED_MODELS], ref_template="#/components/schemas/{model}")
-        parts.setdefault("schemas", {}).update(named["$defs"])
+        parts["schemas"] = named["$defs"] | parts.get("schemas", {})
         parts["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "bh_…"}}
         for path, operations in document["paths"].items():
-            if path.startswith(("/v1/", "/replay/")):
+            if path.startswith(("/v1/", "/replay/", "/ag-ui/")):
                 for operation in operations.values():
                     operation["security"] = [{"apiKey": []}]
         return orjson.dumps(document)

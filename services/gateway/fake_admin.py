@@ -8,6 +8,7 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from bulkhead.orchestrator.v1 import admin_pb2, admin_pb2_grpc, schedules_pb2, schedules_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
+from google.protobuf import field_mask_pb2
 
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.rpc.context import principal
@@ -19,7 +20,7 @@ LEAST_INTERVAL_S = 60
 
 class FakeRecords:
     """What is kept for every tenant. `asked` holds every request that changes something; `meddlers` is how many changes of
-    schedules somebody else comes before."""
+    schedules somebody else comes before; without `masks` it knows no update_mask, as the version before."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -32,6 +33,7 @@ class FakeRecords:
         self.budget: llm_pb2.GetBudgetResponse | None = llm_pb2.GetBudgetResponse()
         self.deleted: set[tuple[str, str]] = set()
         self.meddlers = 0
+        self.masks = True
         self._numbers = itertools.count(1)
         self._answers: dict[tuple[str, str, str], tuple[bytes, Any]] = {}
 
@@ -45,18 +47,30 @@ class FakeRecords:
         known = self._answers.get(self._name(request)) if request.idempotency_key else None
         if known is None:
             return None
-        if known[0] != request.SerializeToString(deterministic=True):
+        if known[0] != _said(request):
             raise IdempotencyMismatch("the idempotency key was used before with another body")
         return known[1]
 
     def keep(self, request: Any, answer: T) -> T:
         """Answers the same to the same key from now on."""
         if request.idempotency_key:
-            self._answers[self._name(request)] = (request.SerializeToString(deterministic=True), answer)
+            self._answers[self._name(request)] = (_said(request), answer)
         return answer
 
     def _name(self, request: Any) -> tuple[str, str, str]:
         return principal().tenant, type(request).__name__, request.idempotency_key
+
+
+def _said(request: Any) -> bytes:
+    """What a request asks for; of a change, what it names."""
+    if getattr(request, "update_mask", None) and request.update_mask.paths:
+        definition = type(request.definition)()
+        request.update_mask.MergeMessage(request.definition, definition, True, True)
+        whole, request = request, type(request)()
+        request.CopyFrom(whole)
+        request.definition.CopyFrom(definition)
+    said: bytes = request.SerializeToString(deterministic=True)
+    return said
 
 
 class FakeSchedules(schedules_pb2_grpc.ScheduleServiceServicer):
@@ -102,17 +116,22 @@ class FakeSchedules(schedules_pb2_grpc.ScheduleServiceServicer):
 
     async def UpdateSchedule(self, request, context):
         """As the real one."""
+        if not self._records.masks:
+            request.update_mask.CopyFrom(field_mask_pb2.FieldMask(paths=request.definition.DESCRIPTOR.fields_by_name))
         if known := self._records.once(request):
             return known
         found = self._one(request.schedule_id)
-        self._check(request.definition)
         if self._records.meddlers:
             self._records.meddlers -= 1
             found.version += 1
             found.definition.name = f"of another {found.version}"
         if request.expected_version not in (0, found.version):
             raise Conflict("the schedule was changed by somebody else", reason="SCHEDULE_CHANGED")
-        found.definition.CopyFrom(request.definition)
+        definition = type(found.definition)()
+        definition.CopyFrom(found.definition)
+        request.update_mask.MergeMessage(request.definition, definition, True, True)
+        self._check(definition)
+        found.definition.CopyFrom(definition)
         found.version += 1
         found.updated_at.GetCurrentTime()
         return self._records.keep(request, schedules_pb2.UpdateScheduleResponse(schedule=found))
@@ -177,6 +196,10 @@ class FakeWebhooks(webhooks_pb2_grpc.WebhookServiceServicer):
         """As the real one."""
         return webhooks_pb2.ListWebhooksResponse(webhooks=[w for (of, _), w in self._records.webhooks.items() if of == principal().tenant])
 
+    async def GetWebhook(self, request, context):
+        """As the real one."""
+        return webhooks_pb2.GetWebhookResponse(webhook=self._one(request.webhook_id))
+
     async def DeleteWebhook(self, request, context):
         """As the real one."""
         if known := self._records.once(request):
@@ -229,8 +252,8 @@ class FakeAdmin(FakeFeedback):
 
     async def ForgetSubject(self, request, context):
         """As the real one."""
-        if request.user != principal().user:
-            principal().require("admin")
+        if principal().missing(["admin"]):
+            principal().require("erasures:write" if request.user == principal().user else "admin")
         if known := self._records.once(request):
             return known
         made = admin_pb2.Erasure(erasure_id=self._records.make_id("era"), state=admin_pb2.ERASURE_STATE_PENDING, subject_digest="d1")

@@ -63,7 +63,8 @@ class FakeControl(rpc.RunServiceServicer):
         self.log.desk.asked.append(request)
         run = self.log.run(request.run_id)
         if run.run.status not in OPEN:
-            raise Conflict("the run has ended", reason="RUN_ENDED", metadata={"thread_id": run.run.thread_id, "offer": "CreateRun"})
+            about = {"run_status": "cancelled", "thread_id": run.run.thread_id, "offer": "CreateRun"}
+            raise Conflict("the run has ended", reason="RUN_ENDED", metadata=about)
         return run, self.log.desk.number(request.run_id)
 
     async def StopGeneration(self, request, context):
@@ -151,8 +152,10 @@ class FakeApprovals(approvals_pb2_grpc.ApprovalServiceServicer):
         found = self._desk.approval(request.approval_id)
         self._desk.asked.append(request)
         if not found.decidable:
-            first = {"verb": "approve", "decided_by": "bo", "decided_at_ms": "1", "state": "approved", "reason": "fine"}
+            first = {"verb": "approve", "decided_by": "bo", "decided_at_ms": "1", "state": "approved", "decided_reason": "fine"}
             raise Conflict("this was decided before", reason="ALREADY_DECIDED", metadata=first)
+        if request.arguments_digest not in ("", found.arguments_digest):
+            raise Conflict("others by now", reason="ARGUMENTS_CHANGED", metadata={"arguments_digest": found.arguments_digest})
         verb = request.WhichOneof("decision")
         if verb == "edit" and b"wrong" in request.edit.arguments_json:
             wrong = [FieldViolation("decision.edit.arguments_json/wrong", "does not fit: additionalProperties")]

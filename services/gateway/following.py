@@ -57,10 +57,12 @@ class Follower:
                     fresh = [event for event in batch if event.seq > cursor]
                     if not fresh:
                         continue
-                    last = fresh[-1]
-                    cursor = last.seq
+                    # An orchestrator of the version before may go on with what a promotion of the store says of the thread.
+                    end = next((at for at, event in enumerate(fresh, 1) if event.type in TERMINAL and event.run_id == subject.run_id), 0)
+                    fresh = fresh[: end or None]
+                    cursor = fresh[-1].seq
                     yield fresh
-                    if subject.run_id and last.type in TERMINAL and last.run_id == subject.run_id:
+                    if end:
                         return
             except StopAsyncIteration:
                 # An orchestrator that drains ends its streams in good order; only a replay ends by itself.

@@ -1,6 +1,9 @@
 """Errors that only an HTTP entry knows; the rest stand in services/common/errors.py."""
 
-from services.common.errors import BulkheadError, Cancelled, InvalidInput
+from collections.abc import Mapping
+from typing import Any
+
+from services.common.errors import BulkheadError, Cancelled, Gone, InvalidInput
 
 
 class InvalidBody(InvalidInput):
@@ -41,6 +44,17 @@ class ClientGone(Cancelled):
     """The client closed its connection before the answer; nobody reads what is answered now."""
 
     default_reason = "CLIENT_GONE"
+
+
+class ResumeGap(Gone):
+    """The log from where the client wants to go on is no longer kept; `members` are those of its problem: where the log begins, and the
+    thread as it stands, to go on from."""
+
+    default_reason = "RESUME_GAP"
+
+    def __init__(self, oldest_seq: int, snapshot: Mapping[str, Any]) -> None:
+        super().__init__("events this old are no longer kept; go on from the snapshot")
+        self.members: Mapping[str, Any] = {"oldest_seq": oldest_seq, "snapshot": snapshot}
 
 
 class RunFailed(BulkheadError):

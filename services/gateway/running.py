@@ -54,6 +54,11 @@ def cancel_on_leaving(runs: RunCalls, run_id: str) -> Callable[[], Awaitable[Non
     return cancel
 
 
+def has_ended(run: Run) -> bool:
+    """Whether nothing happens in the run any more."""
+    return run.status in _ENDED
+
+
 async def wait_for_end(runs: RunCalls, run_id: str, wait_s: float) -> Run:
     """The run when it has ended, or as it is after `wait_s` seconds.
 
@@ -66,7 +71,7 @@ async def wait_for_end(runs: RunCalls, run_id: str, wait_s: float) -> Run:
             raise DeadlineExceeded("the run has not ended in the time to wait")
         try:
             run = (await runs.WaitRun(WaitRunRequest(run_id=run_id), timeout=min(left, WAIT_SLICE_S))).run
-            if run.status in _ENDED:
+            if has_ended(run):
                 return run
         except (Overloaded, Cancelled, DeadlineExceeded) as error:
             log.info("wait_resumed", run_id=run_id, reason=error.reason)

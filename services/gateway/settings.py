@@ -25,6 +25,9 @@ class Settings(ServiceSettings):
     http_port: Port = Field(8080, description="Port of the product API and the console.")
     metrics_port: Port = Field(9461, description="Port of the Prometheus metrics; 0 turns them off.")
     state_url: str = Field("", description="Valkey with keys and rate limits, as redis://host:port/0.")
+    state_replicas: int = Field(
+        0, ge=0, le=5, description="Replicas that must have an idempotency record on disk (WAITAOF), before it counts."
+    )
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder with policies.yaml.")
     body_limit_bytes: Annotated[int, Field(ge=1024)] = Field(4 * 1024 * 1024, description="Largest request body, in bytes.")
     body_timeout_s: PositiveSeconds = Field(20.0, description="Time for a client to send its whole body, in seconds.")
@@ -39,6 +42,14 @@ class Settings(ServiceSettings):
     wait_limit_s: PositiveSeconds = Field(600.0, description="Longest wait for an answer that is not streamed, in seconds.")
     proof_wait_s: PositiveSeconds = Field(
         10.0, description="On OpenAI routes: how long the headers wait for a sign that the run works, in seconds."
+    )
+    websocket_message_bytes: Annotated[int, Field(ge=1024)] = Field(1024 * 1024, description="Largest message of a WebSocket, in bytes.")
+    websocket_commands_per_s: Annotated[float, Field(gt=0)] = Field(20.0, description="Commands a second on one WebSocket.")
+    websocket_watches: Annotated[int, Field(ge=1)] = Field(32, description="Runs and threads that one WebSocket may watch at a time.")
+    websocket_idle_s: PositiveSeconds = Field(300.0, description="A WebSocket without watch and command is closed, in seconds.")
+    websocket_ping_s: PositiveSeconds = Field(20.0, description="Time between pings of a WebSocket, and to answer one, in seconds.")
+    websocket_origins: str = Field(
+        "", description="Origins of web pages that may open a WebSocket, beside the gateway's own, by commas; * for any."
     )
 
     def problems(self) -> list[str]:

@@ -1,16 +1,18 @@
 """Who is calling, what they may do, and how often."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from services.common.accounts import Accounts
 from services.common.config import ConfigFile
-from services.common.errors import QuotaExceeded, Unauthenticated
+from services.common.errors import Unauthenticated
 from services.common.identity import Minter, Principal
-from services.common.limits import Bucket, Policies, TierPolicy, TokenBuckets
+from services.common.limits import Bucket, BucketsShort, Level, Policies, TierPolicy, TokenBuckets
 from services.common.rpc import context as call_context
+from services.gateway.edge import limit_headers
 from services.gateway.edge.exchange import Exchange
+from services.gateway.oidc import Tokens, is_token
 
 MINUTE_S = 60
 DAY_S = 86_400
@@ -22,42 +24,51 @@ class Admission:
     Without the state store nobody is admitted (Overloaded): neither keys nor limits can be checked.
     """
 
-    def __init__(self, accounts: Accounts, minter: Minter, buckets: TokenBuckets, policies: ConfigFile[Policies], policy_set: str) -> None:
+    def __init__(
+        self, accounts: Accounts, tokens: Tokens, minter: Minter, buckets: TokenBuckets, policies: ConfigFile[Policies], policy_set: str
+    ) -> None:
         self._accounts = accounts
+        self._tokens = tokens
         self._minter = minter
         self._buckets = buckets
         self._policies = policies
         self._policy_set = policy_set
 
     async def admit(self, exchange: Exchange, scopes: Sequence[str]) -> Principal:
-        """Makes the caller the principal of the current call, with an internal token for the calls that follow.
+        """Makes the caller the principal of the current call, with internal tokens for the calls that follow.
 
         Raises Unauthenticated, PermissionDenied, QuotaExceeded or Overloaded.
         """
-        principal = await self._accounts.resolve(_api_key(exchange.headers))
+        principal = await self._whose(_credential(exchange.headers))
         exchange.tenant = principal.tenant
-        principal.require(*scopes)
+        # What is refused for a scope counts as well: it is work, and the answer says how much is left like any other.
         await self._take(principal, exchange)
+        principal.require(*scopes)
         context = call_context.current() or call_context.CallContext(request_id=exchange.request_id, canary=exchange.canary)
-        call_context.enter(replace(context, principal=principal, token=self._minter.mint(principal)))
+        # What a request begins may outlast a token: a wait, a stream, the cancel when its client leaves.
+        call_context.enter(replace(context, principal=principal, mint=partial(self._minter.mint, principal)))
+        return principal
+
+    async def _whose(self, credential: str) -> Principal:
+        if not (self._tokens.taken and is_token(credential)):
+            return await self._accounts.resolve(credential)
+        principal = await self._tokens.principal(credential)
+        await self._accounts.confirm_holders(principal)
         return principal
 
     async def _take(self, principal: Principal, exchange: Exchange) -> None:
         buckets = _buckets(principal, self._policies.current.tier(self._policy_set, principal.tier))
         if not buckets:
             return
-        exchange.answer("ratelimit-policy", ", ".join(f'"{b.policy}";q={b.capacity};w={b.period_s:g}' for b in buckets))
+        exchange.answer(limit_headers.POLICY, limit_headers.policies(buckets))
         try:
-            left = await self._buckets.take(buckets)
-        except QuotaExceeded as error:
-            wait_s = math.ceil(error.retry_after_s or 1)
-            exchange.answer("ratelimit", f'"{error.metadata.get("policy", "")}";r=0;t={wait_s}')
+            # Where the store's memory is full, reading goes on, and so do answers to runs and their cancels. What is new is refused by
+            # whoever would keep it.
+            levels: Sequence[Level] = await self._buckets.take(buckets, when_full=True)
+        except BucketsShort as error:
+            exchange.answer(limit_headers.LEFT, limit_headers.left(buckets, error.levels))
             raise
-        shown = [
-            f'"{bucket.policy}";r={rest};t={math.ceil((bucket.capacity - rest) * bucket.period_s / bucket.capacity)}'
-            for bucket, rest in zip(buckets, left, strict=True)
-        ]
-        exchange.answer("ratelimit", ", ".join(shown))
+        exchange.answer(limit_headers.LEFT, limit_headers.left(buckets, levels))
 
 
 def _buckets(principal: Principal, policy: TierPolicy) -> list[Bucket]:
@@ -71,8 +82,8 @@ def _buckets(principal: Principal, policy: TierPolicy) -> list[Bucket]:
     return found
 
 
-def _api_key(headers: dict[str, str]) -> str:
-    """The API key of a request. Raises Unauthenticated when there is none."""
+def _credential(headers: dict[str, str]) -> str:
+    """The API key or token of a request. Raises Unauthenticated when there is none."""
     given = headers.get("authorization", "")
     if given:
         scheme, _, key = given.partition(" ")

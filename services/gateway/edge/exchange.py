@@ -11,7 +11,8 @@ SCOPE_KEY = "bulkhead.exchange"
 
 @dataclass(slots=True)
 class Exchange:
-    """Facts of one request that the access log, the span and the answer's headers are made from."""
+    """Facts of one request that the access log, the span and the answer's headers are made from; `replayed` where its idempotency key
+    has done before what it asks for."""
 
     request_id: str
     trace_id: str
@@ -22,6 +23,7 @@ class Exchange:
     thread_id: str = ""
     run_id: str = ""
     error: str = ""
+    replayed: bool = False
     answer_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     _error_id: str = ""
 
@@ -44,6 +46,15 @@ class Exchange:
     def answer(self, name: str, value: str) -> None:
         """Adds a header to the answer, whatever the answer will be. Characters beyond latin-1 are replaced."""
         self.answer_headers.append((name.encode("ascii"), value.encode("latin-1", "replace")))
+
+    def answer_also(self, name: str, value: str) -> None:
+        """Adds a member to a header that is a list; one line, since many clients read the first alone."""
+        raw, member = name.encode("ascii"), value.encode("latin-1", "replace")
+        for at, (known, before) in enumerate(self.answer_headers):
+            if known == raw:
+                self.answer_headers[at] = (raw, before + b", " + member)
+                return
+        self.answer_headers.append((raw, member))
 
 
 def exchange(scope: Any) -> Exchange:

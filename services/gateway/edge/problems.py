@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problems on native routes, OpenAI's envelope on OpenAI routes, never mixed."""
+"""Errors as answers: RFC 9457 problems on native routes, OpenAI's envelope on OpenAI routes, AG-UI's event on its own, never mixed."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,13 @@ from starlette.responses import Response
 
 from services.common.errors import BudgetExceeded, BulkheadError, Internal, PermissionDenied, QuotaExceeded, Unauthenticated
 from services.gateway.edge.exchange import Exchange, exchange
-from services.gateway.refusals import BodyTooLarge, MethodNotAllowed
+from services.gateway.edge.limit_headers import tell_of
+from services.gateway.refusals import BodyTooLarge, MethodNotAllowed, ResumeGap
 
-OPENAI_PREFIXES = ("/v1/chat", "/v1/models")
+# When to come back after a 503 that does not say so itself: what is away is looked for anew by then.
+COME_BACK_S = 1.0
+OPENAI_PREFIXES = ("/v1/chat", "/v1/models", "/v1/responses", "/v1/conversations")
+AG_UI_PREFIX = "/ag-ui/"
 PROBLEM = "application/problem+json"
 _TITLES = {
     400: "The request is not valid", 401: "Authentication is needed", 403: "Not allowed", 404: "Not found",
@@ -23,7 +27,8 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not
 # Metadata that callers may see; the rest is for logs.
 _SHOWN = (
     "policy", "limit", "period_s", "missing_scopes", "oldest_available", "service", "store", "run_id", "thread_id", "error_id",
-    "verb", "decided_by", "decided_at_ms", "state", "arguments_digest", "expired_at_ms", "version", "offer",
+    "verb", "decided_by", "decided_at_ms", "decided_reason", "run_status", "state", "arguments_digest", "expired_at_ms", "version",
+    "offer", "agent", "agent_version", "tool", "last_seq",
 )  # fmt: skip
 
 
@@ -32,9 +37,20 @@ def is_openai(path: str) -> bool:
     return any(path == prefix or path.startswith(prefix + "/") for prefix in OPENAI_PREFIXES)
 
 
+def is_ag_ui(path: str) -> bool:
+    """Whether errors of this path are events of AG-UI."""
+    return path.startswith(AG_UI_PREFIX)
+
+
 def problem_type(reason: str) -> str:
     """The stable `type` of a problem."""
     return f"urn:bulkhead:problem:{reason.lower().replace('_', '-')}"
+
+
+def told(error: BulkheadError) -> dict[str, Any]:
+    """What an error says of itself in every form that it takes: as a problem, and as the last event of a stream."""
+    body = {"detail": error.message, "reason": error.reason, "retryable": error.retryable}
+    return {**body, **error.members} if isinstance(error, ResumeGap) else body
 
 
 def problem(error: BulkheadError, about: Exchange, path: str) -> dict[str, Any]:
@@ -43,16 +59,17 @@ def problem(error: BulkheadError, about: Exchange, path: str) -> dict[str, Any]:
         "type": problem_type(error.reason),
         "title": _TITLES.get(error.http_status, "Error"),
         "status": error.http_status,
-        "detail": error.message,
+        **told(error),
         "instance": path,
-        "reason": error.reason,
-        "retryable": error.retryable,
         "request_id": about.request_id,
         "trace_id": about.trace_id,
     }
     body.update({name: error.metadata[name] for name in _SHOWN if name in error.metadata})
-    if error.retry_after_s is not None:
-        body["retry_after_ms"] = math.ceil(error.retry_after_s * 1000)
+    if isinstance(error, QuotaExceeded) and "policy" in error.metadata:
+        # As of draft-ietf-httpapi-ratelimit-headers-10, section 5.1.
+        body["violated-policies"] = error.metadata.get("violated_policies", error.metadata["policy"]).split(", ")
+    if (wait_s := retry_after_s(error)) is not None:
+        body["retry_after_ms"] = math.ceil(wait_s * 1000)
     if error.violations:
         body["errors"] = [{"field": v.field, "detail": v.description} for v in error.violations]
     return body
@@ -70,12 +87,27 @@ def openai_error(error: BulkheadError) -> dict[str, Any]:
     return {"message": error.message, "type": kind, "param": error.violations[0].field if error.violations else None, "code": code}
 
 
+def ag_ui_error(error: BulkheadError) -> dict[str, Any]:
+    """The event RUN_ERROR of AG-UI; what it has no field for is in its metadata."""
+    more: dict[str, Any] = {"retryable": error.retryable, **{name: error.metadata[name] for name in _SHOWN if name in error.metadata}}
+    if error.violations:
+        more["errors"] = [{"field": v.field, "detail": v.description} for v in error.violations]
+    return {"type": "RUN_ERROR", "message": error.message, "code": error.reason, "metadata": {"bulkhead": more}}
+
+
+def retry_after_s(error: BulkheadError) -> float | None:
+    """When to come back, in seconds: whatever is refused for load says so. None where time alone changes nothing."""
+    if error.retry_after_s is None and error.http_status == 503 and error.retryable:
+        return COME_BACK_S
+    return error.retry_after_s
+
+
 def error_headers(error: BulkheadError) -> dict[str, str]:
     """Headers that belong to the error itself."""
     headers: dict[str, str] = {"cache-control": "no-store"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-        headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    if (wait_s := retry_after_s(error)) is not None:
+        headers["retry-after"] = str(max(1, math.ceil(wait_s)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
     if isinstance(error, Unauthenticated):
         invalid = ', error="invalid_token"' if error.reason not in ("UNAUTHENTICATED", "API_KEY_MISSING") else ""
         headers["www-authenticate"] = f'Bearer realm="bulkhead"{invalid}'
@@ -94,12 +126,16 @@ def refusal(request: Any, error: BulkheadError) -> Response:
     scope: Mapping[str, Any] = getattr(request, "scope", request)
     about = exchange(scope)
     about.error = error.reason
+    if isinstance(error, QuotaExceeded):
+        tell_of(error, about)
     headers = error_headers(error)
     if is_openai(scope["path"]):
         # The SDK repeats by status unless told; a run that was accepted must not be started twice by it.
         headers["x-should-retry"] = "true" if error.retryable and "run_id" not in error.metadata else "false"
         content = orjson.dumps({"error": openai_error(error)})
         return Response(content, error.http_status, headers, "application/json")
+    if is_ag_ui(scope["path"]):
+        return Response(orjson.dumps(ag_ui_error(error)), error.http_status, headers, "application/json")
     content = orjson.dumps(problem(error, about, scope["path"]))
     return Response(content, error.http_status, headers, PROBLEM)
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +15,10 @@ from services.common.rpc import context as call_context
 from services.gateway.edge.admission import Admission
 from services.gateway.edge.body import parse_json, read_body
 from services.gateway.edge.exchange import Exchange, exchange
-from services.gateway.refusals import UnsupportedMediaType
+from services.gateway.edge.keyed import Keys, request_print
+from services.gateway.edge.naming import HEADERS, Tree, as_the_route_says, tree_of
+from services.gateway.edge.problems import is_openai
+from services.gateway.refusals import InvalidBody, UnsupportedMediaType
 from services.gateway.settings import Settings
 
 LONGEST_TIMEOUT_MS = 3_600_000
@@ -23,12 +28,16 @@ _NEEDS = "bulkhead_needs"
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a route asks of a request. `body_limit` in bytes, None for the setting; `open_query` lets unknown parameters pass."""
+    """What a route asks of a request. `body_limit` in bytes, None for the setting; `open_query` lets unknown parameters pass;
+    `model` of a body that the endpoint itself reads. `keyed` where no service behind the route keeps idempotency keys with what
+    they were used for: the gateway does, and the endpoint looks at `Exchange.replayed` where to do it again would change something."""
 
     scopes: Sequence[str] = ()
     body: Literal["json", "json_or_text", "none"] = "none"
     body_limit: int | None = None
     open_query: bool = False
+    model: type[BaseModel] | None = None
+    keyed: bool = False
 
 
 def needs(*scopes: str, **rest: Any) -> Callable[[Callable], Callable]:
@@ -47,6 +56,7 @@ class Doorkeeper:
 
     admission: Admission
     settings: Settings
+    keys: Keys
 
 
 class PreparedRequest(Request):
@@ -75,7 +85,8 @@ class GuardedRoute(APIRoute):
         """As APIRoute, behind admission and the reading of the body."""
         handler = super().get_route_handler()
         known = frozenset(parameter.alias for parameter in self.dependant.query_params)
-        needs = self.needs
+        needs, names = self.needs, None if is_openai(self.path) else self.names()
+        route = f"{'/'.join(sorted(self.methods))} {self.path}"
 
         async def guarded(request: Request) -> Response:
             about = exchange(request)
@@ -88,9 +99,27 @@ class GuardedRoute(APIRoute):
             prepared = PreparedRequest(request.scope, request.receive)
             if needs.body != "none":
                 await _read(prepared, about, needs, keeper.settings)
-            return await handler(prepared)
+            key = idempotency_key(request) if needs.keyed else ""
+            try:
+                if key:
+                    print_ = request_print(request.scope["path"], prepared.content, prepared.parsed)
+                    return await keeper.keys.once(about, key, route, print_, partial(handler, prepared))
+                return await handler(prepared)
+            except InvalidInput as error:
+                # Of a body that does not fit, the fields are the client's own already.
+                if names is not None and not isinstance(error, InvalidBody):
+                    as_the_route_says(error, names)
+                raise
 
         return guarded
+
+    def names(self) -> Tree:
+        """All that a request may have here, and what is below it."""
+        found = dict.fromkeys(HEADERS)
+        bodies = [field.field_info.annotation for field in self.dependant.body_params] + [self.needs.model]
+        for body in bodies:
+            found |= tree_of(body) or {}
+        return found | {field.alias: None for field in (*self.dependant.path_params, *self.dependant.query_params)}
 
 
 async def _read(request: PreparedRequest, about: Exchange, needs: Needs, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import aclosing, suppress
 
 import pytest
 from bulkhead.orchestrator.v1.orchestrator_pb2 import Event
@@ -95,3 +96,23 @@ async def test_the_search_for_a_server_of_the_log_is_bounded():
         await seqs(Follower(log, reconnect_s=0.1))
     assert time.monotonic() - begun < 30
     assert len(log.opened) > 3
+
+
+@pytest.mark.parametrize("subject", [RUN, Subject(thread_id="t")])
+async def test_a_run_is_followed_up_to_its_end_and_not_to_what_comes_with_it(subject):
+    log = Log(3)
+    log.events.append(Event(seq=4, type="log_gap"))
+    log.events.append(Event(seq=5, run_id="another", type="run_finished"))
+
+    async def together(subject, after, **options):
+        yield log.events
+        await asyncio.sleep(60)
+
+    log.open = together
+    shown = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.2), aclosing(Follower(log).batches(subject)) as batches:
+            async for batch in batches:
+                shown += [event.seq for event in batch]
+            shown.append("ended")
+    assert shown == ([1, 2, 3, "ended"] if subject == RUN else [1, 2, 3, 4, 5])

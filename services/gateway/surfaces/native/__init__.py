@@ -16,12 +16,13 @@ from services.gateway.surfaces.native.outputs import Problem
 from services.gateway.surfaces.native.quota import Quota
 from services.gateway.surfaces.native.runs import Runs
 from services.gateway.surfaces.native.schedules import Schedules
+from services.gateway.surfaces.native.thread_snapshots import ResumeGapProblem
 from services.gateway.surfaces.native.threads import Threads
 from services.gateway.surfaces.native.webhooks import Webhooks
 from services.gateway.surfaces.wiring import Wiring
 
 # Models that the OpenAPI document mentions by name only.
-NAMED_MODELS = (Problem, DocumentCreate)
+NAMED_MODELS = (Problem, ResumeGapProblem, DocumentCreate)
 
 
 def routers(wiring: Wiring) -> list[APIRouter]:

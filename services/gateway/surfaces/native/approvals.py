@@ -1,13 +1,10 @@
 """Approvals: what runs ask of people before they go on, and what people decide."""
 
-from dataclasses import replace
-
 from bulkhead.orchestrator.v1 import approvals_pb2 as pb
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import InvalidInput
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.surfaces.native import approvals_shapes, shapes
@@ -16,9 +13,6 @@ from services.gateway.surfaces.native.approvals_shapes import ApprovalOut, Appro
 from services.gateway.surfaces.native.models import After, Limit
 from services.gateway.surfaces.native.routing import answers, native_router
 from services.gateway.surfaces.wiring import Wiring
-
-# How the orchestrator names the parts of a decision, and how a body of ours does.
-_NAMES = {"decision.edit.arguments_json": "arguments", "decision.delegate": "to", "decision.outcome": "verb", "decision": "verb"}
 
 
 class Approvals:
@@ -74,17 +68,9 @@ class Approvals:
     async def decide(self, request: Request, approval_id: ApprovalIdPath, body: ApprovalDecide) -> Response:
         """Decides an approval. It is durable before the answer, and the run goes on when all that it asked is answered.
 
-        A second decision: 409 ALREADY_DECIDED with the first one.
+        A second decision: 409 ALREADY_DECIDED with the first one. `arguments_digest` of other arguments than those that stand: 409
+        ARGUMENTS_CHANGED with the digest of these. None, where `approve` comes behind an edit: 409 ARGUMENTS_DIGEST_REQUIRED.
         """
         exchange(request).about(run_id=approval_id.partition("/")[0])
-        try:
-            answer = await self._approvals.DecideApproval(approvals_shapes.decide_request(approval_id, body, idempotency_key(request)))
-        except InvalidInput as error:
-            error.violations = tuple(replace(violation, field=_named(violation.field)) for violation in error.violations)
-            raise
+        answer = await self._approvals.DecideApproval(approvals_shapes.decide_request(approval_id, body, idempotency_key(request)))
         return shapes.reply(approvals_shapes.approval(answer.approval))
-
-
-def _named(field: str) -> str:
-    name = next((name for name in _NAMES if field.startswith(name)), field)
-    return _NAMES.get(name, name) + field.removeprefix(name).replace("/", ".")

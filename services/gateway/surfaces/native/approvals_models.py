@@ -20,6 +20,7 @@ State = Annotated[
 ]
 Decidable = Annotated[bool, Query(description="Those alone that the caller may decide now.")]
 PersonOrScope = Annotated[str, Field(min_length=1, max_length=128)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class DelegateTo(Body):
@@ -47,6 +48,9 @@ class ApprovalDecide(Body):
     result: Annotated[Any, Field(description="With `done`: what the call resulted in.")] = None
     to: DelegateTo | None = None
     reason: Annotated[str, Field(max_length=MOST_REASON_CHARS, description="Why; the model is told where a call is rejected.")] = ""
+    arguments_digest: Annotated[
+        Digest | None, Field(description="Of the approval as the caller saw it: with other arguments it is refused.")
+    ] = None
 
     @model_validator(mode="after")
     def _what_the_verb_takes(self) -> "ApprovalDecide":

@@ -111,7 +111,9 @@ def _decision(message: pb.ApprovalDecision) -> dict[str, Any]:
 
 def decide_request(approval_id: str, body: ApprovalDecide, key: str) -> pb.DecideApprovalRequest:
     """A decision as it travels."""
-    asked = pb.DecideApprovalRequest(approval_id=approval_id, reason=body.reason, idempotency_key=key)
+    asked = pb.DecideApprovalRequest(
+        approval_id=approval_id, reason=body.reason, idempotency_key=key, arguments_digest=body.arguments_digest or ""
+    )
     match body.verb:
         case "approve":
             asked.approve.SetInParent()

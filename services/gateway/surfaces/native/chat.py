@@ -1,7 +1,6 @@
 """The simplest thing that works: one message in, one answer out."""
 
 import asyncio
-import hashlib
 import time
 import uuid
 
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from services.common.errors import DeadlineExceeded, InvalidInput
 from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
+from services.gateway.edge.keyed import named_by
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.running import collect
 from services.gateway.streaming import while_connected
@@ -38,7 +38,7 @@ class Chat:
         router.add_api_route("/v1/agents/{agent}/chat", self.chat, methods=["POST"], responses=outcomes)
         return router
 
-    @needs("runs:write", body="json")
+    @needs("runs:read", "runs:write", body="json")
     async def chat(self, request: Request, agent: NamePath, body: AgentChat) -> Response:
         """Says something to an agent and waits for its answer. The same session_id goes on with the conversation.
 
@@ -78,8 +78,4 @@ class Chat:
 
 def _new_session(key: str) -> str:
     """A new session id; the same for the same idempotency key, so that a repeated request has the same body for the orchestrator."""
-    if not key:
-        return f"session_{uuid.uuid4().hex}"
-    principal = call_context.principal()
-    digest = hashlib.sha256("\0".join((principal.tenant, principal.user, key)).encode()).hexdigest()
-    return f"session_{digest[:32]}"
+    return named_by("session", key) if key else f"session_{uuid.uuid4().hex}"

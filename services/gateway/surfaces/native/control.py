@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.common.errors import InvalidInput
+from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.surfaces.native import control_shapes, shapes
@@ -14,7 +15,7 @@ from services.gateway.surfaces.native.control_models import CallIdPath, PlanUpda
 from services.gateway.surfaces.native.control_shapes import CommandOut, RunsCancelOut, ToolCallCancelOut
 from services.gateway.surfaces.native.models import IdPath
 from services.gateway.surfaces.native.routing import answers, native_router
-from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, ended_or_as_it_is
+from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, waited_for
 from services.gateway.surfaces.wiring import Wiring
 
 _KEY = {
@@ -54,11 +55,11 @@ class Control:
     ) -> Response:
         """Ends the model call under way, or the next one. Its text so far is the answer, and the run succeeds with it."""
         exchange(request).about(run_id=run_id)
+        if wait:
+            call_context.principal().require("runs:read")
         answer = await self._runs.StopGeneration(pb.StopGenerationRequest(run_id=run_id, idempotency_key=idempotency_key(request)))
-        run = answer.run
-        if wait and not _ended(run):
-            run = await ended_or_as_it_is(self._runs, request, run_id, LONGEST_WAIT_S)
-        return _recorded(run, answer.number, 200 if wait and _ended(run) else 202)
+        run, status = await waited_for(self._runs, request, answer.run, LONGEST_WAIT_S if wait else 0)
+        return _recorded(run, answer.number, status)
 
     @needs("runs:write", body="json")
     async def steer(self, request: Request, run_id: IdPath, body: RunSteer) -> Response:
@@ -113,10 +114,6 @@ class Control:
         answer = await self._runs.CancelRuns(asked)
         shape = {"matched_count": answer.matched_count, "requested_count": answer.requested_count, "done": answer.done}
         return shapes.reply(shape) if answer.done else shapes.reply(shape, 202, {"location": "/v1/runs"})
-
-
-def _ended(run: pb.Run) -> bool:
-    return shapes.RUN_STATUS.get(run.status) in shapes.ENDED
 
 
 def _recorded(run: pb.Run, number: int, status: int = 202) -> Response:

@@ -66,6 +66,8 @@ class FeedbackOut(Out):
     agent_digest: str
     model: str
     canary: bool
+    experiment: str | None
+    arm: str | None
     rating: int | None
     thumbs: Literal["up", "down"] | None
     text: str | None
@@ -98,6 +100,8 @@ def feedback(message: admin_pb2.FeedbackEntry) -> dict[str, Any]:
         "agent_digest": message.agent_digest,
         "model": message.model,
         "canary": message.canary,
+        "experiment": message.experiment or None,
+        "arm": message.arm or None,
         "rating": message.rating or None,
         "thumbs": _THUMBS_OF.get(message.thumbs),
         "text": message.text or None,

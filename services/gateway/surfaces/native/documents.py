@@ -56,7 +56,7 @@ class Documents:
         )
         return router
 
-    @needs("documents:write", body="json_or_text", body_limit=BODY_LIMIT_BYTES)
+    @needs("documents:write", body="json_or_text", body_limit=BODY_LIMIT_BYTES, model=DocumentCreate)
     async def ingest(
         self,
         request: Request,

@@ -68,7 +68,8 @@ class Erasures:
     async def create(self, request: Request, body: ErasureCreate) -> Response:
         """Erases what all services hold of a user, API keys included. It goes on by itself to its end and cannot be taken back.
 
-        Needs the scope `admin`, or that the caller is the user. Where one of the same user is under way, that one is answered.
+        Needs the scope `admin`, or `erasures:write` and that the caller is the user. Where one of the same user is under way, that one is
+        answered.
         """
         asked = pb.ForgetSubjectRequest(user=body.user, idempotency_key=idempotency_key(request))
         begun = (await self._admin.ForgetSubject(asked)).erasure

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from typing import Annotated, Literal
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Literal
 
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from services.common.errors import BulkheadError, InvalidInput
 from services.gateway.edge.exchange import exchange
-from services.gateway.edge.problems import problem
+from services.gateway.edge.problems import problem, told
 from services.gateway.edge.route import needs
 from services.gateway.following import Follower
 from services.gateway.ports import Subject
@@ -23,17 +23,27 @@ from services.gateway.streaming import EventStream
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.models import INT64_MAX, IdPath
 from services.gateway.surfaces.native.outputs import ReplayOut
-from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
+from services.gateway.surfaces.native.routing import EVENTS, answers, native_router, problem_answer
+from services.gateway.surfaces.native.thread_snapshots import (
+    ResumeGapProblem,
+    SnapshotCalls,
+    SnapshotOut,
+    or_resume_gap,
+    resume_gap,
+    snapshot,
+)
 from services.gateway.surfaces.wiring import Wiring
 
 AfterSeq = Annotated[int, Query(ge=0, le=INT64_MAX, description="Only events after this number.")]
 Speed = Annotated[float, Query(gt=0, le=10_000, description="Pace of the original timing, 2 for twice as fast. Absent: at once.")]
 OnDisconnect = Annotated[Literal["continue", "cancel"], Query(description="What becomes of the run when the client leaves.")]
+# Of the routes that read the log of a thread: that of a run which is there is kept whole.
+GAP: dict[int | str, Any] = {410: problem_answer("The log from there on is no longer kept.", ResumeGapProblem.__name__)}
 CHUNK_BYTES = 64 * 1024
 
 
 class Events:
-    """/v1/runs/{run_id}/events, /v1/threads/{thread_id}/events and /replay/{thread_id}"""
+    """/v1/runs/{run_id}/events, /v1/threads/{thread_id}/events and /snapshot, and /replay/{thread_id}"""
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
@@ -45,9 +55,10 @@ class Events:
         router = native_router("events")
         stream = answers(None, 200, "Server-sent events.", content=EVENTS)
         router.add_api_route("/v1/runs/{run_id}/events", self.of_run, methods=["GET"], responses=stream)
-        router.add_api_route("/v1/threads/{thread_id}/events", self.of_thread, methods=["GET"], responses=stream)
+        router.add_api_route("/v1/threads/{thread_id}/events", self.of_thread, methods=["GET"], responses=stream | GAP)
+        router.add_api_route("/v1/threads/{thread_id}/snapshot", self.snapshot, methods=["GET"], responses=answers(SnapshotOut))
         replayed = {200: {"description": "The log, as JSON or as server-sent events.", "model": ReplayOut, "content": EVENTS}}
-        router.add_api_route("/replay/{thread_id}", self.replay, methods=["GET"], responses=replayed)
+        router.add_api_route("/replay/{thread_id}", self.replay, methods=["GET"], responses=replayed | GAP)
         return router
 
     @needs("runs:read")
@@ -57,7 +68,7 @@ class Events:
         run = (await self._runs.GetRun(pb.GetRunRequest(run_id=run_id))).run
         exchange(request).about(thread_id=run.thread_id, run_id=run_id)
         if cursor:
-            await self._check(run.thread_id, cursor)
+            await self._check(run.thread_id, cursor, of_run=True)
         leaving = None
         if on_disconnect == "cancel":
             leaving = cancel_on_leaving(self._runs, run_id)
@@ -74,6 +85,12 @@ class Events:
         return event_stream(self._wiring, Subject(thread_id=thread_id), cursor)
 
     @needs("runs:read")
+    async def snapshot(self, request: Request, thread_id: IdPath) -> Response:
+        """A thread as it stands without its log, and the number from which the log tells the rest. A 410 of the log carries the same."""
+        exchange(request).about(thread_id=thread_id)
+        return shapes.reply(await snapshot(self._threads, thread_id))
+
+    @needs("runs:read")
     async def replay(self, request: Request, thread_id: IdPath, after: AfterSeq = 0, speed: Speed | None = None) -> Response:
         """The whole ordered log of a thread as it is now: JSON, or server-sent events with `Accept: text/event-stream`.
 
@@ -83,7 +100,8 @@ class Events:
         about.about(thread_id=thread_id)
         cursor = _cursor(request, after)
         await self._check(thread_id, cursor)
-        events = self._wiring.follower.follow(Subject(thread_id=thread_id), cursor, replay_only=True)
+        log = self._wiring.follower.follow(Subject(thread_id=thread_id), cursor, replay_only=True)
+        events = or_resume_gap(self._threads, thread_id, log)
         if speed is not None:
             events = _paced(events, speed)
         if "text/event-stream" in about.headers.get("accept", ""):
@@ -94,11 +112,23 @@ class Events:
             _as_json(thread_id, events), self._wiring.streams, media_type="application/json", resumable=False, proven=True, filler=b"\n"
         )
 
-    async def _check(self, thread_id: str, cursor: int) -> None:
-        """Raises NotFound for a thread that is not there and InvalidInput for a number that lies in its future."""
+    async def _check(self, thread_id: str, cursor: int, *, of_run: bool = False) -> None:
+        """Raises NotFound for a thread that is not there, InvalidInput for a number that lies in its future, and ResumeGap for one that
+        lies before what is kept; a run that is there is kept whole."""
         thread = (await self._threads.GetThread(pb.GetThreadRequest(thread_id=thread_id))).thread
-        if cursor > thread.last_seq:
+        if cursor > thread.last_seq and not await self._lost(thread_id, cursor):
             raise InvalidInput.field("after", f"the last event is {thread.last_seq}")
+        if cursor + 1 < thread.oldest_seq and not of_run:
+            raise await resume_gap(self._threads, thread_id)
+
+    async def _lost(self, thread_id: str, cursor: int) -> bool:
+        """Whether the number was one of the log, which goes on above it: a promotion of the store loses the last ones."""
+        log = self._wiring.follower.batches(Subject(thread_id=thread_id), cursor, replay_only=True)
+        with suppress(InvalidInput):
+            async with aclosing(log):
+                async for _ in log:
+                    return True
+        return False
 
 
 def event_stream(
@@ -110,16 +140,19 @@ def event_stream(
     on_gone: Callable[[], Awaitable[None]] | None = None,
 ) -> EventStream:
     """The events of `subject` as an answer; None is a log that has ended."""
-    frames = _frames(wiring.follower, subject, after)
+    frames = _frames(wiring.follower, subject, after, wiring.backends.threads)
     return EventStream(frames, wiring.streams, headers=dict(headers or {}), failure=_failure_frame(None), on_gone=on_gone)
 
 
-async def _frames(follower: Follower, subject: Subject | None, after: int) -> AsyncGenerator[bytes, None]:
+async def _frames(follower: Follower, subject: Subject | None, after: int, threads: SnapshotCalls) -> AsyncGenerator[bytes, None]:
     if subject is None:
         return
+    log = follower.batches(subject, after)
+    if subject.thread_id:
+        log = or_resume_gap(threads, subject.thread_id, log)
     # What became visible together is sent together: one write to the socket for a batch, not for each event. A long log comes in
     # large batches, though, and a client on a slow line must be seen to take what it is sent.
-    async with aclosing(follower.batches(subject, after)) as batches:
+    async with aclosing(log) as batches:
         async for batch in batches:
             chunk = bytearray()
             for event in batch:
@@ -151,9 +184,7 @@ def _cursor(request: Request, after: int) -> int:
 
 def _failure_frame(request: Request | None) -> Callable[[BulkheadError], bytes]:
     def render(error: BulkheadError) -> bytes:
-        body = {"reason": error.reason, "detail": error.message, "retryable": error.retryable}
-        if request is not None:
-            body = problem(error, exchange(request), request.url.path)
+        body = told(error) if request is None else problem(error, exchange(request), request.url.path)
         return b"event: stream_error\ndata: %s\n\n" % orjson.dumps(body)
 
     return render

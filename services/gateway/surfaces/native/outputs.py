@@ -43,6 +43,7 @@ class ThreadOut(Out):
     parent_thread_id: str | None
     forked_at_seq: int
     expires_at: str | None
+    oldest_seq: int
 
 
 class UsageOut(Out):
@@ -100,6 +101,8 @@ class RunOut(Out):
     priority: int
     rolled_back_seq: int | None
     parent_run_id: str | None
+    experiment: str | None
+    arm: str | None
     steer_number: int = Field(0, description="Where no run was made: number of the message that steers this one.")
 
 

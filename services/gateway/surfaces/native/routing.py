@@ -7,13 +7,18 @@ from pydantic import BaseModel
 
 from services.gateway.edge.route import GuardedRoute
 
-_PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+def problem_answer(text: str, schema: str = "Problem") -> dict[str, Any]:
+    """A refusal of a route; `schema` is the name of one of the package's NAMED_MODELS."""
+    return {"description": text, "content": {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+
+
 _STATUSES = {
     400: "The request is not valid.", 401: "No valid API key.", 403: "A scope is missing.", 404: "Not there, or not yours.",
     409: "Somebody else is at it.", 413: "The body is too large.", 415: "Unsupported media type.", 422: "The body is not valid.",
     429: "A limit is used up.", 500: "Internal error.", 502: "An upstream failed.", 503: "Not available now.", 504: "Not done in time.",
 }  # fmt: skip
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"description": text, **_PROBLEM} for status, text in _STATUSES.items()}
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: problem_answer(text) for status, text in _STATUSES.items()}
 _EVENT = {
     "type": "object",
     "description": "One server-sent event.",

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.ports import Subject
@@ -16,7 +17,7 @@ from services.gateway.surfaces.native.events import event_stream
 from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate
 from services.gateway.surfaces.native.outputs import CancelOut, RunOut, RunPage
 from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
-from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, ended_or_as_it_is
+from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, waited_for
 from services.gateway.surfaces.wiring import Wiring
 
 _ON_BUSY = {
@@ -61,6 +62,11 @@ class Runs:
         """
         about = exchange(request)
         about.about(thread_id=thread_id)
+        streams = body.stream or "text/event-stream" in about.headers.get("accept", "")
+        wait_s = _preferred_wait_s(about.headers.get("prefer", ""))
+        if streams or wait_s:
+            # Asked for before the run is made: what is refused has started nothing.
+            call_context.principal().require("runs:read")
         answer = await self._runs.CreateRun(_create_request(thread_id, body, idempotency_key(request)))
         run = answer.run
         about.about(run_id=run.run_id)
@@ -70,16 +76,15 @@ class Runs:
         leaving = cancel_on_leaving(self._runs, run.run_id) if cancels else None
         if not answer.created and not answer.steer_number:
             headers["idempotent-replayed"] = "true"
-        if body.stream or "text/event-stream" in about.headers.get("accept", ""):
+        if streams:
             return event_stream(self._wiring, Subject(run_id=run.run_id), max(0, run.first_seq - 1), headers=headers, on_gone=leaving)
-        wait_s = _preferred_wait_s(about.headers.get("prefer", ""))
         if wait_s:
-            run = await ended_or_as_it_is(self._runs, request, run.run_id, wait_s, leaving)
             headers["preference-applied"] = f"wait={wait_s}"
+        run, status = await waited_for(self._runs, request, run, wait_s, leaving)
         shape = shapes.run(run)
         if answer.steer_number:
             shape["steer_number"] = answer.steer_number
-        return shapes.reply(shape, 200 if wait_s and shape["status"] in shapes.ENDED else 202, headers)
+        return shapes.reply(shape, status, headers)
 
     @needs("runs:read")
     async def list_of_thread(self, request: Request, thread_id: IdPath, limit: Limit = 100, after: After = "") -> Response:
@@ -101,7 +106,7 @@ class Runs:
         exchange(request).about(thread_id=run.thread_id, run_id=run_id)
         return shapes.reply(shapes.run(run))
 
-    @needs("runs:write", body="json")
+    @needs("runs:write", body="json", keyed=True)
     async def cancel(
         self,
         request: Request,
@@ -112,15 +117,16 @@ class Runs:
         """Asks for the end of a run. The wish is kept, also for a run that has not started; asking again changes nothing."""
         about = exchange(request)
         about.about(run_id=run_id)
+        if wait:
+            call_context.principal().require("runs:read")
         asked = pb.CancelRunRequest(run_id=run_id, idempotency_key=idempotency_key(request), reason=body.reason if body else "")
         answer = await self._runs.CancelRun(asked)
-        run = answer.run if answer.HasField("run") else None
-        if run is not None and wait and shapes.RUN_STATUS.get(run.status) not in shapes.ENDED:
-            run = await ended_or_as_it_is(self._runs, request, run_id, LONGEST_WAIT_S)
-        shape = shapes.run(run) if run is not None else None
-        ended = wait and shape is not None and shape["status"] in shapes.ENDED
+        shape, status = None, 202
+        if answer.HasField("run"):
+            run, status = await waited_for(self._runs, request, answer.run, LONGEST_WAIT_S if wait else 0)
+            shape = shapes.run(run)
         answered = {"run_id": run_id, "cancel_requested": True, "run": shape}
-        return shapes.reply(answered, 200 if ended else 202, shapes.location("/v1/runs", run_id))
+        return shapes.reply(answered, status, shapes.location("/v1/runs", run_id))
 
 
 def _preferred_wait_s(prefer: str) -> int:
@@ -149,8 +155,7 @@ def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRe
     if (limits := body.limits) is not None:
         if limits.deadline_ms:
             asked.limits.deadline.FromMilliseconds(limits.deadline_ms)
-        asked.limits.max_steps = limits.max_steps or 0
-        asked.limits.max_tool_calls = limits.max_tool_calls or 0
-        asked.limits.max_cost_microusd = limits.max_cost_microusd or 0
-        asked.limits.max_total_tokens = limits.max_total_tokens or 0
+        for name in ("max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens"):
+            if (limit := getattr(limits, name)) is not None:
+                setattr(asked.limits, name, limit)
     return asked

@@ -5,7 +5,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import Conflict
+from services.common.rpc import context as call_context
+from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.surfaces.native import schedules_shapes, shapes
 from services.gateway.surfaces.native.models import After, IdPath, Limit
@@ -16,8 +17,6 @@ from services.gateway.surfaces.wiring import Wiring
 READ, WRITE = "schedules:read", "schedules:write"
 # Whoever makes or wakes a schedule starts runs.
 RUNS = "runs:write"
-# Changes by others that one change steps back from before it gives up.
-MOST_TRIES = 4
 
 
 class Schedules:
@@ -44,8 +43,7 @@ class Schedules:
     async def create(self, request: Request, body: ScheduleCreate) -> Response:
         """Makes a schedule. Its runs are the caller's. One that never fires is refused."""
         asked = pb.CreateScheduleRequest(definition=schedules_shapes.definition(body), idempotency_key=idempotency_key(request))
-        with schedules_shapes.names_of_the_body():
-            made = (await self._schedules.CreateSchedule(asked)).schedule
+        made = (await self._schedules.CreateSchedule(asked)).schedule
         return shapes.reply(schedules_shapes.schedule(made), 201, shapes.location("/v1/schedules", made.schedule_id))
 
     @needs(READ)
@@ -57,31 +55,27 @@ class Schedules:
     @needs(READ)
     async def get(self, request: Request, schedule_id: IdPath) -> Response:
         """One schedule."""
-        return shapes.reply(schedules_shapes.schedule(await self._get(schedule_id)))
+        found = await self._schedules.GetSchedule(pb.GetScheduleRequest(schedule_id=schedule_id))
+        return shapes.reply(schedules_shapes.schedule(found.schedule))
 
-    @needs(READ, WRITE, RUNS, body="json")
+    @needs(WRITE, RUNS, body="json")
     async def change(self, request: Request, schedule_id: IdPath, body: ScheduleChange) -> Response:
         """Changes what a schedule does; its runs are the caller's from then on.
 
-        A change that somebody else makes at the same time is never undone where `expected_version` is given, or where there is
-        no Idempotency-Key.
+        What the body does not name stays, also where somebody else changes it at the same time.
         """
-        key = idempotency_key(request)
-        for left in reversed(range(MOST_TRIES)):
-            before = await self._get(schedule_id)
-            # A request that is repeated under its key must ask for the same, and the version has moved on since.
-            expected = body.expected_version or (0 if key else before.version)
-            plan = schedules_shapes.changed(before.definition, body)
-            asked = pb.UpdateScheduleRequest(schedule_id=schedule_id, definition=plan, expected_version=expected, idempotency_key=key)
-            try:
-                with schedules_shapes.names_of_the_body():
-                    after = (await self._schedules.UpdateSchedule(asked)).schedule
-            except Conflict as error:
-                if error.reason != "SCHEDULE_CHANGED" or body.expected_version or not left:
-                    raise
-                continue
-            return shapes.reply(schedules_shapes.schedule(after))
-        raise AssertionError("the last try answers or raises")
+        plan, mask = schedules_shapes.changes(body)
+        if not call_context.principal().missing([READ]):
+            # An orchestrator of the version before knows no mask and replaces all that the schedule does.
+            before = (await self._schedules.GetSchedule(pb.GetScheduleRequest(schedule_id=schedule_id))).schedule.definition
+            mask.MergeMessage(plan, before, True, True)
+            plan = before
+        asked = pb.UpdateScheduleRequest(
+            schedule_id=schedule_id, definition=plan, update_mask=mask, expected_version=body.expected_version or 0,
+            idempotency_key=idempotency_key(request),
+        )  # fmt: skip
+        after = (await self._schedules.UpdateSchedule(asked)).schedule
+        return shapes.reply(schedules_shapes.schedule(after))
 
     @needs(WRITE)
     async def delete(self, request: Request, schedule_id: IdPath) -> Response:
@@ -89,17 +83,26 @@ class Schedules:
         await self._schedules.DeleteSchedule(pb.DeleteScheduleRequest(schedule_id=schedule_id, idempotency_key=idempotency_key(request)))
         return Response(status_code=204)
 
-    @needs(WRITE)
+    @needs(WRITE, keyed=True)
     async def pause(self, request: Request, schedule_id: IdPath) -> Response:
         """Has a schedule fire no more until it is resumed."""
+        if exchange(request).replayed:
+            return await self._as_it_is(request, schedule_id)
         asked = pb.PauseScheduleRequest(schedule_id=schedule_id, idempotency_key=idempotency_key(request))
         return shapes.reply(schedules_shapes.schedule((await self._schedules.PauseSchedule(asked)).schedule))
 
-    @needs(WRITE, RUNS)
+    @needs(WRITE, RUNS, keyed=True)
     async def resume(self, request: Request, schedule_id: IdPath) -> Response:
         """Has a paused schedule fire again, from its next tick on."""
+        if exchange(request).replayed:
+            return await self._as_it_is(request, schedule_id)
         asked = pb.ResumeScheduleRequest(schedule_id=schedule_id, idempotency_key=idempotency_key(request))
         return shapes.reply(schedules_shapes.schedule((await self._schedules.ResumeSchedule(asked)).schedule))
+
+    async def _as_it_is(self, request: Request, schedule_id: str) -> Response:
+        # Others may have paused or resumed it since: a request that is repeated must not undo that.
+        call_context.principal().require(READ)
+        return await self.get(request, schedule_id)
 
     @needs(READ)
     async def ticks(self, request: Request, schedule_id: IdPath, limit: Limit = 100, after: After = "") -> Response:
@@ -107,6 +110,3 @@ class Schedules:
         asked = pb.ListScheduleTicksRequest(schedule_id=schedule_id, page_size=limit, page_token=after)
         answer = await self._schedules.ListScheduleTicks(asked)
         return shapes.page(request, map(schedules_shapes.tick, answer.ticks), answer.next_page_token)
-
-    async def _get(self, schedule_id: str) -> pb.Schedule:
-        return (await self._schedules.GetSchedule(pb.GetScheduleRequest(schedule_id=schedule_id))).schedule

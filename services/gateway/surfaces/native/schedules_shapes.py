@@ -1,14 +1,12 @@
 """Schedules as JSON objects, and bodies as what the orchestrator is asked for."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2
 from bulkhead.orchestrator.v1 import schedules_pb2 as pb
+from google.protobuf import field_mask_pb2
 
-from services.common.errors import InvalidInput
 from services.gateway.surfaces.native.models import InputMessage
 from services.gateway.surfaces.native.schedules_models import ScheduleChange, ScheduleCreate, ScheduleTiming
 from services.gateway.surfaces.native.shapes import moment
@@ -25,16 +23,6 @@ _RESULT_NAME = {
     pb.TICK_RESULT_MISSED: "missed",
     pb.TICK_RESULT_REFUSED: "refused",
 }
-
-
-@contextmanager
-def names_of_the_body() -> Iterator[None]:
-    """Has a refusal of the orchestrator name the field as the body does."""
-    try:
-        yield
-    except InvalidInput as error:
-        error.violations = tuple(replace(v, field="timing.interval_ms") if v.field == "timing.interval" else v for v in error.violations)
-        raise
 
 
 def schedule(message: pb.Schedule) -> dict[str, Any]:
@@ -98,31 +86,25 @@ def definition(body: ScheduleCreate) -> pb.ScheduleDefinition:
     )
 
 
-def changed(before: pb.ScheduleDefinition, body: ScheduleChange) -> pb.ScheduleDefinition:
-    """What a schedule is to do from now on."""
-    after = pb.ScheduleDefinition()
-    after.CopyFrom(before)
+def changes(body: ScheduleChange) -> tuple[pb.ScheduleDefinition, field_mask_pb2.FieldMask]:
+    """What is to change of a schedule, and the names of it."""
+    plan = pb.ScheduleDefinition()
+    names = [name for name in plan.DESCRIPTOR.fields_by_name if getattr(body, name) is not None]
     if body.timing is not None:
-        after.timing.CopyFrom(_timing(body.timing))
+        plan.timing.CopyFrom(_timing(body.timing))
     if body.input is not None:
-        del after.input[:]
-        after.input.extend(_messages(body.input))
-    if body.name is not None:
-        after.name = body.name
-    if body.agent is not None:
-        after.agent = body.agent
+        plan.input.extend(_messages(body.input))
     if body.thread_policy is not None:
-        after.thread_policy = _THREADS[body.thread_policy]
-    if body.thread_policy is not None or body.thread_id is not None:
-        after.thread_id = body.thread_id or ""
+        plan.thread_policy = _THREADS[body.thread_policy]
+        # The thread goes with the policy; without one it is made by the service.
+        names += ["thread_id"] if body.thread_id is None else []
     if body.overlap_policy is not None:
-        after.overlap_policy = _OVERLAP[body.overlap_policy]
+        plan.overlap_policy = _OVERLAP[body.overlap_policy]
     if body.catch_up_policy is not None:
-        after.catch_up_policy = _CATCH_UP[body.catch_up_policy]
-    if body.metadata is not None:
-        after.metadata.clear()
-        after.metadata.update(body.metadata)
-    return after
+        plan.catch_up_policy = _CATCH_UP[body.catch_up_policy]
+    plan.name, plan.agent, plan.thread_id = body.name or "", body.agent or "", body.thread_id or ""
+    plan.metadata.update(body.metadata or {})
+    return plan, field_mask_pb2.FieldMask(paths=names)
 
 
 def _messages(input_: Sequence[InputMessage]) -> list[orchestrator_pb2.InputMessage]:

@@ -23,7 +23,6 @@ RUN_STATUS = {
     orchestrator_pb2.RUN_STATUS_FAILED: "failed",
     orchestrator_pb2.RUN_STATUS_CANCELLED: "cancelled",
 }
-ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -76,6 +75,7 @@ def thread(message: orchestrator_pb2.Thread) -> dict[str, Any]:
         "parent_thread_id": message.parent_thread_id or None,
         "forked_at_seq": message.forked_at_seq,
         "expires_at": moment(message, "expires_at"),
+        "oldest_seq": message.oldest_seq or 1,
     }
 
 
@@ -144,6 +144,8 @@ def run(message: orchestrator_pb2.Run) -> dict[str, Any]:
         "priority": message.priority,
         "rolled_back_seq": message.rolled_back_seq or None,
         "parent_run_id": message.parent_run_id or None,
+        "experiment": message.experiment or None,
+        "arm": message.arm or None,
     }
 
 

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.edge.exchange import exchange
+from services.gateway.edge.keyed import named_by
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.models import After, IdPath, Limit, ThreadCreate
@@ -35,11 +36,13 @@ class Threads:
         router.add_api_route(f"{one}/rollback", self.rollback, methods=["POST"], responses=answers(RollbackOut))
         return router
 
-    @needs("threads:write", body="json")
+    @needs("threads:write", body="json", keyed=True)
     async def create(self, request: Request, body: ThreadCreate | None = None) -> Response:
         """Makes a thread. An id that is already there answers that thread."""
-        body = body or ThreadCreate()
-        asked = pb.CreateThreadRequest(thread_id=body.thread_id or "", metadata=body.metadata, idempotency_key=idempotency_key(request))
+        body, key = body or ThreadCreate(), idempotency_key(request)
+        # Of the same key the same id: whoever asks again, because nobody could say whether there is a thread, makes no other one.
+        thread_id = body.thread_id or (named_by("th", key) if key else "")
+        asked = pb.CreateThreadRequest(thread_id=thread_id, metadata=body.metadata, idempotency_key=key)
         if body.ttl_ms is not None:
             asked.ttl.FromMilliseconds(body.ttl_ms)
         answer = await self._threads.CreateThread(asked)
@@ -76,7 +79,8 @@ class Threads:
         run = shapes.run(answer.run) if answer.HasField("run") else None
         return shapes.reply({"thread": shapes.thread(answer.thread), "run": run}, 201, headers)
 
-    @needs("threads:write", body="json")
+    # The orchestrator takes another checkpoint under the same key for another rollback.
+    @needs("threads:write", body="json", keyed=True)
     async def rollback(self, request: Request, thread_id: IdPath, body: ThreadRollback) -> Response:
         """Goes back to a checkpoint: what came after it stays in the log and is no longer part of the conversation.
 
@@ -87,7 +91,7 @@ class Threads:
         answer = await self._threads.RollbackThread(asked)
         return shapes.reply({"thread": shapes.thread(answer.thread), "seq": answer.seq})
 
-    @needs("threads:write")
+    @needs("threads:write", keyed=True)
     async def delete(self, request: Request, thread_id: IdPath) -> Response:
         """Deletes a thread with its log, its runs and its session. Runs that have not ended are cancelled first. Again is harmless."""
         exchange(request).about(thread_id=thread_id)

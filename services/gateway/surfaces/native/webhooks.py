@@ -1,13 +1,10 @@
 """Webhooks: endpoints of the tenant and what was delivered to them."""
 
-from collections.abc import Sequence
-
 from bulkhead.orchestrator.v1 import webhooks_pb2 as pb
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import NotFound
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.models import After, IdPath, Limit
@@ -64,15 +61,14 @@ class Webhooks:
     @needs(READ)
     async def list(self, request: Request) -> Response:
         """All endpoints of the tenant, oldest first, at most 20, without their secrets."""
-        return shapes.page(request, map(webhook, await self._all()), "")
+        answer = await self._webhooks.ListWebhooks(pb.ListWebhooksRequest())
+        return shapes.page(request, map(webhook, answer.webhooks), "")
 
     @needs(READ)
     async def get(self, request: Request, webhook_id: IdPath) -> Response:
         """One endpoint, without its secret."""
-        for one in await self._all():
-            if one.webhook_id == webhook_id:
-                return shapes.reply(webhook(one))
-        raise NotFound("there is no such webhook", reason="WEBHOOK_NOT_FOUND")
+        answer = await self._webhooks.GetWebhook(pb.GetWebhookRequest(webhook_id=webhook_id))
+        return shapes.reply(webhook(answer.webhook))
 
     @needs(WRITE)
     async def delete(self, request: Request, webhook_id: IdPath) -> Response:
@@ -102,6 +98,3 @@ class Webhooks:
         asked = pb.RedeliverRequest(delivery_id=delivery_id, idempotency_key=idempotency_key(request))
         found = (await self._webhooks.Redeliver(asked)).delivery
         return shapes.reply(delivery(found), 202, {"location": f"/v1/webhooks/{found.webhook_id}/deliveries"})
-
-    async def _all(self) -> Sequence[pb.Webhook]:
-        return (await self._webhooks.ListWebhooks(pb.ListWebhooksRequest())).webhooks

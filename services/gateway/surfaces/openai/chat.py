@@ -4,12 +4,11 @@ import asyncio
 from typing import Any
 
 import orjson
-from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import DeadlineExceeded, NotFound
+from services.common.errors import DeadlineExceeded
 from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
@@ -18,11 +17,9 @@ from services.gateway.running import cancel_on_leaving, collect
 from services.gateway.streaming import EventStream, while_connected
 from services.gateway.surfaces.openai import schema
 from services.gateway.surfaces.openai.chunks import chunk_frames, completion, error_frame
+from services.gateway.surfaces.openai.models import create_run
 from services.gateway.surfaces.openai.request import ChatRequest
 from services.gateway.surfaces.wiring import Wiring
-
-# What a run needs of its agent's name; anything else cannot be the name of one.
-MAX_MODEL = 128
 
 
 class ChatCompletions:
@@ -42,7 +39,7 @@ class ChatCompletions:
         )
         return router
 
-    @needs("runs:write", body="json", open_query=True)
+    @needs("runs:read", "runs:write", body="json", open_query=True)
     async def create(self, request: Request) -> Response:
         """A chat completion by an agent; its tools run on the server.
 
@@ -52,9 +49,7 @@ class ChatCompletions:
         assert isinstance(request, PreparedRequest)
         about = exchange(request)
         asked = ChatRequest(request.parsed, about.headers)
-        if len(asked.model) > MAX_MODEL:
-            raise _no_model()
-        answer = await self._create(asked, idempotency_key(request))
+        answer = await create_run(self._runs, asked.create_run(idempotency_key(request)))
         run = answer.run
         about.about(thread_id=run.thread_id, run_id=run.run_id)
         about.answer("x-bulkhead-run-id", run.run_id)
@@ -73,18 +68,6 @@ class ChatCompletions:
             known = {"run_id": run.run_id, "thread_id": run.thread_id}
             raise DeadlineExceeded("the answer took longer than the time that was given; the run goes on", metadata=known) from None
         return _json(completion(run, asked.model, done, asked.ignored))
-
-    async def _create(self, asked: ChatRequest, key: str) -> pb.CreateRunResponse:
-        try:
-            return await self._runs.CreateRun(asked.create_run(key))
-        except NotFound as error:
-            if error.reason in ("AGENT_NOT_FOUND", "NOT_FOUND"):
-                raise _no_model() from error
-            raise
-
-
-def _no_model() -> NotFound:
-    return NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND")
 
 
 def _json(content: Any) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.common.errors import FieldViolation, InvalidInput
+from services.gateway.surfaces.native.models import MAX_LABEL_BYTES, MAX_LABELS
 
 
 def text(body: Mapping[str, Any], name: str, *, required: bool = False) -> str:
@@ -55,6 +56,19 @@ def mapping(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput.field(name, "must be an object")
     return value
+
+
+def labels(body: Mapping[str, Any], more: int = 0) -> dict[str, str]:
+    """`metadata`, as labels of a run; `more` is how many of them may be something else."""
+    found = mapping(body, "metadata")
+    if len(found) > MAX_LABELS + more:
+        raise InvalidInput.field("metadata", f"must have at most {MAX_LABELS} entries")
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise InvalidInput.field(f"metadata.{key[:64]}", "must be a string")
+        if not key or len(key.encode()) > MAX_LABEL_BYTES or len(value.encode()) > MAX_LABEL_BYTES:
+            raise InvalidInput.field("metadata", f"keys and values must have up to {MAX_LABEL_BYTES} bytes")
+    return dict(found)
 
 
 def matches(name: str, value: str, pattern: str) -> str:

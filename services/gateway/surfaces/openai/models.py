@@ -1,6 +1,7 @@
 """GET /v1/models: the agents, in the shape of models."""
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
@@ -14,6 +15,14 @@ from services.gateway.surfaces.openai import schema
 from services.gateway.surfaces.wiring import Wiring
 
 LARGEST_PAGE = 1000
+# What a run needs of its agent's name; anything else cannot be the name of one.
+MAX_MODEL = 128
+
+
+class RunCalls(Protocol):
+    """The one call that is needed of the runs."""
+
+    CreateRun: Callable[..., Awaitable[pb.CreateRunResponse]]
 
 
 class Models:
@@ -41,8 +50,25 @@ class Models:
         try:
             answer = await self._agents.GetAgent(pb.GetAgentRequest(name=model))
         except (NotFound, InvalidInput):
-            raise NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND") from None
+            raise no_model() from None
         return _json(_model(answer.agent))
+
+
+def no_model() -> NotFound:
+    """The refusal of a name that no agent has."""
+    return NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND")
+
+
+async def create_run(runs: RunCalls, asked: pb.CreateRunRequest) -> pb.CreateRunResponse:
+    """Starts a run whose agent is named by `model`. Raises NotFound with MODEL_NOT_FOUND, and what refuses the run."""
+    if len(asked.agent) > MAX_MODEL:
+        raise no_model()
+    try:
+        return await runs.CreateRun(asked)
+    except NotFound as error:
+        if error.reason in ("AGENT_NOT_FOUND", "NOT_FOUND"):
+            raise no_model() from error
+        raise
 
 
 def _model(agent: pb.Agent) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import InvalidInput
-from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX, MAX_LABEL_BYTES, MAX_LABELS
-from services.gateway.surfaces.openai.fields import boolean, mapping, matches, number, text, unsupported, whole
+from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX
+from services.gateway.surfaces.openai.fields import boolean, labels, mapping, matches, number, text, unsupported, whole
 
 # What changes the shape or the meaning of the answer cannot be left out in silence: the value that means "not used", or none.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -70,7 +70,7 @@ class ChatRequest:
         self.ignored = [name for name, unused in _NO_EFFECT.items() if body.get(name) is not None and body[name] not in unused]
         known = _TAKEN | _SILENT | _UNSUPPORTED.keys() | _NO_EFFECT.keys()
         self.ignored += [str(name)[:64] for name in body if name not in known]
-        self.metadata = _metadata(body)
+        self.metadata = labels(body, len(OUR_METADATA))
         thread_id = headers.get("x-bulkhead-thread-id") or self.metadata.pop("thread_id", "")
         self.thread_id = matches("metadata.thread_id", thread_id, ID_PATTERN) if thread_id else ""
         leaving = headers.get("x-bulkhead-on-disconnect") or self.metadata.pop("on_disconnect", "continue")
@@ -137,15 +137,3 @@ def _content(value: Any, where: str, role: str) -> str:
             raise InvalidInput.field(f"{where}[{index}].text", "must be a string")
         parts.append(part["text"])
     return "".join(parts)
-
-
-def _metadata(body: Mapping[str, Any]) -> dict[str, str]:
-    found = mapping(body, "metadata")
-    if len(found) > MAX_LABELS + len(OUR_METADATA):
-        raise InvalidInput.field("metadata", f"must have at most {MAX_LABELS} entries")
-    for key, value in found.items():
-        if not isinstance(value, str):
-            raise InvalidInput.field(f"metadata.{key[:64]}", "must be a string")
-        if not key or len(key.encode()) > MAX_LABEL_BYTES or len(value.encode()) > MAX_LABEL_BYTES:
-            raise InvalidInput.field("metadata", f"keys and values must have up to {MAX_LABEL_BYTES} bytes")
-    return dict(found)

@@ -29,7 +29,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _object(kind: str, *required: str) -> dict[str, Any]:
+def described(kind: str, *required: str) -> dict[str, Any]:
+    """The content of an answer that is an OpenAI object of this kind with these fields."""
     return {
         "content": {
             "application/json": {
@@ -39,11 +40,11 @@ def _object(kind: str, *required: str) -> dict[str, Any]:
     }
 
 
-_completion = _object("chat.completion", "id", "created", "model", "choices", "usage")
+_completion = described("chat.completion", "id", "created", "model", "choices", "usage")
 _completion["content"]["text/event-stream"] = {"schema": {"type": "object", "description": "Chunks as server-sent events, then [DONE]."}}
 COMPLETION: dict[int | str, dict[str, Any]] = {200: {"description": "The completion, or its chunks with stream: true.", **_completion}}
-MODELS: dict[int | str, dict[str, Any]] = {200: {"description": "The agents as models.", **_object("list", "data")}}
-MODEL: dict[int | str, dict[str, Any]] = {200: {"description": "An agent as a model.", **_object("model", "id", "created", "owned_by")}}
+MODELS: dict[int | str, dict[str, Any]] = {200: {"description": "The agents as models.", **described("list", "data")}}
+MODEL: dict[int | str, dict[str, Any]] = {200: {"description": "An agent as a model.", **described("model", "id", "created", "owned_by")}}
 
 _MESSAGE = {
     "type": "object",

@@ -1,0 +1,28 @@
+"""The conversation of a thread before one of its runs, for clients that come without it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+
+class SnapshotCalls(Protocol):
+    """The one call that is needed of the threads."""
+
+    GetThreadSnapshot: Callable[..., Awaitable[pb.GetThreadSnapshotResponse]]
+
+
+async def history(threads: SnapshotCalls, run: pb.Run) -> list[dict[str, Any]]:
+    """What was said up to and with the question of a run, in messages of AG-UI: of at most the 100 newest runs, their questions and
+    answers."""
+    found = (await threads.GetThreadSnapshot(pb.GetThreadSnapshotRequest(thread_id=run.thread_id))).snapshot
+    known = [one for one in found.runs if one.run.first_seq <= run.first_seq and not one.run.rolled_back_seq]
+    said: list[dict[str, Any]] = []
+    for one in sorted(known, key=lambda one: one.run.first_seq):
+        run_id = one.run.run_id
+        for at, message in enumerate(one.input):
+            if message.role in ("user", "assistant"):
+                said.append({"id": f"{run_id}/input/{at}", "role": message.role, "content": message.text})
+        if run_id != run.run_id and one.run.output_text:
+            said.append({"id": f"{run_id}/output", "role": "assistant", "content": one.run.output_text})
+    return said

@@ -1,0 +1,119 @@
+"""Reading a response: as it is now, as it goes on, and its parts as pages."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common.errors import InvalidInput
+from services.gateway.following import Follower
+from services.gateway.ports import Subject
+from services.gateway.surfaces.responses import ids
+from services.gateway.surfaces.responses.projection import Projection, frame
+
+LARGEST_PAGE = 100
+# A long log comes in large batches, and a client on a slow line must be seen to take what it is sent.
+CHUNK_BYTES = 64 * 1024
+
+
+async def brought_up(follower: Follower, projection: Projection) -> Projection:
+    """The response as the log has it now."""
+    await caught_up(follower, projection)
+    return projection
+
+
+async def caught_up(follower: Follower, projection: Projection, *types: str) -> int:
+    """Gives the projection all that the log has now, or its events of these types; answers the number of the last, to go on behind it."""
+    run = projection.run
+    last_seq = max(0, run.first_seq - 1)
+    async for event in follower.follow(Subject(run_id=run.run_id), last_seq, types=types, replay_only=True):
+        projection.take(event)
+        last_seq = event.seq
+    return last_seq
+
+
+async def settled(follower: Follower, projection: Projection, *, again: bool = False) -> Projection:
+    """The response when it has ended, or when nothing goes on before somebody decides. `again` where something was decided before: what
+    the log asks in one batch it may say to be answered in a later one, and it is read as a whole first."""
+    run = projection.run
+    after = await caught_up(follower, projection) if again else max(0, run.first_seq - 1)
+    if projection.ended or projection.waits:
+        return projection
+    async with aclosing(follower.batches(Subject(run_id=run.run_id), after)) as batches:
+        async for batch in batches:
+            for event in batch:
+                projection.take(event)
+            if projection.waits:
+                break
+    return projection
+
+
+async def frames(follower: Follower, projection: Projection, after: int) -> AsyncGenerator[bytes, None]:
+    """The events of a response with numbers above `after`, up to its end. What became visible together is sent together."""
+    run = projection.run
+    async with aclosing(follower.batches(Subject(run_id=run.run_id), max(0, run.first_seq - 1))) as batches:
+        async for batch in batches:
+            chunk = bytearray()
+            for event in batch:
+                for told in projection.take(event):
+                    if told["sequence_number"] > after:
+                        chunk += frame(told)
+                if len(chunk) >= CHUNK_BYTES:
+                    yield bytes(chunk)
+                    chunk.clear()
+            if chunk:
+                yield bytes(chunk)
+
+
+async def of_thread(follower: Follower, run: pb.Run, thread_id: str) -> Projection:
+    """A response as the log of this thread has it, which may be a fork of the one where it was made."""
+    projection = Projection(run)
+    source = follower.follow(Subject(thread_id=thread_id), max(0, run.first_seq - 1), replay_only=True)
+    async with aclosing(source) as events:
+        async for event in events:
+            if event.run_id == run.run_id or event.type == "log_gap":
+                projection.take(event)
+            if projection.ended:
+                break
+    return projection
+
+
+def input_items(projection: Projection) -> list[dict[str, Any]]:
+    """What a response was asked, oldest first."""
+    found = []
+    for position, message in enumerate(projection.input):
+        role, said = str(message.get("role", "user")), str(message.get("text", ""))
+        part: dict[str, Any] = {"type": "input_text", "text": said}
+        if role == "assistant":
+            part = {"type": "output_text", "text": said, "annotations": [], "logprobs": []}
+        item_id = ids.input_id(projection.run.run_id, position)
+        found.append({"id": item_id, "type": "message", "role": role, "status": "completed", "content": [part]})
+    return found
+
+
+def items_of(projection: Projection) -> list[dict[str, Any]]:
+    """What was asked and what was answered, oldest first."""
+    return input_items(projection) + projection.items
+
+
+def page(items: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """A page of items as OpenAI's API has it."""
+    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
+    return {"object": "list", "data": list(items), "first_id": first, "last_id": last, "has_more": has_more}
+
+
+def cut(items: Sequence[dict[str, Any]], *, after: str, limit: int) -> dict[str, Any]:
+    """The page behind the item `after`. Raises InvalidInput where there is no such item."""
+    start = 0
+    if after:
+        found = [position for position, item in enumerate(items, 1) if item["id"] == after]
+        if not found:
+            raise bad_cursor()
+        start = found[0]
+    return page(items[start : start + limit], has_more=len(items) > start + limit)
+
+
+def bad_cursor() -> InvalidInput:
+    """The refusal of an item that the list does not have."""
+    return InvalidInput.field("after", "is not the id of an item of this list")

@@ -1,0 +1,162 @@
+"""What a response asks for, in our terms. What is not supported is refused by name, also where it is only a hint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common.errors import InvalidInput, NotFound
+from services.gateway.surfaces.native.models import INT32_MAX, INT64_MAX
+from services.gateway.surfaces.openai.fields import boolean, labels, mapping, number, text, unsupported, whole
+from services.gateway.surfaces.responses import ids
+from services.gateway.surfaces.responses.input import Input
+from services.gateway.surfaces.responses.projection import UNTOLD
+
+# The values of a field that ask for nothing else than what is done anyway; `null` does for every field.
+UNUSED: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True,),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "top_p": (1,),
+    "top_logprobs": (0,),
+    "reasoning": ({},),
+}
+_WHY = {
+    "tools": "the agent's own tools run on the server, and tools of the client are not called",
+    "text.format": "only text is supported",
+    "stream_options.include_obfuscation": "events are not padded",
+}
+SUPPORTED = frozenset(
+    {
+        "model", "input", "instructions", "stream", "stream_options", "background", "store", "previous_response_id", "conversation",
+        "metadata", "max_output_tokens", "max_tool_calls", "temperature", "service_tier", "text",
+    }
+)  # fmt: skip
+# They say who asks or help a provider's cache; leaving them out changes nothing that a caller could see.
+_SILENT = frozenset({"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
+# Which run goes first among those of the tenant that wait.
+_PRIORITIES = {"auto": 0, "default": 0, "flex": -5, "priority": 5, "fast": 5}
+# What says how a run is made, and so cannot be said to one that is there already.
+_OF_A_NEW_RUN = ("instructions", "conversation", "metadata", "max_output_tokens", "max_tool_calls", "temperature", "service_tier", "store")
+
+
+class ResponseRequest:
+    """A checked request. Raises InvalidInput with OpenAI's `param` for the first thing that is wrong."""
+
+    def __init__(self, body: Any, headers: Mapping[str, str]) -> None:
+        if not isinstance(body, dict):
+            raise InvalidInput("the body must be a JSON object")
+        _refuse_unsupported(body)
+        self.model = text(body, "model", required=True)
+        self.stream, self.background = boolean(body, "stream"), boolean(body, "background")
+        self.store = body.get("store") is None or boolean(body, "store")
+        if self.background and not self.store:
+            raise InvalidInput.field("background", "needs a response that is stored")
+        _check_options(body, self.stream)
+        self.instructions = text(body, "instructions")
+        self.temperature = number(body, "temperature", 0, 2)
+        self.max_tokens = whole(body, "max_output_tokens", 1, INT64_MAX)
+        self.max_tool_calls = whole(body, "max_tool_calls", 1, INT32_MAX)
+        self.priority = _priority(text(body, "service_tier"))
+        self.metadata = labels(body)
+        previous, conversation = text(body, "previous_response_id"), _conversation(body)
+        if previous and conversation:
+            raise InvalidInput.field("previous_response_id", "cannot be used together with conversation")
+        if conversation and not self.store:
+            raise unsupported("store", "what is said in a conversation is kept as long as that is")
+        self.previous_run = _previous_run(previous) if previous else ""
+        self.thread_id = ids.thread_id_of(conversation) if conversation else ""
+        self.input = Input(body.get("input"))
+        if self.input.decisions:
+            if not previous:
+                raise InvalidInput.field("previous_response_id", "must name the response that asked for an approval")
+            for name in _OF_A_NEW_RUN:
+                if body.get(name):
+                    raise unsupported(name, "cannot be changed of a response that goes on after an approval")
+        leaving = headers.get("x-bulkhead-on-disconnect", "continue")
+        if leaving not in ("continue", "cancel"):
+            raise InvalidInput.field("x-bulkhead-on-disconnect", "must be continue or cancel")
+        self.cancel_on_disconnect = leaving == "cancel" and not self.background
+
+    def said(self) -> dict[str, Any]:
+        """What a response shows of its request that the log does not tell."""
+        given = {
+            "background": self.background, "instructions": self.instructions or None, "max_output_tokens": self.max_tokens,
+            "max_tool_calls": self.max_tool_calls, "metadata": self.metadata or None, "temperature": self.temperature,
+            "previous_response_id": ids.response_id(self.previous_run) if self.previous_run else None,
+        }  # fmt: skip
+        return {**UNTOLD, **given}
+
+    def create_run(self, thread_id: str, key: str, run_id: str = "") -> pb.CreateRunRequest:
+        """The run that it is, on this thread."""
+        said = [("system", self.instructions)] if self.instructions else []
+        asked = pb.CreateRunRequest(
+            thread_id=thread_id,
+            agent=self.model,
+            input=[pb.InputMessage(role=role, text=content) for role, content in (*said, *self.input.messages)],
+            run_id=run_id,
+            idempotency_key=key,
+            metadata=self.metadata,
+            append_only_output=True,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            priority=self.priority,
+            on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
+        )
+        if self.max_tool_calls is not None:
+            asked.limits.max_tool_calls = self.max_tool_calls
+        return asked
+
+
+def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+    known = SUPPORTED | _SILENT | UNUSED.keys()
+    for name, value in body.items():
+        if name not in known or (name in UNUSED and value is not None and not _among(value, UNUSED[name])):
+            raise unsupported(str(name)[:64], _WHY.get(name, "is not supported"))
+
+
+def _among(value: Any, unused: tuple[Any, ...]) -> bool:
+    # To Python, True is 1.
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in unused)
+
+
+def _check_options(body: Mapping[str, Any], stream: bool) -> None:
+    options = mapping(body, "stream_options")
+    if options and not stream:
+        raise InvalidInput.field("stream_options", "is only for stream: true")
+    _only(options, "stream_options", {"include_obfuscation": (False,)})
+    words = mapping(body, "text")
+    _only(words, "text", {"format": ({"type": "text"},), "verbosity": ()})
+
+
+def _only(given: Mapping[str, Any], where: str, known: Mapping[str, tuple[Any, ...]]) -> None:
+    for name, value in given.items():
+        if value is not None and not _among(value, known.get(name, ())):
+            shown = f"{where}.{str(name)[:64]}"
+            raise unsupported(shown, _WHY.get(shown, "is not supported"))
+
+
+def _previous_run(response_id: str) -> str:
+    try:
+        return ids.run_id_of(response_id)
+    except NotFound:
+        raise ids.no_previous() from None
+
+
+def _priority(tier: str) -> int:
+    if tier and tier not in _PRIORITIES:
+        raise unsupported("service_tier", f"must be one of {', '.join(_PRIORITIES)}")
+    return _PRIORITIES.get(tier, 0)
+
+
+def _conversation(body: Mapping[str, Any]) -> str:
+    value = body.get("conversation")
+    if not isinstance(value, dict):
+        return text(body, "conversation")
+    _only({name: one for name, one in value.items() if name != "id"}, "conversation", {})
+    inner = value.get("id")
+    if not isinstance(inner, str) or not inner:
+        raise InvalidInput.field("conversation.id", "must be a string")
+    return inner
