@@ -1,24 +1,45 @@
 """The `bulkhead` command."""
 
+import io
+import os
 import sys
+from collections.abc import Sequence
+
+TRACEBACK = "BULKHEAD_TRACEBACK"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; every expected failure is one clear line on stderr and an exit status."""
-    from services.cli.commands import app
-    from services.cli.failure import INTERRUPTED, CommandFailure
+    from typer.exceptions import Abort, TyperException
 
+    from services.cli.commands import app
+    from services.cli.failure import FAILED, INTERRUPTED, CommandFailure
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What no encoding has, as half of a surrogate pair, is escaped as JSON would escape it.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        # What a command returns is no status; what ends it early, as Ctrl-C does, comes back as one.
+        ended = app(arguments, prog_name="bulkhead", standalone_mode=False)
+        if isinstance(ended, int) and ended:
+            raise SystemExit(ended)
     except CommandFailure as failure:
         print(f"bulkhead: {failure}", file=sys.stderr)
         raise SystemExit(failure.status) from None
-    except KeyboardInterrupt:
+    except TyperException as wrong:
+        # A group that is called without a command has shown its help instead.
+        if text := " ".join(wrong.format_message().split()):
+            print(f"bulkhead: {text} (see --help)", file=sys.stderr)
+        raise SystemExit(wrong.exit_code) from None
+    except (Abort, KeyboardInterrupt):
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        # Whoever answers at the URL may be no Bulkhead, or one of another version.
+        print(f"bulkhead: unforeseen {type(error).__name__}: {' '.join(str(error).split())} ({TRACEBACK}=1 shows where)", file=sys.stderr)
+        raise SystemExit(FAILED) from None
 
 
 if __name__ == "__main__":

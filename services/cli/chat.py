@@ -5,18 +5,17 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from services.cli.client import Api, Interrupted, segment
+from services.cli.client import Api, segment
 from services.cli.connection import Connection
-from services.cli.failure import FAILED, INTERRUPTED, CommandFailure, Unreachable
+from services.cli.failure import FAILED, INTERRUPTED, CommandFailure, Interrupted, Unreachable
+from services.cli.following import follow
 from services.cli.rendering import ENDINGS, Renderer
 
-RECONNECTS = 30
-RECONNECT_EVERY_S = 0.5
 HELP = "/new starts another thread, /quit leaves; Ctrl-C stops an answer"
 
 
@@ -72,37 +71,26 @@ async def _turn(conversation: Conversation, text: str, renderer: Renderer) -> st
     run_id = f"run_{secrets.token_hex(12)}"
     async with Api(conversation.connection) as api:
         with _CancelOnInterrupt(api, run_id):
-            async for event in _events(api, conversation, run_id, text):
-                if conversation.as_json:
-                    print(json.dumps(event, ensure_ascii=False), flush=True)
-                else:
-                    renderer.show(event)
-                if event.get("type") in ENDINGS:
-                    return str(event["type"])
-    raise CommandFailure(f"the stream of {run_id} ended before the run did; `bulkhead runs show {run_id}` tells how it went on")
+            try:
+                async for event in _events(api, conversation, run_id, text):
+                    if conversation.as_json:
+                        print(json.dumps(event, ensure_ascii=False), flush=True)
+                    else:
+                        renderer.show(event)
+                    if event.get("type") in ENDINGS:
+                        return str(event["type"])
+            except Interrupted as failure:
+                raise Interrupted(f"{failure}; `bulkhead runs watch {run_id}` tells how it goes on") from None
+    raise AssertionError("a stream is followed without end")
 
 
-async def _events(api: Api, conversation: Conversation, run_id: str, text: str) -> AsyncIterator[dict[str, Any]]:
+def _events(api: Api, conversation: Conversation, run_id: str, text: str) -> AsyncGenerator[dict[str, Any], None]:
     """The events of the run. A broken stream is taken up again where it ended: the run itself goes on meanwhile."""
     body: dict[str, Any] = {"input": text, "run_id": run_id, "stream": True}
     if conversation.agent:
         body["agent"] = conversation.agent
-    last_seq, left = 0, RECONNECTS
-    stream = api.events("POST", f"/v1/threads/{segment(conversation.thread_id)}/runs", body=body)
-    while True:
-        try:
-            async for event in stream:
-                last_seq, left = max(last_seq, int(event.get("seq") or 0)), RECONNECTS
-                yield event
-        except (Interrupted, Unreachable):
-            # Before the first event nobody knows whether the run was accepted: that failure is the user's to see.
-            if not last_seq or not left:
-                raise
-        if not left:
-            return
-        left -= 1
-        await asyncio.sleep(RECONNECT_EVERY_S)
-        stream = api.events("GET", f"/v1/runs/{segment(run_id)}/events", query={"after": last_seq})
+    started = api.events("POST", f"/v1/threads/{segment(conversation.thread_id)}/runs", body=body)
+    return follow(api, f"/v1/runs/{segment(run_id)}/events", first=started)
 
 
 class _CancelOnInterrupt:

@@ -1,30 +1,30 @@
 """The gateway's native API as the commands use it. Every failure is one line with the way out."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 
 from services.cli import sse
 from services.cli.connection import Connection
-from services.cli.failure import CommandFailure, Denied, Unreachable
+from services.cli.failure import CommandFailure, Dropped, InFlight, Interrupted, Unreachable, UsageProblem
+from services.cli.problems import failure_of
 
+T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 120.0
 # Twice the longest silence that the gateway allows itself on a stream.
 STREAM_SILENCE_S = 30.0
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-
-
-class Interrupted(CommandFailure):
-    """A stream ended before its last event."""
-
-
-class NotThere(CommandFailure):
-    """404."""
+# A request whose answer was lost is sent again under its key, so that nothing is done twice.
+RETRIES = 5
+RETRY_EVERY_S = 0.5
+MOST_A_PAGE = 1_000
 
 
 class Api:
@@ -48,24 +48,58 @@ class Api:
         """The JSON answer of a GET. `None` parameters are left out. Raises CommandFailure."""
         return await self._json("GET", path, query=query)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON answer of a POST. Raises CommandFailure."""
-        return await self._json("POST", path, body=body)
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> Any:
+        """The JSON answer of a POST, done once however often it is sent. Raises CommandFailure."""
+        return await self._json("POST", path, query=query, body=body)
+
+    async def delete(self, path: str) -> Any:
+        """The JSON answer of a DELETE; None where there is none. Raises CommandFailure."""
+        return await self._json("DELETE", path)
+
+    async def listed(self, path: str, limit: int, **query: Any) -> list[dict[str, Any]]:
+        """The first `limit` entries of a list, over as many pages as that takes: one may be short without being the last. Raises
+        CommandFailure."""
+        found: list[dict[str, Any]] = []
+        after = None
+        while True:
+            page = await self.get(path, limit=min(limit - len(found), MOST_A_PAGE), after=after, **query)
+            found += page.get("data", [])
+            after = page.get("next_after")
+            if not after or len(found) >= limit:
+                return found[:limit]
 
     async def _json(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        async with self._request(method, path, query=query, body=body) as answer:
-            await self._check(answer)
+        headers = {} if method == "GET" else {"idempotency-key": f"cli-{secrets.token_hex(16)}"}
+        for left in range(RETRIES, -1, -1):
             try:
-                return await answer.json(content_type=None)
-            except ValueError:
-                raise CommandFailure(f"{method} {path}: the answer is no JSON; is {self._connection.url} a Bulkhead gateway?") from None
+                async with self._request(method, path, query=query, body=body, headers=headers) as answer:
+                    await self._check(answer)
+                    raw = await self._read(answer)
+                    break
+            except (Dropped, InFlight):
+                if not left:
+                    raise
+                await asyncio.sleep(RETRY_EVERY_S)
+        if not raw:
+            return None
+        try:
+            return json.loads(raw)
+        except ValueError:
+            raise CommandFailure(f"{method} {path}: the answer is no JSON; is {self._connection.url} a Bulkhead gateway?") from None
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise Dropped(f"Bulkhead broke off its answer at {self._connection.url} ({_why(error)})") from None
 
     async def events(
-        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The events of a stream, until the server ends it. Raises Interrupted when the connection breaks."""
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, last_event_id: int = 0
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a stream behind `last_event_id`, until the server ends it. Raises Interrupted when the connection breaks."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=STREAM_SILENCE_S)
-        request = self._request(method, path, query=query, body=body, timeout=timeout, headers={"accept": "text/event-stream"})
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": str(last_event_id)} if last_event_id else {})
+        request = self._request(method, path, query=query, body=body, timeout=timeout, headers=headers)
         async with request as answer:
             await self._check(answer)
             try:
@@ -87,14 +121,19 @@ class Api:
         return _Request(context, self._connection.url)
 
     async def _check(self, answer: aiohttp.ClientResponse) -> None:
-        if answer.status < 400:
-            return
-        message = _message(answer.status, await answer.read())
-        if answer.status in (401, 403):
-            raise Denied(f"{message} (key from dev.env or BULKHEAD_API_KEY, for {self._connection.url})")
-        if answer.status == 404:
-            raise NotThere(message)
-        raise CommandFailure(message)
+        if answer.status >= 400:
+            retry_after = answer.headers.get("retry-after", "")
+            raise failure_of(answer.status, await self._read(answer), url=self._connection.url, retry_after=retry_after)
+
+
+def ask(connection: Connection, question: Callable[[Api], Awaitable[T]]) -> T:
+    """The answer to a question that is put to the gateway. Raises CommandFailure."""
+
+    async def asking() -> T:
+        async with Api(connection) as api:
+            return await question(api)
+
+    return asyncio.run(asking())
 
 
 class _Request:
@@ -108,10 +147,12 @@ class _Request:
         try:
             return await self._context.__aenter__()
         except aiohttp.InvalidURL:
-            raise CommandFailure(f"BULKHEAD_URL={self._url} is no URL") from None
+            raise UsageProblem(f"BULKHEAD_URL={self._url} is no URL") from None
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             hint = "start it with `make run`, or look with `bulkhead doctor`"
-            raise Unreachable(f"Bulkhead does not answer at {self._url} ({_why(error)}): {hint}") from None
+            # Where no connection was made nothing was asked, and where none can be made asking again is of no use.
+            kind = Unreachable if isinstance(error, (aiohttp.ClientConnectorError, TimeoutError)) else Dropped
+            raise kind(f"Bulkhead does not answer at {self._url} ({_why(error)}): {hint}") from None
 
     async def __aexit__(self, *exc: Any) -> None:
         await self._context.__aexit__(*exc)
@@ -123,18 +164,13 @@ def _why(error: BaseException) -> str:
     return "timed out" if isinstance(error, TimeoutError) else type(error).__name__
 
 
-def _message(status: int, raw: bytes) -> str:
-    """What a problem+json says, in one line."""
-    try:
-        problem = json.loads(raw)
-        text = problem.get("detail") or problem.get("title") or f"HTTP {status}"
-        fields = "; ".join(f"{e.get('field', '')}: {e.get('detail', '')}" for e in problem.get("errors") or [])
-        trace = problem.get("trace_id")
-    except (ValueError, AttributeError, TypeError):
-        return f"HTTP {status}"
-    return " ".join(part for part in (text, f"({fields})" if fields else "", f"[trace {trace}]" if trace else "") if part)
-
-
 def segment(text: str) -> str:
-    """`text` as one segment of a path."""
+    """`text` as one segment of a path. Raises UsageProblem for one that would lead to another path."""
+    if text in ("", ".", ".."):
+        raise UsageProblem(f"{text!r} is no id")
     return quote(text, safe="")
+
+
+def segments(text: str) -> str:
+    """An id that has slashes in it, as a part of a path. Raises UsageProblem as `segment`."""
+    return "/".join(map(segment, text.split("/")))

@@ -13,7 +13,8 @@ from rich.text import Text
 from services.cli.client import Api
 from services.cli.connection import Connection, find_connection, read_env_file
 from services.cli.failure import FAILED, CommandFailure
-from services.cli.rendering import wide_console
+from services.cli.rendering import print_json_lines, wide_console
+from services.cli.up.environment import ENCRYPTING, ENVELOPE_KEYS, base_environment
 from services.cli.up.plan import make_plan
 from services.cli.up.ports import is_free
 from services.cli.up.probes import READY, probe_for, refused_by
@@ -39,9 +40,12 @@ class Row:
         return not self.way_out
 
 
-def examine(data_dir: Path) -> int:
+def examine(data_dir: Path, *, as_json: bool = False) -> int:
     """Looks at everything and prints the rows; answers 0 when all is well, else 1."""
     rows = asyncio.run(_examine(Workspace(data_dir)))
+    if as_json:
+        print_json_lines({"what": row.what, "found": row.found, "good": row.good, "way_out": row.way_out or None} for row in rows)
+        return FAILED if any(not row.good for row in rows) else 0
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for row in rows:
         mark = Text("✓", style="green") if row.good else Text("✗", style="red")
@@ -60,6 +64,7 @@ async def _examine(workspace: Workspace) -> list[Row]:
         rows.append(Row("bulkhead up", f"running (process {owner}) on {workspace.root}"))
         rows += await _processes(workspace)
         rows += await config_rows(workspace)
+        rows += encryption(workspace, base_environment(os.environ, Path.cwd()))
     elif not rows[0].good:
         rows.append(Row("bulkhead up", f"not running on {workspace.root}", "start it with `make run`"))
         rows += _ports()
@@ -151,6 +156,27 @@ async def config_rows(workspace: Workspace) -> list[Row]:
             way_out = "; ".join(problems) or f"look for config_refused in {workspace.log_file(label)}"
             rows.append(Row("configuration", f"{label} keeps the last good {file}", way_out))
     return rows or [Row("configuration", "every file in force is the newest")]
+
+
+def encryption(workspace: Workspace, variables: Mapping[str, str]) -> list[Row]:
+    """A row about the root keys of personal data, where a process runs that keeps such."""
+    if not any(label.rpartition("-")[0] in ENCRYPTING for label in _running(workspace)):
+        return []
+    what, named = "personal data", variables.get(ENVELOPE_KEYS)
+    if named == "":
+        return [Row(what, f"{ENVELOPE_KEYS} is empty: it is stored in plain text", f"take {ENVELOPE_KEYS} out, and restart `bulkhead up`")]
+    path = Path(named) if named else workspace.envelope_keys
+    # Imported here: the other commands of this package do not wait for it.
+    from services.common.envelope import RootKeys
+
+    try:
+        keys = RootKeys.from_file(path)
+    except OSError:
+        way_out = "put it back: what was encrypted with it opens with no other, and without it no process starts again"
+        return [Row(what, f"the keys in {path} are missing", way_out)]
+    except ValueError as error:
+        return [Row(what, str(error), f"put a good copy of {path} back: the processes go on with what they have read")]
+    return [Row(what, f"encrypted with the keys in {path}; the newest is {keys.newest}")]
 
 
 def _running(workspace: Workspace) -> Mapping[str, Mapping]:

@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from services.cli.client import Api
 from services.cli.connection import Connection
 from services.cli.failure import FAILED, CommandFailure, Denied, Unreachable
+from services.cli.rendering import print_json_lines
 
 CONTENT_TYPES = {".md": "text/markdown", ".markdown": "text/markdown", ".txt": "text/plain"}
 # What the gateway takes as one document.
@@ -65,33 +67,50 @@ def _title(file: Path) -> str:
     return (absolute.relative_to(here) if absolute.is_relative_to(here) else Path(absolute.name)).as_posix()[:512]
 
 
-def ingest(connection: Connection, sources: Sequence[Source]) -> int:
-    """Sends every file; answers the exit status, 1 when one was refused. Raises CommandFailure when none can be sent."""
+def ingest(connection: Connection, sources: Sequence[Source], *, as_json: bool = False) -> int:
+    """Sends every file; answers the exit status, 1 when one was refused. With `as_json` tells of each as JSON. Raises CommandFailure
+    when none can be sent."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("ingesting", total=len(sources))
-        passages, refused = asyncio.run(_send_all(connection, sources, lambda: progress.advance(bar)))
-    for line in refused:
-        print(line, file=sys.stderr)
-    done = len(sources) - len(refused)
+        sent = asyncio.run(_send_all(connection, sources, lambda: progress.advance(bar)))
+    refused = [one for one in sent if one.refused]
+    if as_json:
+        print_json_lines(one.as_json() for one in sent)
+        return FAILED if refused else 0
+    for one in refused:
+        print(f"{one.source.path}: {one.refused}", file=sys.stderr)
+    done, passages = len(sources) - len(refused), sum(one.passages for one in sent)
     print(f"{done} of {len(sources)} {'document' if len(sources) == 1 else 'documents'} ingested, {passages} passages")
     return FAILED if refused else 0
 
 
-async def _send_all(connection: Connection, sources: Sequence[Source], advance) -> tuple[int, list[str]]:
-    gate = asyncio.Semaphore(AT_ONCE)
-    refused: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of a file. `refused` says why not."""
 
-    async def send(api: Api, source: Source) -> int:
+    source: Source
+    passages: int = 0
+    refused: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For other programs."""
+        source = {"path": str(self.source.path), "document_id": self.source.document_id, "title": self.source.title}
+        return {**source, "passages": self.passages, "refused": self.refused or None}
+
+
+async def _send_all(connection: Connection, sources: Sequence[Source], advance: Callable[[], None]) -> list[Sent]:
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def send(api: Api, source: Source) -> Sent:
         async with gate:
             try:
-                return await _send(api, source)
+                return Sent(source, await _send(api, source))
             except (Unreachable, Denied):
                 raise
             except CommandFailure as failure:
-                refused.append(f"{source.path}: {failure}")
-                return 0
+                return Sent(source, refused=str(failure))
             finally:
                 advance()
 
@@ -102,7 +121,7 @@ async def _send_all(connection: Connection, sources: Sequence[Source], advance) 
         except* CommandFailure as failures:
             # They all tell the same: the first speaks for them.
             raise failures.exceptions[0] from None
-    return sum(task.result() for task in tasks), refused
+    return [task.result() for task in tasks]
 
 
 async def _send(api: Api, source: Source) -> int:

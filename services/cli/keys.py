@@ -8,27 +8,34 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from services.cli.failure import CommandFailure, Unreachable, UsageProblem
-from services.cli.rendering import wide_console
+from services.cli.rendering import print_json_lines, wide_console
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
-from services.common.accounts import NO_LIMITS, Accounts, LimitSet, Period
+from services.common.accounts import NO_LIMITS, Accounts, KeyRecord, LimitSet, Period
 from services.common.errors import BulkheadError
 from services.common.valkey import UNAVAILABLE, connect
 
 T = TypeVar("T")
+# What a product does for its user, and nothing of the tenant as a whole: not `admin`, nobody's erasure, no webhook, which hears of the
+# runs of all users, and no document, which all of them find.
+DEFAULT_SCOPES = (
+    "threads:read", "threads:write", "runs:read", "runs:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
+    "memories:read", "memories:write", "documents:read", "tools:execute", "models:invoke",
+)  # fmt: skip
 MICRO_PER_USD = 10**6
 MOST_USD = 10**9
 
 
 def create(
-    data_dir: Path, *, tenant: str, user: str, tier: str, scopes: Sequence[str], name: str, days: int, limits: LimitSet = NO_LIMITS
-) -> None:
+    data_dir: Path, *, tenant: str, user: str, tier: str, scopes: Sequence[str], name: str, days: int, limits: LimitSet = NO_LIMITS,
+    as_json: bool = False,
+) -> None:  # fmt: skip
     """Makes a key and prints it, the only time that it is shown. Raises CommandFailure."""
     lifetime = datetime.timedelta(days=days) if days else None
     issued = _with_accounts(
@@ -37,6 +44,9 @@ def create(
             tenant=tenant, user=user, tier=tier, scopes=scopes, name=name, lifetime=lifetime, limits=limits
         ),
     )
+    if as_json:
+        print_json_lines([{**_about(issued.record), "secret": issued.secret}])
+        return
     Console(stderr=True).print(
         f"{issued.record.key_id}: tier {tier}, scopes {' '.join(scopes)}; the key is not shown again", highlight=False
     )
@@ -72,12 +82,16 @@ def limits(
     )
 
 
-def show(data_dir: Path, tenant: str) -> None:
+def show(data_dir: Path, tenant: str, *, as_json: bool = False) -> None:
     """Lists the keys of a tenant, without their secrets. Raises CommandFailure."""
+    records = _with_accounts(data_dir, lambda accounts: accounts.list_keys(tenant))
+    if as_json:
+        print_json_lines(map(_about, records))
+        return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES", "BUDGET", "LIMITS", "MODELS"):
         table.add_column(title)
-    for record in _with_accounts(data_dir, lambda accounts: accounts.list_keys(tenant)):
+    for record in records:
         expires = _day(record.expires_at) if record.expires_at else "never"
         if record.blocked:
             expires = "blocked"
@@ -86,10 +100,39 @@ def show(data_dir: Path, tenant: str) -> None:
     wide_console().print(table)
 
 
-def revoke(data_dir: Path, tenant: str, key_id: str) -> None:
+def revoke(data_dir: Path, tenant: str, key_id: str, *, as_json: bool = False) -> None:
     """Ends a key at once. Raises CommandFailure."""
     _with_accounts(data_dir, lambda accounts: accounts.revoke(tenant, key_id))
-    print(f"{key_id} is revoked")
+    if as_json:
+        print_json_lines([{"key_id": key_id, "revoked": True}])
+    else:
+        print(f"{key_id} is revoked")
+
+
+def _about(record: KeyRecord) -> dict[str, Any]:
+    """A key as JSON, without its secret."""
+    held = record.limits
+    return {
+        "key_id": record.key_id,
+        "name": record.name,
+        "tenant": record.tenant,
+        "user": record.user,
+        "tier": record.tier,
+        "scopes": list(record.scopes),
+        "created_at": _rfc3339(record.created_at),
+        "expires_at": _rfc3339(record.expires_at) if record.expires_at else None,
+        "blocked": record.blocked,
+        "max_budget_microusd": held.max_budget_microusd,
+        "budget_period": held.budget_period or None,
+        "requests_per_minute": held.requests_per_minute,
+        "tokens_per_minute": held.tokens_per_minute,
+        "max_parallel": held.max_parallel,
+        "models": list(held.models),
+    }
+
+
+def _rfc3339(moment: float) -> str:
+    return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _day(moment: float) -> str:
@@ -105,12 +148,12 @@ def _limits_shown(held: LimitSet) -> tuple[str, str, str]:
 
 
 def _with_accounts(data_dir: Path, work: Callable[[Accounts], Awaitable[T]]) -> T:
-    url = _state_url(data_dir)
+    url, replicas = _state_url(data_dir), _state_replicas()
 
     async def run() -> T:
         client = connect(url)
         try:
-            return await work(Accounts(client))
+            return await work(Accounts(client, replicas))
         except BulkheadError as error:
             raise CommandFailure(error.message) from None
         except UNAVAILABLE:
@@ -119,6 +162,14 @@ def _with_accounts(data_dir: Path, work: Callable[[Accounts], Awaitable[T]]) -> 
             await client.aclose()
 
     return asyncio.run(run())
+
+
+def _state_replicas() -> int:
+    """How many replicas must have a change of a key on disk, as for the services."""
+    named = os.environ.get("BULKHEAD_STATE_REPLICAS") or "0"
+    if not named.isdecimal():
+        raise UsageProblem("BULKHEAD_STATE_REPLICAS must be a number")
+    return int(named)
 
 
 def _state_url(data_dir: Path) -> str:

@@ -2,13 +2,20 @@
 
 import json
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 MAX_DETAIL_CHARS = 160
+# Of the columns of a table, in characters.
+GAP, LEAST_WIDTH = 2, 3
+# They make a terminal show a text in another order than it has.
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ENDINGS = ("run_finished", "run_failed", "run_cancelled")
 
 
@@ -17,6 +24,8 @@ class Renderer:
 
     def __init__(self, out: TextIO | None = None, notes: Console | None = None) -> None:
         self._out = out or sys.stdout
+        # What is piped on stays as it is; a terminal would obey it.
+        self._terminal = self._out.isatty()
         self._notes = notes or Console(stderr=True, highlight=False, soft_wrap=True)
         self._open_line = False
         self._said: set[str] = set()
@@ -53,6 +62,11 @@ class Renderer:
                 self._simulated = self._simulated or data.get("provider") == "simulator"
             case "warning":
                 self._note(f"! {data.get('user_message') or data.get('code')}", "yellow")
+            case "interrupt_raised":
+                asked = f"{data.get('tool')} {brief(data.get('arguments'))} waits for an approval"
+                self._note(f"? {asked}: `bulkhead approvals approve {data.get('interrupt_id')}`", "yellow")
+            case "interrupt_resolved":
+                self._note(f"· {data.get('tool') or 'the approval'}: {data.get('outcome')}", "yellow")
             case "run_queued" if data.get("position"):
                 self._note(f"waiting in the queue, position {data['position']}", "dim")
             case "run_finished":
@@ -81,7 +95,7 @@ class Renderer:
         if text:
             self._said.add(message_id)
             self._answered = True
-            self._out.write(text)
+            self._out.write(printable(text) if self._terminal else text)
             self._out.flush()
             self._open_line = not text.endswith("\n")
 
@@ -93,7 +107,7 @@ class Renderer:
 
     def _note(self, text: str, style: str) -> None:
         self._end_line()
-        self._notes.print(Text(text, style=style))
+        self._notes.print(Text(printable(text), style=style))
 
 
 def brief(value: Any) -> str:
@@ -101,8 +115,62 @@ def brief(value: Any) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey or hide: control characters but line ends and tabs, and marks that turn its direction."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in DIRECTIONS))
+
+
+def table_of(titles: Sequence[str], rows: Iterable[Sequence[Any]], room: int | None = None) -> Table:
+    """Rows under titles; cells are texts, rich texts, or None. Where the terminal, or `room` in columns, is too narrow, the widest of the
+    columns behind the second are cut: an id is there to be copied, and a status to be known."""
+    cells = [[cell if isinstance(cell, Text) else Text(printable("" if cell is None else str(cell))) for cell in row] for row in rows]
+    widths = [max(cell_len(title), *(cell_len(row[n].plain) for row in cells), 0) for n, title in enumerate(titles)]
+    excess = sum(widths) + GAP * len(widths) - (room or wide_console().width)
+    for _ in range(excess):
+        widest = max(range(2, len(widths)), key=widths.__getitem__)
+        widths[widest] = max(LEAST_WIDTH, widths[widest] - 1)
+    table = Table(box=None, padding=(0, GAP, 0, 0))
+    for title, width in zip(titles, widths, strict=True):
+        table.add_column(title, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    """Prints `table_of`, or what is said where there are no rows."""
+    table = table_of(titles, rows)
+    wide_console().print(table if table.row_count else Text(empty, style="dim"))
+
+
+def print_json_lines(items: Iterable[Any]) -> None:
+    """One JSON value a line, for other programs."""
+    for item in items:
+        print(json.dumps(item, ensure_ascii=False))
+
+
+def print_thing(thing: Any, as_json: bool) -> None:
+    """A thing as JSON: indented for reading, or on one line."""
+    if as_json:
+        print_json_lines([thing])
+    else:
+        wide_console().print_json(data=thing)
+
+
+def when(moment: Any) -> str:
+    """A time of the API to the second, in UTC; empty for none."""
+    return str(moment or "").replace("T", " ")[:19]
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr, so that stdout has what was asked for alone."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(printable(text), style="dim"))
 
 
 def wide_console() -> Console:

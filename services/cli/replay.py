@@ -2,8 +2,8 @@
 
 import asyncio
 import datetime
-import json
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
 from rich.text import Text
@@ -11,7 +11,9 @@ from rich.text import Text
 from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import CommandFailure
-from services.cli.rendering import Renderer, brief, wide_console
+from services.cli.following import follow
+from services.cli.rendering import Renderer, brief, note, print_json_lines, printable, wide_console
+from services.cli.watching import print_event
 
 STYLES = {
     "run_failed": "red",
@@ -31,24 +33,44 @@ def replay(connection: Connection, thread_id: str, *, speed: float | None = None
 
 
 async def _paced(connection: Connection, thread_id: str, speed: float, as_json: bool) -> None:
-    renderer = Renderer()
+    show = print_event if as_json else Renderer().show
     async with Api(connection) as api:
-        async for event in api.events("GET", f"/replay/{segment(thread_id)}", query={"speed": speed}):
-            if as_json:
-                print(json.dumps(event, ensure_ascii=False), flush=True)
-            else:
-                renderer.show(event)
+        last_seq = (await api.get(f"/v1/threads/{segment(thread_id)}"))["last_seq"]
+        if not last_seq:
+            raise CommandFailure(f"thread {thread_id} has no events")
+        async with aclosing(follow(api, f"/replay/{segment(thread_id)}", query={"speed": speed})) as events:
+            async for event in events:
+                show(event)
+                if event["seq"] >= last_seq:
+                    return
+
+
+def print_as_test(connection: Connection, thread_id: str, *, exact: bool = False, as_json: bool = False) -> None:
+    """Prints the thread as a test file, and on stderr what could not become a part of it. Raises CommandFailure."""
+    from services.cli.regression.form import written
+    from services.cli.regression.recording import recorded
+
+    test, left_out = recorded(thread_id, asyncio.run(_whole_log(connection, thread_id)), exact=exact)
+    if as_json:
+        print_json_lines([test.model_dump(exclude_none=True)])
+    else:
+        print(written(test), end="")
+    for one in left_out:
+        note(f"left out: {one}")
+
+
+async def _whole_log(connection: Connection, thread_id: str) -> list[dict[str, Any]]:
+    async with Api(connection) as api:
+        events = (await api.get(f"/replay/{segment(thread_id)}")).get("events", [])
+    if not events:
+        raise CommandFailure(f"thread {thread_id} has no events")
+    return events
 
 
 async def _at_once(connection: Connection, thread_id: str, as_json: bool) -> None:
-    async with Api(connection) as api:
-        answer = await api.get(f"/replay/{segment(thread_id)}")
-    events = answer if isinstance(answer, list) else answer.get("events", answer.get("data", []))
-    if not events:
-        raise CommandFailure(f"thread {thread_id} has no events")
+    events = await _whole_log(connection, thread_id)
     if as_json:
-        for event in events:
-            print(json.dumps(event, ensure_ascii=False))
+        print_json_lines(events)
         return
     console = wide_console()
     begun = _moment(events[0])
@@ -60,7 +82,7 @@ async def _at_once(connection: Connection, thread_id: str, as_json: bool) -> Non
 def line(event: Mapping[str, Any], after_s: float) -> Text:
     """One event of the timeline: when, what, and the gist of its data."""
     data = event.get("data") or {}
-    parts = [str(data[key]) for key in ("step", "tool", "status", "code", "title") if data.get(key)]
+    parts = [printable(str(data[key])) for key in ("step", "tool", "status", "code", "title") if data.get(key)]
     for key in ("arguments", "output", "error", "text", "user_message", "output_text"):
         if data.get(key):
             parts.append(brief(data[key]))

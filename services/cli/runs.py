@@ -1,50 +1,74 @@
-"""`bulkhead runs`: what runs there are, one of them, and the end of one."""
+"""`bulkhead runs`: what runs there are, one of them, the end of one, and another way on from one."""
 
-import asyncio
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from services.cli.client import Api, segment
+from services.cli.client import Api, ask, segment
 from services.cli.connection import Connection
-from services.cli.rendering import brief, wide_console
+from services.cli.rendering import brief, note, print_json_lines, print_table, print_thing, when
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim", "waiting": "yellow"}
+TITLES = ("RUN", "STATUS", "STARTED", "AGENT", "THREAD", "COST", "ANSWER")
 
 
 def list_runs(connection: Connection, *, limit: int, thread: str = "", as_json: bool = False) -> None:
     """The newest runs, of one thread or of all. Raises CommandFailure."""
     path = f"/v1/threads/{segment(thread)}/runs" if thread else "/v1/runs"
-    runs = asyncio.run(_get(connection, path, limit=limit))["data"]
+    runs = ask(connection, lambda api: api.listed(path, limit))
     if as_json:
-        for run in runs:
-            print(json.dumps(run, ensure_ascii=False))
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("RUN", "STATUS", "STARTED"):
-        table.add_column(title, no_wrap=True, min_width=max((len(run["run_id"]) for run in runs), default=0) if title == "RUN" else 9)
-    for title in ("AGENT", "THREAD", "COST", "ANSWER"):
-        table.add_column(title, no_wrap=True, overflow="ellipsis")
-    for run in runs:
-        status = str(run.get("status"))
-        started = (run.get("created_at") or "").replace("T", " ")[:19]
-        answer = brief(run.get("output_text") or (run.get("error") or {}).get("message"))
-        cells = (run.get("agent"), run["thread_id"], cost(run.get("usage")), answer)
-        table.add_row(run["run_id"], Text(status, style=STYLES.get(status, "")), started, *(Text(str(cell or "")) for cell in cells))
-    wide_console().print(table if runs else Text("no runs yet", style="dim"))
+        print_json_lines(runs)
+    else:
+        print_table(TITLES, map(row, runs), "no runs yet")
 
 
-def show_run(connection: Connection, run_id: str) -> None:
+def row(run: Mapping[str, Any]) -> Sequence[Any]:
+    """A run as TITLES."""
+    status = str(run.get("status"))
+    answer = brief(run.get("output_text") or (run.get("error") or {}).get("message"))
+    about = (when(run.get("created_at")), run.get("agent"), run["thread_id"], cost(run.get("usage")), answer)
+    return run["run_id"], Text(status, style=STYLES.get(status, "")), *about
+
+
+def show_run(connection: Connection, run_id: str, *, as_json: bool = False) -> None:
     """Everything about one run, as JSON. Raises CommandFailure."""
-    wide_console().print_json(data=asyncio.run(_get(connection, f"/v1/runs/{segment(run_id)}")))
+    print_thing(ask(connection, lambda api: api.get(f"/v1/runs/{segment(run_id)}")), as_json)
 
 
-def cancel_run(connection: Connection, run_id: str) -> None:
-    """Asks for the end of a run; asking again changes nothing. Raises CommandFailure."""
-    run = asyncio.run(_cancel(connection, run_id))
-    print(f"{run_id}: {run.get('status')}" + (", cancel requested" if run.get("cancel_requested") else ""))
+def cancel_run(connection: Connection, run_id: str, *, reason: str = "", wait: bool = False, as_json: bool = False) -> None:
+    """Asks for the end of a run, and waits for it with `wait`; asking again changes nothing. Raises CommandFailure."""
+    path, body = f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason or "bulkhead runs cancel"}
+    answer = ask(connection, lambda api: api.post(path, body, wait="true" if wait else None))
+    if as_json:
+        print_json_lines([answer])
+        return
+    run = answer.get("run")
+    if run is None:
+        print(f"{run_id}: not there yet; it is cancelled when it comes")
+    else:
+        asked = ", cancel requested" if run.get("cancel_requested") and run.get("ended_at") is None else ""
+        print(f"{run_id}: {run.get('status')}{asked}")
+
+
+def fork_run(
+    connection: Connection, run_id: str, *, step: int | None = None, name: str = "", go_on: bool = False, as_json: bool = False
+) -> None:
+    """A thread that begins as that of the run was at the end of the run, or of one of its steps; with `go_on` also a run that goes on from
+    there. Raises CommandFailure."""
+    forked(ask(connection, lambda api: _fork(api, run_id, step, name, go_on)), as_json)
+
+
+def forked(answer: Mapping[str, Any], as_json: bool) -> None:
+    """Tells of a fork: the id of the new thread on stdout."""
+    if as_json:
+        print_json_lines([answer])
+        return
+    thread, run = answer["thread"], answer.get("run")
+    print(thread["thread_id"])
+    note(f"forked from {thread.get('parent_thread_id')} at {thread.get('forked_at_seq')}")
+    if run:
+        note(f"it goes on as {run['run_id']}: `bulkhead runs watch {run['run_id']}`")
 
 
 def cost(usage: Any) -> str:
@@ -53,12 +77,8 @@ def cost(usage: Any) -> str:
     return f"${spent / 1e6:.4f}" if spent else ""
 
 
-async def _get(connection: Connection, path: str, **query: Any) -> Any:
-    async with Api(connection) as api:
-        return await api.get(path, **query)
-
-
-async def _cancel(connection: Connection, run_id: str) -> Any:
-    async with Api(connection) as api:
-        answer = await api.post(f"/v1/runs/{segment(run_id)}/cancel", {"reason": "bulkhead runs cancel"})
-        return answer.get("run") or answer
+async def _fork(api: Api, run_id: str, step: int | None, name: str, go_on: bool) -> Any:
+    run = await api.get(f"/v1/runs/{segment(run_id)}")
+    at = {"run_id": run_id} | ({"step": step} if step else {})
+    body = {"at": at, "continue_run": go_on} | ({"thread_id": name} if name else {})
+    return await api.post(f"/v1/threads/{segment(run['thread_id'])}/fork", body)

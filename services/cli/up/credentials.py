@@ -1,5 +1,9 @@
-"""What `up` makes once and keeps: the keys of the internal tokens, and the developer's API key in `dev.env`."""
+"""What `up` makes once and keeps: the keys of the internal tokens, the root keys of personal data, and the API key in `dev.env`."""
 
+import base64
+import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from services.cli.failure import CommandFailure
@@ -17,6 +21,30 @@ def ensure_identity_keys(folder: Path) -> None:
     from services.common.identity import generate_keys
 
     generate_keys(folder, list(ISSUERS))
+
+
+def ensure_root_keys(path: Path) -> None:
+    """Root keys that personal data is encrypted with from now on; those that are there are kept. Raises OSError."""
+    if not path.exists():
+        made = {"id": datetime.now(UTC).strftime("%Y-%m"), "key": base64.b64encode(os.urandom(32)).decode()}
+        write_private(path, json.dumps({"keys": [made]}))
+
+
+async def refuse_encrypted(path: Path, state_url: str) -> None:
+    """For a missing file of root keys. Raises CommandFailure where data is encrypted already, of which a new one would open nothing."""
+    from services.common.envelope import KEY_TABLES
+    from services.common.valkey import UNAVAILABLE, connect
+
+    client = connect(state_url)
+    try:
+        async for _ in client.scan_iter(match=KEY_TABLES, count=10_000):
+            raise CommandFailure(
+                f"{path} is missing, and data is encrypted with it: put it back, or move {path.parent.parent} away to begin anew"
+            )
+    except UNAVAILABLE as error:
+        raise CommandFailure(f"whether data is encrypted cannot be told: {error}") from None
+    finally:
+        await client.aclose()
 
 
 async def ensure_api_key(state_url: str, known: str) -> str:

@@ -11,6 +11,9 @@ from services.cli.up.workspace import Workspace
 from services.common import embedded
 
 ISSUERS = ("gateway", "orchestrator", "llm_gateway", "memory")
+# Who encrypts what is kept of people, with the same root keys.
+ENCRYPTING = ("orchestrator", "memory")
+ENVELOPE_KEYS = "BULKHEAD_ENVELOPE_KEYS_FILE"
 GRPC_SERVICES = ("orchestrator", "llm_gateway", "tool_executor", "memory")
 
 
@@ -79,6 +82,8 @@ class Wiring:
             own.setdefault("BULKHEAD_STORE_TIMEOUT_MS", self.base.get("BULKHEAD_STORE_TIMEOUT_MS", "2000"))
         if planned.name == "orchestrator":
             own["BULKHEAD_SEGMENTS_DIR"] = str(self.workspace.root / "segments")
+        if planned.name in ENCRYPTING and ENVELOPE_KEYS not in self.base:
+            own[ENVELOPE_KEYS] = str(self.workspace.envelope_keys)
         own.update({f"BULKHEAD_{name.upper()}_ADDRESS": f"{LOOPBACK}:{self.port(name, 'grpc')}" for name in GRPC_SERVICES})
         if planned.name in ISSUERS:
             own["BULKHEAD_IDENTITY_SIGNING_KEY_FILE"] = str(self.workspace.keys / f"{planned.name}.pem")

@@ -14,9 +14,9 @@ from services.cli.failure import CommandFailure
 from services.cli.up import preflight
 from services.cli.up.banner import Banner
 from services.cli.up.config_news import ConfigNews
-from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, write_dev_env
+from services.cli.up.credentials import ensure_api_key, ensure_identity_keys, ensure_root_keys, refuse_encrypted, write_dev_env
 from services.cli.up.display import make_display
-from services.cli.up.environment import Wiring, base_environment
+from services.cli.up.environment import ENCRYPTING, ENVELOPE_KEYS, Wiring, base_environment
 from services.cli.up.models import DEFAULT_CONFIG, Models, chat_model, choose_models, follow
 from services.cli.up.plan import STORES, Plan, make_plan, parse_replicas
 from services.cli.up.ports import LOOPBACK
@@ -135,6 +135,7 @@ class _Session:
         # The keys of the internal tokens take a moment at the first start; what needs none of them is on its way by then.
         supervisor.start([*STORES, "simulator"])
         await asyncio.to_thread(ensure_identity_keys, self._workspace.keys)
+        await self._root_keys(supervisor)
         supervisor.start()
         api_key, _ = await asyncio.gather(self._api_key(supervisor), supervisor.ready(READY_TIMEOUT_S))
         banner = self._banner(api_key)
@@ -143,6 +144,15 @@ class _Session:
         self._display.end()
         for line in banner.lines():
             self._display.say(line)
+
+    async def _root_keys(self, supervisor: Supervisor) -> None:
+        """Makes those of a new data folder, and of one from before there were any."""
+        path = self._workspace.envelope_keys
+        if path.exists() or ENVELOPE_KEYS in self._wiring.base or not any(self._plan.first(name) for name in ENCRYPTING):
+            return
+        await supervisor.until_ready("valkey_state")
+        await refuse_encrypted(path, self._wiring.state_url)
+        ensure_root_keys(path)
 
     async def _api_key(self, supervisor: Supervisor) -> str:
         if "valkey_state" not in {planned.name for planned in self._plan.processes}:

@@ -21,6 +21,8 @@ class Workspace:
         self.run = self.root / "run"
         self.logs = self.root / "logs"
         self.keys = self.root / "keys"
+        # Root keys of personal data: whoever loses the file loses what was encrypted.
+        self.envelope_keys = self.keys / "envelope.json"
         self.config = self.root / "config"
         self.addresses = self.run / "addresses.json"
         self.processes = self.run / "processes.json"

@@ -1,5 +1,6 @@
 """The command line itself: help, quickness, where it finds Bulkhead."""
 
+import json
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ finally:
     print(sorted(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("up", "ingest", "chat", "runs", "replay", "keys", "doctor"):
+    for command in ("up", "ingest", "chat", "runs", "threads", "approvals", "webhooks", "quota", "replay", "keys", "doctor"):
         assert f" {command} " in done.stdout
     for heavy in ("'grpc'", "'aiohttp'", "'redis'", "'pydantic'", "'opentelemetry'"):
         assert heavy not in done.stdout
@@ -51,3 +52,20 @@ def test_a_gateway_that_does_not_answer_is_one_line_and_status_3(tmp_path):
     assert done.stderr.startswith(f"bulkhead: Bulkhead does not answer at {url}")
     assert done.stderr.count("\n") == 1
     assert "bh_secret" not in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_failure(tmp_path):
+    command = testing.python("-m", "services.cli", "doctor", "--json", "--data-dir", str(tmp_path))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": ""})
+    process.stdout.close()
+    told = process.stderr.read()
+    assert (process.wait(), told) == (0, b"")
+
+
+def test_doctor_tells_each_finding_as_json(tmp_path):
+    command = testing.python("-m", "services.cli", "doctor", "--json", "--data-dir", str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": ""})
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert rows[0]["what"] == "gateway"
+    assert (rows[0]["good"], "make run" in rows[0]["way_out"]) == (False, True)

@@ -1,6 +1,8 @@
 """`bulkhead keys` against a real store."""
 
+import json
 import subprocess
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -47,6 +49,28 @@ async def test_a_key_is_made_with_limits_and_the_list_shows_them(bulkhead, state
     assert made.stdout.strip() not in shown
 
 
+async def test_a_key_without_scopes_serves_a_products_user_and_administers_nothing(bulkhead, state_url):
+    async with accounts_of(state_url) as accounts:
+        before = await accounts.create_key(tenant="local", user="old", tier="free", scopes=("*",))
+        plain = await accounts.resolve(bulkhead("create", "--user", "ana").stdout.strip())
+        named = await accounts.resolve(bulkhead("create", "--user", "ana", "--scope", "admin", "--scope", "runs:read").stdout.strip())
+        needed = ["runs:write", "runs:read", "threads:write", "memories:read", "documents:read", "tools:execute", "models:invoke"]
+        assert plain.missing(needed) == []
+        withheld = ["admin", "*", "erasures:write", "webhooks:read", "webhooks:write", "documents:write"]
+        assert plain.missing(withheld) == withheld
+        assert set(named.scopes) == {"admin", "runs:read"}
+        assert (await accounts.resolve(before.secret)).scopes == ("*",)
+
+
+@asynccontextmanager
+async def accounts_of(state_url):
+    client = connect(state_url)
+    try:
+        yield Accounts(client)
+    finally:
+        await client.aclose()
+
+
 def test_limits_that_make_no_sense_are_one_line_and_make_no_key(bulkhead):
     for wrong in (("--max-budget", "ten"), ("--rpm", "0"), ("--tenant", "{a}")):
         done = bulkhead("create", "--user", "ana", *wrong)
@@ -65,3 +89,15 @@ def test_a_budget_is_exact_dollars_and_a_period(wrong):
     given = {"max_budget": None, "budget_period": "", "rpm": None, "tpm": None, "parallel": None, "models": ()}
     with pytest.raises(UsageProblem, match=f"--{[*wrong][-1].replace('_', '-')}"):
         keys.limits(**{**given, **wrong})
+
+
+def test_keys_are_told_as_json_and_the_secret_only_when_it_is_made(bulkhead):
+    limits = ("--max-budget", "2", "--rpm", "60", "--model", "main")
+    made = json.loads(bulkhead("create", "--user", "ana", "--scope", "runs:read", "--days", "1", *limits, "--json").stdout)
+    (listed,) = (json.loads(line) for line in bulkhead("list", "--json").stdout.splitlines())
+    assert made.pop("secret").startswith("bh_")
+    assert listed == made
+    assert (made["scopes"], made["max_budget_microusd"], made["requests_per_minute"]) == (["runs:read"], 2_000_000, 60)
+    assert made["expires_at"] > made["created_at"]
+    assert json.loads(bulkhead("revoke", made["key_id"], "--json").stdout) == {"key_id": made["key_id"], "revoked": True}
+    assert bulkhead("list", "--json").stdout == ""

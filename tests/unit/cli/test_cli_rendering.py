@@ -5,8 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from services.cli.rendering import Renderer, brief
+from services.cli.rendering import Renderer, brief, printable, table_of
 from services.cli.replay import line
+from services.cli.run_view import RunView
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b1mfine\u202e"
 
 
 class Screen:
@@ -50,6 +53,15 @@ def test_warnings_failures_and_cancels_are_shown(screen):
         assert text in told
 
 
+def test_what_waits_for_a_person_is_told_with_the_command_that_answers(screen):
+    screen.show("interrupt_raised", interrupt_id="run_1/1/0", tool="wipe", arguments={"n": 1})
+    screen.show("interrupt_resolved", interrupt_id="run_1/1/0", tool="wipe", outcome="approved")
+    assert screen.notes.getvalue().splitlines() == [
+        '? wipe {"n": 1} waits for an approval: `bulkhead approvals approve run_1/1/0`',
+        "· wipe: approved",
+    ]
+
+
 def test_a_superseded_attempt_is_said_to_be_void_and_the_next_one_is_shown(screen):
     screen.show("message_delta", text="half an ans", message_id="m")
     screen.show("attempt_superseded", from_seq=3)
@@ -89,3 +101,74 @@ def test_a_line_of_the_timeline_tells_when_what_and_the_gist():
         "data": {"tool": "calculator", "arguments": {"e": 1}},
     }
     assert str(line(event, 1.5)).split() == ["12", "1.500", "s", "tool_call_started", "calculator", '{"e":', "1}"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_agents_say_commands_no_terminal_and_is_passed_on_whole():
+    for out, heard in ((Terminal(), "]0;owned[2J1mfine\n"), (io.StringIO(), f"{HOSTILE}\n")):
+        notes = io.StringIO()
+        renderer = Renderer(out, Console(file=notes, highlight=False, width=200))
+        renderer.show({"type": "message_completed", "data": {"text": HOSTILE, "message_id": "m"}})
+        renderer.show({"type": "warning", "data": {"user_message": HOSTILE}})
+        assert out.getvalue() == heard
+        assert notes.getvalue() == "! ]0;owned[2J1mfine\n"
+    assert printable("a\tb\nc é 😀 日本") == "a\tb\nc é 😀 日本"
+
+
+def shown(*events):
+    """What a live view makes of events that come a second apart, as text."""
+    console = Console(file=io.StringIO(), width=100, height=20, highlight=False)
+    run = {"run_id": "run_1", "thread_id": "t", "agent": "a", "status": "queued", "created_at": "2026-01-31T12:00:00.000000Z"}
+    view = RunView(run, console)
+    for second, (kind, data) in enumerate(events, 1):
+        view.take({"type": kind, "ts": f"2026-01-31T12:00:{second:02}.000000Z", "data": data})
+    console.print(view)
+    live = console.file.getvalue()
+    view.print_whole()
+    return live, console.file.getvalue()[len(live) :]
+
+
+def test_a_live_view_shows_what_goes_on_and_what_it_cost():
+    live, _ = shown(
+        ("run_started", {}),
+        ("tool_call_started", {"call_id": "c1", "tool": "calculator", "arguments": {"e": "1+1"}}),
+        ("tool_call_completed", {"call_id": "c1", "tool": "calculator", "output": {"result": 2}, "duration_ms": 7}),
+        ("tool_call_started", {"call_id": "c2", "tool": "wipe", "arguments": {"n": 1}}),
+        ("interrupt_raised", {"interrupt_id": "run_1/1/0", "tool": "wipe", "arguments": {"n": 1}}),
+        ("usage", {"input_tokens": 7, "output_tokens": 5, "cost_microusd": 1200}),
+    )
+    for told in ("waiting for an approval", "run_1 · a · t", "12 tokens", "$0.0012", '✓ calculator {"result": 2} (7 ms)', "→ wipe"):
+        assert told in live, told
+    assert "`bulkhead approvals approve run_1/1/0`" in live
+
+
+def test_a_live_view_ends_with_the_answer_and_takes_back_what_is_void():
+    events = [
+        ("message_delta", {"message_id": "m", "text": "void"}),
+        ("attempt_superseded", {"from_seq": 1}),
+        ("message_delta", {"message_id": "n", "text": f"good {HOSTILE}"}),
+    ]
+    live, _ = shown(*events)
+    assert "void" not in live
+    assert "good ]0;owned" in live
+    assert "\x1b" not in live
+    _, whole = shown(*events, ("run_finished", {"output_text": "good", "usage": {"input_tokens": 1, "output_tokens": 1}}))
+    assert whole.splitlines()[-1] == "good"
+    assert "✓ finished" in whole
+    assert "4.0 s" in whole
+    _, failed = shown(("run_failed", {"error": {"message": "It broke."}}))
+    assert "✗ It broke." in failed
+
+
+def test_an_id_and_a_status_are_whole_on_a_narrow_terminal():
+    console = Console(file=io.StringIO(), width=60)
+    run_id = f"run_{'7' * 32}"
+    console.print(table_of(("RUN", "STATUS", "ANSWER"), [(run_id, "succeeded", "a long answer " * 9), ("run_1", "failed", None)], room=60))
+    lines = console.file.getvalue().splitlines()
+    assert lines[1].split()[:2] == [run_id, "succeeded"]
+    assert lines[1].rstrip().endswith("…")
+    assert len(lines) == 3
