@@ -1,10 +1,11 @@
-"""Kills, stops and cuts off orchestrators at random under load: `make chaos`, with KILLS=1000 faults over RUNS=24 runs at a time.
+"""Kills, stops and cuts off orchestrators at random under load: `make chaos`, with KILLS=1000 faults over RUNS=24 threads at a time.
 
 Three replicas, each behind a proxy of its own before one Valkey (AOF), with the product's own lease, heartbeat and sweep. Faults: SIGKILL,
 SIGSTOP longer than the lease, a store that is cut off for longer and for shorter than the lease, a network that swallows everything, and
-kill and restart of the store; FAULTS=kill takes those that it names, and no others. One replica is left alone at any time. Each thread
-is judged by the oracle some seconds after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits
-with 1 where any promise was broken.
+kill and restart of the store; FAULTS=kill takes those that it names, and no others. STORE=set puts a primary with two replicas and a
+sentinel in the place of the one Valkey: `store` then strikes the primary, and no proxy can cut. One replica is left alone at any time.
+MIX=plain,asked takes clients of these kinds alone. Each thread is judged by the oracle some seconds after its end. SIGINT ends the strikes
+early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
@@ -23,21 +25,28 @@ from typing import Any, NamedTuple
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+from scripts import chaos_beside
 from scripts.bench.machine import percentile
-from scripts.chaos_load import Load
+from scripts.chaos_beside import Clock, Hook
+from scripts.chaos_load import MIX, Load
+from scripts.chaos_store import Members, Single, Store
 from scripts.verdict import tell
-from services.common import embedded, testing
+from services.common import testing
 from services.common.valkey import UNAVAILABLE, connect
 from services.orchestrator.adapters.store_keys import waiting_keys
 from services.orchestrator.testing.counting import CountingTools
 from services.orchestrator.testing.fakes import Fakes, fakes
 from services.orchestrator.testing.harness import write_config
 from services.orchestrator.testing.oracle import Violation
+from services.orchestrator.testing.receivers import receiver
 from services.orchestrator.testing.replicas import Replica
 
 RESULT = testing.ROOT / "build" / "chaos" / "chaos.json"
 REPLICAS = 3
 FAULTS = {"kill": 62, "stop": 12, "cut": 10, "blink": 8, "freeze": 4, "store": 4}
+PRIMARY_FAULTS = {"kill": 62, "stop": 12, "store": 10}
+# What there is to strike, and how.
+STORES: Mapping[str, tuple[Callable[[Path], Store], Mapping[str, int]]] = {"single": (Single, FAULTS), "set": (Members, PRIMARY_FAULTS)}
 # How long each lasts; a lease is 3 s, and only a blink is shorter.
 LASTS_S = {"kill": (0.0, 0.0), "stop": (3.5, 6.0), "cut": (3.5, 6.0), "blink": (0.1, 1.5), "freeze": (3.5, 6.0)}
 PAUSE_S = (0.2, 1.2)
@@ -58,32 +67,12 @@ class Strike(NamedTuple):
     attempt: int
 
 
-class Store:
-    """A Valkey that is killed and comes back with what it had."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, testing.free_port()
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.restarts_ms: list[int] = []
-        self.process = self._start()
-
-    def _start(self) -> testing.Process:
-        process = testing.Process(embedded.valkey_state_command(self._port, self._folder), log=self._folder / "valkey.log")
-        testing.wait_for_port(self._port, process)
-        return process
-
-    async def restart(self) -> None:
-        """SIGKILL, and again from its file."""
-        self.restarts_ms.append(int(time.time() * 1000))
-        self.process.kill()
-        self.process = await asyncio.to_thread(self._start)
-
-
 class Chaos:
     """The faults, and what they did to owners."""
 
     def __init__(self, replicas: list[Replica], load: Load, store: Store) -> None:
         self._replicas, self._load, self._store = replicas, load, store
+        self._store_struck = False
         self._struck: set[Replica] = set()
         self._mending: set[asyncio.Task] = set()
         self.faults: Counter = Counter()
@@ -92,19 +81,16 @@ class Chaos:
         self.enough = False
         load.logs = self._measure
 
-    async def rage(self, kills: int, kinds: list[str]) -> None:
-        """Strikes so many times, or until it is enough, then waits until all is well."""
+    async def rage(self, kills: int, faults: Mapping[str, int]) -> None:
+        """Strikes so many times, each fault as often as its weight says, or until it is enough; then waits until all is well."""
         while self.faults.total() < kills and not self.enough:
             await asyncio.sleep(random.uniform(*PAUSE_S))
-            fault = random.choices(kinds, [FAULTS[kind] for kind in kinds])[0]
+            fault = random.choices(list(faults), list(faults.values()))[0]
             well = [replica for replica in self._replicas if replica not in self._struck]
-            if len(well) < 2:
+            if len(well) < 2 or (fault == "store" and self._store_struck):
                 continue
             self.faults[fault] += 1
-            if fault == "store":
-                await self._store.restart()
-                continue
-            task = asyncio.create_task(self._strike(random.choice(well), fault))
+            task = asyncio.create_task(self._strike_store() if fault == "store" else self._strike(random.choice(well), fault))
             self._mending.add(task)
             task.add_done_callback(self._mending.discard)
             # Marked before the next choice is made.
@@ -121,6 +107,11 @@ class Chaos:
         await asyncio.sleep(random.uniform(*LASTS_S[fault]))
         await self._bring_back(replica, fault)
         self._struck.discard(replica)
+
+    async def _strike_store(self) -> None:
+        self._store_struck = True
+        await self._store.strike()
+        self._store_struck = False
 
     async def _bring_back(self, replica: Replica, fault: str) -> None:
         try:
@@ -173,40 +164,50 @@ class Chaos:
             following = [event.occurred_at.ToMilliseconds() for event in events if event.attempt > strike.attempt]
             if strike.fault != "kill" or not following:
                 continue
-            other = [s.at_ms for s in strikes if s.attempt > strike.attempt] + self._store.restarts_ms
-            if not any(strike.at_ms <= at_ms <= following[0] for at_ms in other):
+            other = [(s.at_ms, s.at_ms) for s in strikes if s.attempt > strike.attempt] + self._store.struck_ms
+            if not any(began <= following[0] and strike.at_ms <= ended for began, ended in other):
                 self.takeovers_ms.append(following[0] - strike.at_ms)
 
 
-async def chaos(kills: int, concurrent: int, kinds: list[str]) -> dict[str, Any]:
-    """Runs it with faults of these kinds; answers what came of it."""
+async def chaos(
+    kills: int, concurrent: int, faults: Mapping[str, int], mix: Mapping[str, int], make_store: Callable[[Path], Store]
+) -> dict[str, Any]:
+    """Runs it with faults and clients of these kinds; answers what came of it."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bulkhead-chaos-")))
         (folder / "keys").mkdir()
         (folder / "store").mkdir()
         identities = testing.Identities(folder / "keys")
-        store = Store(folder / "store")
-        stack.callback(lambda: store.process.stop())
+        store = make_store(folder / "store")
+        stack.callback(store.end)
         behind = await stack.enter_async_context(fakes(identities, made=Fakes(tools=CountingTools())))
         config = write_config(folder / "config")
-        replicas = [Replica(f"r{i}", identities, behind, config, folder, store.url, **SETTINGS) for i in range(REPLICAS)]
+        settings = {**SETTINGS, **chaos_beside.SETTINGS, **store.settings}
+        replicas = [Replica(f"r{i}", identities, behind, config, folder, store.url, **settings) for i in range(REPLICAS)]
         await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in replicas))
-        load = Load(replicas, behind)
+        load = Load(replicas, behind, mix=mix)
         mischief = Chaos(replicas, load, store)
+        hook, clock = Hook(load, await stack.enter_async_context(receiver())), Clock(load)
+        await hook.begin()
+        await clock.begin()
         began = time.monotonic()
         clients = [asyncio.create_task(load.keep_asking()) for _ in range(concurrent)]
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, partial(setattr, mischief, "enough", True))
-        await mischief.rage(kills, kinds)
+        await mischief.rage(kills, faults)
         load.asking = False
+        await clock.end()
         await asyncio.gather(*clients)
         await load.judged()
+        await clock.judge()
+        await hook.judge()
         await mischief.nothing_left()
         by_invariant = Counter(violation.invariant for violation in load.broken)
         took_ms = mischief.takeovers_ms
         defects = Counter(line for replica in replicas for line in defects_of(folder / f"{replica.name}.log"))
         return {
             "minutes": round((time.monotonic() - began) / 60, 2), "faults": mischief.faults.total(), "by_fault": dict(mischief.faults),
-            "runs": load.statuses.total(), "by_status": dict(load.statuses), "taken_over": dict(load.taken_over),
+            "threads": dict(load.talks), "runs": load.statuses.total(), "by_status": dict(load.statuses),
+            "answered": dict(sorted(load.answered.items())), "logs_skipped_ahead": load.gaps, "taken_over": dict(load.taken_over),
             "takeovers_measured": len(took_ms), "takeover_p50_ms": percentile(took_ms, 0.5) if took_ms else None,
             "takeover_p99_ms": percentile(took_ms, 0.99) if took_ms else None, "takeover_most_ms": max(took_ms, default=None),
             "lost": by_invariant["A1"], "duplicated": by_invariant["A8"], "unmarked": by_invariant["A5"],
@@ -225,13 +226,27 @@ def defects_of(log: Path) -> list[str]:
     return found
 
 
+def _chosen(name: str, known: Mapping[str, int]) -> dict[str, int]:
+    """Of `known` what a variable names, by commas; all where it is not set. Raises ValueError."""
+    chosen = os.environ.get(name, ",".join(known)).split(",")
+    if unknown := [one for one in chosen if one not in known]:
+        raise ValueError(f"{name}: {', '.join(unknown)}: must be out of {', '.join(known)}")
+    return {one: known[one] for one in chosen}
+
+
 def main() -> int:
     """Exit status."""
-    kinds = os.environ.get("FAULTS", ",".join(FAULTS)).split(",")
-    if unknown := [kind for kind in kinds if kind not in FAULTS]:
-        print(f"FAULTS: {', '.join(unknown)}: must be out of {', '.join(FAULTS)}", file=sys.stderr)
+    store = os.environ.get("STORE", "single")
+    if store not in STORES:
+        print(f"STORE: {store}: must be out of {', '.join(STORES)}", file=sys.stderr)
         return 2
-    found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24")), kinds))
+    make_store, possible = STORES[store]
+    try:
+        faults, mix = _chosen("FAULTS", possible), _chosen("MIX", MIX)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = asyncio.run(chaos(int(os.environ.get("KILLS", "1000")), int(os.environ.get("RUNS", "24")), faults, mix, make_store))
     return tell({"ok": not found["violations"], **found}, RESULT)
 
 

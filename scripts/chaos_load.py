@@ -1,31 +1,37 @@
-"""The clients of `make chaos`: runs with tools, watched through replicas that come and go, cancelled now and then, judged when over."""
+"""The clients of `make chaos`: threads of every kind through replicas that come and go, watched, and judged when they are over."""
 
 import asyncio
 import random
-import time
-import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.common.errors import BulkheadError
-from services.orchestrator.testing.counting import ONCE, REPEATABLE, calls, script, scripted
-from services.orchestrator.testing.fakes import Fakes, Gate
-from services.orchestrator.testing.harness import LOST, Client, follow_through
-from services.orchestrator.testing.oracle import LOG_GAP, History, Seen, Violation, violations
-from services.orchestrator.testing.replicas import Replica
+from scripts.chaos_callers import Callers
+from scripts.chaos_people import asked, followed
+from scripts.chaos_talks import Talk, doubled, plain, planned, steered, supervised
+from services.common import testing
+from services.common.errors import BulkheadError, NotFound
+from services.orchestrator.testing.counting import scripted
+from services.orchestrator.testing.fakes import Gate
+from services.orchestrator.testing.oracle import LOG_GAP, TERMINAL, Effect, History, Seen, Violation, violations
 
-# A call to a replica that stands still is given up after this.
-CALL_S = 4.0
-ENDS_WITHIN_S = 120.0
 # Longer than any replica stands still, so that what a zombie writes is judged as well.
 JUDGED_AFTER_S = 9.0
 # An owner that hears nothing of a cancel is replaced after its lease; until then it may end the run in its own way.
 CANCEL_REACHES_MS = 5_000
-CANCELLED_SHARE = 0.15
+# Whoever follows a thread is shown its end within this.
+SHOWN_WITHIN_S = 15.0
+KINDS: Mapping[str, Callable[[Talk], Awaitable[None]]] = {
+    "plain": plain, "asked": asked, "steered": steered, "supervised": supervised, "followed": followed, "planned": planned,
+    "doubled": doubled,
+}  # fmt: skip
+PLAIN = {"plain": 1}
+# How often each kind is chosen.
+MIX = {"plain": 6, "asked": 4, "steered": 3, "supervised": 3, "followed": 2, "planned": 2, "doubled": 3}
+# Of these the next owner tells something at once; others may find that they wait, and tell nothing.
+MEASURED = frozenset({"plain", "steered", "planned"})
 
 
 class Pause(Gate):
@@ -37,60 +43,38 @@ class Pause(Gate):
 
 
 @dataclass
-class Talk:
-    """One thread with its runs, and all that is known of them outside of the store."""
+class Load(Callers):
+    """All clients, and what became of what they asked for. `mix`: how often they choose each of KINDS."""
 
-    thread_id: str
-    run_ids: list[str] = field(default_factory=list)
-    accepted: set[str] = field(default_factory=set)
-    cancels: dict[str, int] = field(default_factory=dict)
-    seen: list[Seen] = field(default_factory=list)
-
-
-@dataclass
-class Load:
-    """All clients, and what became of what they asked for."""
-
-    replicas: list[Replica]
-    behind: Fakes
+    mix: Mapping[str, int] = field(default_factory=lambda: PLAIN)
     asking: bool = True
-    active: dict[str, str] = field(default_factory=dict)
-    # Of these, the runs that were acknowledged; and how many ever were.
-    at_work: set[str] = field(default_factory=set)
-    acknowledged: int = 0
+    # As of History.
+    none_given_up: bool = False
     # Times that the log of a thread skipped ahead.
     gaps: int = 0
-    statuses: Counter = field(default_factory=Counter)
     taken_over: Counter = field(default_factory=Counter)
-    broken: list[Violation] = field(default_factory=list)
+    talks: Counter = field(default_factory=Counter)
+    # How each acknowledged run has ended.
+    ends: dict[str, int] = field(default_factory=dict)
     logs: Callable[[str, list[pb.Event]], None] = lambda run_id, events: None
 
     def __post_init__(self) -> None:
         self.behind.models.gate, self.behind.models.reply = Pause(), scripted
         self.behind.tools.gate, self.behind.tools.pause_s = Gate(), 0.05
         self._judging: set[asyncio.Task] = set()
-
-    def clients(self) -> list[Client]:
-        """Every replica, in no order."""
-        return [replica.client for replica in random.sample(self.replicas, len(self.replicas))]
-
-    async def anywhere(self, ask: Callable[[Client], Awaitable[Any]]) -> Any:
-        """The answer of the first replica that gives one, however long that takes."""
-        while True:
-            for client in self.clients():
-                try:
-                    with client.calling(timeout_s=CALL_S):
-                        return await ask(client)
-                except BulkheadError as error:
-                    if error.code.name not in (*LOST, "RESOURCE_EXHAUSTED"):
-                        raise
-            await asyncio.sleep(0.1)
+        # Each kind is there at least once.
+        self._first = list(self.mix)
 
     async def keep_asking(self) -> None:
         """One client: a thread after the other, each judged some time after its end."""
         while self.asking:
-            talk = Talk(f"th-{uuid.uuid4().hex[:12]}")
-            await asyncio.gather(*(self._one(talk) for _ in range(random.choice((1, 1, 2)))))
+            kind = self._first.pop() if self._first else random.choices(list(self.mix), list(self.mix.values()))[0]
+            talk = Talk(self, kind)
+            self.talks[kind] += 1
+            try:
+                await KINDS[kind](talk)
+            except BulkheadError as error:
+                self.broken.append(Violation("client", talk.thread_id, f"it was told {error.reason}: {error.message}"))
             task = asyncio.create_task(self._judge(talk))
             self._judging.add(task)
             task.add_done_callback(self._judged)
@@ -105,73 +89,102 @@ class Load:
         while self._judging:
             await asyncio.wait(set(self._judging))
 
-    async def _one(self, talk: Talk) -> None:
-        run_id = f"r{uuid.uuid4().hex[:12]}"
-        talk.run_ids.append(run_id)
-        self.active[run_id] = talk.thread_id
-        request = pb.CreateRunRequest(
-            agent="quick", thread_id=talk.thread_id, run_id=run_id, idempotency_key=f"key-{run_id}",
-            input=[pb.InputMessage(role="user", text=_wish(run_id))],
-        )  # fmt: skip
-        seen = Seen(run_id)
-        try:
-            async with asyncio.timeout(ENDS_WITHIN_S):
-                await self.anywhere(lambda client: client.runs.CreateRun(request))
-                talk.accepted.add(run_id)
-                self.at_work.add(run_id)
-                self.acknowledged += 1
-                talk.seen.append(seen)
-                watching = follow_through(self.clients(), seen)
-                if random.random() < CANCELLED_SHARE:
-                    await asyncio.gather(watching, self._cancel(talk, run_id))
-                else:
-                    await watching
-        except TimeoutError:
-            # Whether it was lost, or only slow, its record tells.
-            self.statuses["not ended in time"] += 1
-        except BulkheadError as error:
-            self.broken.append(Violation("client", run_id, f"it was told {error.reason}: {error.message}"))
-        finally:
-            del self.active[run_id]
-            self.at_work.discard(run_id)
-
-    async def _cancel(self, talk: Talk, run_id: str) -> None:
-        await asyncio.sleep(random.uniform(0.0, 1.5))
-        await self.anywhere(lambda client: client.runs.CancelRun(pb.CancelRunRequest(run_id=run_id)))
-        talk.cancels[run_id] = int(time.time() * 1000)
-
     async def _judge(self, talk: Talk) -> None:
         await asyncio.sleep(JUDGED_AFTER_S)
-        if not talk.accepted:
-            # Nobody was promised anything, and there may be no thread.
-            return
-        log = await self.anywhere(lambda client: client.log(thread_id=talk.thread_id))
+        try:
+            # Otherwise nobody was promised anything, and there may be no thread.
+            if talk.accepted:
+                await self._look(talk)
+        finally:
+            for _, task in talk.watching:
+                task.cancel()
+            self.behind.models.calls.clear()
+            for run_id in talk.run_ids:
+                self.behind.tools.forget(run_id)
+
+    async def _look(self, talk: Talk) -> None:
+        log = await self._log(talk.thread_id)
+        for seen, task in talk.watching:
+            await self._shown(talk, log, seen, task)
+        if talk.watching:
+            # What they were shown may have been written since.
+            log = await self._log(talk.thread_id)
         self.gaps += sum(event.type == LOG_GAP for event in log)
-        runs: dict[str, pb.Run] = {}
-        for run_id in talk.accepted:
-            runs[run_id] = await self.anywhere(lambda client, r=run_id: client.get(r))
-            self.statuses[pb.RunStatus.Name(runs[run_id].status).removeprefix("RUN_STATUS_").lower()] += 1
-            self.taken_over["runs"] += runs[run_id].attempt > 1
-            self.taken_over["times"] += max(0, runs[run_id].attempt - 1)
-            self.logs(run_id, [event for event in log if event.run_id == run_id])
-        effects = [effect for run_id in talk.run_ids for effect in self.behind.tools.effects.get(run_id, ())]
+        runs = {run_id: await self.record(run_id) for run_id in talk.accepted}
+        self._note(talk, log, runs)
+        effects = self._effects(*talk.run_ids)
+        children = await self._children(talk, log, runs)
         history = History(
-            talk.thread_id, log=log, runs=runs, accepted=frozenset(talk.accepted), cancels=talk.cancels, effects=effects, seen=talk.seen
-        )
+            talk.thread_id, log=log, runs=runs, accepted=frozenset(talk.accepted), cancels=talk.cancels, effects=effects,
+            seen=[*talk.seen, *(seen for seen, _ in talk.watching)], decisions=talk.decisions, guarded=talk.guarded, steers=talk.steers,
+            stops=talk.stops, said=talk.said, refused=talk.refused, children=children, ending=talk.ending,
+            none_given_up=self.none_given_up,
+        )  # fmt: skip
         self.broken += violations(history, CANCEL_REACHES_MS)
-        self.behind.models.calls.clear()
-        for run_id in talk.run_ids:
-            self.behind.tools.forget(run_id)
 
+    async def _shown(self, talk: Talk, log: list[pb.Event], seen: Seen, task: asyncio.Task) -> None:
+        """Returns when a watcher of the thread has been shown the end of the log, or was not for too long."""
+        last = max((event.seq for event in log if not seen.types or event.type in seen.types or event.type == LOG_GAP), default=0)
 
-def _words(least: int, most: int) -> str:
-    return " ".join(f"w{i}" for i in range(random.randint(least, most)))
+        def shown() -> bool:
+            return not last or task.done() or bool(seen.events and seen.events[-1].seq >= last)
 
+        try:
+            await testing.eventually_async(shown, f"{last} is shown", SHOWN_WITHIN_S)
+        except AssertionError:
+            self.broken.append(Violation("A6", "", f"whoever watches {talk.thread_id} for {sorted(seen.types)} was not shown {last}"))
+        if task.done() and (error := task.exception()):
+            self.broken.append(Violation("client", "", f"whoever watches {talk.thread_id} was told {error!r}"))
+        task.cancel()
+        await asyncio.wait([task])
+        seen.ended = True
 
-def _wish(run_id: str) -> str:
-    """A script of up to three steps with tools, and an answer."""
-    steps = []
-    for step in range(random.randint(0, 3)):
-        wanted = [(random.choice((ONCE, REPEATABLE)), f"{run_id}.{step}.{i}") for i in range(random.choice((1, 1, 2, 3)))]
-        steps.append(calls(*wanted, say=_words(0, 6)))
-    return script(*steps, _words(3, 20))
+    def _note(self, talk: Talk, log: list[pb.Event], runs: Mapping[str, pb.Run]) -> None:
+        for run_id, run in runs.items():
+            self.ends[run_id] = run.status
+            self.statuses[pb.RunStatus.Name(run.status).removeprefix("RUN_STATUS_").lower()] += 1
+            self.taken_over["runs"] += run.attempt > 1
+            self.taken_over["times"] += max(0, run.attempt - 1)
+            if talk.kind in MEASURED:
+                self.logs(run_id, [event for event in log if event.run_id == run_id])
+
+    async def _children(self, talk: Talk, log: list[pb.Event], runs: Mapping[str, pb.Run]) -> dict[str, pb.Run]:
+        """Judges the threads of child runs; answers their records."""
+        told = History(talk.thread_id, log=log, runs=runs)
+        finished = {data["run_id"] for _, data in told.told("child_run_finished")}
+        found = {}
+        for event, data in told.told("child_run_started"):
+            child, parent = data["run_id"], runs.get(event.run_id)
+            talk.run_ids.append(child)
+            try:
+                found[child] = run = await self.record(child)
+            except NotFound:
+                # Its parent ended before it was made.
+                if child in finished or told.succeeded(event.run_id):
+                    self.broken.append(Violation("A1", child, f"{event.run_id} has asked for it, and it has no record"))
+                continue
+            # Whoever ends before its child asks for its end first.
+            left = parent is not None and parent.status in TERMINAL.values() and child not in finished
+            cancels = {child: parent.ended_at.ToMilliseconds()} if left and parent is not None else {}
+            await self.judge_alone(run, cancels)
+            self.answered["child runs"] += 1
+        return found
+
+    async def judge_alone(self, run: pb.Run, cancels: Mapping[str, int]) -> None:
+        """Judges a thread with one run, which nobody watched."""
+        history = History(
+            run.thread_id, log=await self._log(run.thread_id), runs={run.run_id: run}, accepted=frozenset({run.run_id}),
+            effects=self._effects(run.run_id), cancels=cancels, ending=frozenset(cancels),
+        )  # fmt: skip
+        self.ends[run.run_id] = run.status
+        self.broken += violations(history, CANCEL_REACHES_MS)
+
+    async def record(self, run_id: str) -> pb.Run:
+        """The record of a run. Raises NotFound."""
+        return (await self.anywhere(lambda client: client.runs.GetRun(pb.GetRunRequest(run_id=run_id)))).run
+
+    async def _log(self, thread_id: str) -> list[pb.Event]:
+        return await self.anywhere(lambda client: client.log(thread_id=thread_id))
+
+    def _effects(self, *run_ids: str) -> list[Effect]:
+        return [effect for run_id in run_ids for effect in self.behind.tools.effects.get(run_id, ())]

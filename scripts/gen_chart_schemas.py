@@ -11,6 +11,8 @@ from typing import Any
 
 CHARTS = Path(__file__).resolve().parent.parent / "charts"
 APPLICATIONS = ("gateway", "orchestrator", "llm-gateway", "tool-executor", "memory", "simulator")
+# Environments in which personal data is not stored in plain text, and the charts that have services which keep such.
+ENCRYPTED, ENCRYPTING = ("staging", "prod"), ("orchestrator", "memory", "bulkhead")
 CONFIG_FILES = ("models", "tools", "agents", "policies", "prices")
 
 Schema = dict[str, Any]
@@ -37,6 +39,11 @@ NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"
 SECRET: Schema = {"type": "string", "pattern": NAME}
 DURATION: Schema = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"}
 QUANTITY: Schema = {"type": ["string", "integer", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?$"}
+# Of a disk. `50m`, which Kubernetes takes, is a twentieth of a byte. Digits alone are bytes, at least a million.
+SIZE: Schema = {
+    "type": "string",
+    "pattern": r"^(([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)(M|G|T|P|Mi|Gi|Ti|Pi)|[1-9][0-9]{6,})$",
+}
 TAG: Schema = {"type": "string", "pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"}
 DIGEST: Schema = {"type": "string", "pattern": r"^(sha256:[0-9a-f]{64})?$"}
 GATEWAYS: Schema = {"type": "array", "items": {"type": "string", "pattern": r"^([a-z0-9-]+/)?[a-z0-9-]+$"}}
@@ -88,6 +95,15 @@ def mesh() -> Schema:
             ),
         ),
     )
+
+
+def encrypted(shared_values: Schema) -> Schema:
+    """`global` of who keeps personal data: staging and prod name the Secret with the keys that it is encrypted with."""
+    named = {"properties": {"existingSecret": {"minLength": 1}}, "required": ["existingSecret"]}
+    return shared_values | {
+        "if": {"properties": {"env": {"enum": list(ENCRYPTED)}}, "required": ["env"]},
+        "then": {"properties": {"envelope": named}, "required": ["envelope"]},
+    }
 
 
 def secret_reference(*keys: str) -> Schema:
@@ -158,18 +174,42 @@ def application(chart: str) -> Schema:
     values["properties"]["global"] = shared()
     if chart == "llm-gateway":
         values["properties"] |= model_gateway()
+    if chart == "orchestrator":
+        values["properties"] |= orchestrator()
     return values
+
+
+def server(*empty: Schema) -> Schema:
+    """A server at a private address, in the cluster or outside of it; `empty`: what else it may be."""
+    cidr: Schema = {"type": "string", "pattern": r"^[0-9a-f.:]+/[0-9]+$"}
+    places: list[Schema] = [{"required": ["namespace", "port"]}, {"required": ["cidr", "port"]}, *empty]
+    return closed(namespace={"type": "string", "pattern": NAME, "minLength": 1}, cidr=cidr, port=whole(1, 65535)) | {"oneOf": places}
+
+
+def orchestrator() -> dict[str, Schema]:
+    """What the orchestrator has of its own."""
+    bucket = closed(
+        url={"type": "string", "pattern": r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()-]+)*/?)?$"},
+        endpoint={"type": "string", "pattern": r"^(https?://[A-Za-z0-9.:\[\]-]+)?$"},
+        region=STRING,
+        pathStyle=BOOLEAN,
+        existingSecret=SECRET,
+        accessKeyIdKey=STRING,
+        secretAccessKeyKey=STRING,
+        caKey=STRING,
+        server=server({"maxProperties": 0}),
+    )
+    return {
+        "segments": closed(volume=closed(enabled=BOOLEAN, existingClaim=SECRET, size=SIZE, storageClass=STRING), bucket=bucket),
+    }
 
 
 def model_gateway() -> dict[str, Schema]:
     """What the LLM gateway has of its own."""
-    cidr: Schema = {"type": "string", "pattern": r"^[0-9a-f.:]+/[0-9]+$"}
-    places: list[Schema] = [{"required": ["namespace", "port"]}, {"required": ["cidr", "port"]}]
-    server = closed(namespace={"type": "string", "pattern": NAME, "minLength": 1}, cidr=cidr, port=whole(1, 65535)) | {"oneOf": places}
     return {
         "modelPort": closed(enabled=BOOLEAN, workers=whole(1, 64), masterKey=secret_reference("key"), hosts=HOSTS, gateways=GATEWAYS),
-        "files": closed(enabled=BOOLEAN, existingClaim=SECRET, size=QUANTITY, storageClass=STRING),
-        "modelServers": {"type": "object", "propertyNames": {"pattern": r"^[a-z0-9-]+$"}, "additionalProperties": server},
+        "files": closed(enabled=BOOLEAN, existingClaim=SECRET, size=SIZE, storageClass=STRING),
+        "modelServers": {"type": "object", "propertyNames": {"pattern": r"^[a-z0-9-]+$"}, "additionalProperties": server()},
     }
 
 
@@ -194,6 +234,8 @@ def umbrella() -> Schema:
 def schemas() -> dict[str, str]:
     """File text by chart."""
     parts = {chart: application(chart) for chart in APPLICATIONS} | {"devstores": devstores(), "bulkhead": umbrella()}
+    for chart in ENCRYPTING:
+        parts[chart]["properties"]["global"] = encrypted(parts[chart]["properties"]["global"])
     for part in parts.values():
         # Helm itself adds the table of the library chart to the values it checks.
         part["properties"]["bulkhead-lib"] = {"type": "object"}

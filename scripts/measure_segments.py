@@ -16,6 +16,7 @@ import orjson
 
 from services.common import testing
 from services.common.valkey import connect
+from services.orchestrator.adapters.blob_folder import FolderBlobs
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import Draft, Limits, RunRef, RunSpec, Terminal
@@ -54,8 +55,7 @@ async def measure(url: str, folder: Path, runs: int, of_thread: int) -> None:
     """Prints the table."""
     client = connect(url)
     store = Store(client, "measuring")
-    store.segments = SegmentFiles(folder)
-    store.segments.prepare()
+    store.segments = SegmentFiles(FolderBlobs(folder))
 
     async def used() -> int:
         found = await client.info("memory")

@@ -32,6 +32,14 @@ DISCONNECTS = 10
 TERMINAL = (b"event: run_finished", b"event: run_failed", b"event: run_cancelled")
 
 
+class Refused(RuntimeError):
+    """The run was not accepted; it may be asked for again after so many seconds."""
+
+    def __init__(self, told: str, retry_after_s: float) -> None:
+        super().__init__(told)
+        self.retry_after_s = retry_after_s
+
+
 class Client:
     """Starts streamed runs and times them."""
 
@@ -40,7 +48,7 @@ class Client:
 
     async def run(self, agent: str, text: str, thread: str = "") -> tuple[float, float]:
         """Seconds to the first event and to the end, in a thread of its own unless one is named. Raises RuntimeError when the run does not
-        finish."""
+        finish, and Refused when it was not accepted for now."""
         body = orjson.dumps({"input": text, "agent": agent, "stream": True})
         headers = {**self._headers, "content-type": "application/json"}
         started = time.perf_counter()
@@ -49,7 +57,8 @@ class Client:
         url = f"{self._url}/v1/threads/{thread or f'bench-{uuid.uuid4().hex}'}/runs"
         async with self._session.post(url, data=body, headers=headers) as answer:
             if answer.status != 200:
-                raise RuntimeError(f"HTTP {answer.status}: {(await answer.text())[:300]}")
+                told = f"HTTP {answer.status}: {(await answer.text())[:300]}"
+                raise Refused(told, float(answer.headers.get("retry-after", 1))) if answer.status == 503 else RuntimeError(told)
             async for line in answer.content:
                 if line.startswith(b"event: "):
                     first = first or time.perf_counter() - started
@@ -151,6 +160,7 @@ class Platform:
         self.url, self.simulator, self.ready_s = f"http://127.0.0.1:{base}", f"http://127.0.0.1:{base + 6}", ready_s
         self.key = pairs["BULKHEAD_API_KEY"].strip("'\"")
         self.state_url, self.segments = f"redis://127.0.0.1:{base + listeners_of('valkey_state')[0].offset}/0", data_dir / "segments"
+        self.envelope_keys = data_dir / "keys" / "envelope.json"
         self.pids = {name: int((data_dir / "run" / f"{name}-0.pid").read_text()) for name in ALL}
 
 

@@ -150,15 +150,19 @@ _FIELDS_TEXT = (
 _FIELDS = _FIELDS_TEXT.split()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(body=st.dictionaries(st.sampled_from(_FIELDS), ANY_JSON, max_size=6), valid=st.booleans())
-def test_any_json_is_answered_or_refused(body, valid):
-    if valid:
-        body = {**body, "model": "sim-1", "messages": USER}
-    try:
-        planner.reply_to(parse_chat(body), lambda wanted: ["x"] * wanted)
-    except Refused as refused:
-        well_refused(refused)
+@pytest.mark.parametrize("examples", [100, pytest.param(1_000, marks=pytest.mark.system)])
+def test_any_json_is_answered_or_refused(examples):
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(body=st.dictionaries(st.sampled_from(_FIELDS), ANY_JSON, max_size=6), valid=st.booleans())
+    def holds(body, valid):
+        if valid:
+            body = {**body, "model": "sim-1", "messages": USER}
+        try:
+            planner.reply_to(parse_chat(body), lambda wanted: ["x"] * wanted)
+        except Refused as refused:
+            well_refused(refused)
+
+    holds()
 
 
 _SCHEMA = st.recursive(

@@ -39,11 +39,15 @@ def _containers(children):
     )
 
 
-@settings(max_examples=300, deadline=None)
-@given(schema=st.recursive(_LEAVES, _containers, max_leaves=12), text=st.text(max_size=60))
-def test_any_value_fits_its_schema(schema, text):
-    value = SchemaFiller(text, schema).fill()
-    jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+@pytest.mark.parametrize("examples", [100, pytest.param(1_000, marks=pytest.mark.system)])
+def test_any_value_fits_its_schema(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(schema=st.recursive(_LEAVES, _containers, max_leaves=12), text=st.text(max_size=60))
+    def holds(schema, text):
+        value = SchemaFiller(text, schema).fill()
+        jsonschema.validate(value, schema, format_checker=jsonschema.FormatChecker())
+
+    holds()
 
 
 def test_values_come_from_the_text():
