@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# Two workers on the two cores that CI has; a file stays on one worker, as its tests share servers.
-WORKERS ?= 2
+# Three workers on the two cores that CI has, as tests wait more than they work; a file stays on one worker, as its tests share servers.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: help

@@ -1,5 +1,6 @@
 """Fixtures over services.common.testing: one Valkey and one Milvus Lite a test session, emptied between tests."""
 
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,35 @@ async def valkey(state_url):
     client = connect(state_url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="module")
+def _two_servers():
+    with testing.valkey_server() as first, testing.valkey_server() as second:
+        yield first, second
+
+
+@pytest_asyncio.fixture
+async def pair(_two_servers):
+    """An empty Valkey with a replica: the primary's client, the replica's, and the replica's process."""
+    (url, _), (other_url, process) = _two_servers
+    primary, replica = (connect(each, timeout_s=testing.PATIENCE_S) for each in (url, other_url))
+    async with aclosing(primary), aclosing(replica):
+        for each in (primary, replica):
+            await each.execute_command("REPLICAOF", "NO", "ONE")
+        await primary.flushall()
+        await primary.config_set("repl-diskless-sync-delay", 0)
+        await replica.execute_command("REPLICAOF", "127.0.0.1", primary.connection_pool.connection_kwargs["port"])
+
+        async def same():
+            async with primary.pipeline(transaction=False) as pipeline:
+                pipeline.set("probe", "")
+                pipeline.execute_command("WAIT", 1, 100)
+                pipeline.execute_command("WAITAOF", 1, 1, 500)
+                return (await pipeline.execute())[2] == [1, 1]
+
+        await testing.eventually_async(same, "the replica has everything")
+        yield primary, replica, process
 
 
 @pytest.fixture(scope="session")

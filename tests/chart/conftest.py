@@ -53,6 +53,14 @@ class Renderer:
         values: dict[str, Any] = yaml.safe_load((ROOT / "k8s/environments" / name / "values.yaml").read_text())
         return values
 
+    def values_with_bucket(self, name: str, bucket: str) -> dict[str, Any]:
+        """The values file of an environment, with the bucket that it has in a comment, under this name."""
+        text = (ROOT / "k8s/environments" / name / "values.yaml").read_text()
+        switched_on = text.replace("  # segments:", "  segments:").replace("YOUR-BUCKET", bucket)
+        assert switched_on != text
+        values: dict[str, Any] = yaml.safe_load(switched_on)
+        return values
+
     def notes(self, values: dict[str, Any] | None = None) -> str:
         with helm_python.Chart.load(str(self.charts / "bulkhead")) as loaded:
             return loaded.render(values or {}, name="bulkhead", namespace="bulkhead")["bulkhead/templates/NOTES.txt"]
@@ -79,7 +87,8 @@ def everything_on() -> dict[str, Any]:
     scaled_with_canary = {"autoscaling": {"enabled": True}, "canary": {"enabled": True, "image": {"tag": "0.2.0"}, "weight": 10}}
     switches = {"mesh": {"enabled": True}, "networkPolicy": {"enabled": True}, "otlpEndpoint": "http://collector.observability:4317"}
     values: dict[str, Any] = {"global": switches} | dict.fromkeys(Renderer.applications, scaled_with_canary)
-    return merged(values, {"llm-gateway": {"modelPort": {"enabled": True}}})
+    bucket = {"url": "s3://logs/bulkhead", "existingSecret": "bulkhead-segments"}
+    return merged(values, {"llm-gateway": {"modelPort": {"enabled": True}}, "orchestrator": {"segments": {"bucket": bucket}}})
 
 
 @pytest.fixture(scope="session", params=[*Renderer.environments, "full"])

@@ -91,7 +91,7 @@ def test_the_other_settings_it_shows_are_accepted(render, page):
 
 def test_the_secrets_it_makes_are_those_that_production_refers_to(render, page):
     made = set(re.findall(r"create secret generic (\S+)", page))
-    manifests = [m for environment in ("staging", "prod") for m in render.environment(environment)]
+    manifests = [m for environment in ("staging", "prod") for m in render(values=render.values_with_bucket(environment, "of-mine"))]
     referred = {name for manifest in manifests if manifest["kind"] == "Deployment" for name in secrets_of(manifest)}
     assert referred == made
 

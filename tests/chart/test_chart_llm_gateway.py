@@ -20,6 +20,7 @@ from tests.chart.test_chart_settings import config_map, mounted
 ALONE = {
     "global": {"env": "prod", "state": {"existingSecret": "store"}, "cache": {"existingSecret": "cache"}, "allowDevelopmentParts": False},
     "modelPort": {"enabled": True, "masterKey": {"existingSecret": "operator"}},
+    "env": {"BULKHEAD_STATE_REPLICAS": "1"},
 }
 MODELS = """
 model_list:

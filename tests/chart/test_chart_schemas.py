@@ -134,6 +134,28 @@ def test_a_wrong_value_is_refused_by_its_path(render, case):
         render(values=values)
 
 
+def volumes(size: object) -> dict:
+    """Values with two volumes of this size."""
+    return {
+        "orchestrator": {"segments": {"volume": {"enabled": True, "size": size}}},
+        "llm-gateway": {"files": {"enabled": True, "size": size}, "modelPort": {"enabled": True}},
+    }
+
+
+@pytest.mark.parametrize("size", ["512Mi", "50Gi", "2Ti", "1Pi", "1.5Ti", "0.5Ti", "500G", "2T", "1P", "53687091200"])
+def test_the_size_of_a_volume_is_any_that_a_disk_has(render, size):
+    manifests = render(values=volumes(size))
+    asked = [str(m["spec"]["resources"]["requests"]["storage"]) for m in manifests if m["kind"] == "PersistentVolumeClaim"]
+    assert asked.count(size) == 2
+
+
+@pytest.mark.parametrize("size", ["50m", "0.5", "50", 50, 1.5, "0Gi", "0.0Gi", "Gi", "", "5GB", "50 Gi", "1k"])
+def test_the_size_of_a_volume_is_none_that_no_disk_has(render, size):
+    for service, values in volumes(size).items():
+        with pytest.raises(helm_python.HelmValuesError, match="size"):
+            render(values={service: values})
+
+
 CONTRADICTORY = {
     "a canary without a version": ({"gateway": {"canary": {"enabled": True}}}, "gateway.canary.enabled.*canary.image.tag"),
     "a weight without a canary": ({"memory": {"canary": {"weight": 10}}}, "memory.canary.weight.*canary.enabled"),

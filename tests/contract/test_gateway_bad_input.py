@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from services.gateway import fakes
 from services.gateway.edge.problems import is_openai
+from services.gateway.fake_log import EXPLODES
 from services.gateway.surfaces.native import shapes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,12 +39,16 @@ BODIES = [
     ("POST", "/v1/webhooks/w/rotate", {"overlap_ms": 0}),
     ("POST", "/v1/erasures", {"user": "x"}),
     ("POST", "/v1/chat/completions", CHAT),
+    ("POST", "/v1/responses", {"model": "assistant", "input": "x"}),
+    ("POST", "/v1/conversations", {"metadata": {}}),
 ]
 READS = [
     "/v1/threads", "/v1/threads/t", "/v1/threads/t/runs", "/v1/threads/t/events", "/v1/runs", "/v1/runs/r", "/v1/runs/r/events",
     "/replay/t", "/v1/documents", "/v1/memories", "/v1/memories/m", "/v1/agents", "/v1/agents/assistant", "/v1/tools", "/v1/models",
     "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback", "/v1/schedules", "/v1/schedules/s",
     "/v1/schedules/s/ticks", "/v1/webhooks", "/v1/webhooks/w", "/v1/webhooks/w/deliveries", "/v1/quota", "/v1/erasures/e",
+    "/v1/responses/resp_r", "/v1/responses/resp_r/input_items", "/v1/conversations/conv_t", "/v1/conversations/conv_t/items",
+    "/v1/conversations/conv_t/items/msg_r.0",
 ]  # fmt: skip
 LISTS = [
     "/v1/threads",
@@ -58,7 +63,10 @@ LISTS = [
     "/v1/schedules",
     "/v1/webhooks",
 ]
-DELETES = [("DELETE", f"/v1/{path}") for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w")]
+DELETES = [
+    ("DELETE", f"/v1/{path}")
+    for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w", "responses/resp_r", "conversations/conv_t")
+]
 NATIVE = [entry for entry in BODIES if not is_openai(entry[1])]
 
 
@@ -162,6 +170,8 @@ async def test_unknown_fields_are_named(http, method, path, good):
         ("/v1/threads/t/runs", {"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ("/v1/threads/t/runs", {"input": "x", "limits": {"deadline_ms": "5"}}, "limits.deadline_ms"),
         ("/v1/threads/t/runs", {"input": "x", "limits": {"max_steps": 2**40}}, "limits.max_steps"),
+        ("/v1/threads/t/runs", {"input": "x", "limits": {"max_steps": 0}}, "limits.max_steps"),
+        ("/v1/threads/t/runs", {"input": "x", "limits": {"deadline_ms": 0}}, "limits.deadline_ms"),
         ("/v1/threads/t/runs", {"input": "x", "limits": {"max_cost_microusd": 2**70}}, "limits.max_cost_microusd"),
         ("/v1/threads/t/runs", {"input": "x", "stream": "yes"}, "stream"),
         ("/v1/threads/t/runs", {"input": "x", "on_disconnect": "explode"}, "on_disconnect"),
@@ -263,7 +273,9 @@ async def test_other_media_types_are_named(http):
         assert problem["errors"][0]["field"] == "title"
 
 
-@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chat/nothing", "/v1/models/a/b", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/v1/nothing", "/v1/chat/nothing", "/v1/responses/a/b", "/v1/conversations/a/b", "/v1/models/a/b", "/nothing"]
+)
 async def test_unknown_routes(http, path):
     async with http.get(path) as response:
         assert (await refused(response, path, 404))[0] == "route_not_found"
@@ -299,8 +311,8 @@ async def test_a_client_that_never_sends_its_body_is_told_so(served):
 
 
 async def test_what_breaks_inside_is_an_opaque_id(http, monkeypatch):
-    async with http.get(f"/v1/threads/{fakes.EXPLODES}") as response:
-        _, behind = await refused(response, f"/v1/threads/{fakes.EXPLODES}", 500)
+    async with http.get(f"/v1/threads/{EXPLODES}") as response:
+        _, behind = await refused(response, f"/v1/threads/{EXPLODES}", 500)
 
     def worse(*_):
         raise RuntimeError("another secret")

@@ -4,7 +4,9 @@ import asyncio
 import threading
 from contextlib import suppress
 
+import httpx2
 import hypothesis
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck
@@ -12,7 +14,11 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from services.gateway import fakes
 
-EXAMPLES = 8
+# Examples of each operation and mode: what shows a break of the document at once, and what looks further.
+FEW, MANY = 2, 12
+# The id of an approval has slashes, and no path that is generated has one: seconds of search end without an example. Such ids stand in
+# the tests of approvals.
+SLASHED = "{approval_id}"
 SLOWLY_STREAMED = {"/v1/threads/{thread_id}/events", "/v1/runs/{run_id}/events"}
 
 
@@ -42,28 +48,50 @@ def document(served):
 
 
 def test_the_document_names_every_route_its_problems_and_its_key(served):
-    import httpx2
-
     answer = httpx2.get(f"{served.url}/openapi.json")
     content = answer.json()
     assert content["openapi"].startswith("3.1")
     routes = {path for path in content["paths"] if path.startswith(("/v1/", "/replay"))}
-    assert len(routes) == 46
+    assert len(routes) == 55
     for path in routes:
         for operation in content["paths"][path].values():
             assert operation["security"] == [{"apiKey": []}]
             assert "401" in operation["responses"]
+    gone = {path for path, operations in content["paths"].items() for one in operations.values() if "410" in one["responses"]}
+    assert gone == {"/v1/threads/{thread_id}/events", "/replay/{thread_id}"}
     forms = content["paths"]["/v1/documents"]["post"]["requestBody"]["content"]
     assert set(forms) == {"application/json", "text/markdown", "text/plain"}
+
+
+def with_defaults(node, path=""):
+    """(path, schema) of each schema of a document that states a default."""
+    if isinstance(node, dict):
+        if "default" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from with_defaults(value, f"{path}/{key}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from with_defaults(value, f"{path}/{number}")
+
+
+def test_every_default_is_a_value_that_the_field_takes(served):
+    document = httpx2.get(f"{served.url}/openapi.json").json()
+    found = dict(with_defaults(document))
+    assert len(found) > 40
+    # References lead into the document.
+    refused = {
+        path: schema["default"]
+        for path, schema in found.items()
+        if not jsonschema.Draft202012Validator(schema | {"components": document["components"]}).is_valid(schema["default"])
+    }
+    assert refused == {}
 
 
 def operations(document):
     return [result.ok() for result in document.get_all_operations()]
 
 
-BOUNDED = hypothesis.settings(
-    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)  # fmt: skip
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     openapi_checks.status_code_conformance,
@@ -72,17 +100,20 @@ CHECKS = [
 ]
 
 
-def test_the_service_keeps_to_the_document(served, document):
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.system)])
+def test_the_service_keeps_to_the_document(served, document, examples):
     statuses = []
     for operation in operations(document):
         if operation.path in SLOWLY_STREAMED:
             continue
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+            if mode is schemathesis.GenerationMode.POSITIVE and SLASHED in operation.path:
+                continue
             strategy = operation.as_strategy(generation_mode=mode)
 
             @hypothesis.given(case=strategy)
             @hypothesis.settings(
-                max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+                max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
             )
             def probe(case):
                 answer = case.call_and_validate(
@@ -92,5 +123,5 @@ def test_the_service_keeps_to_the_document(served, document):
 
             with suppress(hypothesis.errors.Unsatisfiable):
                 probe()
-    assert len(statuses) > 200
+    assert len(statuses) > 25 * examples
     assert {200, 201, 202, 400, 404, 422} <= set(statuses)

@@ -19,7 +19,10 @@ def own(otlp, tmp_path_factory):
     config = folder / "config"
     shutil.copytree(ROOT / "k8s/environments/local/config", config)
     policies = config / "policies.yaml"
-    policies.write_text(policies.read_text().replace("enterprise: {", "enterprise: {approve_tools: [calculator], "))
+    plain = policies.read_text()
+    asking = plain.replace("    enterprise:\n", "    enterprise:\n      approve_tools: [calculator]\n")
+    assert asking != plain
+    policies.write_text(asking)
     env = {"BULKHEAD_CONFIG_DIR": str(config)}
     running = start_platform(folder / "data", testing.free_port_base(), receiver, port, "--replicas", "orchestrator=2", env=env)
     yield running

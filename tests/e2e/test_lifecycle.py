@@ -115,6 +115,8 @@ def test_an_owner_that_is_killed_mid_stream_is_taken_over_with_the_same_answer(o
         assert seqs == list(range(seqs[0], seqs[0] + len(seqs)))
 
 
+# Two starts of a platform; what the commands see of a restart is in test_up_commands.py.
+@pytest.mark.system
 def test_long_term_memories_threads_and_keys_survive_a_restart(otlp, tmp_path):
     receiver, port = otlp
     data_dir, base = tmp_path / "data", testing.free_port_base()

@@ -2,9 +2,11 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import orjson
 import pytest
+from bulkhead.orchestrator.v1 import approvals_pb2 as approvals_pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from bulkhead.tools.v1 import tools_pb2, tools_pb2_grpc
 
@@ -103,6 +105,26 @@ async def test_every_end_of_a_run_leaves_one_record_without_its_words(identities
     assert records[failed.run_id]["reason"] == failed.error.reason
     assert SECRET not in repr(records)
     assert "ana" not in repr(records)
+
+
+async def test_who_decided_what_of_a_run_is_in_its_record(identities, state_url, tmp_path, behind, stream):
+    settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"), audit_days=1)
+    async with served(settings, identities) as caller:
+        ended = []
+        for decision in ({"edit": approvals_pb.Edit(arguments_json=b'{"to":"cy"}')}, {"reject": approvals_pb.Reject(), "reason": SECRET}):
+            run = await caller.start('tool send_mail {"to": "bo"}', agent="careful")
+            (asked,) = await testing.eventually_async(partial(caller.asked, run.run_id), "somebody is asked")
+            decided = (await caller.decide(asked.approval_id, **decision)).decisions[-1]
+            ended.append((await caller.wait(run.run_id), asked, decided))
+        records = {record["run_id"]: record for record in await settled(stream, 2)}
+    for (run, asked, decided), verb in zip(ended, ("edit", "reject"), strict=True):
+        [told] = records[run.run_id]["approvals"]
+        assert told == {
+            "id": asked.approval_id, "decision": verb, "user_hash": records[run.run_id]["user_hash"],
+            "arguments_hash": decided.arguments_digest, "decided_ms": decided.decided_at.ToMilliseconds(),
+        }  # fmt: skip
+        assert (told["arguments_hash"] == asked.arguments_digest) == (verb == "reject")
+    assert SECRET not in repr(records)
 
 
 async def test_a_process_killed_between_the_end_and_the_record_loses_none_and_doubles_none(

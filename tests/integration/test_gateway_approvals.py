@@ -2,14 +2,11 @@
 
 import hashlib
 
-import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 from bulkhead.orchestrator.v1 import approvals_pb2 as pb
 
 from services.common import testing
-from services.gateway import fakes
 from tests.integration.approvals import call, desk
 from tests.integration.real_gateway import answered, gateway_before
 
@@ -18,19 +15,10 @@ MODULE = pytest.mark.asyncio(loop_scope="module")
 ARGUMENTS = b'{"n":12345678901234567890123,"to":"bob"}'
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
+DIGEST = hashlib.sha256(ARGUMENTS).hexdigest()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(site):
-    async with aiohttp.ClientSession(site.url, headers=site.headers()) as session:
-        yield session
-
-
-def asks(site, run_id, *, kind=pb.APPROVAL_KIND_TOOL_CALL, call_id="0", **fields):
+def asks(front, run_id, *, kind=pb.APPROVAL_KIND_TOOL_CALL, call_id="0", **fields):
     """A run that asks; the id of the approval."""
     approval = pb.Approval(
         approval_id=f"{run_id}/1/{call_id}", kind=kind, state=pb.APPROVAL_STATE_OPEN, run_id=run_id, thread_id=f"t-{run_id}",
@@ -38,15 +26,15 @@ def asks(site, run_id, *, kind=pb.APPROVAL_KIND_TOOL_CALL, call_id="0", **fields
         arguments_digest=hashlib.sha256(ARGUMENTS).hexdigest(), input_schema_json=b'{"type":"object"}', reason="by_tool",
         on_expiry="reject", approvers=pb.Approvers(users=["bo"], requester=True), decidable=True, **fields,
     )  # fmt: skip
-    site.log.desk.raise_approval("acme", approval)
+    front.log.desk.raise_approval("acme", approval)
     return approval.approval_id
 
 
 @MODULE
-async def test_an_approval_is_read_with_the_very_arguments_that_its_digest_is_over(http, site):
-    approval_id = asks(site, "run-read")
+async def test_an_approval_is_read_with_the_very_arguments_that_its_digest_is_over(ana, front):
+    approval_id = asks(front, "run-read")
     for path in (approval_id, approval_id.replace("/", "%2F")):
-        async with http.get(f"/v1/approvals/{path}") as response:
+        async with ana.get(f"/v1/approvals/{path}") as response:
             raw = await response.read()
             assert response.status == 200, raw
         told = orjson.loads(raw)
@@ -59,13 +47,13 @@ async def test_an_approval_is_read_with_the_very_arguments_that_its_digest_is_ov
 
 
 @MODULE
-async def test_approvals_are_listed_by_run_thread_state_and_page(http, site):
-    ids = [asks(site, f"run-list-{n}") for n in range(3)]
-    asks(site, "run-list-1", call_id="1")
-    await answered(http.post(f"/v1/approvals/{ids[2]}/decision", json={"verb": "reject"}), 200)
+async def test_approvals_are_listed_by_run_thread_state_and_page(ana, front):
+    ids = [asks(front, f"run-list-{n}") for n in range(3)]
+    asks(front, "run-list-1", call_id="1")
+    await answered(ana.post(f"/v1/approvals/{ids[2]}/decision", json={"verb": "reject"}), 200)
 
     async def listed(query):
-        return [a["approval_id"] for a in (await answered(http.get(f"/v1/approvals?{query}"), 200))["data"]]
+        return [a["approval_id"] for a in (await answered(ana.get(f"/v1/approvals?{query}"), 200))["data"]]
 
     assert await listed("run_id=run-list-1") == ["run-list-1/1/1", "run-list-1/1/0"]
     assert await listed("thread_id=t-run-list-0") == [ids[0]]
@@ -74,7 +62,7 @@ async def test_approvals_are_listed_by_run_thread_state_and_page(http, site):
     assert ids[0] in await listed("decidable=true&state=open")
     seen, path = [], "/v1/approvals?limit=1&run_id=run-list-1"
     while path:
-        async with http.get(path) as response:
+        async with ana.get(path) as response:
             seen += [a["approval_id"] for a in (await response.json())["data"]]
             link = response.links.get("next")
             path = str(link["url"].relative()) if link else None
@@ -87,6 +75,8 @@ async def test_approvals_are_listed_by_run_thread_state_and_page(http, site):
     [
         ({"verb": "approve"}, {"approve": pb.Approve()}),
         ({"verb": "reject"}, {"reject": pb.Reject()}),
+        ({"verb": "approve", "arguments_digest": None}, {"approve": pb.Approve()}),
+        ({"verb": "approve", "arguments_digest": DIGEST}, {"approve": pb.Approve(), "arguments_digest": DIGEST}),
         ({"verb": "edit", "arguments": {"n": 2}}, {"edit": pb.Edit(arguments_json=b'{"n":2}')}),
         ({"verb": "delegate", "to": {"user": "cy"}}, {"delegate": pb.Delegate(user="cy")}),
         ({"verb": "delegate", "to": {"scope": "ops"}}, {"delegate": pb.Delegate(scope="ops")}),
@@ -97,24 +87,27 @@ async def test_approvals_are_listed_by_run_thread_state_and_page(http, site):
         ({"verb": "cancel_run"}, {"outcome": pb.Outcome(cancel_run=True)}),
     ],
 )
-async def test_each_decision_is_what_the_orchestrator_hears(http, site, body, heard):
-    approval_id = asks(site, "run-heard")
+async def test_each_decision_is_what_the_orchestrator_hears(ana, front, body, heard):
+    approval_id = asks(front, "run-heard")
     path = f"/v1/approvals/{approval_id}/decision"
-    told = await answered(http.post(path, json={**body, "reason": "because"}, headers={"idempotency-key": "k"}), 200)
+    told = await answered(ana.post(path, json={**body, "reason": "because"}, headers={"idempotency-key": "k"}), 200)
     expected = pb.DecideApprovalRequest(approval_id=approval_id, reason="because", idempotency_key="k", **heard)
-    assert site.log.desk.asked[-1] == expected
+    assert front.log.desk.asked[-1] == expected
     assert (told["decisions"][0]["reason"], told["decisions"][0]["user"], told["decidable"]) == ("because", "ana", False)
 
 
 @MODULE
-async def test_a_second_decision_hears_of_the_first_and_arguments_that_do_not_fit_are_named(http, site):
-    path = f"/v1/approvals/{asks(site, 'run-twice')}/decision"
-    wrong = await answered(http.post(path, json={"verb": "edit", "arguments": {"wrong": 1}}), 400)
+async def test_a_second_decision_hears_of_the_first_and_arguments_that_do_not_fit_are_named(ana, front):
+    path = f"/v1/approvals/{asks(front, 'run-twice')}/decision"
+    wrong = await answered(ana.post(path, json={"verb": "edit", "arguments": {"wrong": 1}}), 400)
     assert (wrong["reason"], wrong["errors"][0]["field"]) == ("ARGUMENTS_INVALID", "arguments.wrong")
-    await answered(http.post(path, json={"verb": "approve"}), 200)
-    second = await answered(http.post(path, json={"verb": "reject"}), 409)
+    other = await answered(ana.post(path, json={"verb": "approve", "arguments_digest": "0" * 64}), 409)
+    assert (other["reason"], other["arguments_digest"]) == ("ARGUMENTS_CHANGED", DIGEST)
+    await answered(ana.post(path, json={"verb": "approve"}), 200)
+    second = await answered(ana.post(path, json={"verb": "reject"}), 409)
     assert (second["reason"], second["status"]) == ("ALREADY_DECIDED", 409)
     assert (second["verb"], second["decided_by"], second["decided_at_ms"], second["state"]) == ("approve", "bo", "1", "approved")
+    assert second["decided_reason"] == "fine"
 
 
 @MODULE
@@ -124,6 +117,7 @@ async def test_a_second_decision_hears_of_the_first_and_arguments_that_do_not_fi
         ({"verb": "approve", "surprise": 1}, "surprise"),
         ({}, "verb"),
         ({"verb": "expire"}, "verb"),
+        ({"verb": "approve", "arguments_digest": DIGEST.upper()}, "arguments_digest"),
         ({"verb": "edit"}, "arguments"),
         ({"verb": "edit", "arguments": None}, "arguments"),
         ({"verb": "edit", "arguments": [1]}, "arguments"),
@@ -139,35 +133,35 @@ async def test_a_second_decision_hears_of_the_first_and_arguments_that_do_not_fi
         ({"verb": "reject", "reason": "x" * 1001}, "reason"),
     ],
 )
-async def test_decisions_that_are_none_name_the_field(http, site, body, field):
-    asked = len(site.log.desk.asked)
-    problem = await answered(http.post(f"/v1/approvals/{asks(site, 'run-bad')}/decision", json=body), 422)
+async def test_decisions_that_are_none_name_the_field(ana, front, body, field):
+    asked = len(front.log.desk.asked)
+    problem = await answered(ana.post(f"/v1/approvals/{asks(front, 'run-bad')}/decision", json=body), 422)
     assert problem["errors"][0]["field"] == field
-    assert len(site.log.desk.asked) == asked
+    assert len(front.log.desk.asked) == asked
 
 
 @MODULE
-async def test_ids_and_parameters_that_are_none_and_those_of_others(http, site):
-    approval_id = asks(site, "run-theirs")
-    other = {"authorization": f"Bearer {await site.issue('globex')}"}
+async def test_ids_and_parameters_that_are_none_and_those_of_others(ana, front):
+    approval_id = asks(front, "run-theirs")
+    other = {"authorization": f"Bearer {await front.issue('globex')}"}
     for path in (approval_id, "run-nobody/1/0"):
         headers = other if path == approval_id else {}
-        assert (await answered(http.get(f"/v1/approvals/{path}", headers=headers), 404))["reason"] == "APPROVAL_NOT_FOUND"
-        await answered(http.post(f"/v1/approvals/{path}/decision", json={"verb": "approve"}, headers=headers), 404)
-    assert (await answered(http.get("/v1/approvals", headers=other), 200))["data"] == []
+        assert (await answered(ana.get(f"/v1/approvals/{path}", headers=headers), 404))["reason"] == "APPROVAL_NOT_FOUND"
+        await answered(ana.post(f"/v1/approvals/{path}/decision", json={"verb": "approve"}, headers=headers), 404)
+    assert (await answered(ana.get("/v1/approvals", headers=other), 200))["data"] == []
     for bad in ("run", "run/1", "a%20b/1/0", f"{'x' * 129}/1/0", f"run/1/0/unknown/{'9' * 65}"):
-        problem = await answered(http.get(f"/v1/approvals/{bad}"), 400)
+        problem = await answered(ana.get(f"/v1/approvals/{bad}"), 400)
         assert problem["errors"][0]["field"] == "approval_id", bad
-        await answered(http.post(f"/v1/approvals/{bad}/decision", json={"verb": "approve"}), 400)
+        await answered(ana.post(f"/v1/approvals/{bad}/decision", json={"verb": "approve"}), 400)
     for query in ("state=maybe", "decidable=perhaps", "run_id=a%20b", "after=nonsense", "limit=0", "surprise=1"):
-        await answered(http.get(f"/v1/approvals?{query}"), 400)
-    reader = {"authorization": f"Bearer {await site.issue(scopes=('approvals:read',))}"}
-    await answered(http.get(f"/v1/approvals/{approval_id}", headers=reader), 200)
-    problem = await answered(http.post(f"/v1/approvals/{approval_id}/decision", json={"verb": "approve"}, headers=reader), 403)
+        await answered(ana.get(f"/v1/approvals?{query}"), 400)
+    reader = {"authorization": f"Bearer {await front.issue(scopes=('approvals:read',))}"}
+    await answered(ana.get(f"/v1/approvals/{approval_id}", headers=reader), 200)
+    problem = await answered(ana.post(f"/v1/approvals/{approval_id}/decision", json={"verb": "approve"}, headers=reader), 403)
     assert problem["missing_scopes"] == "approvals:write"
-    writer = {"authorization": f"Bearer {await site.issue(scopes=('approvals:write',))}"}
+    writer = {"authorization": f"Bearer {await front.issue(scopes=('approvals:write',))}"}
     for path in ("/v1/approvals", f"/v1/approvals/{approval_id}"):
-        assert (await answered(http.get(path, headers=writer), 403))["missing_scopes"] == "approvals:read"
+        assert (await answered(ana.get(path, headers=writer), 403))["missing_scopes"] == "approvals:read"
 
 
 # --- before a real orchestrator ---
@@ -211,7 +205,8 @@ async def test_a_real_call_is_made_with_the_arguments_that_somebody_edited(real)
     assert (await answered(http.post(f"{path}/decision", json=body, headers=key), 200))["state"] == "approved"
     await answered(http.post(f"{path}/decision", json={"verb": "reject"}, headers=key), 422)
     late = await answered(http.post(f"{path}/decision", json={"verb": "reject"}), 409)
-    assert (late["reason"], late["verb"], late["decided_by"]) == ("ALREADY_DECIDED", "edit", "ana")
+    assert (late["reason"], late["verb"], late["decided_by"], late["status"]) == ("ALREADY_DECIDED", "edit", "ana", 409)
+    assert late["decided_reason"] == "two will do"
     await made.client.wait(run_id)
     assert made.sent() == [{"n": 2}]
     assert (await answered(http.get(path), 200))["decisions"][0]["reason"] == "two will do"

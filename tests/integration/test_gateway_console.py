@@ -5,18 +5,12 @@ import re
 import aiohttp
 import pytest
 
-from services.gateway import fakes
 from services.gateway.surfaces.console import STATIC
 
 
-@pytest.fixture
-async def served(identities, state_url):
-    async with fakes.gateway(identities, state_url) as gateway:
-        yield gateway
-
-
-async def test_pages_need_no_key_and_may_load_from_here_only(served):
-    async with aiohttp.ClientSession(served.url) as http:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_pages_need_no_key_and_may_load_from_here_only(front):
+    async with aiohttp.ClientSession(front.url) as http:
         for path, kind in [("/", "html"), ("/docs", "html"), ("/console/app.js", "javascript"), ("/console/app.css", "css")]:
             async with http.get(path) as response:
                 assert response.status == 200

@@ -4,10 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from services.common import testing
-from services.gateway import fakes
 from services.gateway.fake_control import CALL_ID, PLAN_VERSION
 from services.orchestrator.testing.harness import AGENTS, data_of, served, settings_for, shown_text, write_config
 from tests.integration.real_gateway import answered, gateway_before
@@ -24,18 +22,6 @@ BODIES = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(site):
-    async with aiohttp.ClientSession(site.url, headers=site.headers()) as session:
-        yield session
-
-
 async def start(http, thread, agent="hang", **body):
     run = await answered(http.post(f"/v1/threads/{thread}/runs", json={"input": "say hello", "agent": agent, **body}), 202)
     return run["run_id"]
@@ -43,106 +29,107 @@ async def start(http, thread, agent="hang", **body):
 
 @MODULE
 @pytest.mark.parametrize("verb", BODIES)
-async def test_each_verb_reaches_the_orchestrator_with_its_key_and_answers_its_number(http, site, verb):
-    run_id = await start(http, f"t-{verb[:4]}")
+async def test_each_verb_reaches_the_orchestrator_with_its_key_and_answers_its_number(ana, front, verb):
+    run_id = await start(ana, f"t-{verb[:4]}")
     method, body = BODIES[verb]
     headers = {"idempotency-key": f"k-{verb}"}
-    async with http.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=headers) as response:
+    async with ana.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=headers) as response:
         assert response.status == 202, await response.text()
         assert response.headers["location"] == f"/v1/runs/{run_id}"
         told = await response.json()
     assert (told["run_id"], told["number"]) == (run_id, 1)
     if "run" in told:
         assert told["run"]["run_id"] == run_id
-    assert site.log.desk.asked[-1].idempotency_key == f"k-{verb}"
+    assert front.log.desk.asked[-1].idempotency_key == f"k-{verb}"
 
 
 @MODULE
-async def test_what_is_said_of_a_command_is_what_the_orchestrator_hears(http, site):
-    run_id = await start(http, "t-heard")
-    await answered(http.post(f"/v1/runs/{run_id}/steer", json={"text": "über Öl"}), 202)
-    assert site.log.desk.asked[-1].text == "über Öl"
-    await answered(http.put(f"/v1/runs/{run_id}/plan", json={"version": PLAN_VERSION, "steps": STEPS}), 202)
-    assert [(step.title, step.status) for step in site.log.desk.asked[-1].steps] == [("look", "done"), ("tell", "pending")]
+async def test_what_is_said_of_a_command_is_what_the_orchestrator_hears(ana, front):
+    run_id = await start(ana, "t-heard")
+    await answered(ana.post(f"/v1/runs/{run_id}/steer", json={"text": "über Öl"}), 202)
+    assert front.log.desk.asked[-1].text == "über Öl"
+    await answered(ana.put(f"/v1/runs/{run_id}/plan", json={"version": PLAN_VERSION, "steps": STEPS}), 202)
+    assert [(step.title, step.status) for step in front.log.desk.asked[-1].steps] == [("look", "done"), ("tell", "pending")]
     cancel = f"/v1/runs/{run_id}/tool-calls/{CALL_ID}/cancel"
     for continuation, number in (("skip", 1), ("fail", 2), ("retry", 3)):
-        await answered(http.post(cancel, json={"continuation": continuation}), 202)
-        assert (site.log.desk.asked[-1].continuation, site.log.desk.asked[-1].result_json) == (number, b"")
+        await answered(ana.post(cancel, json={"continuation": continuation}), 202)
+        assert (front.log.desk.asked[-1].continuation, front.log.desk.asked[-1].result_json) == (number, b"")
     for result in (None, {"total": 1.5}):
-        await answered(http.post(cancel, json={"continuation": "substitute", "result": result}), 202)
-        assert site.log.desk.asked[-1].continuation == 4
-        assert site.log.desk.asked[-1].result_json == (b"null" if result is None else b'{"total":1.5}')
+        await answered(ana.post(cancel, json={"continuation": "substitute", "result": result}), 202)
+        assert front.log.desk.asked[-1].continuation == 4
+        assert front.log.desk.asked[-1].result_json == (b"null" if result is None else b'{"total":1.5}')
 
 
 @MODULE
-async def test_a_stop_can_be_waited_for(http):
-    run_id = await start(http, "t-stop-wait")
-    told = await answered(http.post(f"/v1/runs/{run_id}/stop?wait=true"), 200)
+async def test_a_stop_can_be_waited_for(ana):
+    run_id = await start(ana, "t-stop-wait")
+    told = await answered(ana.post(f"/v1/runs/{run_id}/stop?wait=true"), 200)
     assert told["run"]["ended_at"]
 
 
 @MODULE
-async def test_refusals_say_what_to_do_instead(http):
-    run_id = await start(http, "t-refused")
-    old = await answered(http.put(f"/v1/runs/{run_id}/plan", json={"version": 1, "steps": STEPS}), 409)
+async def test_refusals_say_what_to_do_instead(ana):
+    run_id = await start(ana, "t-refused")
+    old = await answered(ana.put(f"/v1/runs/{run_id}/plan", json={"version": 1, "steps": STEPS}), 409)
     assert (old["reason"], old["version"]) == ("PLAN_CHANGED", str(PLAN_VERSION))
-    no_call = await answered(http.post(f"/v1/runs/{run_id}/tool-calls/a%2Fb/cancel", json={"continuation": "skip"}), 404)
+    no_call = await answered(ana.post(f"/v1/runs/{run_id}/tool-calls/a%2Fb/cancel", json={"continuation": "skip"}), 404)
     assert no_call["reason"] == "ROUTE_NOT_FOUND"
-    no_call = await answered(http.post(f"/v1/runs/{run_id}/tool-calls/other/cancel", json={"continuation": "skip"}), 404)
+    no_call = await answered(ana.post(f"/v1/runs/{run_id}/tool-calls/other/cancel", json={"continuation": "skip"}), 404)
     assert no_call["reason"] == "TOOL_CALL_NOT_FOUND"
-    await answered(http.post(f"/v1/runs/{run_id}/cancel?wait=true"), 200)
-    ended = await answered(http.post(f"/v1/runs/{run_id}/steer", json={"text": "more"}), 409)
+    await answered(ana.post(f"/v1/runs/{run_id}/cancel?wait=true"), 200)
+    ended = await answered(ana.post(f"/v1/runs/{run_id}/steer", json={"text": "more"}), 409)
     assert (ended["reason"], ended["thread_id"], ended["offer"]) == ("RUN_ENDED", "t-refused", "CreateRun")
+    assert (ended["status"], ended["run_status"]) == (409, "cancelled")
 
 
 @MODULE
-async def test_many_runs_are_cancelled_page_by_page_under_one_key(http, site):
-    runs = [await start(http, f"t-many-{n}", metadata={"batch": "7"}) for n in range(3)]
-    other = await start(http, "t-many-other")
+async def test_many_runs_are_cancelled_page_by_page_under_one_key(ana, front):
+    runs = [await start(ana, f"t-many-{n}", metadata={"batch": "7"}) for n in range(3)]
+    other = await start(ana, "t-many-other")
     body = {"filter": {"metadata": {"batch": "7"}, "statuses": ["running", "queued"], "agent": "hang"}, "reason": "enough", "limit": 2}
     headers = {"idempotency-key": "bulk-1"}
-    async with http.post("/v1/runs/cancel", json=body, headers=headers) as response:
+    async with ana.post("/v1/runs/cancel", json=body, headers=headers) as response:
         assert response.status == 202, await response.text()
         assert await response.json() == {"matched_count": 2, "requested_count": 2, "done": False}
         assert response.headers["location"] == "/v1/runs"
-    told = await answered(http.post("/v1/runs/cancel", json=body, headers=headers), 200)
+    told = await answered(ana.post("/v1/runs/cancel", json=body, headers=headers), 200)
     assert told == {"matched_count": 3, "requested_count": 3, "done": True}
-    asked = site.log.desk.asked[-1]
+    asked = front.log.desk.asked[-1]
     assert (asked.reason, asked.page_size, list(asked.filter.statuses), asked.filter.agent) == ("enough", 2, [2, 1], "hang")
     for run_id in runs:
-        assert (await answered(http.get(f"/v1/runs/{run_id}"), 200))["cancel_requested"] is True
-    assert (await answered(http.get(f"/v1/runs/{other}"), 200))["cancel_requested"] is False
-    nameless = await answered(http.post("/v1/runs/cancel", json=body), 400)
+        assert (await answered(ana.get(f"/v1/runs/{run_id}"), 200))["cancel_requested"] is True
+    assert (await answered(ana.get(f"/v1/runs/{other}"), 200))["cancel_requested"] is False
+    nameless = await answered(ana.post("/v1/runs/cancel", json=body), 400)
     assert nameless["errors"][0]["field"] == "Idempotency-Key"
 
 
 @MODULE
-async def test_a_run_says_when_it_starts_how_urgent_it_is_and_what_becomes_of_others(http, site):
+async def test_a_run_says_when_it_starts_how_urgent_it_is_and_what_becomes_of_others(ana, front):
     body = {
         "on_busy": "reject", "priority": -3, "start_at": "2030-01-31T12:00:00.5+02:00", "reset_memory": True, "append_only_output": True,
     }  # fmt: skip
-    request = site.log.runs[("acme", await start(http, "t-said", **body))].request
+    request = front.log.runs[("acme", await start(ana, "t-said", **body))].request
     assert (request.on_busy, request.priority, request.reset_memory, request.append_only_output) == (2, -3, True, True)
     assert request.start_at.ToJsonString() == "2030-01-31T10:00:00.500Z"
-    plain = site.log.runs[("acme", await start(http, "t-plain"))].request
+    plain = front.log.runs[("acme", await start(ana, "t-plain"))].request
     assert (plain.on_busy, plain.HasField("start_at"), plain.priority) == (1, False, 0)
 
 
 @MODULE
-async def test_a_message_for_a_busy_thread_steers_its_run_and_leaving_does_not_end_that(http, site):
-    run_id = await start(http, "t-busy")
+async def test_a_message_for_a_busy_thread_steers_its_run_and_leaving_does_not_end_that(ana, front):
+    run_id = await start(ana, "t-busy")
     body = {"input": "more", "on_busy": "steer", "on_disconnect": "cancel"}
-    async with http.post("/v1/threads/t-busy/runs", json=body) as response:
+    async with ana.post("/v1/threads/t-busy/runs", json=body) as response:
         told = await response.json()
         assert (response.status, told["run_id"], told["steer_number"]) == (202, run_id, 1)
         assert "idempotent-replayed" not in response.headers
     own = {"input": "x", "agent": "hang", "run_id": "run-own", "on_disconnect": "cancel"}
     for path, left in (("/v1/threads/t-busy/runs", body), ("/v1/threads/t-busy-own/runs", own)):
         with pytest.raises(TimeoutError):
-            await http.post(path, json=left, headers={"prefer": "wait=30"}, timeout=aiohttp.ClientTimeout(0.5))
+            await ana.post(path, json=left, headers={"prefer": "wait=30"}, timeout=aiohttp.ClientTimeout(0.5))
     # Who left later is noticed by now, so whoever left before is too.
-    await testing.eventually_async(lambda: site.log.runs[("acme", "run-own")].run.cancel_requested, "the second leaving is noticed")
-    assert (await answered(http.get(f"/v1/runs/{run_id}"), 200))["cancel_requested"] is False
+    await testing.eventually_async(lambda: front.log.runs[("acme", "run-own")].run.cancel_requested, "the second leaving is noticed")
+    assert (await answered(ana.get(f"/v1/runs/{run_id}"), 200))["cancel_requested"] is False
 
 
 @MODULE
@@ -167,10 +154,10 @@ async def test_a_message_for_a_busy_thread_steers_its_run_and_leaving_does_not_e
         ("../cancel", {"filter": {"agent": "x"}, "limit": 0}, "limit"),
     ],
 )
-async def test_bodies_that_no_route_takes_name_the_field(http, verb, body, field):
+async def test_bodies_that_no_route_takes_name_the_field(ana, verb, body, field):
     path = "/v1/runs/cancel" if verb == "../cancel" else f"/v1/runs/r/{verb}"
     method = "PUT" if verb == "plan" else "POST"
-    problem = await answered(http.request(method, path, json=body, headers={"idempotency-key": "bad"}), 422)
+    problem = await answered(ana.request(method, path, json=body, headers={"idempotency-key": "bad"}), 422)
     assert problem["errors"][0]["field"] == field
 
 
@@ -190,25 +177,25 @@ async def test_bodies_that_no_route_takes_name_the_field(http, verb, body, field
         ({"reset_memory": "yes"}, "reset_memory"),
     ],
 )
-async def test_runs_that_nobody_could_start_name_the_field(http, body, field):
-    problem = await answered(http.post("/v1/threads/t-none/runs", json={"input": "x", **body}), 422)
+async def test_runs_that_nobody_could_start_name_the_field(ana, body, field):
+    problem = await answered(ana.post("/v1/threads/t-none/runs", json={"input": "x", **body}), 422)
     assert problem["errors"][0]["field"] == field
 
 
 @MODULE
-async def test_ids_of_others_scopes_and_ids_that_are_none(http, site):
-    run_id = await start(http, "t-private")
-    other = {"authorization": f"Bearer {await site.issue('globex')}"}
-    reader = {"authorization": f"Bearer {await site.issue(scopes=('runs:read',))}"}
+async def test_ids_of_others_scopes_and_ids_that_are_none(ana, front):
+    run_id = await start(ana, "t-private")
+    other = {"authorization": f"Bearer {await front.issue('globex')}"}
+    reader = {"authorization": f"Bearer {await front.issue(scopes=('runs:read',))}"}
     for verb, (method, body) in BODIES.items():
-        await answered(http.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=other), 404)
-        problem = await answered(http.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=reader), 403)
+        await answered(ana.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=other), 404)
+        problem = await answered(ana.request(method, f"/v1/runs/{run_id}/{verb}", json=body, headers=reader), 403)
         assert problem["missing_scopes"] == "runs:write"
-        bad = await answered(http.request(method, f"/v1/runs/a%20b/{verb}", json=body), 400)
+        bad = await answered(ana.request(method, f"/v1/runs/a%20b/{verb}", json=body), 400)
         assert bad["errors"][0]["field"] == "run_id"
-    await answered(http.post("/v1/runs/cancel", json={"filter": {"agent": "hang"}}, headers={**reader, "idempotency-key": "k"}), 403)
+    await answered(ana.post("/v1/runs/cancel", json={"filter": {"agent": "hang"}}, headers={**reader, "idempotency-key": "k"}), 403)
     told = await answered(
-        http.post("/v1/runs/cancel", json={"filter": {"thread_id": "t-private"}}, headers={**other, "idempotency-key": "k"}), 200
+        ana.post("/v1/runs/cancel", json={"filter": {"thread_id": "t-private"}}, headers={**other, "idempotency-key": "k"}), 200
     )
     assert told["matched_count"] == 0
 

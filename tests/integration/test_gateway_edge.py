@@ -18,6 +18,7 @@ from services.common.settings import StartRefused
 from services.gateway import fakes
 from services.gateway.app import build
 from services.gateway.edge import asgi
+from services.gateway.fake_log import EXPLODES
 from services.gateway.fakes import frames_of
 from services.gateway.settings import Settings
 
@@ -98,7 +99,7 @@ async def test_a_request_is_one_span_that_can_be_searched_for(served, http, span
 
 
 async def test_errors_carry_the_trace_and_mark_the_span(served, http, spans):
-    async with http.get(f"/v1/threads/{fakes.EXPLODES}", headers={"traceparent": TRACEPARENT}) as response:
+    async with http.get(f"/v1/threads/{EXPLODES}", headers={"traceparent": TRACEPARENT}) as response:
         assert (await response.json())["trace_id"] == TRACE_ID
     (span,) = spans.get_finished_spans()
     assert (span.status.status_code, span.attributes["error.type"]) == (trace.StatusCode.ERROR, "INTERNAL")

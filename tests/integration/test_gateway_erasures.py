@@ -2,33 +2,18 @@
 
 import aiohttp
 import pytest
-import pytest_asyncio
-
-from services.gateway import fakes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(served):
-    async with aiohttp.ClientSession(served.url, headers=served.headers()) as session:
-        yield session
-
-
-async def test_an_erasure_is_accepted_and_its_receipt_is_read(http, served):
-    async with http.post("/v1/erasures", json={"user": "bo"}, headers={"idempotency-key": "k-bo"}) as response:
+async def test_an_erasure_is_accepted_and_its_receipt_is_read(ana, front):
+    async with ana.post("/v1/erasures", json={"user": "bo"}, headers={"idempotency-key": "k-bo"}) as response:
         assert response.status == 202, await response.text()
         begun = await response.json()
         assert response.headers["location"] == f"/v1/erasures/{begun['erasure_id']}"
-    asked = served.log.records.asked[-1]
+    asked = front.log.records.asked[-1]
     assert (asked.user, asked.idempotency_key) == ("bo", "k-bo")
-    async with http.get(response.headers["location"]) as response:
+    async with ana.get(response.headers["location"]) as response:
         receipt = await response.json()
     assert receipt == begun
     memory, orchestrator = receipt["parts"]
@@ -39,30 +24,33 @@ async def test_an_erasure_is_accepted_and_its_receipt_is_read(http, served):
     assert "bo" not in receipt.values()
 
 
-async def test_the_same_key_answers_the_same_erasure(http):
+async def test_the_same_key_answers_the_same_erasure(ana):
     ids = set()
     for _ in range(2):
-        async with http.post("/v1/erasures", json={"user": "cy"}, headers={"idempotency-key": "k-cy"}) as response:
+        async with ana.post("/v1/erasures", json={"user": "cy"}, headers={"idempotency-key": "k-cy"}) as response:
             ids.add((await response.json())["erasure_id"])
     assert len(ids) == 1
-    async with http.post("/v1/erasures", json={"user": "di"}, headers={"idempotency-key": "k-cy"}) as response:
+    async with ana.post("/v1/erasures", json={"user": "di"}, headers={"idempotency-key": "k-cy"}) as response:
         assert (response.status, (await response.json())["reason"]) == (422, "IDEMPOTENCY_MISMATCH")
 
 
-async def test_a_user_without_the_scope_may_be_forgotten_and_forget_nobody_else(http, served):
-    own = {"authorization": f"Bearer {await served.issue(user='eve', scopes=('runs:read',))}"}
-    async with http.post("/v1/erasures", json={"user": "eve"}, headers=own) as response:
+async def test_a_user_forgets_themselves_with_a_key_for_it_and_nobody_else(ana, front):
+    other_key = {"authorization": f"Bearer {await front.issue(user='eve', scopes=('runs:write', 'threads:write'))}"}
+    async with ana.post("/v1/erasures", json={"user": "eve"}, headers=other_key) as response:
+        assert (response.status, (await response.json())["missing_scopes"]) == (403, "erasures:write")
+    own = {"authorization": f"Bearer {await front.issue(user='eve', scopes=('erasures:write',))}"}
+    async with ana.post("/v1/erasures", json={"user": "eve"}, headers=own) as response:
         assert response.status == 202
         path = response.headers["location"]
-    async with http.post("/v1/erasures", json={"user": "ana"}, headers=own) as response:
+    async with ana.post("/v1/erasures", json={"user": "ana"}, headers=own) as response:
         assert (response.status, (await response.json())["missing_scopes"]) == (403, "admin")
-    async with http.get(path, headers=own) as response:
+    async with ana.get(path, headers=own) as response:
         assert response.status == 200
     for who in ({"tenant": "globex"}, {"user": "fay", "scopes": ("runs:read",)}):
-        other = {"authorization": f"Bearer {await served.issue(**who)}"}
-        async with http.get(path, headers=other) as response:
+        other = {"authorization": f"Bearer {await front.issue(**who)}"}
+        async with ana.get(path, headers=other) as response:
             assert (response.status, (await response.json())["reason"]) == (404, "ERASURE_NOT_FOUND")
-    async with http.get(path) as response:
+    async with ana.get(path) as response:
         assert response.status == 200
 
 
@@ -70,17 +58,17 @@ async def test_a_user_without_the_scope_may_be_forgotten_and_forget_nobody_else(
     ("body", "field"),
     [({}, "user"), ({"user": ""}, "user"), ({"user": 5}, "user"), ({"user": "x" * 257}, "user"), ({"user": "x", "tenant": "t"}, "tenant")],
 )
-async def test_what_is_wrong_is_named(http, served, body, field):
-    before = len(served.log.records.asked)
-    async with http.post("/v1/erasures", json=body) as response:
+async def test_what_is_wrong_is_named(ana, front, body, field):
+    before = len(front.log.records.asked)
+    async with ana.post("/v1/erasures", json=body) as response:
         assert (response.status, (await response.json())["errors"][0]["field"]) == (422, field)
-    assert len(served.log.records.asked) == before
+    assert len(front.log.records.asked) == before
 
 
-async def test_it_takes_a_key_and_an_id(http, served):
-    async with aiohttp.ClientSession(served.url) as anyone:
+async def test_it_takes_a_key_and_an_id(ana, front):
+    async with aiohttp.ClientSession(front.url) as anyone:
         for method, path in (("POST", "/v1/erasures"), ("GET", "/v1/erasures/era_1")):
             async with anyone.request(method, path) as response:
                 assert response.status == 401
-    async with http.get("/v1/erasures/a%20b") as response:
+    async with ana.get("/v1/erasures/a%20b") as response:
         assert (response.status, (await response.json())["errors"][0]["field"]) == (400, "erasure_id")

@@ -1,26 +1,11 @@
 """Feedback over HTTP: before an orchestrator in memory, and before a real one."""
 
-import aiohttp
 import pytest
-import pytest_asyncio
 
-from services.gateway import fakes
 from services.orchestrator.testing.harness import data_of, served, settings_for, write_config
 from tests.integration.real_gateway import answered, gateway_before
 
 MODULE = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(site):
-    async with aiohttp.ClientSession(site.url, headers=site.headers()) as session:
-        yield session
 
 
 async def ended_run(http, thread, agent="assistant", text="hello"):
@@ -29,38 +14,38 @@ async def ended_run(http, thread, agent="assistant", text="hello"):
 
 
 @MODULE
-async def test_feedback_reaches_the_orchestrator_and_is_listed_newest_first(http, site):
-    run_id = await ended_run(http, "t-judged")
+async def test_feedback_reaches_the_orchestrator_and_is_listed_newest_first(ana, front):
+    run_id = await ended_run(ana, "t-judged")
     body = {"run_id": run_id, "rating": 2, "thumbs": "down", "text": "wrong", "corrected_answer": "hullo"}
-    async with http.post("/v1/feedback", json=body, headers={"idempotency-key": "f"}) as response:
+    async with ana.post("/v1/feedback", json=body, headers={"idempotency-key": "f"}) as response:
         assert response.status == 201, await response.text()
         first = await response.json()
         assert response.headers["location"] == f"/v1/feedback?run_id={run_id}"
-    assert (site.log.desk.asked[-1].idempotency_key, first["run_id"]) == ("f", run_id)
-    await answered(http.post("/v1/feedback", json={"run_id": run_id, "signal": "dwell", "dwell_ms": 1500}), 201)
-    found = (await answered(http.get(f"/v1/feedback?run_id={run_id}"), 200))["data"]
+    assert (front.log.desk.asked[-1].idempotency_key, first["run_id"]) == ("f", run_id)
+    await answered(ana.post("/v1/feedback", json={"run_id": run_id, "signal": "dwell", "dwell_ms": 1500}), 201)
+    found = (await answered(ana.get(f"/v1/feedback?run_id={run_id}"), 200))["data"]
     assert [(f["rating"], f["thumbs"], f["text"], f["corrected_answer"], f["signal"], f["dwell_ms"]) for f in found] == [
         (None, None, None, None, "dwell", 1500), (2, "down", "wrong", "hullo", None, None),
     ]  # fmt: skip
     assert (found[1]["feedback_id"], found[1]["model"], found[1]["agent"]) == (first["feedback_id"], "m", "assistant")
     for signal in ("regenerate", "edit", "copy", "abandon", "correction", "scroll"):
-        await answered(http.post("/v1/feedback", json={"run_id": run_id, "signal": signal}), 201)
-        assert (await answered(http.get("/v1/feedback?limit=1"), 200))["data"][0]["signal"] == signal
+        await answered(ana.post("/v1/feedback", json={"run_id": run_id, "signal": signal}), 201)
+        assert (await answered(ana.get("/v1/feedback?limit=1"), 200))["data"][0]["signal"] == signal
 
 
 @MODULE
-async def test_feedback_is_filtered_by_agent_and_time_and_paged(http):
-    run_id = await ended_run(http, "t-tools", agent="tools")
+async def test_feedback_is_filtered_by_agent_and_time_and_paged(ana):
+    run_id = await ended_run(ana, "t-tools", agent="tools")
     for rating in (1, 5):
-        await answered(http.post("/v1/feedback", json={"run_id": run_id, "rating": rating}), 201)
+        await answered(ana.post("/v1/feedback", json={"run_id": run_id, "rating": rating}), 201)
     ours = "/v1/feedback?agent=tools&limit=1&since=2020-01-01T00:00:00Z"
-    async with http.get(ours) as response:
+    async with ana.get(ours) as response:
         page = await response.json()
         following = str(response.links["next"]["url"].relative())
     assert [f["rating"] for f in page["data"]] == [5]
-    last = await answered(http.get(following), 200)
+    last = await answered(ana.get(following), 200)
     assert ([f["rating"] for f in last["data"]], last["next_after"]) == ([1], None)
-    assert (await answered(http.get("/v1/feedback?agent=tools&since=2999-01-01T00:00:00%2B02:00"), 200))["data"] == []
+    assert (await answered(ana.get("/v1/feedback?agent=tools&since=2999-01-01T00:00:00%2B02:00"), 200))["data"] == []
 
 
 @MODULE
@@ -79,28 +64,28 @@ async def test_feedback_is_filtered_by_agent_and_time_and_paged(http):
         ({"run_id": "a b", "rating": 1}, "run_id"),
     ],
 )
-async def test_feedback_that_says_nothing_or_too_much_names_the_field(http, site, body, field):
-    asked = len(site.log.desk.asked)
-    problem = await answered(http.post("/v1/feedback", json={"run_id": "r", **body}), 422)
+async def test_feedback_that_says_nothing_or_too_much_names_the_field(ana, front, body, field):
+    asked = len(front.log.desk.asked)
+    problem = await answered(ana.post("/v1/feedback", json={"run_id": "r", **body}), 422)
     assert problem["errors"][0]["field"] == field
-    assert len(site.log.desk.asked) == asked
+    assert len(front.log.desk.asked) == asked
 
 
 @MODULE
-async def test_runs_of_others_scopes_and_bad_parameters(http, site):
-    run_id = await ended_run(http, "t-private")
-    other = {"authorization": f"Bearer {await site.issue('globex')}"}
-    await answered(http.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=other), 404)
-    assert (await answered(http.get("/v1/feedback", headers=other), 200))["data"] == []
-    user = {"authorization": f"Bearer {await site.issue(scopes=('runs:write', 'runs:read'))}"}
-    await answered(http.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=user), 201)
-    assert (await answered(http.get("/v1/feedback", headers=user), 403))["missing_scopes"] == "admin"
-    admin = {"authorization": f"Bearer {await site.issue(scopes=('admin',))}"}
-    await answered(http.get("/v1/feedback", headers=admin), 200)
-    problem = await answered(http.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=admin), 403)
+async def test_runs_of_others_scopes_and_bad_parameters(ana, front):
+    run_id = await ended_run(ana, "t-private")
+    other = {"authorization": f"Bearer {await front.issue('globex')}"}
+    await answered(ana.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=other), 404)
+    assert (await answered(ana.get("/v1/feedback", headers=other), 200))["data"] == []
+    user = {"authorization": f"Bearer {await front.issue(scopes=('runs:write', 'runs:read'))}"}
+    await answered(ana.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=user), 201)
+    assert (await answered(ana.get("/v1/feedback", headers=user), 403))["missing_scopes"] == "admin"
+    admin = {"authorization": f"Bearer {await front.issue(scopes=('admin',))}"}
+    await answered(ana.get("/v1/feedback", headers=admin), 200)
+    problem = await answered(ana.post("/v1/feedback", json={"run_id": run_id, "rating": 1}, headers=admin), 403)
     assert problem["missing_scopes"] == "runs:write"
     for query in ("since=yesterday", "since=5", "since=2020-01-01T00:00:00", "run_id=a%20b", "agent=a%20b", "after=x", "limit=0", "x=1"):
-        await answered(http.get(f"/v1/feedback?{query}"), 400)
+        await answered(ana.get(f"/v1/feedback?{query}"), 400)
 
 
 # --- before a real orchestrator ---

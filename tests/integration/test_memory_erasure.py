@@ -37,7 +37,7 @@ async def fill(memory, identities, who, word):
         await memory.memories.AddMemories(added)
         await memory.documents.IngestDocument(
             memory_pb2.IngestDocumentRequest(
-                document_id=f"d-{who.user}", title=f"about {word}", content_type="text/plain", text=f"{word} it is, said {who.user}."
+                document_id=f"d-{word}", title=f"about {word}", content_type="text/plain", text=f"{word} it is, said {who.user}."
             )
         )
 
@@ -91,6 +91,10 @@ async def test_an_erased_user_is_in_no_record_and_no_vector(identities, state_ur
                     with testing.calling(identities, testing.principal_of(tenant, "bob", scopes=["memories:write"])):
                         stub = memory_pb2_grpc.MemoryServiceStub(dialer.channel("memory"))
                         await stub.EraseSubject(memory_pb2.EraseSubjectRequest(user="ana"))
+        # Whoever brings a document of that name anew gets a version that was never there.
+        with testing.calling(identities, bob):
+            anew = memory_pb2.IngestDocumentRequest(document_id=f"d-{SECRET}", title="new", content_type="text/plain", text="another")
+            assert [(await memory.documents.IngestDocument(anew)).document.version for _ in range(2)] == [2, 2]
 
 
 async def test_encrypted_records_are_read_beside_plain_ones_and_are_nowhere_in_the_store(identities, state_url, milvus_uri, llm, keys_file):

@@ -16,7 +16,7 @@ from pymilvus import MilvusClient
 from services.common import embedded, testing
 from services.common.errors import BulkheadError, Overloaded
 from services.common.valkey import connect
-from services.memory import fakes
+from services.memory import fakes, upkeep
 
 LIVE, NOT_LIVE = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -51,6 +51,13 @@ async def llm(identities):
     async with fakes.fake_llm(identities) as (fake, address):
         fake.address = address
         yield fake
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Upkeep looks often, and soon again at what could not be done."""
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.1)
+    monkeypatch.setattr(upkeep, "AGAIN_S", 0.3)
 
 
 async def status(address, name):
@@ -282,8 +289,11 @@ async def test_memories_are_indexed_where_the_maker_of_a_new_collection_died_at_
             await testing.eventually_async(both_found, "the memory of before is indexed")
 
 
-async def test_nothing_acknowledged_is_lost_over_kills_of_memory_and_its_stores(identities, tmp_path, milvus, llm):
-    """Writers go on while memory, Milvus and Valkey are killed in turn; each retries its call under the same key."""
+@pytest.mark.parametrize(
+    "parts", [["memory"], pytest.param(["memory", "milvus", "state"], marks=pytest.mark.system)], ids=["memory", "everything"]
+)
+async def test_nothing_acknowledged_is_lost_over_kills_of_memory_and_its_stores(identities, tmp_path, milvus, llm, parts):
+    """Writers go on while memory, or memory, Milvus and Valkey, are killed in turn; each retries its call under the same key."""
     rng = random.Random(7)
     principal = testing.principal_of("kills")
     ports = {"grpc": testing.free_port(), "state": testing.free_port()}
@@ -349,7 +359,7 @@ async def test_nothing_acknowledged_is_lost_over_kills_of_memory_and_its_stores(
             with testing.calling(identities, principal, timeout_s=170):
                 await testing.wait_ready(address)
                 writers = [asyncio.create_task(write(number, gateway)) for number in range(3)]
-                for part in ("memory", "milvus", "state"):
+                for part in parts:
                     before = len(memories) + len(documents)
                     await testing.eventually_async(lambda before=before: len(memories) + len(documents) > before + 4, "writes go on")
                     await restart(part)

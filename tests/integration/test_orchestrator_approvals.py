@@ -82,8 +82,8 @@ async def test_a_second_decision_hears_of_the_first_and_the_same_key_is_the_same
     await refused(site.decide(asked.approval_id, idempotency_key="k", **REJECT), IdempotencyMismatch)
     second = await refused(site.decide(asked.approval_id, **REJECT), Conflict)
     assert second.reason == "ALREADY_DECIDED"
-    told = {name: second.metadata[name] for name in ("verb", "decided_by", "state", "reason")}
-    assert told == {"verb": "approve", "decided_by": "ana", "state": "approved", "reason": "fine"}
+    told = {name: second.metadata[name] for name in ("verb", "decided_by", "state", "decided_reason")}
+    assert told == {"verb": "approve", "decided_by": "ana", "state": "approved", "decided_reason": "fine"}
     await site.client.wait(run.run_id)
     assert (await refused(site.decide(asked.approval_id, **REJECT), Conflict)).reason == "ALREADY_DECIDED"
     assert len(site.sent()) == 1
@@ -119,12 +119,62 @@ async def test_four_eyes_are_two_people_and_never_the_user_of_the_run(site):
     assert (await site.decide(asked.approval_id, bo, **APPROVE)).state == pb.APPROVAL_STATE_OPEN
     assert (await refused(site.decide(asked.approval_id, bo, **APPROVE), Conflict)).reason == "ALREADY_DECIDED"
     # Other arguments are another matter: what bo approved is not what is asked now.
-    assert (await site.decide(asked.approval_id, cy, **edit({"n": 2}))).state == pb.APPROVAL_STATE_OPEN
-    assert not site.sent()
-    assert (await site.decide(asked.approval_id, dee, **APPROVE)).state == pb.APPROVAL_STATE_APPROVED
+    changed = await site.decide(asked.approval_id, cy, **edit({"n": 2}))
+    assert (changed.state, site.sent()) == (pb.APPROVAL_STATE_OPEN, [])
+    approved = await site.decide(asked.approval_id, dee, arguments_digest=changed.arguments_digest, **APPROVE)
+    assert approved.state == pb.APPROVAL_STATE_APPROVED
     await site.client.wait(run.run_id)
     assert site.sent() == [{"n": 2}]
     assert len(await events_of(site, run.run_id, "interrupt_updated")) == 2
+
+
+async def test_nobody_approves_arguments_that_somebody_else_has_changed_meanwhile(site):
+    bo, cy = people("bo", "cy")
+    run = await site.client.start(call(("wipe", {"n": 1})), agent="paired")
+    (asked,) = await site.asked(run.run_id)
+    saw = {"arguments_digest": asked.arguments_digest}
+    changed = await site.decide(asked.approval_id, cy, **edit({"n": 2}), **saw)
+    for decision in (APPROVE, REJECT, edit({"n": 3}), {"delegate": pb.Delegate(user="eve")}):
+        late = await refused(site.decide(asked.approval_id, bo, idempotency_key="k", **decision, **saw), Conflict)
+        assert (late.reason, late.metadata["arguments_digest"]) == ("ARGUMENTS_CHANGED", changed.arguments_digest)
+    assert (await refused(site.decide(asked.approval_id, bo, **APPROVE), Conflict)).reason == "ARGUMENTS_DIGEST_REQUIRED"
+    for bad in ("x", asked.arguments_digest.upper(), asked.arguments_digest + "0"):
+        wrong = await refused(site.decide(asked.approval_id, bo, arguments_digest=bad, **APPROVE), InvalidInput)
+        assert [v.field for v in wrong.violations] == ["arguments_digest"]
+    with testing.calling(site.client.identities, bo):
+        found = (await site.stub.GetApproval(pb.GetApprovalRequest(approval_id=asked.approval_id))).approval
+    # Nothing of what was refused is left, nor told.
+    assert (list(found.decisions), found.decidable) == (list(changed.decisions), True)
+    assert len(await events_of(site, run.run_id, "interrupt_updated")) == 1
+    looked = {"arguments_digest": found.arguments_digest, "idempotency_key": "k"}
+    approved = await site.decide(asked.approval_id, bo, **APPROVE, **looked)
+    assert await site.decide(asked.approval_id, bo, **APPROVE, **looked) == approved
+    await refused(site.decide(asked.approval_id, bo, idempotency_key="k", **APPROVE), IdempotencyMismatch)
+    await site.client.wait(run.run_id)
+    assert site.sent() == [{"n": 2}]
+
+
+async def test_a_decision_sent_again_behind_an_edit_is_still_the_one_about_the_arguments_before(site):
+    bo, cy = people("bo", "cy")
+    run = await site.client.start(call(("wipe", {"n": 1})), agent="paired")
+    (asked,) = await site.asked(run.run_id)
+    first = {"arguments_digest": asked.arguments_digest, "idempotency_key": "k", **APPROVE}
+    await site.decide(asked.approval_id, bo, **first)
+    changed = await site.decide(asked.approval_id, cy, **edit({"n": 2}))
+    again = await site.decide(asked.approval_id, bo, **first)
+    assert (again.state, list(again.decisions), site.sent()) == (pb.APPROVAL_STATE_OPEN, list(changed.decisions), [])
+
+
+async def test_a_decision_of_which_the_version_before_recorded_no_digest_is_the_same_when_it_is_sent_again(site):
+    run = await site.client.start(call(("wipe", {"n": 1})), agent="careful")
+    (asked,) = await site.asked(run.run_id)
+    # What is recorded then: the field is not known there.
+    before = await site.decide(asked.approval_id, idempotency_key="k", **APPROVE)
+    looked = {"arguments_digest": asked.arguments_digest, "idempotency_key": "k"}
+    assert await site.decide(asked.approval_id, **APPROVE, **looked) == before
+    await refused(site.decide(asked.approval_id, **REJECT, **looked), IdempotencyMismatch)
+    await site.client.wait(run.run_id)
+    assert len(site.sent()) == 1
 
 
 async def test_who_delegates_cannot_decide_any_more_and_the_other_can(site):

@@ -164,7 +164,7 @@ async def test_a_message_for_a_run_that_has_ended_is_refused_with_where_to_say_i
         await steer(client, run.run_id, "more")
     assert refused.value.reason == "RUN_ENDED"
     assert refused.value.metadata == {
-        "status": "succeeded", "run_id": run.run_id, "thread_id": run.thread_id, "offer": "CreateRun"
+        "run_status": "succeeded", "run_id": run.run_id, "thread_id": run.thread_id, "offer": "CreateRun"
     }  # fmt: skip
 
 
@@ -266,6 +266,7 @@ async def test_no_tool_is_started_after_a_cancel_that_its_owner_was_not_told_of(
         behind.models.gate.close()
         run = await client.start(MAIL)
         await testing.eventually_async(lambda: behind.models.gate.waiting, "the model is asked")
+        await testing.eventually_async(lambda: client.told(run.run_id, "step_started"), "the write before that one has been made")
         assert (await client.cancel(run.run_id)).run.cancel_requested
         behind.models.gate.open()
         assert (await client.wait(run.run_id)).status == CANCELLED
@@ -324,12 +325,11 @@ REJECT, INTERRUPT = pb.ON_BUSY_REJECT, pb.ON_BUSY_INTERRUPT
 ROLLBACK, STEER = pb.ON_BUSY_ROLLBACK, pb.ON_BUSY_STEER
 
 
-async def again(client, run, text, **fields):
+async def again(client, run, text, principal=None, **fields):
     """CreateRun in the thread of `run`."""
-    with client.calling():
-        request = pb.CreateRunRequest(
-            thread_id=run.thread_id, input=[pb.InputMessage(role="user", text=text)], **{"agent": "quick", **fields}
-        )
+    with testing.calling(client.identities, principal or client.principal):
+        said = [pb.InputMessage(role="user", text=text)]
+        request = pb.CreateRunRequest(thread_id=run.thread_id, input=said, **{"agent": "quick", **fields})
         return await client.runs.CreateRun(request)
 
 
@@ -376,6 +376,20 @@ async def test_what_is_said_to_a_busy_thread_can_steer_its_run(client, behind):
     assert (await client.wait(idle.run.run_id)).output_text == "new"
     repeated = await again(client, run, "say new", on_busy=STEER, idempotency_key="l")
     assert (repeated.run.run_id, repeated.created) == (idle.run.run_id, False)
+
+
+async def test_a_message_whose_sender_died_before_it_was_answered_is_not_said_again(client, behind, valkey):
+    run = await calling_a_tool(client, behind)
+    assert (await again(client, run, "say ok", on_busy=STEER, idempotency_key="k")).steer_number == 1
+    behind.tools.gate.open()
+    await client.wait(run.run_id)
+    # What a process leaves that dies between the message and its answer, once its claim has run out.
+    (claim,) = await valkey.keys("idem:*:CreateRun.steer:*")
+    await valkey.delete(claim)
+    late = await again(client, run, "say ok", on_busy=STEER, idempotency_key="k")
+    assert (late.run.run_id, late.created, late.steer_number) == (run.run_id, False, 1)
+    with pytest.raises(NotFound):
+        await again(client, run, "say ok", principal=EVE, on_busy=STEER, idempotency_key="k")
 
 
 async def test_a_policy_for_a_run_that_starts_later_is_refused(client):

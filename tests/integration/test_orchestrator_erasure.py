@@ -149,6 +149,10 @@ async def test_while_an_erasure_is_under_way_the_user_begins_nothing_and_a_servi
     assert (attempts["llm_gateway"], attempts["tool_executor"], attempts["memory"]) == (1, 2, 4)
     # The same key is the same erasure for as long as its receipt is kept, another key a new one.
     assert (await admin.forget(key="k")).erasure_id == first.erasure_id
+    # So is a key that joined it.
+    assert (await admin.forget(key="other")).erasure_id == first.erasure_id
+    with pytest.raises(IdempotencyMismatch):
+        await admin.forget("bob", key="other")
     assert behind.memories.erasing.erased == ["ana"]
     assert (await admin.forget(key="new")).erasure_id != first.erasure_id
     with pytest.raises(IdempotencyMismatch):
@@ -157,15 +161,19 @@ async def test_while_an_erasure_is_under_way_the_user_begins_nothing_and_a_servi
 
 async def test_who_may_erase_and_who_may_read_the_receipt(scene):
     _, _, admin, _ = scene
-    own = testing.principal_of(user="ana", scopes=["runs:write"])
-    stranger = testing.principal_of(user="bob", scopes=["runs:write"])
+    own = testing.principal_of(user="ana", scopes=["erasures:write"])
+    stranger = testing.principal_of(user="bob", scopes=["erasures:write"])
     elsewhere = testing.principal_of("zeta", "root")
-    with pytest.raises(PermissionDenied):
-        await admin.forget("ana", principal=stranger)
+    other_key = testing.principal_of(user="ana", scopes=["runs:write", "threads:write", "memories:write"])
+    for who, missing in ((stranger, "admin"), (other_key, "erasures:write")):
+        with pytest.raises(PermissionDenied) as refused:
+            await admin.forget("ana", principal=who)
+        assert refused.value.metadata["missing_scopes"] == missing
     with pytest.raises(InvalidInput):
         await admin.forget("")
     erasure = await admin.forget("ana", principal=own)
-    assert (await admin.get(erasure.erasure_id, own)).erasure_id == erasure.erasure_id
+    for mine in (own, other_key):
+        assert (await admin.get(erasure.erasure_id, mine)).erasure_id == erasure.erasure_id
     await admin.done(erasure.erasure_id)
     assert (await admin.get(erasure.erasure_id, own)).subject_digest == erasure.subject_digest
     for other in (stranger, elsewhere):

@@ -9,7 +9,7 @@ from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, 
 from services.orchestrator.testing.harness import AGENTS, data_of, served, settings_for, write_config
 
 OK = pb.RUN_STATUS_SUCCEEDED
-PLANNER = """  planner:
+PLANNER = """  plans-first:
     current: "1"
     versions:
       "1": {prompt: helper.md, model: m, tools: [calculator], strategy: plan_execute}
@@ -41,7 +41,7 @@ async def planned(client, behind):
 
     behind.models.reply = reply
     behind.tools.gate.close()
-    run = await client.start("go", agent="planner")
+    run = await client.start("go", agent="plans-first")
     await testing.eventually_async(lambda: behind.tools.gate.waiting == 1, "the tool is at work")
     return run, told
 

@@ -11,10 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
-from services.common.errors import BulkheadError, Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied
+from services.common.errors import BulkheadError, Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
 from services.common.valkey import connect
 from services.orchestrator.accepting import Accepting
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
+from services.orchestrator.schedules import keeping
 from services.orchestrator.schedules.records import ScheduleRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, write_config
 
@@ -284,7 +285,30 @@ async def test_what_cannot_be_scheduled_is_refused_and_leaves_nothing(scene):
             await scene.caller.create(**fields)
         assert isinstance(caught.value, error), fields
         assert where == caught.value.reason or where in [violation.field for violation in caught.value.violations], fields
+        if "thread_id" not in fields:
+            # Its thread is not made either.
+            with pytest.raises(error):
+                await scene.caller.create(**fields, thread_policy=pb.THREAD_POLICY_ONE, thread_id="one")
+            with pytest.raises(error):
+                await scene.caller.create(**fields, thread_policy=pb.THREAD_POLICY_ONE)
     assert not (await scene.caller.call("ListSchedules")).schedules
+    with scene.client.calling():
+        assert not (await scene.client.threads.ListThreads(orchestrator_pb2.ListThreadsRequest())).threads
+
+
+async def test_a_change_that_is_refused_and_a_schedule_too_many_make_no_thread(scene, monkeypatch):
+    made = await scene.caller.create(cron="@daily")
+    never = definition(cron="0 0 31 2 *", thread_policy=pb.THREAD_POLICY_ONE, thread_id="one")
+    with pytest.raises(InvalidInput):
+        await scene.caller.call("UpdateSchedule", schedule_id=made.schedule_id, definition=never)
+    assert await scene.caller.get(made.schedule_id) == made
+    monkeypatch.setattr(keeping, "MOST_SCHEDULES", 1)
+    for fields in ({}, {"thread_policy": pb.THREAD_POLICY_ONE, "thread_id": "one"}):
+        with pytest.raises(QuotaExceeded) as caught:
+            await scene.caller.create(cron="@daily", **fields)
+        assert caught.value.metadata["policy"] == "schedules"
+    with scene.client.calling():
+        assert not (await scene.client.threads.ListThreads(orchestrator_pb2.ListThreadsRequest())).threads
 
 
 async def test_many_runs_are_cancelled_at_once(scene):

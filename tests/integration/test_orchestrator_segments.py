@@ -8,10 +8,11 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import Gone, NotFound
 from services.common.settings import StartRefused
-from services.orchestrator import segments_moving
+from services.orchestrator import results_tending, segments_moving
+from services.orchestrator.adapters.blob_folder import FolderBlobs
 from services.orchestrator.adapters.segment_files import SegmentFiles
 from services.orchestrator.adapters.store import Store
-from services.orchestrator.adapters.store_keys import thread_keys
+from services.orchestrator.adapters.store_keys import RESULTS, thread_keys
 from services.orchestrator.app import build
 from services.orchestrator.records import RunRef
 from services.orchestrator.segments_moving import SegmentMover
@@ -73,13 +74,13 @@ async def test_a_cursor_older_than_the_retention_is_told_the_oldest_event(identi
         await all_moved(valkey, second)
         # Another replica's mover, for which the first run's retention is over.
         store = Store(valkey, "another")
-        store.segments = SegmentFiles(tmp_path / "segments")
+        store.segments = SegmentFiles(FolderBlobs(tmp_path / "segments"))
         assert await store.expire(RunRef("acme", "t2", first.run_id), 0.0)
         await SegmentMover(store, store.segments, 0.0, lambda tier: None).look(RunRef("acme", "t2", first.run_id))
         for after_seq in (0, 1, first.terminal_seq - 1):
             with pytest.raises(Gone) as gone:
                 await client.log(thread_id="t2", after_seq=after_seq)
-            assert (gone.value.reason, gone.value.metadata) == ("RESUME_GAP", {"oldest_seq": str(second.first_seq)})
+            assert (gone.value.reason, gone.value.metadata["oldest_seq"]) == ("RESUME_GAP", str(second.first_seq))
             assert gone.value.http_status == 410
         assert await client.log(thread_id="t2", after_seq=first.terminal_seq) == whole[first.terminal_seq :]
         assert await client.log(second.run_id) == whole[first.terminal_seq :]
@@ -96,3 +97,16 @@ async def test_a_folder_that_cannot_be_written_is_refused_at_the_start(settings,
     bad = settings.model_copy(update={"segments_dir": tmp_path / "file" / "segments"})
     with pytest.raises(StartRefused, match="BULKHEAD_SEGMENTS_DIR"):
         build(bad)
+
+
+async def test_large_results_are_looked_after_however_long_the_logs_take(identities, settings, valkey, monkeypatch):
+    for module in (segments_moving, results_tending):
+        monkeypatch.setattr(module, "TURN_S", 1_000.0)
+    gone = [RunRef("acme", f"t{number}", "r") for number in range(2 * results_tending.MOST_AT_ONCE + 1)]
+    await valkey.zadd(RESULTS, {ref.encode(): 0 for ref in gone})
+    async with served(settings, identities):
+
+        async def none():
+            return not await valkey.zcard(RESULTS)
+
+        await testing.eventually_async(none, "all were looked at")

@@ -8,9 +8,14 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import NotFound
 from services.orchestrator.accepting import Accepting
+from services.orchestrator.adapters.blobs import place_of
+from services.orchestrator.adapters.store_keys import thread_keys
+from services.orchestrator.children.spawning import Spawning
+from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import delete, fork, keys_of, roll_back, said
-from services.orchestrator.threads import deleting, tending
+from services.orchestrator.threads import deleting
+from services.orchestrator.turn import supervisor
 
 OK, FAILED, CANCELLED, WAITING = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED, pb.RUN_STATUS_CANCELLED, pb.RUN_STATUS_WAITING
 AGENTS = """
@@ -99,6 +104,25 @@ async def test_a_run_whose_children_work_is_parked_and_watchers_see_both(client,
     assert (await client.wait(run.run_id)).status == OK
 
 
+async def test_looking_after_a_child_is_no_new_attempt_of_the_run(client, behind, monkeypatch):
+    monkeypatch.setattr(supervisor, "LOOK_MS", 50)
+    looked, ended_of = [], Spawning.ended
+
+    async def ended(self, run_id, thread_id, principal):
+        looked.append(run_id)
+        return await ended_of(self, run_id, thread_id, principal)
+
+    monkeypatch.setattr(Spawning, "ended", ended)
+    run = await child_at_work(client, behind)
+    await testing.eventually_async(lambda: len(looked) > 2, "the child was looked after")
+    behind.models.gate.open()
+    done = await client.wait(run.run_id)
+    assert (done.status, done.attempt) == (OK, 1)
+    events = await client.log(run.run_id)
+    assert {event.attempt for event in events if event.type != "run_queued"} == {1}
+    assert types(events).count("run_started") == 1
+
+
 async def test_children_of_one_step_work_side_by_side_beside_tools(client, behind):
     text = "\n".join([
         "tools", asking("delegate_to_quick", "say a"), 'tool calculator {"expression": "1+2"}', asking("delegate_to_quick", "say b"),
@@ -176,10 +200,7 @@ async def test_a_child_gets_its_share_of_what_is_left(client, behind):
     assert ended.usage.tool_calls == 3
 
 
-async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_it_and_a_fork_without(client, valkey, monkeypatch):
-    for module in (deleting, tending):
-        monkeypatch.setattr(module, "AGAIN_S", 0.1)
-    monkeypatch.setattr(tending, "TURN_S", 0.05)
+async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_it_and_a_fork_without(client, valkey, impatient):
     task = asking("delegate_to_quick", "say unheard-of")
     run = await said(client, asking("delegate_to_lead", task), "of-all", agent="head")
     made = (await fork(client, "of-all")).thread
@@ -200,10 +221,31 @@ async def test_a_thread_is_deleted_with_the_threads_on_which_others_worked_for_i
         await client.get(lead["run_id"])
 
 
-async def test_also_of_a_run_that_does_not_end_in_time_the_threads_of_others_are_deleted(client, behind, valkey, monkeypatch):
-    for module in (deleting, tending):
-        monkeypatch.setattr(module, "AGAIN_S", 0.1)
-    monkeypatch.setattr(tending, "TURN_S", 0.05)
+@pytest.mark.parametrize("how", ["changed", "missing"])
+async def test_a_thread_is_deleted_also_where_a_part_of_its_log_is_damaged(
+    identities, behind, state_url, config, valkey, impatient, tmp_path, how
+):
+    folder = tmp_path / "segments"
+    settings = settings_for(identities, behind, state_url, config, segments_dir=folder, segments_after_s=0.1)
+    async with served(settings, identities) as client:
+        run = await said(client, asking("delegate_to_quick", "say hi"), "t1", agent="lead")
+        place = folder / place_of("acme", "t1")
+        await testing.eventually_async(lambda: place.is_dir() and list(place.iterdir()), "the log has moved")
+        log = thread_keys(RunRef("acme", "t1", run.run_id))[1]
+
+        async def moved():
+            return not await valkey.exists(log)
+
+        await testing.eventually_async(moved, "it is nowhere else any more")
+        for path in place.iterdir():
+            path.unlink() if how == "missing" else path.write_bytes(b"?" + path.read_bytes()[1:])
+        assert await delete(client, "t1")
+        with pytest.raises(NotFound):
+            await client.get(run.run_id)
+        assert not [path for path in folder.rglob("*") if path.parent == place]
+
+
+async def test_also_of_a_run_that_does_not_end_in_time_the_threads_of_others_are_deleted(client, behind, valkey, impatient, monkeypatch):
     # As where its owner hangs: nobody ends it, and its thread goes all the same.
     monkeypatch.setattr(deleting, "END_WITHIN_S", -1.0)
     cancelled = Accepting.cancel_run

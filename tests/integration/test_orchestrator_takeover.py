@@ -73,6 +73,11 @@ async def test_killed_mid_model_stream(pair):
     superseded = next(e for e in events if e.type == "attempt_superseded")
     assert data_of(superseded)["from_seq"] == next(e.seq for e in events if e.type == "message_delta")
     assert superseded.attempt == 2
+    # The same call is made again, and each owner has told of it.
+    asked = [(e.attempt, data_of(e)["idempotency_key"], data_of(e)["request_digest"]) for e in events if e.type == "step_started"]
+    assert [attempt for attempt, _, _ in asked] == [1, 2]
+    assert asked[0][1:] == asked[1][1:]
+    assert asked[0][1] == f"{run.run_id}/1"
     await check_log(pair, run, events)
 
 

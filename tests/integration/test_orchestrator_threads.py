@@ -5,28 +5,31 @@ import json
 
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
 
 from services.common import testing
 from services.common.errors import Conflict, Gone, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
-from services.orchestrator import segments_moving
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
-from services.orchestrator.testing.whole_threads import delete, fork, keys_of, remembered, roll_back, said, shown, thread
-from services.orchestrator.threads import deleting, forking, rolling_back, tending, threads
-
-TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
-MAILS = 'tool send_mail {"to":"ana"}\ntool send_mail {"to":"bob"}'
+from services.orchestrator.testing.whole_threads import (
+    MAILS,
+    TWO,
+    create,
+    delete,
+    fork,
+    keys_of,
+    remembered,
+    roll_back,
+    said,
+    shown,
+    thread,
+)
+from services.orchestrator.threads import threads
 
 
 @pytest.fixture
-def settings(identities, behind, state_url, tmp_path, monkeypatch):
-    for module in (tending, rolling_back, deleting, forking):
-        monkeypatch.setattr(module, "AGAIN_S", 0.2)
-    monkeypatch.setattr(tending, "TURN_S", 0.05)
-    monkeypatch.setattr(segments_moving, "TURN_S", 0.05)
+def settings(identities, behind, state_url, tmp_path, impatient):
     return settings_for(identities, behind, state_url, write_config(tmp_path / "config"))
 
 
@@ -229,14 +232,12 @@ async def test_a_deleted_thread_leaves_nothing_and_others_alone(identities, behi
 
 async def test_a_thread_lives_as_long_as_it_was_told_to_after_its_last_run(identities, behind, settings):
     async with served(settings, identities) as client:
-        with client.calling():
-            made = await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="brief", ttl=Duration(seconds=1)))
-            stays = await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="stays"))
-        assert made.thread.expires_at.ToMilliseconds() - made.thread.created_at.ToMilliseconds() == 1000
-        assert not stays.thread.HasField("expires_at")
+        made, stays = await create(client, "brief", ttl_s=1), await create(client, "stays")
+        assert made.expires_at.ToMilliseconds() - made.created_at.ToMilliseconds() == 1000
+        assert not stays.HasField("expires_at")
         await said(client, "say one", "brief", agent="quick")
         later = await thread(client, "brief")
-        assert later.expires_at.ToMilliseconds() > made.thread.expires_at.ToMilliseconds()
+        assert later.expires_at.ToMilliseconds() > made.expires_at.ToMilliseconds()
 
         async def expired():
             try:

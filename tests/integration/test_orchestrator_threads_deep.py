@@ -11,23 +11,16 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import NotFound, Overloaded
 from services.common.valkey import connect
-from services.orchestrator import app, segments_moving
+from services.orchestrator import app
 from services.orchestrator.adapters import store_threads
 from services.orchestrator.testing.harness import served, settings_for, types, write_config
 from services.orchestrator.testing.stores import cluster_of_one
-from services.orchestrator.testing.whole_threads import delete, fork, keys_of, remembered, roll_back, said, shown
-from services.orchestrator.threads import deleting, forking, rolling_back, tending
-
-TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
-MAILS = 'tool send_mail {"to":"ana"}\ntool send_mail {"to":"bob"}'
+from services.orchestrator.testing.whole_threads import MAILS, delete, fork, keys_of, remembered, roll_back, said, shown
+from services.orchestrator.threads import tending
 
 
 @pytest.fixture
-def settings(identities, behind, state_url, tmp_path, monkeypatch):
-    for module in (tending, rolling_back, deleting, forking):
-        monkeypatch.setattr(module, "AGAIN_S", 0.2)
-    monkeypatch.setattr(tending, "TURN_S", 0.05)
-    monkeypatch.setattr(segments_moving, "TURN_S", 0.05)
+def settings(identities, behind, state_url, tmp_path, impatient):
     return settings_for(identities, behind, state_url, write_config(tmp_path / "config"))
 
 

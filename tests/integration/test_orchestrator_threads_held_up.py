@@ -5,7 +5,6 @@ import time
 import pytest
 import yaml
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import testing
@@ -14,10 +13,8 @@ from services.orchestrator.adapters.store_keys import THREADS
 from services.orchestrator.adapters.store_threads import ValkeyThreads
 from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import served, settings_for, write_config
-from services.orchestrator.testing.whole_threads import delete, fork, remembered, roll_back, said, thread
+from services.orchestrator.testing.whole_threads import TWO, create, delete, fork, remembered, roll_back, said, thread
 from services.orchestrator.threads import changing, conversation, deleting, tending
-
-TWO = 'tool calculator {"expression":"1+2"}\ntool calculator {"expression":"4+5"}'
 
 
 @pytest.fixture
@@ -98,8 +95,7 @@ async def test_what_a_cut_off_run_left_is_given_once_however_many_runs_came_sinc
 
 @pytest.mark.system
 async def test_a_thread_lives_as_long_as_a_run_of_it_waits_for_its_time(client, behind):
-    with client.calling():
-        await client.threads.CreateThread(pb.CreateThreadRequest(thread_id="brief", ttl=Duration(seconds=1)))
+    await create(client, "brief", ttl_s=1)
     later = await client.start("say later", thread_id="brief", start_at=_in(3.0))
     await said(client, "say now", "brief", agent="quick")
     assert (await client.wait(later.run_id)).status == pb.RUN_STATUS_SUCCEEDED
@@ -136,7 +132,8 @@ async def test_a_run_that_cannot_go_on_leaves_no_fork(identities, behind, state_
     async with served(settings, identities) as client:
         run = await said(client, TWO, "t1", agent="quick")
     agents = yaml.safe_load((config / "agents.yaml").read_text())
-    del agents["agents"]["quick"]
+    # And who asks it.
+    del agents["agents"]["quick"], agents["agents"]["lead"]
     agents.pop("default", None)
     (config / "agents.yaml").write_text(yaml.safe_dump(agents))
     async with served(settings, identities) as client:

@@ -206,12 +206,17 @@ async def test_webhooks_are_their_tenants(scene):
     assert not (await stranger.call("ListWebhooks")).webhooks
     for method, fields in (
         ("DeleteWebhook", {"webhook_id": webhook_id}), ("RotateWebhookSecret", {"webhook_id": webhook_id}),
-        ("ListDeliveries", {"webhook_id": webhook_id}), ("Redeliver", {"delivery_id": delivery.delivery_id}),
+        ("GetWebhook", {"webhook_id": webhook_id}), ("ListDeliveries", {"webhook_id": webhook_id}),
+        ("Redeliver", {"delivery_id": delivery.delivery_id}),
     ):  # fmt: skip
         with pytest.raises(NotFound):
             await stranger.call(method, **fields)
     colleague = Hooks(scene.client, scene.dialer, user="bob", scopes=["webhooks:read"])
-    assert [w.webhook_id for w in (await colleague.call("ListWebhooks")).webhooks] == [webhook_id]
+    (listed,) = (await colleague.call("ListWebhooks")).webhooks
+    assert (listed.webhook_id, (await colleague.call("GetWebhook", webhook_id=webhook_id)).webhook) == (webhook_id, listed)
+    for missing in ("", "whk_none", "a b/c"):
+        with pytest.raises(NotFound):
+            await colleague.call("GetWebhook", webhook_id=missing)
     assert len(await colleague.log(webhook_id)) == 1
     for method, fields in (
         ("CreateWebhook", {"url": scene.receiver.url(), "event_types": ALL}), ("DeleteWebhook", {"webhook_id": webhook_id}),
@@ -221,6 +226,8 @@ async def test_webhooks_are_their_tenants(scene):
             await colleague.call(method, **fields)
     with pytest.raises(PermissionDenied):
         await Hooks(scene.client, scene.dialer, scopes=["webhooks:write"]).call("ListWebhooks")
+    with pytest.raises(PermissionDenied):
+        await Hooks(scene.client, scene.dialer, scopes=["webhooks:write"]).call("GetWebhook", webhook_id=webhook_id)
 
 
 async def test_making_and_removing_are_done_once_a_key(scene):

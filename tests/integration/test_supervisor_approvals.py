@@ -4,7 +4,9 @@ import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
+from services.orchestrator.children import ending
 from services.orchestrator.testing.harness import data_of, types
+from services.orchestrator.turn import supervisor
 from tests.integration import approvals
 from tests.integration.approvals import APPROVE, REJECT, call, desk
 
@@ -78,6 +80,19 @@ async def test_children_and_people_answer_in_any_order(site, people_first, decis
     log = types(await site.client.log(run.run_id))
     assert [log.count(kind) for kind in ("interrupt_raised", "interrupt_resolved", "child_run_started", "child_run_finished")] == [1] * 4
     assert log.count("tool_call_completed") + log.count("tool_call_failed") == 3
+
+
+async def test_a_child_whose_end_nobody_tells_of_is_found_while_people_take_their_time(site, monkeypatch):
+    # No run counts as somebody's child, so none tells anybody of its end.
+    monkeypatch.setattr(ending, "child_thread_id", lambda run_id: "")
+    monkeypatch.setattr(supervisor, "LOOK_MS", 300)
+    run = await site.client.start(call(("wipe", {"n": 1}), delegated("say one two three")), agent="lead")
+    (asked,) = await site.asked(run.run_id)
+    await ended_for_parent(site, run.run_id)
+    await site.decide(asked.approval_id, **APPROVE)
+    ended = await site.client.wait(run.run_id)
+    assert (ended.status, '"answer":"one two three"' in ended.output_text) == (OK, True)
+    assert types(await site.client.log(run.run_id)).count("child_run_finished") == 1
 
 
 async def ended_for_parent(site, run_id):

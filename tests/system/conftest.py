@@ -1,10 +1,12 @@
 """Fixtures of the system tier."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from services.common import testing
+from services.orchestrator.testing.counting import CountingTools
+from services.orchestrator.testing.fakes import Fakes, fakes
 from tests.e2e.harness import Platform, Receiver, start_platform
 
 
@@ -23,3 +25,10 @@ def start_own(tmp_path_factory) -> Iterator[Callable[..., Platform]]:
     yield start
     for platform in started:
         platform.process.stop()
+
+
+@pytest.fixture
+async def behind(identities) -> AsyncIterator[Fakes]:
+    """What stands behind the orchestrators, with tools that count what they do."""
+    async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
+        yield made

@@ -1,14 +1,20 @@
 """What the rows of the kill matrix share: two replicas, what stands behind them, and all that clients were told."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import BulkheadError
 from services.orchestrator.testing.counting import RunGates, script, scripted
-from services.orchestrator.testing.harness import LOST, follow_through, shown_text
+from services.orchestrator.testing.fakes import Fakes
+from services.orchestrator.testing.harness import AGENTS, LOST, follow_through, shown_text, write_config
 from services.orchestrator.testing.oracle import History, Seen, violations
+from services.orchestrator.testing.replicas import Replica
 
 OK = pb.RUN_STATUS_SUCCEEDED
 TALK = "one two three four"
@@ -78,6 +84,15 @@ class Site:
         assert run.status == status, f"{run_id}: {run}"
         return run
 
+    async def befall(self, fault, rows):
+        """Strikes the first replica, which the rows have brought to their points, has it come back, and judges. Rows go on when the fault
+        has struck, and when the replica is back."""
+        self.first.strike(fault)
+        await each(rows)
+        await self.first.back()
+        await each(rows)
+        await self.judge()
+
     async def judge(self):
         """Waits for all and asks the oracle."""
         for run_id in self.threads:
@@ -99,3 +114,31 @@ class Site:
                 )
             )
         assert broken == [], broken
+
+
+async def each(rows: Sequence[AsyncIterator[Any]]) -> list[Any]:
+    """The next part of each of these; what they yield, None at their end."""
+    return await asyncio.gather(*(anext(row, None) for row in rows))
+
+
+@asynccontextmanager
+async def two_replicas(
+    identities: testing.Identities,
+    behind: Fakes,
+    state_url: str,
+    folder: Path,
+    agents: str = AGENTS,
+    first: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Site]:
+    """A site of two replicas with these agents; `first` are settings that only the first one has."""
+    config = write_config(folder / "config", agents)
+    async with AsyncExitStack() as stack:
+        site = Site(behind)
+        # On a slow machine leases run out before the fault, of which no run must end; one that stalls for a second loses none.
+        shared = {"lease_s": 2.5, "watch_heartbeat_s": 0.5, "drain_grace_s": 20.0, "crash_budget": 20}
+        site.first, site.second = (
+            Replica(name, identities, behind, config, folder, state_url, **{**shared, **fields})
+            for name, fields in (("first", first or {}), ("second", {}))
+        )
+        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in (site.first, site.second)))
+        yield site

@@ -20,6 +20,9 @@ from services.simulator.settings import Settings as SimulatorSettings
 
 pytestmark = pytest.mark.system
 
+# What a model answers at most, and its prices a token: the longest answer costs far more than any run of these tests.
+LONGEST = 4_000
+PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-5}
 OK, FAILED = pb.RUN_STATUS_SUCCEEDED, pb.RUN_STATUS_FAILED
 AGENTS = """
 agents:
@@ -128,7 +131,7 @@ async def models(identities, state_url, folder, address):
         {
             "model_name": name,
             "litellm_params": {"model": f"openai/{model}", "api_base": base},
-            "model_info": {"mode": "chat", "trusted": True},
+            "model_info": {"mode": "chat", "trusted": True, "max_output_tokens": LONGEST, **PRICES},
         }
         for name, model in (("main", "sim-1"), ("backup", "sim-2"))
     ]
@@ -168,3 +171,22 @@ async def test_models_that_fail_are_passed_over_then_an_old_answer_helps_and_the
             run, warnings = await ended(client, "What is 6 * 7?", "escalates")
             assert (run.status, run.finish_reason, run.output_text) == (OK, "handed_off", "Over to a person.")
             assert warnings[-1] == ("handed_off", "human")
+
+
+async def test_a_run_costs_no_more_than_its_money_and_answers_shortly_where_little_is_left(identities, state_url, tmp_path):
+    asked = "\n".join(f'tool calculator {{"expression": "{number}*7"}}' for number in range(5))
+    async with behind(identities, state_url, tmp_path, "llm_gateway") as (client, address):
+        async with models(identities, state_url, tmp_path / "models", address):
+            await testing.wait_ready(address)
+            free, warnings = await ended(client, asked, "counts")
+            takes = free.usage.cost_microusd
+            assert (free.status, warnings) == (OK, [])
+            assert takes < LONGEST * PRICES["output_cost_per_token"] * 1e6
+            # Enough for what it needs, and not for the longest answer that could come.
+            run, warnings = await ended(client, asked, "counts", limits=pb.RunLimits(max_cost_microusd=4 * takes))
+            assert (run.status, run.usage.cost_microusd) == (OK, takes)
+            assert warnings == [("answer_shortened", "shorter_answer")]
+            for most in range(takes // 10, takes, takes // 10):
+                run, _ = await ended(client, asked, "counts", limits=pb.RunLimits(max_cost_microusd=most))
+                assert run.usage.cost_microusd <= most
+                assert run.status == OK or run.error.reason == "COST_LIMIT"

@@ -31,11 +31,11 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.valkey import connect
-from services.orchestrator.testing.counting import ONCE, REPEATABLE, CountingTools, calls, script
-from services.orchestrator.testing.fakes import UNKNOWN, Fakes, fakes
+from services.orchestrator.testing.counting import ONCE, REPEATABLE, calls, script
+from services.orchestrator.testing.fakes import UNKNOWN
 from services.orchestrator.testing.harness import LOST, data_of, dialed, shown_text, types, write_config
 from services.orchestrator.testing.replicas import Replica
-from tests.system.kill_site import TALK, Site
+from tests.system.kill_site import TALK, Site, each, two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 CANCELLED = pb.RUN_STATUS_CANCELLED
@@ -58,6 +58,10 @@ async def mid_model_stream(site):
     run = await site.ended(run_id)
     assert (run.output_text, run.attempt) == (TALK, 2)
     events = site.shown(run_id)
+    told = [data_of(event) for event in events if event.type == "usage"]
+    assert [data.get("lost", False) for data in told] == [False, True]
+    assert run.usage.model_calls == 2
+    assert run.usage.input_tokens == sum(data["input_tokens"] for data in told) > told[0]["input_tokens"]
     superseded = next(event for event in events if event.type == "attempt_superseded")
     assert data_of(superseded)["from_seq"] == next(event.seq for event in events if event.type == "message_delta")
 
@@ -101,10 +105,11 @@ async def before_the_checkpoint(site):
     await held.reached()
     assert not site.behind.tools.effects[run_id]
     yield
-    await site.ended(run_id)
+    run = await site.ended(run_id)
     yield
     held.release()
     # The step's call twice, as documented, and the one after it.
+    assert run.usage.model_calls == 3
     assert len(site.calls_of(run_id)) == 3
     assert len(site.behind.tools.effects[run_id]) == 1
 
@@ -150,10 +155,11 @@ async def during_a_cancel(site):
     site.cancels[run_id] = int(time.time() * 1000)
     await held.reached()
     yield
-    assert (await site.ended(run_id, CANCELLED)).output_text == "one two"
+    run = await site.ended(run_id, CANCELLED)
+    assert run.output_text == "one two"
     yield
     held.release()
-    assert len(site.calls_of(run_id)) == 1
+    assert len(site.calls_of(run_id)) == run.usage.model_calls == 1
 
 
 async def ended_not_told(site):
@@ -199,9 +205,12 @@ async def claimed_not_told(site):
     site.models.of(before).open()
     await held.reached()
     yield
-    assert (await site.ended(run_id)).attempt == 2
+    # On a slow machine the lease of that claim runs out before the fault, and the first claims it again, of which it is not told either.
+    run = await site.ended(run_id)
+    assert run.attempt >= 2
     yield
     held.release()
+    assert len(site.calls_of(run_id)) == run.usage.model_calls == 1
 
 
 async def accepted_not_answered(site):
@@ -211,6 +220,7 @@ async def accepted_not_answered(site):
 
 
 async def accepted_not_enqueued(site):
+    yield
     # The first has no room for it by now: whoever has room owns what it accepts, and nothing is enqueued.
     async for _ in accepting(site, "accepted-not-enqueued", b"work_wake_v1", answer=False):
         yield
@@ -225,56 +235,40 @@ async def accepting(site, run_id, command, *, answer):
     again = await site.create(run_id, script("hi"), site.second.client)
     assert again.run_id == run_id
     site.watch(run_id, site.second.client)
-    await site.ended(run_id)
+    run = await site.ended(run_id)
     yield
     held.release()
     told = (await asyncio.gather(asked, return_exceptions=True))[0]
     assert told.run_id == run_id if isinstance(told, pb.Run) else told.code.name in LOST
-    assert len(site.calls_of(run_id)) == 1
+    # One call for each time that somebody knew to own it: the claim whose answer is held, the first one, makes none.
+    assert 1 <= len(site.calls_of(run_id)) <= run.attempt - (1 if answer else 0)
 
 
 # The kill points of the second group last for a moment only, those of the first as long as the test wants.
 LASTING = (mid_model_stream, mid_repeatable_tool, mid_unrepeatable_tool)
 BRIEF = (
-    before_the_checkpoint, zombie_returns, after_the_checkpoint, during_a_cancel, ended_not_told, taken_not_claimed, claimed_not_told,
-    accepted_not_answered,
+    before_the_checkpoint, zombie_returns, after_the_checkpoint, during_a_cancel, ended_not_told, accepted_not_answered,
+    accepted_not_enqueued, taken_not_claimed, claimed_not_told,
 )  # fmt: skip
-LAST = (accepted_not_enqueued,)
-
-
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
-        yield made
 
 
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_every_kill_point_of_an_owner(fault, identities, behind, state_url, tmp_path):
-    config = write_config(tmp_path / "config")
-    async with AsyncExitStack() as stack:
-        site = Site(behind)
-        first, second = (
-            Replica(name, identities, behind, config, tmp_path, state_url, watch_heartbeat_s=0.5, drain_grace_s=20.0, **fields)
-            # What the first owns and is about to own fills it.
-            for name, fields in {"first": {"max_active_runs": len(LASTING) + len(BRIEF)}, "second": {}}.items()
-        )
-        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in (first, second)))
-        site.first, site.second = first, second
-        idle = second.proxy.hold(b"BZPOPMIN", late=False)
-        lasting, brief, last = ([row(site) for row in group] for group in (LASTING, BRIEF, LAST))
-        await asyncio.gather(*(anext(row) for row in (*lasting, *brief)))
-        # One by one: what is written in the same moment is held together.
-        for row in (*brief, *last):
+    # What the first owns and is about to own fills it, up to the one that is to find no room.
+    filled = {"max_active_runs": len(LASTING) + len(BRIEF) - 1}
+    async with two_replicas(identities, behind, state_url, tmp_path, first=filled) as site:
+        # Whoever takes a run before the fault is the first.
+        idle = [site.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
+        lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
+        await each((*lasting, *brief))
+        # One by one: each is at its point before the next one sets out.
+        for row in brief:
             await anext(row)
-        rows = (*lasting, *brief, *last)
-        first.strike(fault)
-        idle.release()
-        await asyncio.gather(*(anext(row) for row in rows))
-        await first.back()
-        await asyncio.gather(*(anext(row, None) for row in rows))
-        await site.judge()
+        for held in idle:
+            held.release()
+        await site.befall(fault, (*lasting, *brief))
         # It is fit for further work.
-        async with dialed(first.settings, identities) as client:
+        async with dialed(site.first.settings, identities) as client:
             again = await client.start(script("hi"))
             assert (await client.wait(again.run_id)).output_text == "hi"
 

@@ -6,17 +6,15 @@ SIGSTOP longer than the lease, and a store that is cut off; in the end the oracl
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
 
 import pytest
 from bulkhead.orchestrator.v1 import approvals_pb2 as pb
 
 from services.common import testing
-from services.orchestrator.testing.counting import ONCE, CountingTools, calls
-from services.orchestrator.testing.fakes import UNKNOWN, Fakes, fakes
-from services.orchestrator.testing.harness import data_of, types, write_config
-from services.orchestrator.testing.replicas import Replica
-from tests.system.kill_site import Site
+from services.orchestrator.testing.counting import ONCE, calls
+from services.orchestrator.testing.fakes import UNKNOWN
+from services.orchestrator.testing.harness import data_of, types
+from tests.system.kill_site import each, two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 APPROVE = pb.Approve()
@@ -102,29 +100,12 @@ LASTING = (mid_tool_that_is_asked_about, waiting_for_approval)
 BRIEF = (decided_not_told, asked_not_told)
 
 
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
-        yield made
-
-
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_lost_where_people_are_asked(fault, identities, behind, state_url, tmp_path):
-    config = write_config(tmp_path / "config")
-    async with AsyncExitStack() as stack:
-        site = Site(behind)
-        site.first, site.second = (
-            Replica(name, identities, behind, config, tmp_path, state_url, watch_heartbeat_s=0.5, drain_grace_s=20.0)
-            for name in ("first", "second")
-        )
-        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in (site.first, site.second)))
+    async with two_replicas(identities, behind, state_url, tmp_path) as site:
         lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
         rows = (*lasting, *brief)
-        await asyncio.gather(*(anext(row) for row in rows))
+        await each(rows)
         for row in brief:
             await anext(row)
-        site.first.strike(fault)
-        await asyncio.gather(*(anext(row) for row in rows))
-        await site.first.back()
-        await asyncio.gather(*(anext(row, None) for row in rows))
-        await site.judge()
+        await site.befall(fault, rows)

@@ -5,17 +5,14 @@ again under its key at another replica. Nothing is lost, and nothing is done or 
 """
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
-from services.orchestrator.testing.counting import REPEATABLE, CountingTools, calls, script
-from services.orchestrator.testing.fakes import Fakes, fakes
-from services.orchestrator.testing.harness import data_of, types, write_config
-from services.orchestrator.testing.replicas import Replica
-from tests.system.kill_site import Site
+from services.orchestrator.testing.counting import REPEATABLE, calls, script
+from services.orchestrator.testing.harness import data_of, types
+from tests.system.kill_site import each, two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -84,28 +81,11 @@ def counts(log, *kinds):
     return [types(log).count(kind) for kind in kinds]
 
 
-@pytest.fixture
-async def behind(identities):
-    async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
-        yield made
-
-
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_commands_whose_taker_is_lost(fault, identities, behind, state_url, tmp_path):
-    config = write_config(tmp_path / "config")
-    async with AsyncExitStack() as stack:
-        site = Site(behind)
-        site.first, site.second = (
-            Replica(name, identities, behind, config, tmp_path, state_url, watch_heartbeat_s=0.5, drain_grace_s=20.0)
-            for name in ("first", "second")
-        )
-        await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in (site.first, site.second)))
+    async with two_replicas(identities, behind, state_url, tmp_path) as site:
         rows = [row(site) for row in (stopped_not_told, steered_not_told, ordered_not_told)]
-        await asyncio.gather(*(anext(row) for row in rows))
+        await each(rows)
         for row in rows:
             await anext(row)
-        site.first.strike(fault)
-        await asyncio.gather(*(anext(row) for row in rows))
-        await site.first.back()
-        await asyncio.gather(*(anext(row, None) for row in rows))
-        await site.judge()
+        await site.befall(fault, rows)

@@ -8,92 +8,20 @@ holds, and a new run is worked on at once. What was seen stands in docs/durabili
 import asyncio
 import shlex
 import time
-from contextlib import asynccontextmanager
 
 import pytest
 import redis
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from scripts import chaos_load
-from scripts.chaos import defects_of
-from scripts.chaos_load import Load
 from services.common import embedded, testing
-from services.common.errors import BulkheadError
-from services.orchestrator.testing.counting import CountingTools, script
-from services.orchestrator.testing.fakes import Fakes, fakes
-from services.orchestrator.testing.harness import LOST, write_config
+from services.orchestrator.testing.counting import ONCE, RunGates, calls, script
 from services.orchestrator.testing.replica_set import replica_set
-from services.orchestrator.testing.replicas import Replica
+from tests.system.store_trial import another_primary, trial, whole
 
+# Leases of the orchestrators here, and absences that end them.
+LEASE_S, AWAY_S = 1.0, 3.0
 pytestmark = [pytest.mark.system, pytest.mark.timeout(170)]
-CONCURRENT = 10
-ASKS_FIRST_S = 2.0
-
-
-class Trial:
-    """The orchestrators on one store, their clients, and what came of it."""
-
-    def __init__(self, replicas, behind):
-        self.replicas, self.load = replicas, Load(replicas, behind)
-        self._clients = []
-
-    async def begin(self):
-        self._clients = [asyncio.create_task(self.load.keep_asking()) for _ in range(CONCURRENT)]
-        await self.accepts()
-        await asyncio.sleep(ASKS_FIRST_S)
-
-    async def accepts(self, within_s=30.0):
-        """Returns when a run was accepted and has ended that was asked for now."""
-        before = time.monotonic()
-        async with asyncio.timeout(within_s):
-            run = await self.load.anywhere(lambda client: client.start(script("hi")))
-            ended = await self.load.anywhere(lambda client: client.get(run.run_id))
-            while not ended.HasField("ended_at"):
-                await asyncio.sleep(0.05)
-                ended = await self.load.anywhere(lambda client: client.get(run.run_id))
-        return time.monotonic() - before
-
-    async def refused(self, within_s=20.0):
-        """Returns when a run is refused for the store's sake. Nothing is acknowledged that is not kept."""
-        client = self.replicas[0].client
-
-        async def refuses():
-            try:
-                with client.calling(timeout_s=4.0):
-                    await client.start(script("hi"))
-            except BulkheadError as error:
-                if error.code.name not in LOST:
-                    raise
-                return error.code.name == "UNAVAILABLE"
-            return False
-
-        await testing.eventually_async(refuses, "new runs are refused", within_s)
-
-    async def judged(self):
-        self.load.asking = False
-        await asyncio.gather(*self._clients)
-        await self.load.judged()
-        assert self.load.broken == []
-        assert not self.load.statuses["not ended in time"]
-        assert self.load.statuses["succeeded"] > CONCURRENT
-        for replica in self.replicas:
-            assert defects_of(replica.process.log) == []
-
-
-@asynccontextmanager
-async def trial(identities, state_url, folder, **fields):
-    config = write_config(folder / "config")
-    # Owners are lost here by no fault of theirs, and each stays within its own process.
-    fields = {"watch_heartbeat_s": 0.5, "crash_budget": 50, "log_level": "WARNING", **fields}
-    async with fakes(identities, made=Fakes(tools=CountingTools())) as behind:
-        one, two = (Replica(name, identities, behind, config, folder, state_url, **fields) for name in ("one", "two"))
-        async with one.there(), two.there():
-            made = Trial([one, two], behind)
-            await made.begin()
-            try:
-                yield made
-                await made.judged()
-            finally:
-                made.load.asking = False
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +70,28 @@ async def test_killed_and_back_from_its_file(identities, store, tmp_path):
             await asyncio.to_thread(lambda: testing.wait_for_port(store.port, store.start()))
             await tried.accepts()
     assert tried.load.gaps == 0
+
+
+async def test_away_for_longer_than_a_lease_more_often_than_a_run_may_lose_its_owner(identities, store, tmp_path):
+    async with trial(identities, store.url, tmp_path, none_given_up=True) as tried:
+        gate = tried.tools.gate = RunGates()
+        gate.of("r-held").close()
+        await tried.one.start(script(calls((ONCE, "held")), "done"), run_id="r-held", thread_id="th-held")
+        await testing.eventually_async(lambda: tried.tools.effects.get("r-held"), "a step begins that lasts through all of it")
+        for how in ("pause", "kill", "pause", "kill"):
+            if how == "pause":
+                with store.process.standing_still():
+                    await asyncio.sleep(AWAY_S)
+            else:
+                store.process.kill()
+                await asyncio.sleep(AWAY_S)
+                await asyncio.to_thread(lambda: testing.wait_for_port(store.port, store.start()))
+            await tried.accepts()
+            # Not one long absence.
+            await asyncio.sleep(LEASE_S)
+        gate.of("r-held").open()
+        held = await tried.one.wait("r-held")
+        assert (held.status, held.attempt) == (pb.RUN_STATUS_SUCCEEDED, 1)
 
 
 async def test_a_disk_that_is_full(identities, store, tmp_path):
@@ -202,7 +152,7 @@ def members(tmp_path):
 
 
 async def test_a_failover(identities, members, tmp_path):
-    async with trial(identities, members.url, tmp_path, state_replicas=1) as tried:
+    async with trial(identities, members.url, tmp_path, others=True, state_replicas=1) as tried:
         took = {}
         for strike in ("kill", "pause", "hand over"):
             lost = await asyncio.to_thread(members.primary)
@@ -227,31 +177,14 @@ async def test_a_failover(identities, members, tmp_path):
     assert tried.load.gaps
 
 
-async def another_primary(members, lost):
-    async def promoted():
-        return await asyncio.to_thread(members.primary) is not lost
-
-    await testing.eventually_async(promoted, "another primary", every_s=0.1)
-
-
-async def whole(members):
-    async def follow():
-        return await asyncio.to_thread(members.whole)
-
-    await testing.eventually_async(follow, "every replica follows", every_s=0.2)
-
-
 async def test_too_few_replicas(identities, members, tmp_path):
     async with trial(identities, members.url, tmp_path, state_replicas=1) as tried:
         cut_off = await asyncio.to_thread(members.replicas)
         for node in cut_off:
             node.pause()
-        await tried.refused()
-        # Not one run is acknowledged for as long as it lasts.
-        accepted = tried.load.acknowledged
-        await asyncio.sleep(3.0)
-        await tried.refused()
-        assert tried.load.acknowledged == accepted
+        # What was asked before may be answered later. Of what is asked from here on nothing is acknowledged, for as long as it lasts.
+        async with tried.accepts_none(tried.one), tried.accepts_none(tried.two):
+            await asyncio.sleep(3.0)
         for node in cut_off:
             node.go_on()
         await tried.accepts()

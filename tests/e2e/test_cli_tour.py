@@ -1,0 +1,71 @@
+"""The commands over the API at the real platform: a run is watched, forked and taken back, and its thread becomes a test."""
+
+import json
+
+import aiohttp
+import pytest
+import yaml
+
+from services.cli.testing import command
+
+
+@pytest.fixture(autouse=True)
+def _connected(platform, monkeypatch):
+    monkeypatch.setenv("BULKHEAD_URL", platform.url)
+    monkeypatch.setenv("BULKHEAD_API_KEY", platform.key)
+
+
+async def asked(platform, thread, text, agent="assistant"):
+    """A run of its own, ended; its id."""
+    headers = {"authorization": f"Bearer {platform.key}", "prefer": "wait=60"}
+    async with aiohttp.ClientSession(platform.url, headers=headers) as http:
+        async with http.post(f"/v1/threads/{thread}/runs", json={"input": text, "agent": agent}) as answer:
+            run = await answer.json()
+            assert (answer.status, run["status"]) == (200, "succeeded"), run
+            return run["run_id"]
+
+
+async def test_a_real_conversation_is_watched_forked_taken_back_and_becomes_a_test(platform, tmp_path):
+    await asked(platform, "cli-tour", "My bicycle is called Ansgar.")
+    run_id = await asked(platform, "cli-tour", "What is 21 * 24, and what is my bicycle called?")
+    watched = (await command("runs", "watch", run_id, "--json")).json()
+    assert (watched[0]["type"], watched[-1]["type"]) == ("run_queued", "run_finished")
+    shown = await command("runs", "watch", run_id)
+    assert ("504" in shown.out, "→ calculator" in shown.err) == (True, True)
+
+    test = tmp_path / "tour.yaml"
+    test.write_text((await command("replay", "cli-tour", "--as-test")).out)
+    turns = yaml.safe_load(test.read_text())["turns"]
+    assert (turns[1]["expect"]["tools"], turns[1]["expect"]["says"]) == (["calculator"], ["504"])
+    told = await command("test", str(test))
+    assert "1 of 1 test passed" in told.out
+    other = await command("test", str(test), "--agent", "plain", status=1)
+    assert "must call calculator" in other.out
+    assert not [one for one in (await command("threads", "list", "--json")).json() if one["thread_id"].startswith("test-")]
+
+    fork = (await command("runs", "fork", run_id, "--step", "1", "--name", "cli-tour-fork", "--continue", "--json")).json()[0]
+    assert fork["run"]["thread_id"] == "cli-tour-fork"
+    assert "504" in (await command("runs", "watch", fork["run"]["run_id"])).out
+    first = (await command("runs", "list", "--thread", "cli-tour", "--json")).json()[-1]["run_id"]
+    await command("threads", "rollback", "cli-tour", "--run", first)
+    assert json.loads((await command("runs", "show", run_id)).out)["rolled_back_seq"]
+    assert [t["input"] for t in yaml.safe_load((await command("replay", "cli-tour", "--as-test")).out)["turns"]] == [turns[0]["input"]]
+    copy = (await command("threads", "fork", "cli-tour")).out.strip()
+    for thread in ("cli-tour", "cli-tour-fork", copy):
+        await command("threads", "delete", thread, "--yes")
+    assert "no such" in (await command("threads", "show", "cli-tour", status=1)).err
+
+
+async def test_what_limits_a_key_and_what_waits_are_shown(platform):
+    quota = (await command("quota", "--json")).json()[0]
+    assert quota["tier"] == "enterprise"
+    assert "tier enterprise" in (await command("quota")).out
+    assert (await command("approvals", "list", "--json")).err == ""
+    refused = await command("webhooks", "create", "http://169.254.169.254/latest", status=2)
+    assert "url" in refused.err
+    made = (await command("webhooks", "create", "http://127.0.0.1:9/hook", "--json")).json()[0]
+    rotated = (await command("webhooks", "rotate", made["webhook_id"])).out.strip()
+    assert rotated not in ("", made["secret"])
+    assert made["secret"] not in (await command("webhooks", "show", made["webhook_id"])).out
+    assert (await command("webhooks", "deliveries", made["webhook_id"], "--json")).out == ""
+    await command("webhooks", "delete", made["webhook_id"], "--yes")

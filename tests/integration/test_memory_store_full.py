@@ -1,0 +1,31 @@
+"""What memory answers while its state store's memory is full: what an ended run leaves is taken, everything new is refused."""
+
+import pytest
+from bulkhead.memory.v1 import memory_pb2
+
+from services.common import testing
+from services.common.errors import Overloaded
+from services.common.valkey import connect
+from services.memory import fakes
+from tests.integration.test_memory_failures import add, ingest
+
+
+async def test_the_turn_of_an_ended_run_is_taken_and_nothing_new_is(identities, milvus_uri):
+    with testing.valkey_server() as (url, _):
+        client = connect(url, timeout_s=testing.PATIENCE_S)
+        async with fakes.fake_llm(identities) as (_, address), fakes.memory_service(identities, url, milvus_uri, address) as memory:
+
+            async def append(session, run_id):
+                turn = memory_pb2.Turn(run_id=run_id, user_text="a", assistant_text="b")
+                request = memory_pb2.AppendTurnsRequest(session_id=session, turns=[turn], idempotency_key=f"{run_id}/turn")
+                return (await memory.sessions.AppendTurns(request)).window_turns
+
+            with testing.calling(identities, timeout_s=60):
+                assert await append("before", "r0") == 1
+                await client.config_set("maxmemory", "1mb")
+                assert [await append("s", run_id) for run_id in ("r1", "r2", "r2")] == [1, 2, 2]
+                await memory.sessions.ResetSession(memory_pb2.ResetSessionRequest(session_id="before"))
+                for call, request in ((memory.memories.AddMemories, add("x")), (memory.documents.IngestDocument, ingest("x", "y"))):
+                    with pytest.raises(Overloaded):
+                        await call(request)
+        await client.aclose()
