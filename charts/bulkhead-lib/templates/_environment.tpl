@@ -30,6 +30,27 @@ BULKHEAD_HTTP_WORKERS: {{ .Values.modelPort.workers | quote }}
 {{- if (.Values.files | default dict).enabled }}
 BULKHEAD_FILES_DIR: /data/files
 {{- end }}
+{{- with .Values.segments }}
+{{- if .volume.enabled }}
+BULKHEAD_SEGMENTS_DIR: /data/segments
+{{- end }}
+{{- with .bucket }}
+{{- if .url }}
+BULKHEAD_SEGMENTS_URL: {{ .url | quote }}
+{{- with .endpoint }}
+BULKHEAD_SEGMENTS_ENDPOINT: {{ . | quote }}
+{{- end }}
+BULKHEAD_SEGMENTS_REGION: {{ .region | quote }}
+BULKHEAD_SEGMENTS_PATH_STYLE: {{ .pathStyle | quote }}
+{{- if .existingSecret }}
+BULKHEAD_SEGMENTS_CREDENTIALS_DIR: /etc/bulkhead/segments
+{{- if .caKey }}
+BULKHEAD_SEGMENTS_CA_FILE: /etc/bulkhead/segments/ca.pem
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if $facts.identity }}
 BULKHEAD_IDENTITY_KEYS_FILE: /etc/bulkhead/identity/jwks.json
 {{- if eq $facts.identity "issuer" }}

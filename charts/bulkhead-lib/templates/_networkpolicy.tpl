@@ -58,13 +58,10 @@ spec:
       ports: [{port: 443, protocol: TCP}]
     {{- end }}
     {{- range $name, $server := .Values.modelServers }}
-    - to:
-        {{- if $server.cidr }}
-        - ipBlock: {cidr: {{ $server.cidr }}}
-        {{- else }}
-        - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ $server.namespace }}}}
-        {{- end }}
-      ports: [{port: {{ $server.port }}, protocol: TCP}]
+    {{- include "bulkhead-lib.serverEgress" $server | nindent 4 }}
+    {{- end }}
+    {{- with dig "segments" "bucket" "server" dict (.Values | toJson | fromJson) }}
+    {{- include "bulkhead-lib.serverEgress" . | nindent 4 }}
     {{- end }}
     {{- if and (has "models.yaml" $facts.configFiles) .Values.global.simulator.enabled }}
     - to: [{podSelector: {matchLabels: {{ include "bulkhead-lib.peer" (dict "root" . "service" "simulator") }}}}]
@@ -85,6 +82,17 @@ spec:
 {{- with $names -}}
 from: [{namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}]}}]
 {{- end -}}
+{{- end }}
+
+{{/* Input: {cidr or namespace, port}. */}}
+{{- define "bulkhead-lib.serverEgress" -}}
+- to:
+    {{- if .cidr }}
+    - ipBlock: {cidr: {{ .cidr }}}
+    {{- else }}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .namespace }}}}
+    {{- end }}
+  ports: [{port: {{ .port }}, protocol: TCP}]
 {{- end }}
 
 {{- define "bulkhead-lib.storeEgress" -}}

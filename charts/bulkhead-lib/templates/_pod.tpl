@@ -68,6 +68,14 @@ containers:
       {{- if ($values.files | default dict).enabled }}
       - {name: files, mountPath: /data/files}
       {{- end }}
+      {{- with $values.segments }}
+      {{- if .volume.enabled }}
+      - {name: segments, mountPath: /data/segments}
+      {{- end }}
+      {{- if .bucket.existingSecret }}
+      - {name: segments-credentials, mountPath: /etc/bulkhead/segments, readOnly: true}
+      {{- end }}
+      {{- end }}
 volumes:
   - name: tmp
     emptyDir: {sizeLimit: 256Mi}
@@ -88,6 +96,26 @@ volumes:
   {{- if ($values.files | default dict).enabled }}
   - name: files
     persistentVolumeClaim: {claimName: {{ $values.files.existingClaim | default (printf "%s-files" (include "bulkhead-lib.fullname" .root)) }}}
+  {{- end }}
+  {{- with $values.segments }}
+  {{- if .volume.enabled }}
+  - name: segments
+    persistentVolumeClaim: {claimName: {{ .volume.existingClaim | default (printf "%s-segments" (include "bulkhead-lib.fullname" $.root)) }}}
+  {{- end }}
+  {{- with .bucket }}
+  {{- if .existingSecret }}
+  - name: segments-credentials
+    secret:
+      secretName: {{ .existingSecret }}
+      defaultMode: 0440
+      items:
+        - {key: {{ .accessKeyIdKey }}, path: access_key_id}
+        - {key: {{ .secretAccessKeyKey }}, path: secret_access_key}
+        {{- with .caKey }}
+        - {key: {{ . }}, path: ca.pem}
+        {{- end }}
+  {{- end }}
+  {{- end }}
   {{- end }}
 {{- end }}
 

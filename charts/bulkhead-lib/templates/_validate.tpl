@@ -39,6 +39,27 @@
 {{- fail (printf "%s.files.existingClaim is set but files.enabled is false: enable files, or take the claim out" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.segments -}}
+{{- if and .volume.enabled .bucket.url -}}
+{{- fail (printf "%s.segments.volume.enabled is true and segments.bucket.url is set: logs move to one place; take one of them out" $name) -}}
+{{- end -}}
+{{- if and .volume.existingClaim (not .volume.enabled) -}}
+{{- fail (printf "%s.segments.volume.existingClaim is set but segments.volume.enabled is false: enable it, or take the claim out" $name) -}}
+{{- end -}}
+{{- if and .bucket.caKey (not .bucket.existingSecret) -}}
+{{- fail (printf "%s.segments.bucket.caKey is set but existingSecret is empty: name the Secret that has it, or take it out" $name) -}}
+{{- end -}}
+{{- if and (not .bucket.url) (or .bucket.existingSecret .bucket.endpoint .bucket.server) -}}
+{{- fail (printf "%s.segments.bucket.url is empty, but its endpoint, existingSecret or server is set: name the bucket, or take them out" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $facts.replicated (eq .Values.global.env "prod") -}}
+{{- $env := .Values.env | default dict -}}
+{{- $least := get $env "BULKHEAD_LEAST_STATE_REPLICAS" | default "1" | int -}}
+{{- if lt (get $env "BULKHEAD_STATE_REPLICAS" | default "0" | int) $least -}}
+{{- fail (printf "%s.env.BULKHEAD_STATE_REPLICAS is below %d, and %s does not start so in prod: set it to how many replicas of `state` must have a write on disk" $name $least $name) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.global -}}
 {{- if not .allowDevelopmentParts -}}
 {{- range $part := list "simulator" "devstores" -}}
