@@ -24,6 +24,11 @@ def store(valkey):
     return Store(valkey, "one")
 
 
+def in_turn(count):
+    """References that have their turns in this order also where they are accepted within a millisecond: then their names decide."""
+    return sorted(new_ref() for _ in range(count))
+
+
 async def accept(store, ref, slots, queued=100, priority=0, start_ms=0, delayed=100, weight=1):
     schedule = Schedule(priority, weight, start_ms, slots)
     reservation = await store.reserve(ref, "ana", slots, "", "", queued=queued, delayed=delayed, schedule=schedule)
@@ -61,7 +66,7 @@ async def left_of(valkey, tenant="acme"):
 async def test_a_run_beyond_the_limit_waits_and_starts_when_a_slot_is_free(store, valkey):
     admitted = []
     store.on_admitted = admitted.extend
-    refs = [new_ref() for _ in range(3)]
+    refs = in_turn(3)
     verdicts = [(await accept(store, ref, 1))[0] for ref in refs]
     assert [(v.verdict, v.held, v.place) for v in verdicts] == [("new", False, 0), ("new", True, 1), ("new", True, 2)]
     assert (await store.claim(refs[1], 60, CRASHES)).verdict == "waiting", "no replica of any version takes a run without a slot"
@@ -92,12 +97,11 @@ async def test_a_full_queue_and_a_tier_without_one_refuse(store, valkey):
 async def test_nobody_overtakes_the_queue_but_by_priority(store):
     admitted = []
     store.on_admitted = admitted.extend
-    first, waiting, urgent = new_ref(), new_ref(), new_ref()
+    first, waiting, urgent, late = in_turn(4)
     await accept(store, first, 1)
     await accept(store, waiting, 1)
     assert (await accept(store, urgent, 1, priority=1))[0].place == 1
     await store.settle(first)
-    late = new_ref()
     assert (await accept(store, late, 1))[0].place == 2
     assert admitted == [urgent]
     await store.settle(urgent)
@@ -108,12 +112,8 @@ async def test_nobody_overtakes_the_queue_but_by_priority(store):
 async def test_places_go_down_one_after_the_other_and_say_how_long(store):
     admitted = []
     store.on_admitted = admitted.extend
-    refs = [new_ref() for _ in range(7)]
-    records = []
-    for ref in refs:
-        records.append((await accept(store, ref, 2))[1])
-        # Runs of one millisecond have the same age.
-        await asyncio.sleep(0.002)
+    refs = in_turn(7)
+    records = [(await accept(store, ref, 2))[1] for ref in refs]
     for ref, record in list(zip(refs, records, strict=True))[:2]:
         await store.wake(ref, "stable", record.created_ms, schedule=record.spec.schedule)
     seen = {ref: [] for ref in refs}
@@ -190,7 +190,7 @@ async def test_a_run_whose_time_comes_starts_and_so_does_one_whose_slot_nobody_h
 async def test_a_slot_that_the_version_before_gave_back_goes_to_who_waits(store, valkey):
     admitted = []
     store.on_admitted = admitted.extend
-    first, second, third, late = (new_ref() for _ in range(4))
+    first, second, third, late = in_turn(4)
     for ref in (first, second, third):
         await accept(store, ref, 1)
     # It knows of slots alone.
