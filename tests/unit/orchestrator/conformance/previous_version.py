@@ -80,8 +80,9 @@ class Mixed:
         return call
 
     async def _parked(self, name, args) -> bool:
-        """Whether this would be a claim that the version before never makes: its sweeper leaves alone what has a newer schema."""
-        return name == "claim" and (await self.present.inspect(args[0]))[0] == "parked"
+        """Whether the run is parked, which the version before has no word for: its sweeper leaves alone what has a newer schema, so it
+        never claims one, and what its look at one would answer tells nobody anything."""
+        return name in ("claim", "inspect") and (await self.present.inspect(args[0]))[0] == "parked"
 
 
 class MixedBackend(ValkeyBackend):
