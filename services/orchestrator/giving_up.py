@@ -10,11 +10,11 @@ from services.orchestrator.turn.supervisor import at_work_of
 WORKER_LOST = "WORKER_LOST"
 
 
-async def wind_up(store: RunStore, services: Services, ref: RunRef, crash_budget: int) -> bool:
+async def wind_up(store: RunStore, services: Services, ref: RunRef) -> bool:
     """Asks for the end of the children that nobody waits for any more, and leaves the outbox what memory is to be told; whoever does it
     again changes nothing. True where the outbox has an entry to deliver. Raises Overloaded."""
     record = await store.run(ref)
-    if record is None or not _given_up(record, crash_budget):
+    if record is None or not _given_up(record):
         return False
     for run_id in at_work_of(record.state):
         if services.children is not None:
@@ -23,7 +23,7 @@ async def wind_up(store: RunStore, services: Services, ref: RunRef, crash_budget
     return bool(entry) and await store.outbox_leave(ref, entry)
 
 
-def _given_up(record: RunRecord, crash_budget: int) -> bool:
+def _given_up(record: RunRecord) -> bool:
     if record.status == "cancelled":
-        return record.crashes >= 2 * crash_budget
+        return bool(record.result.get("given_up"))
     return record.status == "failed" and (record.result.get("error") or {}).get("reason") == WORKER_LOST

@@ -224,7 +224,7 @@ class Worker:
 
     async def wind_up(self, ref: RunRef) -> bool:
         """As giving_up.wind_up, of a run that has ended."""
-        return await wind_up(self.store, self.services, ref, self.settings.crash_budget)
+        return await wind_up(self.store, self.services, ref)
 
     async def settle_ended(self, ref: RunRef) -> None:
         """All that follows the end of a run of which it is not known who has ended it, and how far they came. Raises Overloaded."""

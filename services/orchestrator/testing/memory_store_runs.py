@@ -113,7 +113,7 @@ class ThreadSteps(BusySteps):
         result = orjson.dumps({"error": {"reason": "WORKER_LOST", "message": message, "retryable": True}, "usage": usage})
         terminal = Terminal("failed", result, "run_failed", result)
         if run.cancel:
-            result = orjson.dumps({"output_text": "", "usage": usage})
+            result = orjson.dumps({"output_text": "", "usage": usage, "given_up": True})
             terminal = Terminal("cancelled", result, "run_cancelled", result)
             if run.prov_from:
                 self.append(run.attempt, "", [Draft("attempt_superseded", orjson.dumps({"from_seq": run.prov_from}))])

@@ -15,7 +15,7 @@ from services.orchestrator.driving import Owned
 from services.orchestrator.ports import Message, ModelFinished
 from services.orchestrator.records import Limits, RunRef
 from services.orchestrator.sweeper import Sweeper
-from services.orchestrator.testing.runs import CRASHES, accept, done, new_ref
+from services.orchestrator.testing.runs import CANCELLED, CRASHES, accept, done, new_ref
 from services.orchestrator.testing.turn_world import agent
 from services.orchestrator.turn import model_step
 from services.orchestrator.turn.guardrails import AllowAll
@@ -183,6 +183,18 @@ async def test_so_they_are_where_who_gave_it_up_was_lost_right_behind_it(about_t
     for _ in range(2):
         await sweeper._look(ref)
     assert (children.asked, outbox.asked) == ([("at-work", "ana")] * 2, [("settled", ref)] * 2)
+
+
+async def test_so_they_are_where_a_cancelled_run_was_given_up_by_a_replica_with_a_smaller_budget(about_to_be_given_up, store, backend):
+    lost, worker, sweeper, children, _ = about_to_be_given_up
+    worker.settings.crash_budget = 3
+    ref = await lost()
+    await store.cancel(ref, "", CANCELLED, "")
+    assert (await store.claim(ref, 1.0, 1)).verdict == "claimed"
+    await backend.advance(2.0)
+    assert (await store.claim(ref, 1.0, 1)).verdict == "failed"
+    await sweeper._look(ref)
+    assert children.asked == [("at-work", "ana")]
 
 
 @pytest.mark.parametrize("by", ["worker", "sweeper"])

@@ -140,7 +140,7 @@ async def test_a_cancelled_run_whose_workers_keep_dying_ends_cancelled(backend, 
         verdicts.append((await store.claim(ref, LEASE_S, CRASHES)).verdict)
     assert verdicts == ["claimed"] * (2 * CRASHES - 1) + ["failed"]
     record = await store.run(ref)
-    assert (record.status, record.result) == ("cancelled", {"output_text": "", "usage": {}})
+    assert (record.status, record.result) == ("cancelled", {"output_text": "", "usage": {}, "given_up": True})
     void, end = (await log_of(store, ref))[-2:]
     assert (void.type, orjson.loads(void.data), end.type) == ("attempt_superseded", {"from_seq": shown.last_seq}, "run_cancelled")
 

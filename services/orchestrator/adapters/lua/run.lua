@@ -39,7 +39,7 @@ local function claim(keys, args)
     redis.call('HSET', keys[3], 'epoch', epoch, 'crashes', crashes, 'losses', losses)
     local status, kind = 'failed', 'run_failed'
     if cancelled then
-      status, kind, result = 'cancelled', 'run_cancelled', cjson.encode({output_text = '', usage = usage})
+      status, kind, result = 'cancelled', 'run_cancelled', cjson.encode({output_text = '', usage = usage, given_up = true})
       if run[6] then
         append(keys[1], keys[2], args[1], attempt, '', now, {'attempt_superseded', '0', '{"from_seq":' .. run[6] .. '}'}, 1, 1)
       end
