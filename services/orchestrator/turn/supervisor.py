@@ -5,15 +5,12 @@ run's id follows from the run, the step and the call, so whoever takes the run o
 second ones. While only children are at work the run is parked.
 """
 
-import asyncio
-import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from services.common.errors import Overloaded
 from services.orchestrator.agents import DELEGATE, HAND_OVER, ChildAgent
 from services.orchestrator.children.naming import child_run_id, child_thread_id
 from services.orchestrator.ports import ChildRun, Message, ModelFinished, ToolDefinition, ToolOutcome
@@ -21,6 +18,7 @@ from services.orchestrator.records import Command, Limits, Terminal
 from services.orchestrator.turn import approvals, finish, lost
 from services.orchestrator.turn.execute_tools import DEFERRED, execute_tools
 from services.orchestrator.turn.limits import DELEGATED, held
+from services.orchestrator.turn.patience import patiently
 from services.orchestrator.turn.plan_tools import startable
 from services.orchestrator.turn.react import ReAct
 from services.orchestrator.turn.state import COUNTED, PendingCall, RunParked, Turn
@@ -33,7 +31,6 @@ COUNTED_UNTIL = "children_until"
 # A parked run looks after its children so often: one whose thread was deleted tells of nothing, and what one told may not have come.
 LOOK_MS = 60_000
 # The store may be away for a moment while a child is made.
-AWAY_TRIES, AWAY_WAIT_S = 32, 0.25
 MOST_TASK_CHARS = 65_536
 _SCHEMA = {
     "type": "object",
@@ -125,22 +122,19 @@ class Supervisor(ReAct):
         said: list[Mapping[str, str]] = [{"role": "user", "text": task}]
         if call.name.startswith(HAND_OVER):
             said = [{"role": "system", "text": f"Another agent hands this conversation over to you: {task}"}, *turn.spec.input]
-        assert turn.services.children is not None
         run = ChildRun(
             known["run_id"], known["thread_id"], known["agent"], tuple(said), Limits(*known["limits"]), turn.ref,
             turn.spec.child_of.get("depth", 0) + 1, turn.spec.experiment, turn.spec.arm,
         )  # fmt: skip
-        for tries in itertools.count(1):
-            turn.check_time()
+        children = turn.services.children
+        assert children is not None
+
+        async def create() -> Mapping[str, str] | None:
             turn.enter_call()
-            try:
-                refused = await turn.services.children.create(run, turn.principal)
-            except Overloaded:
-                if tries >= AWAY_TRIES:
-                    raise
-            else:
-                break
-            await asyncio.sleep(AWAY_WAIT_S)
+            return await children.create(run, turn.principal)
+
+        turn.check_time()
+        refused = await patiently(turn, create)
         if refused is not None:
             known.update(status="failed", error=refused)
 

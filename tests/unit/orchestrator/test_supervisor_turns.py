@@ -11,7 +11,7 @@ from services.common.errors import BudgetExceeded, Overloaded
 from services.orchestrator.agents import ChildAgent
 from services.orchestrator.records import Fenced, Limits, Park
 from services.orchestrator.testing.turn_world import Journal, World, agent
-from services.orchestrator.turn import supervisor
+from services.orchestrator.turn import patience
 
 LEAD = agent(strategy="supervisor", agents=(ChildAgent(name="other", mode="both"),))
 LOSSES = st.dictionaries(st.integers(1, 12), st.booleans(), max_size=4)
@@ -126,7 +126,7 @@ def test_a_child_that_was_deleted_is_told_to_the_model():
 
 
 def test_a_store_that_is_away_for_a_moment_costs_no_owner(monkeypatch):
-    monkeypatch.setattr(supervisor, "AWAY_WAIT_S", 0.01)
+    monkeypatch.setattr(patience, "AWAY_WAIT_S", 0.01)
     world = lead(first(("delegate_to_other", TASK)), away=3)
     assert world.run()["output_text"] == "done"
     assert world.owners - len(world.parked) == 1
