@@ -30,7 +30,7 @@ from services.orchestrator.turn.execute_tools import end_calls, report_unfinishe
 from services.orchestrator.turn.loop import run_turn
 from services.orchestrator.turn.state import RunParked, RunStopped, Services, Turn, TurnState
 from services.orchestrator.turn.supervisor import cancel_children
-from services.orchestrator.turn.workflow_state import PART as WORKFLOW
+from services.orchestrator.turn.workflow_state import calls_at_work
 from services.orchestrator.writer import RunWriter
 
 RESULTS_AGAIN_S = 0.5
@@ -253,8 +253,7 @@ class Driver:
             return
         if record.state:
             # Each has made the call that its last checkpoint, or that of the owner before, announced.
-            places = turn.state.parts.get(WORKFLOW, {}).get("at", {}).values()
-            calls = owners * max(1, sum("number" in place for place in places))
+            calls = owners * max(1, calls_at_work(turn.state.parts))
         else:
             calls = await self._announced(turn.ref, record.first_seq)
         if calls:

@@ -50,8 +50,8 @@ class RunWriter:
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._tasks: set[asyncio.Task] = set()
-        # `_hurried`: the timer is about to go off.
-        self._flushed_text = self._hurried = False
+        # `_flushing_next`: the timer goes off with the next tick.
+        self._flushed_text = self._flushing_next = False
         # Writes with a state that have not had their turn.
         self._waiting = 0
         self.provisional_from = 0
@@ -70,17 +70,17 @@ class RunWriter:
             self._text_of, self._flushed_text = message_id, False
         self._text.append(text)
         loop = asyncio.get_running_loop()
-        if not self._flushed_text and not self._hurried:
+        if not self._flushed_text and not self._flushing_next:
             # The first text a user sees is not held back; what comes within the same tick goes with it.
             if self._timer is not None:
                 self._timer.cancel()
-            self._hurried, self._timer = True, loop.call_soon(self._flush_now)
+            self._flushing_next, self._timer = True, loop.call_soon(self._flush_now)
         elif self._timer is None:
             self._timer = loop.call_later(self._batch_s, self._flush_now)
 
     def flush_soon(self) -> None:
         """Writes what is buffered by now within the batch time."""
-        self._hurry()
+        self._mark_early()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._batch_s, self._flush_now)
 
@@ -92,13 +92,13 @@ class RunWriter:
             self._text.clear()
             self._early = len(self._drafts)
 
-    def _hurry(self) -> None:
+    def _mark_early(self) -> None:
         # Text that is not sealed yet becomes the draft behind the others.
         self._early = len(self._drafts) + bool(self._text)
 
     def _flush_now(self) -> None:
         self._timer = None
-        self._flushed_text, self._hurried = True, False
+        self._flushed_text, self._flushing_next = True, False
         if (self._drafts or self._text) and not self.lost and self.ended is None:
             self._start("e")
 
@@ -106,7 +106,7 @@ class RunWriter:
         """What is buffered, or of it what may be written `early`; it is buffered no more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer, self._hurried = None, False
+            self._timer, self._flushing_next = None, False
         self._seal()
         end = self._early if early else len(self._drafts)
         drafts, self._drafts, self._early = self._drafts[:end], self._drafts[end:], 0
@@ -130,7 +130,7 @@ class RunWriter:
 
     async def flush(self) -> None:
         """Writes what is buffered by now. Raises Fenced."""
-        self._hurry()
+        self._mark_early()
         await asyncio.shield(self._start("e"))
 
     async def checkpoint(self, state: bytes, messages: Sequence[bytes] = ()) -> None:

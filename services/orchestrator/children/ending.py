@@ -9,6 +9,7 @@ from services.orchestrator.children.naming import child_thread_id
 from services.orchestrator.commanding import Commanding
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.turn import lost
 
 log = structlog.get_logger("bulkhead.children")
 
@@ -43,9 +44,7 @@ def result_of(record: RunRecord) -> dict[str, Any]:
     found["output_text"] = result.get("output_text", "")
     found["usage"] = result.get("usage") or {}
     found["active_ms"] = record.state.get("active_ms", 0)
-    lost = record.state.get("parts", {}).get("lost", {})
-    if record.losses > lost.get("losses", 0) or lost.get("unsure") or lost.get("calls"):
-        # It ended before anybody could find out what calls that were cut off have cost.
+    if lost.uncertain(record):
         found["uncertain"] = True
     found["started_ms"], found["ended_ms"] = record.started_ms, record.ended_ms
     return found | {name: result[name] for name in ("error", "finish_reason", "citations") if name in result}

@@ -8,6 +8,7 @@ import asyncio
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ModelFinished, ToolDefinition
+from services.orchestrator.records import RunRecord
 from services.orchestrator.turn import degradation
 from services.orchestrator.turn.limits import DELEGATED
 from services.orchestrator.turn.state import Turn
@@ -57,6 +58,12 @@ def tokens(turn: Turn) -> int:
     """Estimated tokens of calls that are not counted yet."""
     part = turn.state.parts.get(PART, {})
     return int(part.get("input_tokens", 0) + part.get("output_tokens", 0))
+
+
+def uncertain(record: RunRecord) -> bool:
+    """Whether a run has ended before anybody could find out what its calls that were cut off have cost."""
+    part = record.state.get("parts", {}).get(PART, {})
+    return bool(record.losses > part.get("losses", 0) or part.get("unsure") or part.get("calls"))
 
 
 def found_again(turn: Turn, answer: ModelFinished) -> dict[str, int]:

@@ -44,6 +44,11 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
+def calls_at_work(parts: Mapping[str, Any]) -> int:
+    """Model calls that a checkpoint announces, by the parts of its state: one of each place whose step is numbered."""
+    return sum("number" in place for place in parts.get(PART, {}).get("at", {}).values())
+
+
 class Flow:
     """The workflow of a turn, as its state has it."""
 
