@@ -4,6 +4,8 @@ import time
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
+import orjson
+
 from services.common.errors import InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
@@ -140,7 +142,11 @@ class Watching:
                 while event.seq > cursor + 1:
                     missed = (await self._store.read(ref, cursor, min(PAGE, event.seq - 1 - cursor), False))[3]
                     if not missed:
-                        break
+                        if _skips(event, cursor):
+                            break
+                        # It was read from a primary that is being replaced, which has not what it was told of: to go on here would leave
+                        # that out for good.
+                        raise Overloaded("the log is behind what was told of it; resume", reason="LOG_BEHIND", retry_after_s=0.1)
                     batch += missed
                     cursor = missed[-1].seq
                 if event.seq > cursor:
@@ -148,6 +154,11 @@ class Watching:
                     batch.append(event)
             if batch:
                 yield batch
+
+
+def _skips(event: Event, cursor: int) -> bool:
+    """Whether nothing stands between `cursor` and the event, though numbers do: a promotion skips some, and a deleted log has none."""
+    return event.type == THREAD_DELETED or (event.type == LOG_GAP and int(orjson.loads(event.data)["from_seq"]) <= cursor + 1)
 
 
 def _of_run(batch: list[Event], run_id: str) -> list[Event]:

@@ -78,6 +78,32 @@ async def test_batches_out_of_order_come_out_in_order(log):
     await events.aclose()
 
 
+async def test_nothing_is_left_out_where_a_primary_that_is_replaced_answers(log, monkeypatch):
+    events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
+    assert await take(events, 2) == [1, 2]
+    read = log.store.read
+
+    async def as_it_was_before(*args):
+        _, first, terminal, found = await read(*args)
+        return 2, first, terminal, [event for event in found if event.seq <= 2]
+
+    await log.write(1)
+    known = await log.write(2)
+    monkeypatch.setattr(log.store, "read", as_it_was_before)
+    log.hub.publish(log.ref, known)
+    with pytest.raises(Overloaded) as told:
+        await take(events, 1)
+    assert (told.value.reason, log.hub.watched(log.ref)) == ("LOG_BEHIND", False)
+    # Who resumes while that goes on waits for what comes.
+    events = log.watching.events(log.ref, of_run=True, after_seq=2, types=(), replay_only=False)
+    waiting = asyncio.ensure_future(take(events, 3))
+    await testing.eventually_async(lambda: log.hub.watched(log.ref), "it watches again")
+    monkeypatch.setattr(log.store, "read", read)
+    log.hub.noticed(log.ref, known[-1].seq)
+    assert await waiting == [3, 4, 5]
+    await events.aclose()
+
+
 async def test_what_another_process_tells_of_during_a_read_is_read_too(log, monkeypatch):
     events = log.watching.events(log.ref, of_run=True, after_seq=0, types=(), replay_only=False)
     assert await take(events, 2) == [1, 2]
