@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 import yaml
 
-from services.cli.testing import command
+from tests.unit.cli.command_line import command
 
 
 @pytest.fixture(autouse=True)

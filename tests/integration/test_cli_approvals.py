@@ -10,8 +10,8 @@ from bulkhead.llm.v1 import llm_pb2
 from bulkhead.orchestrator.v1 import admin_pb2, webhooks_pb2
 from bulkhead.orchestrator.v1 import approvals_pb2 as pb
 
-from services.cli.testing import command, on_a_terminal
 from services.common import testing
+from tests.unit.cli.command_line import command, on_a_terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 DIGEST = hashlib.sha256(b'{"n":1}').hexdigest()

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from bulkhead.orchestrator.v1 import approvals_pb2 as pb
 
-from services.cli.testing import command
 from services.common import testing
 from services.gateway import fake_scripts
 from services.gateway.fake_scripts import SCRIPTS, USAGE
+from tests.unit.cli.command_line import command
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from services.cli.testing import command
 from services.common import testing
+from tests.unit.cli.command_line import command
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

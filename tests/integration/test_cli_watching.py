@@ -7,9 +7,9 @@ from contextlib import suppress
 import pytest
 import pytest_asyncio
 
-from services.cli.testing import command as any_command
-from services.cli.testing import on_a_terminal
 from services.common import testing
+from tests.unit.cli.command_line import command as any_command
+from tests.unit.cli.command_line import on_a_terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EVENT = b"\nid: "

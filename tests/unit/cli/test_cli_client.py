@@ -11,8 +11,8 @@ from services.cli import client, following
 from services.cli.client import Api
 from services.cli.connection import Connection
 from services.cli.failure import CommandFailure, Interrupted
-from services.cli.testing import command
 from services.common import testing
+from tests.unit.cli.command_line import command
 
 pytestmark = pytest.mark.asyncio
 

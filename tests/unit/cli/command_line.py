@@ -40,7 +40,7 @@ class Done:
 async def command(*arguments: str, status: int | None = 0, constants: Mapping[str, Any] | None = None) -> Done:
     """Runs a command to its end; its standard streams are no terminals. A `status` of None is any. `constants` are other values of those
     of the command line, by names as `client.RETRIES`."""
-    reader, writer = await asyncio.open_unix_connection(await asyncio.to_thread(_forking))
+    reader, writer = await asyncio.open_unix_connection((await asyncio.to_thread(_forking))[0])
     try:
         asked = {"arguments": arguments, "env": dict(os.environ), "constants": dict(constants or {}), "cwd": str(Path.cwd())}
         writer.write(json.dumps(asked).encode() + b"\n")
@@ -53,16 +53,13 @@ async def command(*arguments: str, status: int | None = 0, constants: Mapping[st
 
 
 @functools.cache
-def _forking() -> str:
-    """The socket of the process that is forked; it ends with this one."""
+def _forking() -> tuple[str, subprocess.Popen[bytes]]:
+    """The socket of the process that is forked, and that process, kept here because it ends with what it reads from: this process."""
     path = str(Path(tempfile.mkdtemp(prefix="bh-cli-")) / "socket")
-    code = f"from services.cli.testing import fork_on_demand; fork_on_demand({path!r})"
-    process = subprocess.Popen(testing.python("-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(testing.python("-m", __name__, path), cwd=testing.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
-    # Kept with the answer: what it reads from ends when this process does, however that ends.
-    _forking.process = process  # type: ignore[attr-defined]
-    return path
+    return path, process
 
 
 def fork_on_demand(path: str) -> None:
@@ -141,3 +138,7 @@ async def on_a_terminal(*arguments: str) -> AsyncIterator[tuple[bytearray, async
 
 def _all_of(terminal: int, text: str) -> None:
     os.write(terminal, text.encode())
+
+
+if __name__ == "__main__":
+    fork_on_demand(sys.argv[1])
