@@ -5,8 +5,8 @@ SIGSTOP longer than the lease, a store that is cut off for longer and for shorte
 kill and restart of the store; FAULTS=kill takes those that it names, and no others. STORE=set puts a primary with two replicas and a
 sentinel in the place of the one Valkey: `store` then strikes the primary, and no proxy can cut. One replica is left alone at any time.
 MIX=plain,asked takes clients of these kinds alone. Each thread is judged by the oracle some seconds after its end. SIGINT ends the strikes
-early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken, a replica logged an error, or takeovers took
-longer than is promised.
+early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken, a replica logged an error, or takeovers
+took longer than is promised.
 """
 
 import asyncio
