@@ -9,7 +9,7 @@ from rich.text import Text
 from services.cli.client import ask, segments
 from services.cli.connection import Connection
 from services.cli.failure import UsageProblem
-from services.cli.rendering import brief, note, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import brief, json_text, note, print_json, print_json_lines, print_table, print_thing, when
 from services.cli.terminal import confirm, somebody_is_there
 
 STYLES = {"open": "yellow", "approved": "green", "rejected": "red"}
@@ -47,7 +47,7 @@ def decide(connection: Connection, approval_id: str, decision: Mapping[str, Any]
         decision = {**decision, "arguments_digest": _confirmed(ask(connection, lambda api: api.get(_path(approval_id))))}
     answer = ask(connection, lambda api: api.post(f"{_path(approval_id)}/decision", decision))
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
         return
     print(f"{approval_id}: {answer['state']}")
     if answer["state"] == "open":
@@ -65,7 +65,7 @@ def from_json(text: str, option: str) -> Any:
 def _confirmed(approval: Mapping[str, Any]) -> str:
     """The digest of the arguments that somebody has seen and confirmed."""
     note(f"{approval['tool']} for {approval['requester']}, in {approval['run_id']}:")
-    note(json.dumps(approval["arguments"], ensure_ascii=False, indent=2))
+    note(json_text(approval["arguments"], indent=2))
     confirm("approve?")
     return str(approval["arguments_digest"])
 

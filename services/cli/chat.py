@@ -1,7 +1,6 @@
 """`bulkhead chat`: one message, or a conversation."""
 
 import asyncio
-import json
 import secrets
 import signal
 import sys
@@ -14,7 +13,7 @@ from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import FAILED, INTERRUPTED, CommandFailure, Interrupted, Unreachable
 from services.cli.following import follow
-from services.cli.rendering import ENDINGS, Renderer
+from services.cli.rendering import ENDINGS, Renderer, print_json
 
 HELP = "/new starts another thread, /quit leaves; Ctrl-C stops an answer"
 
@@ -74,7 +73,7 @@ async def _turn(conversation: Conversation, text: str, renderer: Renderer) -> st
             try:
                 async for event in _events(api, conversation, run_id, text):
                     if conversation.as_json:
-                        print(json.dumps(event, ensure_ascii=False), flush=True)
+                        print_json(event)
                     else:
                         renderer.show(event)
                     if event.get("type") in ENDINGS:

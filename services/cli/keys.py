@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.failure import CommandFailure, Unreachable, UsageProblem
-from services.cli.rendering import print_json_lines, wide_console
+from services.cli.rendering import print_json, print_json_lines, wide_console
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
 from services.common.accounts import NO_LIMITS, Accounts, KeyRecord, LimitSet, Period
@@ -45,7 +45,7 @@ def create(
         ),
     )
     if as_json:
-        print_json_lines([{**_about(issued.record), "secret": issued.secret}])
+        print_json({**_about(issued.record), "secret": issued.secret})
         return
     Console(stderr=True).print(
         f"{issued.record.key_id}: tier {tier}, scopes {' '.join(scopes)}; the key is not shown again", highlight=False
@@ -104,7 +104,7 @@ def revoke(data_dir: Path, tenant: str, key_id: str, *, as_json: bool = False) -
     """Ends a key at once. Raises CommandFailure."""
     _with_accounts(data_dir, lambda accounts: accounts.revoke(tenant, key_id))
     if as_json:
-        print_json_lines([{"key_id": key_id, "revoked": True}])
+        print_json({"key_id": key_id, "revoked": True})
     else:
         print(f"{key_id} is revoked")
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from services.cli.client import ask
 from services.cli.connection import Connection
-from services.cli.rendering import print_json_lines, printable, when, wide_console
+from services.cli.rendering import print_json, printable, when, wide_console
 
 RUNS = {"concurrent_runs": "runs at work", "queued_runs": "runs that wait", "delayed_runs": "runs that start later"}
 BAR_CHARS = 20
@@ -21,7 +21,7 @@ def show_quota(connection: Connection, *, as_json: bool = False) -> None:
     """A row for each limit. Raises CommandFailure."""
     quota = ask(connection, lambda api: api.get("/v1/quota"))
     if as_json:
-        print_json_lines([quota])
+        print_json(quota)
         return
     console = wide_console()
     table = Table.grid(padding=(0, 2, 0, 0))

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
@@ -114,8 +115,7 @@ def brief(value: Any) -> str:
     """A value on one short line."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-    text = " ".join(printable(text).split())
+    text = one_line(value if isinstance(value, str) else json_text(value))
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
 
 
@@ -126,10 +126,15 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in DIRECTIONS))
 
 
+def one_line(text: str) -> str:
+    """`text` as `printable` has it, on one line."""
+    return " ".join(printable(text).split())
+
+
 def table_of(titles: Sequence[str], rows: Iterable[Sequence[Any]], room: int | None = None) -> Table:
     """Rows under titles; cells are texts, rich texts, or None. Where the terminal, or `room` in columns, is too narrow, the widest of the
     columns behind the second are cut: an id is there to be copied, and a status to be known."""
-    cells = [[cell if isinstance(cell, Text) else Text(printable("" if cell is None else str(cell))) for cell in row] for row in rows]
+    cells = [[cell if isinstance(cell, Text) else Text(one_line("" if cell is None else str(cell))) for cell in row] for row in rows]
     widths = [max(cell_len(title), *(cell_len(row[n].plain) for row in cells), 0) for n, title in enumerate(titles)]
     excess = sum(widths) + GAP * len(widths) - (room or wide_console().width)
     for _ in range(excess):
@@ -149,18 +154,32 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], empty: str
     wide_console().print(table if table.row_count else Text(empty, style="dim"))
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON. What a terminal would obey or hide is escaped, as `\\u202e`: who reads it sees that it is there, and who
+    parses it has the same value. U+2028, which some take for the end of a line, is escaped as well."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def print_json(value: Any) -> None:
+    """A value as one line of JSON, at once."""
+    print(json_text(value), flush=True)
+
+
 def print_json_lines(items: Iterable[Any]) -> None:
     """One JSON value a line, for other programs."""
     for item in items:
-        print(json.dumps(item, ensure_ascii=False))
+        print_json(item)
 
 
 def print_thing(thing: Any, as_json: bool) -> None:
     """A thing as JSON: indented for reading, or on one line."""
     if as_json:
-        print_json_lines([thing])
+        print_json(thing)
     else:
-        wide_console().print_json(data=thing)
+        wide_console().print(JSONHighlighter()(json_text(thing, indent=2)), soft_wrap=True)
 
 
 def when(moment: Any) -> str:

@@ -12,8 +12,7 @@ from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import CommandFailure
 from services.cli.following import follow
-from services.cli.rendering import Renderer, brief, note, print_json_lines, printable, wide_console
-from services.cli.watching import print_event
+from services.cli.rendering import Renderer, brief, note, print_json, print_json_lines, printable, wide_console
 
 STYLES = {
     "run_failed": "red",
@@ -33,7 +32,7 @@ def replay(connection: Connection, thread_id: str, *, speed: float | None = None
 
 
 async def _paced(connection: Connection, thread_id: str, speed: float, as_json: bool) -> None:
-    show = print_event if as_json else Renderer().show
+    show = print_json if as_json else Renderer().show
     async with Api(connection) as api:
         last_seq = (await api.get(f"/v1/threads/{segment(thread_id)}"))["last_seq"]
         if not last_seq:
@@ -52,7 +51,7 @@ def print_as_test(connection: Connection, thread_id: str, *, exact: bool = False
 
     test, left_out = recorded(thread_id, asyncio.run(_whole_log(connection, thread_id)), exact=exact)
     if as_json:
-        print_json_lines([test.model_dump(exclude_none=True)])
+        print_json(test.model_dump(exclude_none=True))
     else:
         print(written(test), end="")
     for one in left_out:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from services.cli.client import Api, ask, segment
 from services.cli.connection import Connection
-from services.cli.rendering import brief, note, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import brief, note, print_json, print_json_lines, print_table, print_thing, when
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim", "waiting": "yellow"}
 TITLES = ("RUN", "STATUS", "STARTED", "AGENT", "THREAD", "COST", "ANSWER")
@@ -41,7 +41,7 @@ def cancel_run(connection: Connection, run_id: str, *, reason: str = "", wait: b
     path, body = f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason or "bulkhead runs cancel"}
     answer = ask(connection, lambda api: api.post(path, body, wait="true" if wait else None))
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
         return
     run = answer.get("run")
     if run is None:
@@ -62,7 +62,7 @@ def fork_run(
 def forked(answer: Mapping[str, Any], as_json: bool) -> None:
     """Tells of a fork: the id of the new thread on stdout."""
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
         return
     thread, run = answer["thread"], answer.get("run")
     print(thread["thread_id"])

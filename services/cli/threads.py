@@ -6,7 +6,7 @@ from typing import Any
 from services.cli.client import ask, segment
 from services.cli.connection import Connection
 from services.cli.failure import UsageProblem
-from services.cli.rendering import note, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import note, print_json, print_json_lines, print_table, print_thing, when
 from services.cli.runs import forked
 from services.cli.terminal import confirm
 
@@ -47,7 +47,7 @@ def create_thread(
         body["ttl_ms"] = int(days * DAY_MS)
     thread = ask(connection, lambda api: api.post("/v1/threads", body))
     if as_json:
-        print_json_lines([thread])
+        print_json(thread)
     else:
         print(thread["thread_id"])
 
@@ -65,7 +65,7 @@ def roll_back(connection: Connection, thread_id: str, *, to: Mapping[str, Any], 
     path = f"/v1/threads/{segment(thread_id)}/rollback"
     answer = ask(connection, lambda api: api.post(path, {"to": dict(to)}))
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
     else:
         print(f"{thread_id}: rolled back, told by event {answer['seq']}")
 
@@ -77,7 +77,7 @@ def delete_thread(connection: Connection, thread_id: str, *, sure: bool = False,
     answer = ask(connection, lambda api: api.delete(f"/v1/threads/{segment(thread_id)}"))
     whole = answer is None or bool(answer.get("completed"))
     if as_json:
-        print_json_lines([{"thread_id": thread_id, "completed": whole}])
+        print_json({"thread_id": thread_id, "completed": whole})
         return
     print(f"{thread_id}: deleted")
     if not whole:

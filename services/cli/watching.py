@@ -1,7 +1,6 @@
 """`bulkhead runs watch` and `bulkhead threads watch`: what happens, as it happens."""
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +13,7 @@ from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import FAILED, Interrupted, Later, Unreachable, UsageProblem
 from services.cli.following import follow
-from services.cli.rendering import ENDINGS, Renderer, table_of
+from services.cli.rendering import ENDINGS, Renderer, print_json, table_of
 from services.cli.run_view import RunView
 from services.cli.runs import TITLES, row
 
@@ -38,7 +37,7 @@ async def _watch_run(connection: Connection, run_id: str, after: int, as_json: b
         console = Console(highlight=False)
         live = not as_json and console.is_terminal and not console.is_dumb_terminal
         view = RunView(run, console) if live else None
-        show = view.take if view else print_event if as_json else Renderer().show
+        show = view.take if view else print_json if as_json else Renderer().show
         with Live(view, console=console, refresh_per_second=REFRESHES_PER_S, transient=True) if view else nullcontext():
             ending = await _to_the_end(api, run_id, after, show)
     if view:
@@ -88,7 +87,7 @@ def watch_thread(connection: Connection, thread_id: str, *, after: int | None = 
 
 
 async def _watch_thread(connection: Connection, thread_id: str, after: int | None, as_json: bool) -> None:
-    show = print_event if as_json else Renderer().show
+    show = print_json if as_json else Renderer().show
     async with Api(connection) as api:
         thread = await api.get(f"/v1/threads/{segment(thread_id)}")
         seen = thread["last_seq"] if after is None else after
@@ -100,8 +99,3 @@ async def _watch_thread(connection: Connection, thread_id: str, after: int | Non
                     return
         except Interrupted as failure:
             raise Interrupted(f"{failure}; `bulkhead threads watch {thread_id} --after {seen}` goes on") from None
-
-
-def print_event(event: Mapping[str, Any]) -> None:
-    """An event as one line of JSON, at once."""
-    print(json.dumps(event, ensure_ascii=False), flush=True)

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from services.cli.client import ask, segment
 from services.cli.connection import Connection
-from services.cli.rendering import note, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import note, print_json, print_json_lines, print_table, print_thing, when
 from services.cli.terminal import confirm
 
 TITLES = ("WEBHOOK", "URL", "TELLS OF", "MADE", "STATE")
@@ -59,7 +59,7 @@ def redeliver(connection: Connection, delivery_id: str, *, as_json: bool = False
     """Sends a message again. Raises CommandFailure."""
     answer = ask(connection, lambda api: api.post(f"/v1/deliveries/{segment(delivery_id)}/redeliver"))
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
     else:
         print(f"{delivery_id}: {answer['status']}")
 
@@ -70,7 +70,7 @@ def delete_webhook(connection: Connection, webhook_id: str, *, sure: bool = Fals
         confirm(f"delete {webhook_id} with its log? What was not delivered is dropped.")
     ask(connection, lambda api: api.delete(_path(webhook_id)))
     if as_json:
-        print_json_lines([{"webhook_id": webhook_id, "deleted": True}])
+        print_json({"webhook_id": webhook_id, "deleted": True})
     else:
         print(f"{webhook_id}: deleted")
 
@@ -81,7 +81,7 @@ def _path(webhook_id: str) -> str:
 
 def _secret(answer: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json_lines([answer])
+        print_json(answer)
         return
     until = f"; the one before signs as well until {when(answer['earlier_secret_until'])}" if answer.get("earlier_secret_until") else ""
     note(f"{answer['webhook_id']} → {answer['url']}{until}; the secret is not shown again")

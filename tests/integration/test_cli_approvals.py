@@ -23,11 +23,11 @@ def _connected(front, monkeypatch):
     monkeypatch.setenv("BULKHEAD_API_KEY", front.key)
 
 
-def asks(front, run_id, kind=pb.APPROVAL_KIND_TOOL_CALL, call="0"):
+def asks(front, run_id, kind=pb.APPROVAL_KIND_TOOL_CALL, call="0", arguments=b'{"n":1}'):
     """A run that asks; the id of the approval."""
     approval = pb.Approval(
         approval_id=f"{run_id}/1/{call}", kind=kind, state=pb.APPROVAL_STATE_OPEN, run_id=run_id, thread_id=f"t-{run_id}", requester="ana",
-        tool="wipe", arguments_json=b'{"n":1}', arguments_digest=DIGEST, decidable=True,
+        tool="wipe", arguments_json=arguments, arguments_digest=DIGEST, decidable=True,
     )  # fmt: skip
     front.log.desk.raise_approval("acme", approval)
     return approval.approval_id
@@ -90,7 +90,7 @@ async def test_a_decision_that_is_none_is_one_line_and_decides_nothing(front, ar
 
 @pytest.mark.system
 async def test_whoever_sits_at_a_terminal_sees_what_is_approved_and_approves_just_that(front):
-    approval_id = asks(front, "run-tty")
+    approval_id = asks(front, "run-tty", arguments='{"n":1,"path":"a\u202etxt.exe\u200b"}'.encode())
     for typed, status, state in (("n\n", 1, pb.APPROVAL_STATE_OPEN), ("y\n", 0, pb.APPROVAL_STATE_APPROVED)):
         async with on_a_terminal("approvals", "approve", approval_id) as (written, process, types):
 
@@ -99,7 +99,7 @@ async def test_whoever_sits_at_a_terminal_sees_what_is_approved_and_approves_jus
 
             await testing.eventually_async(asked, "it asks")
             assert b"wipe for ana, in run-tty" in written
-            assert b'"n": 1' in written
+            assert all(shown in written for shown in (b'"n": 1', rb'"a\u202etxt.exe\u200b"'))
             types(typed)
             assert await process.wait() == status
         assert front.log.desk.approvals[("acme", approval_id)].state == state

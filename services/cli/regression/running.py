@@ -18,7 +18,7 @@ from services.cli.failure import FAILED, CommandFailure
 from services.cli.following import follow
 from services.cli.regression.form import Conversation, Decision, Turn, read
 from services.cli.regression.judging import Outcome, differences
-from services.cli.rendering import ENDINGS, brief, note, print_json_lines, printable
+from services.cli.rendering import ENDINGS, brief, note, print_json, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _tell(console: Console, about: Mapping[str, Any], turn: Turn, outcome: Outco
     cost_microusd = int(outcome.usage.get("cost_microusd") or 0)
     if options.as_json:
         more = {"duration_ms": outcome.duration_ms, "cost_microusd": cost_microusd, "answer": outcome.answer}
-        print_json_lines([{**about, "passed": not found, "differences": list(found), **more}])
+        print_json({**about, "passed": not found, "differences": list(found), **more})
         return
     mark = Text("  ✗ ", style="red") if found else Text("  ✓ ", style="green")
     said = turn.input if isinstance(turn.input, str) else turn.input[-1].content

@@ -1,11 +1,12 @@
 """Events as a person reads them."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from services.cli.rendering import Renderer, brief, printable, table_of
+from services.cli.rendering import Renderer, brief, print_json_lines, print_thing, printable, table_of
 from services.cli.replay import line
 from services.cli.run_view import RunView
 
@@ -117,6 +118,24 @@ def test_what_agents_say_commands_no_terminal_and_is_passed_on_whole():
         assert out.getvalue() == heard
         assert notes.getvalue() == "! ]0;owned[2J1mfine\n"
     assert printable("a\tb\nc é 😀 日本") == "a\tb\nc é 😀 日本"
+
+
+def test_json_has_all_that_was_said_on_one_line_and_shows_what_a_terminal_would_obey_or_hide(capsys):
+    said = {"text": f"{HOSTILE}\x85\u2028\u200b\U000e0041 é 日本"}
+    print_json_lines([said, said])
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [said, said]
+    assert all(shown in lines[0] for shown in ("\\u009b", "\\u202e", "\\u200b", "é 日本"))
+    print_thing(said, as_json=False)
+    read = capsys.readouterr().out
+    assert (json.loads(read), read.replace("\n", "").isprintable()) == (said, True)
+    assert brief({"path": "a\u202etxt"}) == '{"path": "a\\u202etxt"}'
+
+
+def test_what_has_lines_makes_no_rows_of_a_table():
+    console = Console(file=io.StringIO(), width=60)
+    console.print(table_of(("RUN", "STATUS", "LABELS"), [("run_1", "failed", "a=b\n\nrun_2\tsucceeded")], room=60))
+    assert [line.split() for line in console.file.getvalue().splitlines()[1:]] == [["run_1", "failed", "a=b", "run_2", "succeeded"]]
 
 
 def shown(*events):
