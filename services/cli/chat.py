@@ -98,6 +98,7 @@ class _CancelOnInterrupt:
     def __init__(self, api: Api, run_id: str) -> None:
         self._api, self._run_id = api, run_id
         self._asking: asyncio.Task | None = None
+        self._left = False
 
     def __enter__(self) -> None:
         self._loop, self._turn = asyncio.get_running_loop(), asyncio.current_task()
@@ -106,11 +107,17 @@ class _CancelOnInterrupt:
     def __exit__(self, *_: object) -> None:
         self._loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._asking is not None:
+            # The run has ended, or nobody waits for that: what is still to come over this connection is of no use.
+            self._asking.cancel()
+        if self._left:
+            raise KeyboardInterrupt
 
     def _interrupted(self) -> None:
         if self._asking is None:
             self._asking = self._loop.create_task(self._cancel())
         elif self._turn is not None:
+            self._left = True
             self._turn.cancel()
 
     async def _cancel(self) -> None:

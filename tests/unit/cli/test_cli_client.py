@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -30,7 +31,7 @@ async def answering(path, answer):
 async def serving(path, answer):
     """The URL of the server."""
     app = web.Application()
-    app.router.add_get(path, answer)
+    app.router.add_route("*", path, answer)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -125,6 +126,34 @@ async def test_a_text_that_no_encoding_has_breaks_no_command():
         process = await asyncio.create_subprocess_exec(*listing, stdout=asyncio.subprocess.PIPE, env=env)
         out, _ = await process.communicate()
     assert (process.returncode, json.loads(out)["output_text"]) == (0, "\ud800")
+
+
+async def test_a_second_ctrl_c_leaves_a_chat_at_once_whatever_became_of_the_first():
+    asked, over = [], asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        await stream.write(b'id: 1\ndata: {"type":"run_started","seq":1}\n\n')
+        await over.wait()
+        return stream
+
+    async with serving("/v1/{any:.*}", answer) as url:
+        env = {"PATH": "", "BULKHEAD_URL": url, "BULKHEAD_API_KEY": "bh_x"}
+        chat = testing.python("-m", "services.cli", "chat", "hi", "--json")
+        process = await asyncio.create_subprocess_exec(*chat, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env)
+        await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        await testing.eventually_async(lambda: _is(asked[-1].endswith("/cancel")), "it asks for the end of the run")
+        process.send_signal(signal.SIGINT)
+        _, told = await process.communicate()
+        over.set()
+    assert (process.returncode, told) == (130, b"")
+
+
+async def _is(value):
+    return value
 
 
 async def test_an_answer_of_another_kind_of_server_is_one_line(monkeypatch):
