@@ -139,9 +139,12 @@ async def test_bodies_that_are_no_input_at_all(http, data, code, status):
     assert (await refused(http.post("/ag-ui/assistant", data=data), status))[0] == code
 
 
-async def test_the_last_of_two_equal_keys_holds_and_a_nul_in_a_text_is_a_character_of_it(http, served):
-    twice = b'{"threadId":"t-twice","threadId":"t-nul","runId":"r-nul","messages":[{"id":"u","role":"user","content":"a\\u0000b"}]}'
-    async with http.post("/ag-ui/assistant", data=twice) as response:
+async def test_of_two_equal_keys_none_holds_and_a_nul_in_a_text_is_a_character_of_it(http, served):
+    twice = b'{"threadId":"t-twice","runId":"r-nul","messages":[{"id":"u","role":"user","id":"v","content":"x"}]}'
+    code, more = await refused(http.post("/ag-ui/assistant", data=twice), 400)
+    assert (code, [error["field"] for error in more["errors"]]) == ("INVALID_JSON", ["id"])
+    nul = b'{"threadId":"t-nul","runId":"r-nul","messages":[{"id":"u","role":"user","content":"a\\u0000b"}]}'
+    async with http.post("/ag-ui/assistant", data=nul) as response:
         assert (response.status, b"RUN_FINISHED" in await response.read()) == (200, True)
     run = served.log.runs[("acme", "r-nul")]
     assert (run.run.thread_id, run.said) == ("t-nul", "a\x00b")

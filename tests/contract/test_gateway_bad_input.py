@@ -132,6 +132,14 @@ async def test_bodies_that_are_not_what_the_route_takes(http, method, path, good
 
 
 @pytest.mark.parametrize(("method", "path", "good"), BODIES)
+async def test_a_name_that_stands_twice_is_refused_and_named_wherever_it_stands(http, method, path, good):
+    for more in (b'"x":1,"x":1', b'"a":[{"b":{"x":1,"y":2,"\\u0078":null}}]'):
+        async with raw(method, path, http, b"{%b,%b}" % (orjson.dumps(good)[1:-1], more)) as response:
+            reason, problem = await refused(response, path, 400)
+        assert (reason, problem["param"] if is_openai(path) else problem["errors"][0]["field"]) == ("invalid_json", "x")
+
+
+@pytest.mark.parametrize(("method", "path", "good"), BODIES)
 async def test_bodies_of_ten_megabytes_are_refused_and_the_next_request_is_served(http, method, path, good):
     big = orjson.dumps({**good, "padding": "x" * 10_000_000})
     async with raw(method, path, http, big) as response:

@@ -141,8 +141,11 @@ async def test_bodies_that_are_not_what_the_route_takes(http, served, path, data
     assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_of_a_field_that_is_there_twice_the_last_one_holds(http):
-    async with http.post("/v1/responses", data=b'{"model":"nobody","input":"x","model":"assistant","input":"y\\u0000"}') as response:
+async def test_a_field_that_is_there_twice_is_refused_and_a_nul_is_a_character(http):
+    async with http.post("/v1/responses", data=b'{"model":"nobody","input":"x","model":"assistant"}') as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["code"], error["param"]) == (400, "invalid_json", "model")
+    async with http.post("/v1/responses", data=b'{"input":"y\\u0000","model":"assistant"}') as response:
         answer = await response.json()
     assert answer["output"][0]["content"][0]["text"] == "You said: y\0"
 

@@ -2,20 +2,29 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidInput
 from services.gateway.edge.body import parse_json, read_body
 from services.gateway.refusals import BodyTimeout, BodyTooLarge, ClientGone
+from services.gateway.settings import Settings
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(alphabet='ab[]{}"\\\né', max_size=8),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(alphabet='k"\\[{', max_size=3), children, max_size=4),
     max_leaves=40,
 )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """An object as it is written."""
+
+    pairs: list
 
 
 def depth(value):
@@ -48,6 +57,70 @@ def test_what_is_not_strict_json_is_refused(raw, reason):
     with pytest.raises(InvalidInput) as refused:
         parse_json(raw, 64)
     assert refused.value.reason == reason
+
+
+# Colons and their escapes, and what looks like one and is not, on both sides.
+TEXTS = st.text(alphabet=':ab\\"{,\u00e9', max_size=6)
+OBJECTS = st.recursive(
+    st.none() | st.integers(0, 9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(TEXTS, inner), max_size=4).map(Pairs),
+    max_leaves=25,
+)
+
+
+def written(value, escape):
+    """JSON whose objects have the names of their pairs, as often as they stand there."""
+    if isinstance(value, Pairs):
+        return "{" + ",".join(f"{written(name, escape)}:{written(inside, escape)}" for name, inside in value.pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(written(inside, escape) for inside in value) + "]"
+    text = json.dumps(value)
+    return text.replace(":", escape) if isinstance(value, str) else text
+
+
+def twice(value):
+    if isinstance(value, Pairs):
+        names = [name for name, _ in value.pairs]
+        return len(set(names)) < len(names) or any(twice(inside) for _, inside in value.pairs)
+    return isinstance(value, list) and any(map(twice, value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(OBJECTS, st.sampled_from([":", "\\u003a", "\\u003A"]))
+def test_a_name_that_stands_twice_in_one_object_is_refused_and_nothing_else_is(value, escape):
+    raw = written(value, escape).encode()
+    if twice(value):
+        with pytest.raises(InvalidInput, match="stands twice") as refused:
+            parse_json(raw, 64)
+        assert refused.value.reason == "INVALID_JSON"
+    else:
+        assert parse_json(raw, 64) == json.loads(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b'{"a":1,"a":1}', "a"),
+        (b'{"b":{"x":[{"c":1,"d":2,"\\u0063":{"e":3}}]}}', "c"),
+        (b'{"":0,"":1}', ""),
+        (b'{"\\u003a":":","x\\u003a":0,":":1}', ":"),
+        (b'{"%s":1,"%s":2}' % (b"n" * 99, b"n" * 99), "n" * 64),
+    ],
+)
+def test_a_name_that_stands_twice_is_told(raw, name):
+    with pytest.raises(InvalidInput) as refused:
+        parse_json(raw, 64)
+    assert [violation.field for violation in refused.value.violations] == [name]
+    assert json.dumps(name) in refused.value.message
+
+
+def test_the_deepest_that_settings_take_is_read_and_one_more_is_not():
+    (bound,) = (limit.le for limit in Settings.model_fields["json_depth_limit"].metadata if hasattr(limit, "le"))
+    deepest = b"[" * bound + b"]" * bound
+    assert parse_json(deepest, bound) == json.loads(deepest)
+    with pytest.raises(InvalidInput) as refused:
+        parse_json(b"[%b]" % deepest, bound)
+    assert refused.value.reason == "NESTED_TOO_DEEPLY"
 
 
 def sender(*messages):
