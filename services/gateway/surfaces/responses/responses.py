@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -76,7 +75,7 @@ class Responses:
         if not started.created:
             exchange(request).answer(REPLAYED, "true")
         projection = Projection(run, asked.said())
-        leaving = self._leaving(run) if asked.cancel_on_disconnect else None
+        leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
         if asked.stream:
             return self._stream(projection, -1, leaving)
         if asked.background:
@@ -175,17 +174,6 @@ class Responses:
             last_seq = (await self._threads.GetThread(pb.GetThreadRequest(thread_id=run.thread_id))).thread.last_seq
         if number // NUMBERS_AN_EVENT > last_seq - run.first_seq:
             raise InvalidInput.field("starting_after", "lies beyond the last event")
-
-    def _leaving(self, run: pb.Run) -> Callable[[], Awaitable[None]]:
-        cancel = cancel_on_leaving(self._runs, run.run_id)
-
-        async def leave() -> None:
-            # To open the log brings a fresh token: that of the request is not valid for as long as a run may take.
-            with suppress(BulkheadError):
-                await reading.caught_up(self._follower, Projection(run), "run_queued")
-            await cancel()
-
-        return leave
 
     def _stream(self, projection: Projection, after: int, leaving: Callable[[], Awaitable[None]] | None = None) -> EventStream:
         def failure(error: BulkheadError) -> bytes:
