@@ -35,7 +35,7 @@ from services.gateway.following import Follower
 from services.gateway.oidc import Issuers, Tokens, parse_issuers
 from services.gateway.settings import Settings
 from services.gateway.streaming import OpenStreams, StreamRules
-from services.gateway.surfaces import ag_ui, console, native, openai, probes, responses
+from services.gateway.surfaces import ag_ui, console, native, openai, probes, responses, schemas
 from services.gateway.surfaces.websocket import websockets, with_websockets
 from services.gateway.surfaces.wiring import Wiring
 
@@ -48,7 +48,7 @@ LAST_WORDS_S = 0.5
 def build(settings: Settings) -> Service:
     """Wires the service. Raises StartRefused for configuration that cannot be used."""
     state = connect(settings.state_url)
-    accounts = Accounts(state)
+    accounts = Accounts(state, settings.state_replicas)
     policies = ConfigFile(settings.config_dir / "policies.yaml", partial(parse_policies, policy_set=settings.policy_set))
     issuers = ConfigFile(settings.config_dir / "oidc.yaml", parse_issuers, absent=Issuers)
     try:
@@ -63,7 +63,8 @@ def build(settings: Settings) -> Service:
     health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")}, [policies, issuers])
     admission = Admission(accounts, Tokens(issuers), minter, TokenBuckets(state), policies, settings.policy_set)
     keys = Keys(IdempotencyStore(state, settings.state_replicas))
-    app = application(Wiring(stubs, follower, streams, settings), Doorkeeper(admission, settings, keys), health)
+    wiring = Wiring(stubs, follower, streams, settings, accounts, policies)
+    app = application(wiring, Doorkeeper(admission, settings, keys), health)
     watching = Background(policies.watch, "policies")
     watching_issuers = Background(issuers.watch, "issuers")
     return Service(
@@ -88,7 +89,7 @@ def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastA
     app.state.doorkeeper = doorkeeper
     failures.install(app)
     surfaces = (*native.routers(wiring), *openai.routers(wiring), *responses.routers(wiring), *ag_ui.routers(wiring))
-    for router in (*surfaces, probes.router(health), console.router()):
+    for router in (*surfaces, probes.router(health), schemas.router(), console.router()):
         # Not include_router: it would search a tree of routers for each request, where one list does.
         app.router.routes.extend(router.routes)
     app.router.routes.append(Route("/openapi.json", _Document(app).answer))
