@@ -49,21 +49,30 @@ async def settled(follower: Follower, projection: Projection, *, again: bool = F
     return projection
 
 
-async def frames(follower: Follower, projection: Projection, after: int) -> AsyncGenerator[bytes, None]:
-    """The events of a response with numbers above `after`, up to its end. What became visible together is sent together."""
-    run = projection.run
-    async with aclosing(follower.batches(Subject(run_id=run.run_id), max(0, run.first_seq - 1))) as batches:
-        async for batch in batches:
-            chunk = bytearray()
-            for event in batch:
-                for told in projection.take(event):
-                    if told["sequence_number"] > after:
-                        chunk += frame(told)
-                if len(chunk) >= CHUNK_BYTES:
+class Stream:
+    """The events of a response with numbers above `after`, as frames. `sent` is the last number that the client has."""
+
+    def __init__(self, follower: Follower, projection: Projection, after: int) -> None:
+        self._follower, self._projection = follower, projection
+        self.sent = after
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """The frames, up to the end of the response. What became visible together is sent together."""
+        projection, run, after = self._projection, self._projection.run, self.sent
+        async with aclosing(self._follower.batches(Subject(run_id=run.run_id), max(0, run.first_seq - 1))) as batches:
+            async for batch in batches:
+                chunk = bytearray()
+                for event in batch:
+                    for told in projection.take(event):
+                        if told["sequence_number"] > after:
+                            chunk += frame(told)
+                    if len(chunk) >= CHUNK_BYTES:
+                        yield bytes(chunk)
+                        self.sent = projection.number
+                        chunk.clear()
+                if chunk:
                     yield bytes(chunk)
-                    chunk.clear()
-            if chunk:
-                yield bytes(chunk)
+                    self.sent = projection.number
 
 
 async def of_thread(follower: Follower, run: pb.Run, thread_id: str) -> Projection:

@@ -176,14 +176,15 @@ class Responses:
             raise InvalidInput.field("starting_after", "lies beyond the last event")
 
     def _stream(self, projection: Projection, after: int, leaving: Callable[[], Awaitable[None]] | None = None) -> EventStream:
+        stream = reading.Stream(self._follower, projection, after)
+
         def failure(error: BulkheadError) -> bytes:
             told = openai_error(error)
-            # With `error` in it the SDK raises; the number is the last one, so that the client can go on behind it.
-            event = {"type": "error", "sequence_number": max(0, projection.number, after), "error": told}
+            # With `error` in it the SDK raises; the number is the last one that was sent, so that the client can go on behind it.
+            event = {"type": "error", "sequence_number": max(0, stream.sent), "error": told}
             return frame(event | {name: told[name] for name in ("code", "message", "param")})
 
-        frames = reading.frames(self._follower, projection, after)
-        return EventStream(frames, self._streams, resumable=False, failure=failure, on_gone=leaving)
+        return EventStream(stream.frames(), self._streams, resumable=False, failure=failure, on_gone=leaving)
 
 
 def _refuse(include: list[str] | None, include_obfuscation: bool = False) -> None:
