@@ -10,6 +10,7 @@ await accounts.teams.create(TeamRecord("acme", "blue", limits=LimitSet(max_budge
 """
 
 from services.common.accounts._accounts import ACCOUNT_CACHE, Accounts
+from services.common.accounts._asked import MOST_KEYS, Asked, DoneBefore
 from services.common.accounts._holders import Holders
 from services.common.accounts._keys import ID_PREFIX, PREFIX, Keys, digest_of
 from services.common.accounts._limits import NO_LIMITS, LimitSet, Period, PrincipalLimits
@@ -18,9 +19,12 @@ from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, 
 __all__ = [
     "ACCOUNT_CACHE",
     "ID_PREFIX",
+    "MOST_KEYS",
     "NO_LIMITS",
     "PREFIX",
     "Accounts",
+    "Asked",
+    "DoneBefore",
     "Holders",
     "IssuedKey",
     "KeyRecord",

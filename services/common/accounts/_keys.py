@@ -10,8 +10,21 @@ from datetime import timedelta
 
 from redis.asyncio.client import Pipeline
 
+from services.common.accounts._asked import MOST_KEYS, Asked, admitted, note
 from services.common.accounts._records import IssuedKey, KeyRecord, TeamRecord, decode, encode
-from services.common.accounts._store import CHANGES, REVOCATIONS, Store, alias_key, gone_key, holder_key, id_key, key_key, keys_key, text
+from services.common.accounts._store import (
+    CHANGES,
+    REVOCATIONS,
+    Store,
+    alias_key,
+    gone_key,
+    holder_key,
+    id_key,
+    key_key,
+    keys_key,
+    once_key,
+    text,
+)
 from services.common.errors import BulkheadError, Conflict, NotFound, Overloaded
 from services.common.tasks import Whole
 
@@ -38,11 +51,12 @@ class Keys:
         self._forget = forget
         self._whole = Whole()
 
-    async def create(self, record: KeyRecord, *, strict: bool = False) -> IssuedKey:
+    async def create(self, record: KeyRecord, *, strict: bool = False, asked: Asked | None = None) -> IssuedKey:
         """Stores `record` as a new key: id, times and hint are made here.
 
         With `strict` the name must be unique within the tenant, and the team have a record: without one it would have no limits.
-        Raises InvalidInput; Conflict for a name that is taken and a team that is blocked, NotFound for an unknown team.
+        Raises InvalidInput; Conflict for a name that is taken and a team that is blocked, NotFound for an unknown team. With `asked` also
+        what `admitted` and `asked.allow` raise, and Conflict for a tenant that has too many keys.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         now = time.time()
@@ -53,6 +67,9 @@ class Keys:
         digest = digest_of(secret)
 
         async def write(pipeline: Pipeline) -> None:
+            if asked is not None:
+                asked.allow(await admitted(pipeline, asked), record)
+                await _refuse_many(pipeline, record.tenant)
             claimed = strict and record.name
             if claimed:
                 await self._refuse_taken(pipeline, record)
@@ -64,13 +81,15 @@ class Keys:
             pipeline.sadd(keys_key(record.tenant), record.key_id)
             if claimed:
                 pipeline.hset(alias_key(record.tenant), record.name, record.key_id)
+            if asked is not None:
+                note(pipeline, asked, record.key_id)
 
         try:
             await self._store.transaction(write)
         except Overloaded:
             # The primary may have it all the same: nobody knows its secret, and whoever asks again would find the name taken.
             with suppress(BulkheadError):
-                await self._whole(self.delete(record.key_id, record.tenant, kept=False))
+                await self._whole(self.delete(record.key_id, record.tenant, kept=False, undone=asked))
             raise
         return IssuedKey(secret, record)
 
@@ -126,10 +145,10 @@ class Keys:
         raws = await self._store.many([key_key(text(digest)) for digest in digests if digest])
         return sorted((decode(KeyRecord, raw) for raw in raws if raw), key=lambda record: (record.created_at, record.key_id))
 
-    async def update(self, key_id: str, tenant: str, change: Change, *, strict: bool = False) -> KeyRecord:
+    async def update(self, key_id: str, tenant: str, change: Change, *, strict: bool = False, asked: Asked | None = None) -> KeyRecord:
         """Applies `change` to the record as it is now; it may run again when another was faster, and may raise.
 
-        Id, tenant and creation stay. `strict` is as in `create`. Raises NotFound, InvalidInput, Conflict.
+        Id, tenant and creation stay. `strict` and `asked` are as in `create`. Raises NotFound, InvalidInput, Conflict.
         """
 
         async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
@@ -149,12 +168,22 @@ class Keys:
                 pipeline.hset(alias_key(tenant), new.name, key_id)
             return new
 
-        return await self._change(key_id, tenant, write)
+        return await self._change(key_id, tenant, write, asked)
 
-    async def rotate(self, key_id: str, tenant: str, *, grace: timedelta | None = None, change: Change | None = None) -> IssuedKey:
+    async def rotate(
+        self,
+        key_id: str,
+        tenant: str,
+        *,
+        grace: timedelta | None = None,
+        change: Change | None = None,
+        alone: bool = False,
+        asked: Asked | None = None,
+    ) -> IssuedKey:
         """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`, at once without.
 
-        `change` may change all but the name. Raises NotFound, InvalidInput, Conflict.
+        `change` may change all but the name. The new secret is `alone` where those end too that rotations before have left a grace.
+        `asked` is as in `create`. Raises NotFound, InvalidInput, Conflict.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         fresh = digest_of(secret)
@@ -162,28 +191,37 @@ class Keys:
         async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
             now = time.time()
             new = replace(change(old) if change else old, key_id=key_id, tenant=tenant, created_at=old.created_at)
-            new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False, name=old.name)
+            ended = list(old.earlier) if alone else []
+            earlier = {one: ends for one, ends in old.earlier.items() if ends > now and not alone}
+            ends = now + grace.total_seconds() if grace is not None else 0.0
+            if ends:
+                earlier[digest] = ends
+            new = replace(new, updated_at=now, hint=secret[-HINT_CHARS:], superseded=False, name=old.name, earlier=earlier)
             new.check()
             if new.team and new.team != old.team:
                 await _refuse_team(pipeline, new)
             pipeline.multi()
-            if grace is None:
+            for one in ended:
+                pipeline.delete(key_key(one))
+                pipeline.publish(REVOCATIONS, one)
+            if not ends:
                 pipeline.delete(key_key(digest))
             else:
                 # A version that knows no rotation takes this for a key of its own, which ends in time as well.
-                ends = now + grace.total_seconds()
-                old = replace(old, superseded=True, expires_at=min(old.expires_at or ends, ends))
+                old = replace(old, superseded=True, expires_at=min(old.expires_at or ends, ends), earlier={})
                 pipeline.set(key_key(digest), encode(old), exat=int(ends) + 1)
             pipeline.set(key_key(fresh), encode(new))
             pipeline.set(id_key(key_id), fresh)
             return new
 
-        return IssuedKey(secret, await self._change(key_id, tenant, write))
+        return IssuedKey(secret, await self._change(key_id, tenant, write, asked))
 
-    async def delete(self, key_id: str, tenant: str, *, kept: bool = True) -> KeyRecord:
+    async def delete(
+        self, key_id: str, tenant: str, *, kept: bool = True, asked: Asked | None = None, undone: Asked | None = None
+    ) -> KeyRecord:
         """Ends a key and every secret of it at once, in every process. Its limits are `kept` for runs that go on.
 
-        Raises NotFound, Conflict.
+        `asked` is as in `create`; the request `undone`, which made the key, may be done again. Raises NotFound, Conflict.
         """
 
         async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
@@ -191,6 +229,8 @@ class Keys:
             pipeline.multi()
             # A secret within its grace finds its key by the id, which is gone with the record.
             pipeline.delete(key_key(digest), id_key(key_id))
+            if undone is not None and undone.once:
+                pipeline.delete(once_key(tenant, undone.once))
             pipeline.srem(keys_key(tenant), key_id)
             if kept:
                 pipeline.set(gone_key(key_id), encode(old), ex=KEPT_AFTER_DELETE)
@@ -198,14 +238,21 @@ class Keys:
                 pipeline.hdel(alias_key(tenant), old.name)
             return old
 
-        return await self._change(key_id, tenant, write)
+        return await self._change(key_id, tenant, write, asked)
 
-    async def _change(self, key_id: str, tenant: str, write: Callable[[Pipeline, str, KeyRecord], Awaitable[KeyRecord]]) -> KeyRecord:
+    async def _change(
+        self, key_id: str, tenant: str, write: Callable[[Pipeline, str, KeyRecord], Awaitable[KeyRecord]], asked: Asked | None
+    ) -> KeyRecord:
         """Runs `write` with the digest and the record of a key as they are now, and tells every process of it."""
 
         async def change(pipeline: Pipeline) -> tuple[str, KeyRecord]:
+            caller = await admitted(pipeline, asked) if asked is not None else None
             digest, old = await _watched(pipeline, key_id, tenant)
+            if asked is not None:
+                asked.allow(caller, old)
             record = await write(pipeline, digest, old)
+            if asked is not None:
+                note(pipeline, asked, key_id)
             pipeline.publish(REVOCATIONS, digest)
             pipeline.publish(CHANGES, id_key(key_id))
             return digest, record
@@ -240,6 +287,12 @@ async def _watched(pipeline: Pipeline, key_id: str, tenant: str) -> tuple[str, K
     if record is None or record.tenant != tenant:
         raise NotFound("no such key")
     return text(digest), record
+
+
+async def _refuse_many(pipeline: Pipeline, tenant: str) -> None:
+    await pipeline.watch(keys_key(tenant))
+    if await pipeline.scard(keys_key(tenant)) >= MOST_KEYS:
+        raise Conflict("the tenant has too many keys: some must be ended first", reason="TOO_MANY_KEYS")
 
 
 async def _refuse_team(pipeline: Pipeline, record: KeyRecord) -> None:

@@ -1,5 +1,6 @@
 """Records of keys, users, teams and tenants. Each has a schema_version; what an older version wrote is read with defaults."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -37,7 +38,8 @@ class _Record:
 class KeyRecord(_Record):
     """One API key. `expires_at` is in Unix seconds, 0 for never. `hint` is the end of the secret, to tell keys apart by.
 
-    A `superseded` record stands under the secret that a rotation replaced; it names the key and when the old secret ends.
+    A `superseded` record stands under the secret that a rotation replaced; it names the key and when the old secret ends. `earlier` has
+    the digests of such secrets, with the same times. `made_by` is the id of the key that asked for this one, empty where none did.
     """
 
     key_id: str
@@ -49,6 +51,8 @@ class KeyRecord(_Record):
     expires_at: float = 0.0
     hint: str = ""
     superseded: bool = False
+    made_by: str = ""
+    earlier: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def principal(self) -> Principal:
         """Whom calls with this key are made for."""
@@ -119,6 +123,11 @@ class TenantRecord(_Record):
     def check(self) -> None:
         """Raises InvalidInput that names every field that is wrong."""
         _refuse([*_id_problems(tenant=self.tenant), *_common_problems(self)])
+
+
+def is_over(record: KeyRecord) -> bool:
+    """Whether the time of a key has run out."""
+    return 0 < record.expires_at <= time.time()
 
 
 def encode(record: _Record) -> bytes:

@@ -54,6 +54,11 @@ def alias_key(tenant: str) -> str:
     return f"acct:alias:{tenant}"
 
 
+def once_key(tenant: str, once: str) -> str:
+    """Of the record that a change was made under an idempotency key."""
+    return f"acct:once:{_quoted(tenant)}:{once}"
+
+
 def holder_key(kind: str, tenant: str, name: str = "") -> str:
     """Of the record of a tenant, or of one of its users or teams; quoted, so that no two names meet in one key."""
     return f"acct:{kind}:{_quoted(tenant)}" + (f":{_quoted(name)}" if name else "")
