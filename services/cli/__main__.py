@@ -14,6 +14,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from services.cli.commands import app
     from services.cli.failure import FAILED, INTERRUPTED, CommandFailure
+    from services.cli.terminal import printable
+
+    def tell(text: str) -> None:
+        # It may have words of a file, of an agent or of whoever answers at the URL.
+        print(f"bulkhead: {printable(text)}", file=sys.stderr)
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -25,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(ended, int) and ended:
             raise SystemExit(ended)
     except CommandFailure as failure:
-        print(f"bulkhead: {failure}", file=sys.stderr)
+        tell(str(failure))
         raise SystemExit(failure.status) from None
     except TyperException as wrong:
         # A group that is called without a command has shown its help instead.
         if text := " ".join(wrong.format_message().split()):
-            print(f"bulkhead: {text} (see --help)", file=sys.stderr)
+            tell(f"{text} (see --help)")
         raise SystemExit(wrong.exit_code) from None
     except (Abort, KeyboardInterrupt):
         raise SystemExit(INTERRUPTED) from None
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get(TRACEBACK):
             raise
         # Whoever answers at the URL may be no Bulkhead, or one of another version.
-        print(f"bulkhead: unforeseen {type(error).__name__}: {' '.join(str(error).split())} ({TRACEBACK}=1 shows where)", file=sys.stderr)
+        tell(f"unforeseen {type(error).__name__}: {' '.join(str(error).split())} ({TRACEBACK}=1 shows where)")
         raise SystemExit(FAILED) from None
 
 

@@ -14,6 +14,7 @@ from services.cli.client import Api
 from services.cli.connection import Connection, find_connection, read_env_file
 from services.cli.failure import FAILED, CommandFailure
 from services.cli.rendering import print_json_lines, wide_console
+from services.cli.terminal import printable
 from services.cli.up.environment import ENCRYPTING, ENVELOPE_KEYS, base_environment
 from services.cli.up.plan import make_plan
 from services.cli.up.ports import is_free
@@ -49,7 +50,7 @@ def examine(data_dir: Path, *, as_json: bool = False) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for row in rows:
         mark = Text("✓", style="green") if row.good else Text("✗", style="red")
-        table.add_row(mark, Text(row.what), Text(row.found + (f" → {row.way_out}" if row.way_out else "")))
+        table.add_row(mark, Text(row.what), Text(printable(row.found + (f" → {row.way_out}" if row.way_out else ""))))
     console = wide_console()
     console.print(table)
     bad = sum(not row.good for row in rows)

@@ -16,6 +16,7 @@ from services.cli.client import Api
 from services.cli.connection import Connection
 from services.cli.failure import FAILED, CommandFailure, Denied, Unreachable
 from services.cli.rendering import print_json_lines
+from services.cli.terminal import printable
 
 CONTENT_TYPES = {".md": "text/markdown", ".markdown": "text/markdown", ".txt": "text/plain"}
 # What the gateway takes as one document.
@@ -80,7 +81,7 @@ def ingest(connection: Connection, sources: Sequence[Source], *, as_json: bool =
         print_json_lines(one.as_json() for one in sent)
         return FAILED if refused else 0
     for one in refused:
-        print(f"{one.source.path}: {one.refused}", file=sys.stderr)
+        print(printable(f"{one.source.path}: {one.refused}"), file=sys.stderr)
     done, passages = len(sources) - len(refused), sum(one.passages for one in sent)
     print(f"{done} of {len(sources)} {'document' if len(sources) == 1 else 'documents'} ingested, {passages} passages")
     return FAILED if refused else 0

@@ -10,15 +10,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.table import Table
-
 from services.cli.failure import CommandFailure, Unreachable, UsageProblem
-from services.cli.rendering import print_json, print_json_lines, wide_console
+from services.cli.rendering import note, print_json, print_json_lines, print_table
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
 from services.common.accounts import NO_LIMITS, Accounts, KeyRecord, LimitSet, Period
-from services.common.errors import BulkheadError
+from services.common.errors import BulkheadError, InvalidInput
 from services.common.valkey import UNAVAILABLE, connect
 
 T = TypeVar("T")
@@ -28,6 +25,7 @@ DEFAULT_SCOPES = (
     "threads:read", "threads:write", "runs:read", "runs:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
     "memories:read", "memories:write", "documents:read", "tools:execute", "models:invoke",
 )  # fmt: skip
+TITLES = ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES", "BUDGET", "LIMITS", "MODELS")
 MICRO_PER_USD = 10**6
 MOST_USD = 10**9
 
@@ -47,9 +45,7 @@ def create(
     if as_json:
         print_json({**_about(issued.record), "secret": issued.secret})
         return
-    Console(stderr=True).print(
-        f"{issued.record.key_id}: tier {tier}, scopes {' '.join(scopes)}; the key is not shown again", highlight=False
-    )
+    note(f"{issued.record.key_id}: tier {tier}, scopes {' '.join(scopes)}; the key is not shown again")
     print(issued.secret)
 
 
@@ -88,16 +84,7 @@ def show(data_dir: Path, tenant: str, *, as_json: bool = False) -> None:
     if as_json:
         print_json_lines(map(_about, records))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES", "BUDGET", "LIMITS", "MODELS"):
-        table.add_column(title)
-    for record in records:
-        expires = _day(record.expires_at) if record.expires_at else "never"
-        if record.blocked:
-            expires = "blocked"
-        about = (record.key_id, record.name, record.user, record.tier, " ".join(record.scopes), _day(record.created_at), expires)
-        table.add_row(*about, *_limits_shown(record.limits))
-    wide_console().print(table)
+    print_table(TITLES, map(_row, records), "no keys yet")
 
 
 def revoke(data_dir: Path, tenant: str, key_id: str, *, as_json: bool = False) -> None:
@@ -131,6 +118,13 @@ def _about(record: KeyRecord) -> dict[str, Any]:
     }
 
 
+def _row(record: KeyRecord) -> Sequence[str]:
+    """A key as TITLES."""
+    expires = "blocked" if record.blocked else _day(record.expires_at) if record.expires_at else "never"
+    about = (record.key_id, record.name, record.user, record.tier, " ".join(record.scopes), _day(record.created_at), expires)
+    return *about, *_limits_shown(record.limits)
+
+
 def _rfc3339(moment: float) -> str:
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -154,6 +148,8 @@ def _with_accounts(data_dir: Path, work: Callable[[Accounts], Awaitable[T]]) -> 
         client = connect(url)
         try:
             return await work(Accounts(client, replicas))
+        except InvalidInput as error:
+            raise UsageProblem(error.message) from None
         except BulkheadError as error:
             raise CommandFailure(error.message) from None
         except UNAVAILABLE:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.cli.failure import CommandFailure, Conflict, Denied, InFlight, Later, NotThere, UsageProblem
-from services.cli.rendering import printable
+from services.cli.terminal import printable
 
 MAX_CHARS = 2_000
 # By the reason; what stands in braces is a member of the problem.

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from services.cli.client import ask
 from services.cli.connection import Connection
-from services.cli.rendering import print_json, printable, when, wide_console
+from services.cli.rendering import print_json, when, wide_console
+from services.cli.terminal import printable
 
 RUNS = {"concurrent_runs": "runs at work", "queued_runs": "runs that wait", "delayed_runs": "runs that start later"}
 BAR_CHARS = 20

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -12,11 +11,11 @@ from rich.highlighter import JSONHighlighter
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.terminal import printable
+
 MAX_DETAIL_CHARS = 160
 # Of the columns of a table, in characters.
 GAP, LEAST_WIDTH = 2, 3
-# They make a terminal show a text in another order than it has.
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ENDINGS = ("run_finished", "run_failed", "run_cancelled")
 
 
@@ -117,13 +116,6 @@ def brief(value: Any) -> str:
         return ""
     text = one_line(value if isinstance(value, str) else json_text(value))
     return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey or hide: control characters but line ends and tabs, and marks that turn its direction."""
-    if text.isprintable():
-        return text
-    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in DIRECTIONS))
 
 
 def one_line(text: str) -> str:

@@ -12,7 +12,8 @@ from services.cli.client import Api, segment
 from services.cli.connection import Connection
 from services.cli.failure import CommandFailure
 from services.cli.following import follow
-from services.cli.rendering import Renderer, brief, note, print_json, print_json_lines, printable, wide_console
+from services.cli.rendering import Renderer, brief, note, print_json, print_json_lines, wide_console
+from services.cli.terminal import printable
 
 STYLES = {
     "run_failed": "red",

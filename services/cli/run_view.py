@@ -10,7 +10,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.rendering import ENDINGS, brief, printable
+from services.cli.rendering import ENDINGS, brief
+from services.cli.terminal import printable
 
 ENDED = {"run_finished": ("finished", "green"), "run_failed": ("failed", "red"), "run_cancelled": ("cancelled", "yellow")}
 MOST_LINES = 12
@@ -142,7 +143,7 @@ class RunView:
         mark: RenderableType = Text({"green": "✓", "red": "✗"}.get(self._style, "·"), style=self._style) if self._ended else self._spinner
         spent = [f"{self._tokens} tokens"] if self._tokens else []
         spent += [f"${self._cost_microusd / 1e6:.4f}"] if self._cost_microusd else []
-        about = Text(f"{self._run_id} · {self._agent} · {self._thread_id} · {self._age()}{''.join(f' · {one}' for one in spent)}", "dim")
+        about = Text(printable(" · ".join((self._run_id, self._agent, self._thread_id, self._age(), *spent))), "dim")
         head.add_row(mark, Text(printable(self._state), style=self._style), about)
         return head
 
@@ -151,7 +152,7 @@ class RunView:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis")
         for line in lines:
-            table.add_row(Text(line.mark, style=line.style), Text(printable(line.text)))
+            table.add_row(Text(printable(line.mark), style=line.style), Text(printable(line.text)))
         return table
 
     def _age(self) -> str:

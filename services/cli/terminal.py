@@ -1,8 +1,19 @@
-"""Whoever sits at a terminal, and is asked."""
+"""What may go to a terminal, and whoever sits at it and is asked."""
 
 import sys
+import unicodedata
 
 from services.cli.failure import CommandFailure, UsageProblem
+
+# They make a terminal show a text in another order than it has.
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey or hide: control characters but line ends and tabs, and marks that turn its direction."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs") and c not in DIRECTIONS))
 
 
 def somebody_is_there() -> bool:

@@ -140,6 +140,9 @@ async def test_files_that_were_ingested_or_refused_are_told_as_json(tmp_path):
     good, bad = told[str(tmp_path / "good.md")], told[str(tmp_path / "bad.md")]
     assert (good["refused"], bad["refused"], bad["passages"]) == (None, "is not UTF-8", 0)
     assert good["document_id"] == "good.md"
+    (tmp_path / "bad.md").rename(tmp_path / "b\x1b[2Jad.md")
     done = await command("ingest", str(tmp_path), status=1)
     assert "1 of 2 documents ingested" in done.out
-    assert done.err == f"{tmp_path / 'bad.md'}: is not UTF-8\n"
+    assert done.err == f"{tmp_path / 'b[2Jad.md'}: is not UTF-8\n"
+    gone = await command("ingest", "\x1b[2Jgone.md", status=1)
+    assert gone.err == "bulkhead: [2Jgone.md: no such file or folder\n"

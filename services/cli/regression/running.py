@@ -18,7 +18,8 @@ from services.cli.failure import FAILED, CommandFailure
 from services.cli.following import follow
 from services.cli.regression.form import Conversation, Decision, Turn, read
 from services.cli.regression.judging import Outcome, differences
-from services.cli.rendering import ENDINGS, brief, note, print_json, printable
+from services.cli.rendering import ENDINGS, brief, note, print_json
+from services.cli.terminal import printable
 
 
 @dataclass(frozen=True, slots=True)

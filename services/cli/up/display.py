@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
+from services.cli.terminal import printable
 from services.cli.up.supervisor import Display
 
 
@@ -27,7 +28,7 @@ class PlainDisplay:
         """A line, at once."""
         # A closed terminal or pipe must not keep the drain from going on.
         with suppress(OSError):
-            print(line, file=self._out, flush=True)
+            print(printable(line), file=self._out, flush=True)
 
     def end(self) -> None:
         """Nothing is open."""

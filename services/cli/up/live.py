@@ -11,6 +11,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.terminal import printable
+
 
 def terminal() -> Console:
     """stdout."""
@@ -42,7 +44,7 @@ class LiveDisplay:
         """A line above the table."""
         with suppress(OSError):
             # Never broken at the terminal's width: commands are copied from here.
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(printable(line)), soft_wrap=True)
 
     def end(self) -> None:
         """Takes the table away."""

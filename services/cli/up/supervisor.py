@@ -186,7 +186,8 @@ class Supervisor:
             slot.missing = f"restarting ({ended.how()})"
             self._display.state(label, slot.missing)
             with suppress(TimeoutError):
-                await asyncio.wait_for(slot.stopping.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await slot.stopping.wait()
             self._choose_ports(slot)
             self._write_addresses()
 

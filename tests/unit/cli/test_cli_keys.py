@@ -71,6 +71,19 @@ async def accounts_of(state_url):
         await client.aclose()
 
 
+def test_a_name_with_brackets_is_shown_as_it_is(bulkhead):
+    names = ("[/red]", "[bold]")
+    for name in names:
+        assert bulkhead("create", "--user", "ana", "--name", name).returncode == 0
+    assert {row.split()[1] for row in bulkhead("list").stdout.splitlines()[1:]} == set(names)
+
+
+def test_a_refusal_of_the_store_has_the_status_that_the_gateways_would_have(bulkhead):
+    wrong = bulkhead("create", "--user", "ana", "--name", "a\x1b[2J")
+    assert (wrong.returncode, wrong.stderr) == (2, "bulkhead: name: must be at most 256 printable characters\n")
+    assert bulkhead("revoke", "key_nobody").returncode == 1
+
+
 def test_limits_that_make_no_sense_are_one_line_and_make_no_key(bulkhead):
     for wrong in (("--max-budget", "ten"), ("--rpm", "0"), ("--tenant", "{a}")):
         done = bulkhead("create", "--user", "ana", *wrong)

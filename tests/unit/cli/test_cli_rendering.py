@@ -6,9 +6,10 @@ import json
 import pytest
 from rich.console import Console
 
-from services.cli.rendering import Renderer, brief, print_json_lines, print_thing, printable, table_of
+from services.cli.rendering import Renderer, brief, print_json_lines, print_thing, table_of
 from services.cli.replay import line
 from services.cli.run_view import RunView
+from services.cli.terminal import printable
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b1mfine\u202e"
 

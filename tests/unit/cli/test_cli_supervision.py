@@ -1,5 +1,6 @@
 """The supervisor and what it asks: readiness that does not come, logs that tell why, configuration that was refused."""
 
+import io
 import json
 import os
 import sys
@@ -8,11 +9,14 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
+from rich.console import Console
 
 from services.cli.doctor import config_rows
 from services.cli.failure import CommandFailure
 from services.cli.up import preflight
+from services.cli.up.display import PlainDisplay
 from services.cli.up.environment import Wiring
+from services.cli.up.live import LiveDisplay
 from services.cli.up.plan import make_plan
 from services.cli.up.probes import READY, failing, http, listening, valkey
 from services.cli.up.process import Keeper, last_error
@@ -55,6 +59,14 @@ def workspace(tmp_path):
     made = Workspace(tmp_path / "data")
     made.open()
     return made
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_process_left_in_its_log_commands_no_terminal(terminal):
+    told = io.StringIO()
+    display = LiveDisplay(Console(file=told, width=80)) if terminal else PlainDisplay(told)
+    display.say("gateway-0 ended (last error: \x1b]0;owned\x07\x9b2J)")
+    assert told.getvalue() == "gateway-0 ended (last error: ]0;owned2J)\n"
 
 
 async def test_what_does_not_become_ready_is_named_with_its_reason(workspace, monkeypatch):
