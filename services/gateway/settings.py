@@ -26,7 +26,10 @@ class Settings(ServiceSettings):
     metrics_port: Port = Field(9461, description="Port of the Prometheus metrics; 0 turns them off.")
     state_url: str = Field("", description="Valkey with keys and rate limits, as redis://host:port/0.")
     state_replicas: int = Field(
-        0, ge=0, le=5, description="Replicas that must have an idempotency record on disk (WAITAOF), before it counts."
+        0,
+        ge=0,
+        le=5,
+        description="Replicas that must have an idempotency record or a change of an API key on disk (WAITAOF), before it counts.",
     )
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder with policies.yaml.")
     body_limit_bytes: Annotated[int, Field(ge=1024)] = Field(4 * 1024 * 1024, description="Largest request body, in bytes.")

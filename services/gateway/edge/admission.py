@@ -39,7 +39,7 @@ class Admission:
 
         Raises Unauthenticated, PermissionDenied, QuotaExceeded or Overloaded.
         """
-        principal = await self._whose(_credential(exchange.headers))
+        principal = await self._whose(credential(exchange.headers))
         exchange.tenant = principal.tenant
         # What is refused for a scope counts as well: it is work, and the answer says how much is left like any other.
         await self._take(principal, exchange)
@@ -82,7 +82,7 @@ def _buckets(principal: Principal, policy: TierPolicy) -> list[Bucket]:
     return found
 
 
-def _credential(headers: dict[str, str]) -> str:
+def credential(headers: dict[str, str]) -> str:
     """The API key or token of a request. Raises Unauthenticated when there is none."""
     given = headers.get("authorization", "")
     if given:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from services.common.accounts import Accounts
+from services.common.config import ConfigFile
+from services.common.limits import Policies
 from services.gateway.adapters.backends import Backends
 from services.gateway.following import Follower
 from services.gateway.settings import Settings
@@ -16,3 +19,5 @@ class Wiring:
     follower: Follower
     streams: OpenStreams
     settings: Settings
+    accounts: Accounts
+    policies: ConfigFile[Policies]

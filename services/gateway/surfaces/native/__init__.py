@@ -10,6 +10,7 @@ from services.gateway.surfaces.native.documents import Documents
 from services.gateway.surfaces.native.erasures import Erasures
 from services.gateway.surfaces.native.events import Events
 from services.gateway.surfaces.native.feedback import Feedback
+from services.gateway.surfaces.native.keys import ApiKeys
 from services.gateway.surfaces.native.memories import Memories
 from services.gateway.surfaces.native.models import DocumentCreate
 from services.gateway.surfaces.native.outputs import Problem
@@ -42,5 +43,6 @@ def routers(wiring: Wiring) -> list[APIRouter]:
         Webhooks,
         Quota,
         Erasures,
+        ApiKeys,
     )
     return [surface(wiring).router() for surface in surfaces]
