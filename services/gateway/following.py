@@ -4,12 +4,12 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import structlog
 from bulkhead.orchestrator.v1.orchestrator_pb2 import Event
 
-from services.common.errors import BulkheadError, Cancelled, Overloaded
+from services.common.errors import BulkheadError, Cancelled, InvalidInput, Overloaded
 from services.gateway.ports import EventSource, Subject
 
 TERMINAL = frozenset({"run_finished", "run_failed", "run_cancelled"})
@@ -26,6 +26,16 @@ class Follower:
         self._source = source
         self._reconnect_s = reconnect_s
         self._silence_s = silence_s
+
+    async def goes_on_above(self, subject: Subject, number: int) -> bool:
+        """Whether the log goes on above a number that lies beyond its end: a promotion of the store loses the last events, and a log that
+        is read has to say so."""
+        log = self.batches(subject, number, replay_only=True)
+        with suppress(InvalidInput):
+            async with aclosing(log):
+                async for _ in log:
+                    return True
+        return False
 
     async def follow(
         self, subject: Subject, after: int = 0, *, types: Sequence[str] = (), replay_only: bool = False

@@ -4,9 +4,11 @@ import asyncio
 
 import aiohttp
 import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.gateway import fake_scripts, fakes
+from services.gateway.fake_orchestrator import FakeOrchestrator
 from services.orchestrator.testing.harness import served, settings_for, write_config
 from tests.contract.ag_ui_client import Client, checked, parsed
 from tests.integration.real_gateway import answered, gateway_before
@@ -142,3 +144,30 @@ async def test_what_the_store_lost_is_taken_back_and_an_orchestrator_that_goes_a
         assert (client.answer, client.state["plan"], client.outcome) == ("One two", None, "success")
         late = Client(asked("r-1", "hello")["messages"]).take(await told(http, asked("r-1", "hello"), agent="losing"))
         assert (late.messages, late.state, late.outcome) == (client.messages, client.state, client.outcome)
+
+
+async def test_who_comes_back_with_an_event_that_a_promotion_of_the_store_has_lost_is_told_how_the_run_stands(
+    identities, state_url, monkeypatch
+):
+    whole = FakeOrchestrator._stream
+
+    async def stream(replica, tenant, request):
+        """As the real one behind the end of a log that has lost its last events: reading has it go on, above their numbers."""
+        if request.after_seq > len(replica.log.events[(tenant, "t")]):
+            lost = pb.Event(seq=1000, thread_id="t", type="log_gap", data_json=b'{"from_seq":9}')
+            yield pb.StreamEventsResponse(batch=pb.EventBatch(events=[lost]))
+            return
+        async for response in whole(replica, tenant, request):
+            yield response
+
+    async with (
+        fakes.gateway(identities, state_url) as front,
+        aiohttp.ClientSession(front.url, headers=front.headers()) as http,
+    ):
+        client = Client(asked("r-1", "hello")["messages"]).take(await told(http, asked("r-1", "hello"), agent="assistant"))
+        lost = str(front.log.threads[("acme", "t")].last_seq + 1)
+        error = await answered(http.post("/ag-ui/assistant", json=asked("r-1", "hello"), headers={"last-event-id": lost}), 422)
+        assert error["metadata"]["bulkhead"]["errors"][0]["field"] == "Last-Event-ID"
+        monkeypatch.setattr(FakeOrchestrator, "_stream", stream)
+        back = Client().take(await told(http, asked("r-1", "hello"), agent="assistant", last_event_id=lost))
+        assert (back.messages, back.outcome) == (client.messages, "success")

@@ -77,7 +77,7 @@ class Runs:
             _or_none(self._threads.GetThread(pb.GetThreadRequest(thread_id=asked.thread_id))),
         )
         last_seq = thread.thread.last_seq if thread is not None else 0
-        if cursor > last_seq:
+        if cursor > last_seq and not (thread and await self._wiring.follower.goes_on_above(Subject(thread_id=asked.thread_id), cursor)):
             raise InvalidBody.field("Last-Event-ID", f"the last event is {last_seq}")
         if found is None and cursor:
             raise NotFound("there is no run of this runId to go on with", reason="RUN_NOT_FOUND")

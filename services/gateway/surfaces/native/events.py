@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -116,19 +116,10 @@ class Events:
         """Raises NotFound for a thread that is not there, InvalidInput for a number that lies in its future, and ResumeGap for one that
         lies before what is kept; a run that is there is kept whole."""
         thread = (await self._threads.GetThread(pb.GetThreadRequest(thread_id=thread_id))).thread
-        if cursor > thread.last_seq and not await self._lost(thread_id, cursor):
+        if cursor > thread.last_seq and not await self._wiring.follower.goes_on_above(Subject(thread_id=thread_id), cursor):
             raise InvalidInput.field("after", f"the last event is {thread.last_seq}")
         if cursor + 1 < thread.oldest_seq and not of_run:
             raise await resume_gap(self._threads, thread_id)
-
-    async def _lost(self, thread_id: str, cursor: int) -> bool:
-        """Whether the number was one of the log, which goes on above it: a promotion of the store loses the last ones."""
-        log = self._wiring.follower.batches(Subject(thread_id=thread_id), cursor, replay_only=True)
-        with suppress(InvalidInput):
-            async with aclosing(log):
-                async for _ in log:
-                    return True
-        return False
 
 
 def event_stream(

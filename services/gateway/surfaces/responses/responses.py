@@ -16,6 +16,7 @@ from services.gateway.edge.exchange import exchange
 from services.gateway.edge.keyed import REPLAYED
 from services.gateway.edge.problems import openai_error
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
+from services.gateway.ports import Subject
 from services.gateway.running import cancel_on_leaving, wait_for_end
 from services.gateway.streaming import EventStream, while_connected
 from services.gateway.surfaces.native.models import INT64_MAX
@@ -169,10 +170,14 @@ class Responses:
 
     async def _check_cursor(self, run: pb.Run, number: int) -> None:
         """Raises InvalidInput for a number that lies in the future."""
-        last_seq = run.terminal_seq
-        if not last_seq:
-            last_seq = (await self._threads.GetThread(pb.GetThreadRequest(thread_id=run.thread_id))).thread.last_seq
-        if number // NUMBERS_AN_EVENT > last_seq - run.first_seq:
+        seq = run.first_seq + number // NUMBERS_AN_EVENT
+        if run.terminal_seq:
+            # The last event of the log may have more numbers than the others.
+            known = seq <= run.terminal_seq or number <= (await reading.brought_up(self._follower, Projection(run))).number
+        else:
+            thread = (await self._threads.GetThread(pb.GetThreadRequest(thread_id=run.thread_id))).thread
+            known = seq <= thread.last_seq or await self._follower.goes_on_above(Subject(run_id=run.run_id), seq)
+        if not known:
             raise InvalidInput.field("starting_after", "lies beyond the last event")
 
     def _stream(self, projection: Projection, after: int, leaving: Callable[[], Awaitable[None]] | None = None) -> EventStream:
