@@ -1,7 +1,7 @@
 """`bulkhead approvals`: what runs ask of people, and what people decide."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -9,7 +9,7 @@ from rich.text import Text
 from services.cli.client import ask, segments
 from services.cli.connection import Connection
 from services.cli.failure import UsageProblem
-from services.cli.rendering import brief, json_text, note, print_json, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import brief, json_text, note, print_answer, print_list, print_thing, when
 from services.cli.terminal import confirm, somebody_is_there
 
 STYLES = {"open": "yellow", "approved": "green", "rejected": "red"}
@@ -22,17 +22,14 @@ def list_approvals(
     """The newest approvals that fit. Raises CommandFailure."""
     query = {"run_id": run or None, "thread_id": thread or None, "state": state or None, "decidable": "true" if decidable else None}
     approvals = ask(connection, lambda api: api.listed("/v1/approvals", limit, **query))
-    if as_json:
-        print_json_lines(approvals)
-        return
-    rows = (
-        (
-            one["approval_id"], Text(one["state"], style=STYLES.get(one["state"], "dim")), one["tool"], brief(one["arguments"]),
-            one["requester"], when(one["created_at"]), when(one["expires_at"]),
-        )
-        for one in approvals
-    )  # fmt: skip
-    print_table(TITLES, rows, "nothing waits for you" if decidable else "no approvals")
+    print_list(approvals, TITLES, _row, "nothing waits for you" if decidable else "no approvals", as_json)
+
+
+def _row(one: Mapping[str, Any]) -> Sequence[Any]:
+    """An approval as TITLES."""
+    state = Text(one["state"], style=STYLES.get(one["state"], "dim"))
+    about = (one["tool"], brief(one["arguments"]), one["requester"], when(one["created_at"]), when(one["expires_at"]))
+    return one["approval_id"], state, *about
 
 
 def show_approval(connection: Connection, approval_id: str, *, as_json: bool = False) -> None:
@@ -46,11 +43,8 @@ def decide(connection: Connection, approval_id: str, decision: Mapping[str, Any]
     if not sure and somebody_is_there():
         decision = {**decision, "arguments_digest": _confirmed(ask(connection, lambda api: api.get(_path(approval_id))))}
     answer = ask(connection, lambda api: api.post(f"{_path(approval_id)}/decision", decision))
-    if as_json:
-        print_json(answer)
-        return
-    print(f"{approval_id}: {answer['state']}")
-    if answer["state"] == "open":
+    print_answer(answer, f"{approval_id}: {answer['state']}", as_json)
+    if answer["state"] == "open" and not as_json:
         note("somebody else has to decide as well" if decision["verb"] != "delegate" else "it is somebody else's now")
 
 

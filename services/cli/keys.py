@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.cli.failure import CommandFailure, Unreachable, UsageProblem
-from services.cli.rendering import note, print_json, print_json_lines, print_table
+from services.cli.rendering import note, print_answer, print_json, print_json_lines, print_table
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.workspace import Workspace
 from services.common.accounts import NO_LIMITS, Accounts, KeyRecord, LimitSet, Period
@@ -83,17 +83,14 @@ def show(data_dir: Path, tenant: str, *, as_json: bool = False) -> None:
     records = _with_accounts(data_dir, lambda accounts: accounts.list_keys(tenant))
     if as_json:
         print_json_lines(map(_about, records))
-        return
-    print_table(TITLES, map(_row, records), "no keys yet")
+    else:
+        print_table(TITLES, map(_row, records), "no keys yet")
 
 
 def revoke(data_dir: Path, tenant: str, key_id: str, *, as_json: bool = False) -> None:
     """Ends a key at once. Raises CommandFailure."""
     _with_accounts(data_dir, lambda accounts: accounts.revoke(tenant, key_id))
-    if as_json:
-        print_json({"key_id": key_id, "revoked": True})
-    else:
-        print(f"{key_id} is revoked")
+    print_answer({"key_id": key_id, "revoked": True}, f"{key_id} is revoked", as_json)
 
 
 def _about(record: KeyRecord) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.cells import cell_len
@@ -164,6 +164,22 @@ def print_json_lines(items: Iterable[Any]) -> None:
     """One JSON value a line, for other programs."""
     for item in items:
         print_json(item)
+
+
+def print_list(items: Iterable[Any], titles: Sequence[str], row: Callable[[Any], Sequence[Any]], empty: str, as_json: bool) -> None:
+    """Things of a list: a table with what `row` makes of each, or a line of JSON for each."""
+    if as_json:
+        print_json_lines(items)
+    else:
+        print_table(titles, map(row, items), empty)
+
+
+def print_answer(answer: Any, text: str, as_json: bool) -> None:
+    """What came of a change: in words, or as the API answered it."""
+    if as_json:
+        print_json(answer)
+    else:
+        print(printable(text))
 
 
 def print_thing(thing: Any, as_json: bool) -> None:

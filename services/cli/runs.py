@@ -7,7 +7,7 @@ from rich.text import Text
 
 from services.cli.client import Api, ask, segment
 from services.cli.connection import Connection
-from services.cli.rendering import brief, note, print_json, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import brief, note, print_answer, print_json, print_list, print_thing, when
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "queued": "dim", "waiting": "yellow"}
 TITLES = ("RUN", "STATUS", "STARTED", "AGENT", "THREAD", "COST", "ANSWER")
@@ -16,11 +16,7 @@ TITLES = ("RUN", "STATUS", "STARTED", "AGENT", "THREAD", "COST", "ANSWER")
 def list_runs(connection: Connection, *, limit: int, thread: str = "", as_json: bool = False) -> None:
     """The newest runs, of one thread or of all. Raises CommandFailure."""
     path = f"/v1/threads/{segment(thread)}/runs" if thread else "/v1/runs"
-    runs = ask(connection, lambda api: api.listed(path, limit))
-    if as_json:
-        print_json_lines(runs)
-    else:
-        print_table(TITLES, map(row, runs), "no runs yet")
+    print_list(ask(connection, lambda api: api.listed(path, limit)), TITLES, row, "no runs yet", as_json)
 
 
 def row(run: Mapping[str, Any]) -> Sequence[Any]:
@@ -40,15 +36,12 @@ def cancel_run(connection: Connection, run_id: str, *, reason: str = "", wait: b
     """Asks for the end of a run, and waits for it with `wait`; asking again changes nothing. Raises CommandFailure."""
     path, body = f"/v1/runs/{segment(run_id)}/cancel", {"reason": reason or "bulkhead runs cancel"}
     answer = ask(connection, lambda api: api.post(path, body, wait="true" if wait else None))
-    if as_json:
-        print_json(answer)
-        return
     run = answer.get("run")
     if run is None:
-        print(f"{run_id}: not there yet; it is cancelled when it comes")
+        text = "not there yet; it is cancelled when it comes"
     else:
-        asked = ", cancel requested" if run.get("cancel_requested") and run.get("ended_at") is None else ""
-        print(f"{run_id}: {run.get('status')}{asked}")
+        text = run["status"] + (", cancel requested" if run["cancel_requested"] and run["ended_at"] is None else "")
+    print_answer(answer, f"{run_id}: {text}", as_json)
 
 
 def fork_run(

@@ -1,12 +1,12 @@
 """`bulkhead threads`: conversations as a whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.cli.client import ask, segment
 from services.cli.connection import Connection
 from services.cli.failure import UsageProblem
-from services.cli.rendering import note, print_json, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import note, print_answer, print_list, print_thing, when
 from services.cli.runs import forked
 from services.cli.terminal import confirm
 
@@ -16,18 +16,13 @@ DAY_MS = 86_400_000
 
 def list_threads(connection: Connection, *, limit: int, as_json: bool = False) -> None:
     """The newest threads. Raises CommandFailure."""
-    threads = ask(connection, lambda api: api.listed("/v1/threads", limit))
-    if as_json:
-        print_json_lines(threads)
-        return
-    rows = (
-        (
-            one["thread_id"], when(one["created_at"]), one["last_seq"], one["parent_thread_id"], when(one["expires_at"]),
-            " ".join(f"{name}={value}" for name, value in one["metadata"].items()),
-        )
-        for one in threads
-    )  # fmt: skip
-    print_table(TITLES, rows, "no threads yet")
+    print_list(ask(connection, lambda api: api.listed("/v1/threads", limit)), TITLES, _row, "no threads yet", as_json)
+
+
+def _row(one: Mapping[str, Any]) -> Sequence[Any]:
+    """A thread as TITLES."""
+    about = (when(one["created_at"]), one["last_seq"], one["parent_thread_id"], when(one["expires_at"]))
+    return one["thread_id"], *about, " ".join(f"{name}={value}" for name, value in one["metadata"].items())
 
 
 def show_thread(connection: Connection, thread_id: str, *, whole: bool = False, as_json: bool = False) -> None:
@@ -46,10 +41,7 @@ def create_thread(
     if days is not None:
         body["ttl_ms"] = int(days * DAY_MS)
     thread = ask(connection, lambda api: api.post("/v1/threads", body))
-    if as_json:
-        print_json(thread)
-    else:
-        print(thread["thread_id"])
+    print_answer(thread, thread["thread_id"], as_json)
 
 
 def fork_thread(
@@ -64,10 +56,7 @@ def roll_back(connection: Connection, thread_id: str, *, to: Mapping[str, Any], 
     """Takes back what came behind a checkpoint. Raises CommandFailure."""
     path = f"/v1/threads/{segment(thread_id)}/rollback"
     answer = ask(connection, lambda api: api.post(path, {"to": dict(to)}))
-    if as_json:
-        print_json(answer)
-    else:
-        print(f"{thread_id}: rolled back, told by event {answer['seq']}")
+    print_answer(answer, f"{thread_id}: rolled back, told by event {answer['seq']}", as_json)
 
 
 def delete_thread(connection: Connection, thread_id: str, *, sure: bool = False, as_json: bool = False) -> None:
@@ -76,11 +65,8 @@ def delete_thread(connection: Connection, thread_id: str, *, sure: bool = False,
         confirm(f"delete {thread_id} with its log and its runs?")
     answer = ask(connection, lambda api: api.delete(f"/v1/threads/{segment(thread_id)}"))
     whole = answer is None or bool(answer.get("completed"))
-    if as_json:
-        print_json({"thread_id": thread_id, "completed": whole})
-        return
-    print(f"{thread_id}: deleted")
-    if not whole:
+    print_answer({"thread_id": thread_id, "completed": whole}, f"{thread_id}: deleted", as_json)
+    if not whole and not as_json:
         note("nobody sees it any more; the rest of it follows by itself")
 
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from services.cli.client import ask, segment
 from services.cli.connection import Connection
-from services.cli.rendering import note, print_json, print_json_lines, print_table, print_thing, when
+from services.cli.rendering import note, print_answer, print_json, print_list, print_thing, when
 from services.cli.terminal import confirm
 
 TITLES = ("WEBHOOK", "URL", "TELLS OF", "MADE", "STATE")
@@ -18,15 +18,7 @@ HOUR_MS = 3_600_000
 
 def list_webhooks(connection: Connection, *, as_json: bool = False) -> None:
     """All of the tenant, oldest first. Raises CommandFailure."""
-    webhooks = ask(connection, lambda api: api.get("/v1/webhooks"))["data"]
-    if as_json:
-        print_json_lines(webhooks)
-        return
-    rows = (
-        (one["webhook_id"], one["url"], " ".join(one["event_types"]), when(one["created_at"]), one["disabled_reason"] or "in service")
-        for one in webhooks
-    )
-    print_table(TITLES, rows, "no webhooks yet")
+    print_list(ask(connection, lambda api: api.get("/v1/webhooks"))["data"], TITLES, _row, "no webhooks yet", as_json)
 
 
 def show_webhook(connection: Connection, webhook_id: str, *, as_json: bool = False) -> None:
@@ -49,19 +41,13 @@ def rotate_secret(connection: Connection, webhook_id: str, *, overlap_h: float |
 def list_deliveries(connection: Connection, webhook_id: str, *, limit: int, as_json: bool = False) -> None:
     """What was sent to an endpoint, newest first. Raises CommandFailure."""
     deliveries = ask(connection, lambda api: api.listed(f"{_path(webhook_id)}/deliveries", limit))
-    if as_json:
-        print_json_lines(deliveries)
-    else:
-        print_table(DELIVERIES, map(_row, deliveries), "nothing was sent yet")
+    print_list(deliveries, DELIVERIES, _delivery_row, "nothing was sent yet", as_json)
 
 
 def redeliver(connection: Connection, delivery_id: str, *, as_json: bool = False) -> None:
     """Sends a message again. Raises CommandFailure."""
     answer = ask(connection, lambda api: api.post(f"/v1/deliveries/{segment(delivery_id)}/redeliver"))
-    if as_json:
-        print_json(answer)
-    else:
-        print(f"{delivery_id}: {answer['status']}")
+    print_answer(answer, f"{delivery_id}: {answer['status']}", as_json)
 
 
 def delete_webhook(connection: Connection, webhook_id: str, *, sure: bool = False, as_json: bool = False) -> None:
@@ -69,10 +55,7 @@ def delete_webhook(connection: Connection, webhook_id: str, *, sure: bool = Fals
     if not sure:
         confirm(f"delete {webhook_id} with its log? What was not delivered is dropped.")
     ask(connection, lambda api: api.delete(_path(webhook_id)))
-    if as_json:
-        print_json({"webhook_id": webhook_id, "deleted": True})
-    else:
-        print(f"{webhook_id}: deleted")
+    print_answer({"webhook_id": webhook_id, "deleted": True}, f"{webhook_id}: deleted", as_json)
 
 
 def _path(webhook_id: str) -> str:
@@ -89,6 +72,13 @@ def _secret(answer: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _row(one: Mapping[str, Any]) -> Sequence[Any]:
+    """A webhook as TITLES."""
+    about = (one["url"], " ".join(one["event_types"]), when(one["created_at"]))
+    return one["webhook_id"], *about, one["disabled_reason"] or "in service"
+
+
+def _delivery_row(one: Mapping[str, Any]) -> Sequence[Any]:
+    """A delivery as DELIVERIES."""
     last = one["attempts"][-1] if one["attempts"] else {}
     came = last.get("response_code") or last.get("error")
     about = (one["event_type"], one["run_id"], when(one["created_at"]), one["attempt_count"], came, when(one["next_attempt_at"]))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.commands import completing
-from services.cli.commands.options import DEFAULT_DATA_DIR, ApprovalId, AsJson, DataDir, Limit, OfThread, Reason
+from services.cli.commands.options import DEFAULT_DATA_DIR, ApprovalId, AsJson, DataDir, Limit, OfThread, Reason, Yes
 
 app = typer.Typer(help="What runs ask of people: list, show, approve, reject, edit, delegate, answer.", no_args_is_help=True)
 OfRun = Annotated[str, typer.Option("--run", help="Of this run alone.", autocompletion=completing.runs)]
@@ -63,7 +63,7 @@ def approvals_approve(
     approval_id: ApprovalId,
     reason: Reason = "",
     digest: Digest = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

@@ -12,6 +12,8 @@ DEFAULT_DATA_DIR = Path(".bulkhead")
 DataDir = Annotated[Path, typer.Option("--data-dir", envvar="BULKHEAD_DATA_DIR", help="Folder of the data, the logs and dev.env.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON: one object a line.")]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="The newest so many.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+GoOn = Annotated[bool, typer.Option("--continue", help="Also start a run that goes on from there, where that is within a run.")]
 Tenant = Annotated[str, typer.Option(help="Whose keys.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with the decision.")]
 

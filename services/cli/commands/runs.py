@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from services.cli.commands import completing
-from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, Limit, NewName, OfThread, RunId
+from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Limit, NewName, OfThread, RunId
 
 app = typer.Typer(help="The runs: list, show, watch, cancel, fork.", invoke_without_command=True)
 OwnDataDir = Annotated[Path | None, typer.Option("--data-dir", help="As of `runs`.")]
@@ -87,7 +87,7 @@ def runs_fork(
     context: typer.Context,
     run_id: RunId,
     step: Annotated[int | None, typer.Option(min=1, help="At the end of this step. Default: at the end of the run.")] = None,
-    go_on: Annotated[bool, typer.Option("--continue", help="Also start a run that goes on from there.")] = False,
+    go_on: GoOn = False,
     name: NewName = "",
     as_json: AsJson = False,
     data_dir: OwnDataDir = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from services.cli.commands import completing
-from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, Limit, NewName, ThreadId
+from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Limit, NewName, ThreadId, Yes
 
 app = typer.Typer(help="Conversations: list, show, snapshot, create, watch, fork, rollback, delete.", no_args_is_help=True)
 Seq = Annotated[int | None, typer.Option(min=1, help="The checkpoint: the event of this number.")]
@@ -68,7 +68,7 @@ def threads_fork(
     run: Run = "",
     step: Step = None,
     beginning: Beginning = False,
-    go_on: Annotated[bool, typer.Option("--continue", help="Also start a run that goes on from a checkpoint within a run.")] = False,
+    go_on: GoOn = False,
     name: NewName = "",
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -103,7 +103,7 @@ def threads_rollback(
 @app.command("delete")
 def threads_delete(
     thread_id: ThreadId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

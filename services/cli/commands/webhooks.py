@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.commands.options import DEFAULT_DATA_DIR, AsJson, DataDir, Limit, WebhookId
+from services.cli.commands.options import DEFAULT_DATA_DIR, AsJson, DataDir, Limit, WebhookId, Yes
 
 app = typer.Typer(help="Who is told of the ends of runs: list, show, create, rotate, deliveries, redeliver, delete.", no_args_is_help=True)
 
@@ -87,7 +87,7 @@ def webhooks_redeliver(
 @app.command("delete")
 def webhooks_delete(
     webhook_id: WebhookId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
