@@ -61,6 +61,8 @@ UNSUPPORTED = [
     ({"input": [{**MESSAGE, "content": [{"type": "input_text", "text": "x", "prompt_cache_breakpoint": {}}]}]}, "input[0].content[0]"),
     ({"input": [DECISION, MESSAGE], "previous_response_id": "resp_run_1"}, "input"),
     ({"input": [DECISION], "previous_response_id": "resp_run_1", "instructions": "x"}, "instructions"),
+    ({"input": [DECISION], "previous_response_id": "resp_run_1", "temperature": 0}, "temperature"),
+    ({"input": [DECISION], "previous_response_id": "resp_run_1", "store": False}, "store"),
 ]
 WRONG = [
     ({"model": None}, "model"),

@@ -38,8 +38,17 @@ SUPPORTED = frozenset(
 _SILENT = frozenset({"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 # Which run goes first among those of the tenant that wait.
 _PRIORITIES = {"auto": 0, "default": 0, "flex": -5, "priority": 5, "fast": 5}
-# What says how a run is made, and so cannot be said to one that is there already.
-_OF_A_NEW_RUN = ("instructions", "conversation", "metadata", "max_output_tokens", "max_tool_calls", "temperature", "service_tier", "store")
+# What says how a run is made, and so cannot be said to one that is there already; with the values that ask for nothing.
+_OF_A_NEW_RUN: Mapping[str, tuple[Any, ...]] = {
+    "instructions": ("",),
+    "conversation": ("",),
+    "metadata": ({},),
+    "max_output_tokens": (),
+    "max_tool_calls": (),
+    "temperature": (),
+    "service_tier": ("", "auto"),
+    "store": (True,),
+}
 
 
 class ResponseRequest:
@@ -72,8 +81,8 @@ class ResponseRequest:
         if self.input.decisions:
             if not previous:
                 raise InvalidInput.field("previous_response_id", "must name the response that asked for an approval")
-            for name in _OF_A_NEW_RUN:
-                if body.get(name):
+            for name, unused in _OF_A_NEW_RUN.items():
+                if body.get(name) is not None and not _among(body[name], unused):
                     raise unsupported(name, "cannot be changed of a response that goes on after an approval")
         leaving = headers.get("x-bulkhead-on-disconnect", "continue")
         if leaving not in ("continue", "cancel"):
