@@ -27,11 +27,15 @@ Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256
 
 def trusted_url(url: str) -> str:
     """Keys are taken over TLS, or from this machine. Raises ValueError."""
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        raise ValueError("must be a URL of ASCII characters without spaces")
     parts = urlsplit(url)
     if not parts.hostname or parts.fragment or parts.username or parts.password:
         raise ValueError("must be a URL with a host, and without fragment and login")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise ValueError("must begin with https://")
+    if parts.port == 0:  # one that is no number raises by itself
+        raise ValueError("must have a port that can be reached")
     return url
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,8 @@ class _Key:
 class IssuerKeys:
     """Finds the key of a token. Looks for the set are single and bounded; a look that fails leaves what is known."""
 
-    def __init__(self, issuer: Issuer, fetch: Callable[[Issuer], Mapping[str, Any]] = key_set) -> None:
+    def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
-        self._fetch = fetch
         self._keys: Sequence[_Key] | None = None
         self._got_at = self._looked_at = float("-inf")
         self._failed = False
@@ -89,8 +88,7 @@ class IssuerKeys:
 
     async def _get(self) -> None:
         try:
-            found = await asyncio.to_thread(self._fetch, self._issuer)
-            keys = _usable(found)
+            keys = _usable(await key_set(self._issuer))
         except NotToBeHad as error:
             self._failed = True
             log.warning("issuer_keys_not_to_be_had", issuer=self._issuer.issuer, error=str(error))
