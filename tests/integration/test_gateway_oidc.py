@@ -327,6 +327,23 @@ async def test_an_answer_that_is_no_key_set_is_none(issuer, trusting, monkeypatc
     assert "/elsewhere" not in issuer.asked
 
 
+ODD = [
+    None, "key", {}, {"kty": "RSA"}, {"kty": ["RSA"]},
+    *({**jwk(OTHER_RSA_KEY, "odd"), **odd} for odd in (
+        {"alg": "none"}, {"alg": ["RS256"]}, {"alg": 5}, {"key_ops": 5}, {"key_ops": True}, {"key_ops": {}}, {"n": 5}, {"n": "", "e": ""},
+        {"use": ["sig"]}, {"kty": "EC", "crv": "P-256", "x": [], "y": 1}, {"kty": "OKP", "crv": {}, "x": "AA"},
+    )),
+]  # fmt: skip
+
+
+async def test_an_odd_entry_of_a_key_set_spoils_no_other(issuer, trusting):
+    issuer.shown = [*ODD, *issuer.shown]
+    async with trusting(entry(issuer)) as served:
+        for kid, algorithm in (("rsa", "RS256"), ("ec", "ES256"), ("ed", "EdDSA")):
+            assert await status_of(served, issuer.token(kid, algorithm)) == 200
+        assert await status_of(served, issuer.token("odd", key=OTHER_RSA_KEY)) == 401
+
+
 async def test_a_discovery_document_of_another_issuer_leads_nowhere(issuer, trusting):
     async def elsewhere(request):
         return web.json_response({"issuer": "https://evil.example", "jwks_uri": issuer.jwks_url})

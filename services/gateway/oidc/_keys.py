@@ -114,12 +114,12 @@ def _key(entry: Any) -> _Key | None:
     if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
         return None
     operations = entry.get("key_ops")
-    if operations is not None and "verify" not in operations:
+    if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         return None
     try:
         # A private key in the set, which has `d`, would be one that others know as well.
         key = None if "d" in entry else jwt.PyJWK.from_dict(entry).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+    except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError, KeyError):  # NotImplementedError is that of `none`
         return None
     if key is None or (isinstance(key, RSAPublicKey) and key.key_size < LEAST_RSA_BITS):
         return None
