@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -190,7 +191,7 @@ async def follow_through(clients: Sequence[Client], seen: Seen, silent_s: float 
                         async with asyncio.timeout(silent_s):
                             item = await anext(stream, None)
                         if item is None:
-                            seen.ended = True
+                            seen.ended, seen.ended_ms = True, int(time.time() * 1000)
                             return seen
                         seen.events.extend(item.batch.events)
         except TimeoutError:

@@ -46,13 +46,15 @@ class Decided(NamedTuple):
 @dataclass(slots=True)
 class Seen:
     """What one client was shown of a run, over all its reconnects; of the thread, where `run_id` is ''. `ended`: the stream ended by
-    itself, or was left with nothing more to come; `gap_to`: the oldest number that a resume_gap told of (0: none)."""
+    itself, or was left with nothing more to come; `ended_ms`: when it ended by itself (0: not known); `gap_to`: the oldest number that a
+    resume_gap told of (0: none)."""
 
     run_id: str
     events: list[pb.Event] = field(default_factory=list)
     after_seq: int = 0
     types: frozenset[str] = frozenset()
     ended: bool = False
+    ended_ms: int = 0
     gap_to: int = 0
 
 

@@ -164,7 +164,14 @@ def _same_as_log(history: History) -> Iterator[Violation]:
         if not seen.gap_to and seen.after_seq + 1 < history.oldest_seq and not seen.run_id:
             yield Violation("A7", seen.run_id, f"asked for what follows {seen.after_seq}, of which the log keeps {history.oldest_seq} on")
         # Whoever was shown an end that a promotion lost had left when the log went on.
-        until = expected[-1:] if seen.ended and not history.void(got[-1] if got else 0) else got[-1:]
+        lost_end = history.void(got[-1] if got else 0)
+        if not lost_end and seen.ended_ms and seen.types and not seen.types & TERMINAL.keys():
+            # Which end ended it, its filter hides.
+            later = [event for event in events if event.occurred_at.ToMilliseconds() > seen.ended_ms]
+            lost_end = any(event.type == LOG_GAP for event in later)
+            if not lost_end and any(event.type in TERMINAL for event in later):
+                yield Violation("A6", seen.run_id, "the stream ended before the run did")
+        until = expected[-1:] if seen.ended and not lost_end else got[-1:]
         missed = [seq for seq in expected if begins <= seq <= (until or [0])[0] and seq not in set(got)]
         if missed:
             yield Violation("A6", seen.run_id, f"never shown: {missed[:10]}")

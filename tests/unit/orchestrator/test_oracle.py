@@ -134,6 +134,19 @@ def test_numbers_that_a_log_gap_declares_and_what_was_shown_and_lost_break_no_pr
     assert violations(history(promoted(), run, seen=seen)) == []
 
 
+def test_an_end_that_a_filter_hides_is_the_lost_one_only_where_the_log_gap_came_later():
+    run, kinds, log = record(terminal_seq=FAR + 8), frozenset({"usage"}), promoted()
+    for each in log[10:]:
+        each.occurred_at.FromMilliseconds(each.occurred_at.ToMilliseconds() + 1_000)
+    shown = [e for e in log[:10] if e.type == "usage"]
+    gap_ms = log[10].occurred_at.ToMilliseconds()
+    assert told(history(log, run, seen=[Seen("r", shown, types=kinds, ended=True, ended_ms=gap_ms - 1)])) == set()
+    assert told(history(log, run, seen=[Seen("r", shown, types=kinds, ended=True, ended_ms=gap_ms)])) == {"A6"}
+    whole = [e for e in taken_over() if e.type == "usage"]
+    assert told(history(seen=[Seen("r", whole, types=kinds, ended=True, ended_ms=ENDED_MS)])) == set()
+    assert told(history(seen=[Seen("r", whole, types=kinds, ended=True, ended_ms=1)])) == {"A6"}
+
+
 def test_a_log_gap_that_declares_something_else():
     log = promoted()
     log[10] = event(FAR, "log_gap", {"from_seq": 12}, 0, "")
