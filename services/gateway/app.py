@@ -1,14 +1,8 @@
 """Composition root of the gateway."""
 
-import asyncio
 from functools import partial
 
-import orjson
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from services.common.accounts import Accounts
@@ -26,6 +20,7 @@ from services.common.valkey import connect, ping, refuse_shards
 from services.gateway.adapters.backends import backends
 from services.gateway.adapters.event_log import OrchestratorEvents
 from services.gateway.background import Background
+from services.gateway.document import Document
 from services.gateway.edge import failures
 from services.gateway.edge.admission import Admission
 from services.gateway.edge.asgi import Edge
@@ -92,33 +87,5 @@ def application(wiring: Wiring, doorkeeper: Doorkeeper, health: Health) -> FastA
     for router in (*surfaces, probes.router(health), schemas.router(), console.router()):
         # Not include_router: it would search a tree of routers for each request, where one list does.
         app.router.routes.extend(router.routes)
-    app.router.routes.append(Route("/openapi.json", _Document(app).answer))
+    app.router.routes.append(Route("/openapi.json", Document(app, native.NAMED_MODELS).answer))
     return app
-
-
-class _Document:
-    """The OpenAPI document, made when first asked for, and in a thread: it takes a fifth of a second."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self._made: asyncio.Future[bytes] | None = None
-
-    async def answer(self, request: Request) -> Response:
-        """GET /openapi.json"""
-        if self._made is None:
-            self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
-        return Response(await asyncio.shield(self._made), 200, {"cache-control": "no-cache"}, "application/json")
-
-    def _make(self) -> bytes:
-        app = self._app
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        parts = document.setdefault("components", {})
-        # Shapes that routes refer to by name, because their bodies or answers are not declared through FastAPI.
-        _, named = models_json_schema([(m, "validation") for m in native.NAMED_MODELS], ref_template="#/components/schemas/{model}")
-        parts["schemas"] = named["$defs"] | parts.get("schemas", {})
-        parts["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "bh_…"}}
-        for path, operations in document["paths"].items():
-            if path.startswith(("/v1/", "/replay/", "/ag-ui/")):
-                for operation in operations.values():
-                    operation["security"] = [{"apiKey": []}]
-        return orjson.dumps(document)

@@ -52,7 +52,7 @@ def test_the_document_names_every_route_its_problems_and_its_key(served):
     content = answer.json()
     assert content["openapi"].startswith("3.1")
     routes = {path for path in content["paths"] if path.startswith(("/v1/", "/replay"))}
-    assert len(routes) == 55
+    assert len(routes) == 58
     for path in routes:
         for operation in content["paths"][path].values():
             assert operation["security"] == [{"apiKey": []}]

@@ -77,5 +77,5 @@ async def native_routes(url: str) -> dict[str, dict[str, Any]]:
         f"{method.upper()} {path}": operation
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
-        if "application/problem+json" in operation["responses"].get("401", {}).get("content", {})
+        if operation["responses"].get("401") == {"$ref": "#/components/responses/Problem401"}
     }

@@ -25,9 +25,12 @@ _EVENT = {
     "properties": {
         "id": {"type": "string", "description": "seq of the event."},
         "event": {"type": "string", "description": "type of the event."},
-        "data": {"type": "string", "description": "The event as one line of JSON: EventOut."},
+        "data": {
+            "type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/EventOut"},
+            "description": "The event as one line of JSON; /schemas/events/v1.json describes it with the data of each type.",
+        },
     },
-}
+}  # fmt: skip
 EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
 
