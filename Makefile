@@ -53,6 +53,10 @@ bench: install-test ## Measure, print side by side and write build/bench/*.json;
 bench-runs: install-test ## Measure durable runs; ARGS="--soak 100000 --peers" for memory over many runs and for other platforms
 	$(BIN)/python -m scripts.bench.durable $(ARGS)
 
+.PHONY: bench-api
+bench-api: install-test ## Measure what the product gateway adds; leave the machine alone meanwhile
+	$(BIN)/python -m scripts.bench api
+
 .PHONY: bench-llm
 bench-llm: install-test ## Measure the LLM gateway alone; ARGS="--litellm --soak" for the comparison and the ten minutes
 	$(BIN)/python -m scripts.bench.llm $(ARGS)

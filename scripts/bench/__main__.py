@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scripts.bench import machine, rpc, runs
+from scripts.bench import api, machine, rpc, runs
 from scripts.bench.machine import Figure
 
-BENCHMARKS = {"rpc": rpc.run, "runs": runs.run}
+BENCHMARKS = {"rpc": rpc.run, "runs": runs.run, "api": api.run}
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 
