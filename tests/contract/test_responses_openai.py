@@ -8,13 +8,12 @@ import orjson
 import pytest
 import pytest_asyncio
 from openai.types import responses as types
-from pydantic import TypeAdapter
 
 from services.common import testing
 from services.gateway import fakes
+from tests.contract.responses_sdk import all_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-EVENTS = TypeAdapter(types.ResponseStreamEvent)
 TERMINAL = {"response.completed", "response.failed", "response.incomplete"}
 
 
@@ -28,16 +27,6 @@ async def served(identities, _state_server):
 async def sdk(served):
     async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
         yield client
-
-
-async def all_of(stream):
-    """Events of a stream, each checked against the SDK's own types, not only read by them."""
-    found = []
-    async for event in stream:
-        told = event.to_dict()
-        EVENTS.validate_python(told)
-        found.append(told)
-    return found
 
 
 async def test_a_response_has_text_usage_and_its_conversation(sdk, served):

@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from services.gateway import fakes
+from tests.contract.responses_sdk import finds_nothing
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MESSAGE = {"type": "message", "role": "user", "content": "x"}
@@ -169,24 +170,7 @@ async def test_other_tenants_find_nothing(sdk, served):
     mine = await sdk.responses.create(model="assistant", input="x")
     asked = served.log.newest().run
     other = sdk.with_options(api_key=await served.issue("other"))
-    for call in (
-        other.responses.retrieve(mine.id),
-        other.responses.retrieve(mine.id, stream=True),
-        other.responses.cancel(mine.id),
-        other.responses.delete(mine.id),
-        other.responses.input_items.list(mine.id),
-        other.conversations.retrieve(mine.conversation.id),
-        other.conversations.update(mine.conversation.id, metadata={}),
-        other.conversations.delete(mine.conversation.id),
-        other.conversations.items.list(mine.conversation.id),
-        other.conversations.items.retrieve(mine.output[0].id, conversation_id=mine.conversation.id),
-        other.responses.create(model="assistant", input="y", conversation=mine.conversation.id),
-    ):
-        with pytest.raises(openai.NotFoundError):
-            await call
-    with pytest.raises(openai.BadRequestError) as caught:
-        await other.responses.create(model="assistant", input="y", previous_response_id=mine.id)
-    assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+    await finds_nothing(other, mine)
     assert served.log.newest().run == asked
 
 

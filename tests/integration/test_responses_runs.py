@@ -10,7 +10,6 @@ import orjson
 import pytest
 import pytest_asyncio
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
-from openai.types import responses as types
 from openai.types.conversations import ConversationItem
 from pydantic import TypeAdapter
 
@@ -21,9 +20,9 @@ from services.gateway.app import build
 from services.gateway.settings import Settings
 from services.orchestrator.testing.fakes import Fakes, fakes
 from services.orchestrator.testing.harness import Client, served, settings_for, write_config
+from tests.contract.responses_sdk import all_of, finds_nothing
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-EVENTS = TypeAdapter(types.ResponseStreamEvent)
 ITEM = TypeAdapter(ConversationItem)
 MAIL = 'tool send_mail {"to": "bo"}'
 
@@ -70,18 +69,6 @@ async def front(identities, _state_server, tmp_path_factory):
 async def sdk(front):
     yield await front.sdk()
     front.behind.models.gate.open()
-
-
-async def all_of(stream):
-    """Events of a stream, each checked against the SDK's own types."""
-    found = []
-    async for event in stream:
-        told = event.to_dict()
-        EVENTS.validate_python(told)
-        if "response" in told:
-            types.Response.model_validate(told["response"])
-        found.append(told)
-    return found
 
 
 def texts(items):
@@ -378,20 +365,5 @@ async def test_of_another_user_or_tenant_nothing_is_found(front, sdk):
     made = await sdk.conversations.create()
     mine = await sdk.responses.create(model="quick", input="say one", conversation=made.id)
     for who in ({"user": "eve"}, {"tenant": "other"}):
-        other = await front.sdk(**who)
-        for call in (
-            other.responses.retrieve(mine.id),
-            other.responses.retrieve(mine.id, stream=True),
-            other.responses.cancel(mine.id),
-            other.responses.delete(mine.id),
-            other.responses.input_items.list(mine.id),
-            other.responses.create(model="quick", input="say x", conversation=made.id),
-            other.conversations.retrieve(made.id),
-            other.conversations.delete(made.id),
-            other.conversations.items.list(made.id),
-        ):
-            with pytest.raises(openai.NotFoundError):
-                await call
-        with pytest.raises(openai.BadRequestError):
-            await other.responses.create(model="quick", input="say x", previous_response_id=mine.id)
+        await finds_nothing(await front.sdk(**who), mine)
     assert (await sdk.responses.retrieve(mine.id)).output_text == "one"
