@@ -57,7 +57,8 @@ class Claims(_Strict):
 
 
 class Issuer(_Strict):
-    """One issuer. `user_prefix` stands before its users' names, so that they are not those of keys or of another issuer."""
+    """One issuer. `user_prefix` stands before its users' names, so that they are not those of keys or of another issuer: of two that
+    name users of one tenant, neither prefix begins with the other."""
 
     issuer: Url
     jwks_url: Url | None = None
@@ -113,7 +114,15 @@ def _problems(found: Issuers) -> Iterator[str]:
         for other in seen:
             if other.issuer == issuer.issuer:
                 yield f"oidc.yaml: {issuer.issuer} is there twice"
-            elif other.user_prefix == issuer.user_prefix and (both := other.serves() & issuer.serves()):
+            elif _may_name_the_same(other, issuer) and (both := other.serves() & issuer.serves()):
                 # `sub` is unique at one issuer: the same name at another is another person.
-                yield f"oidc.yaml: {other.issuer} and {issuer.issuer} both name users of {', '.join(sorted(both))}: set a user_prefix"
+                yield (
+                    f"oidc.yaml: {other.issuer} and {issuer.issuer} both name users of {', '.join(sorted(both))}: "
+                    "each needs a user_prefix with which the other's does not begin"
+                )
         seen.append(issuer)
+
+
+def _may_name_the_same(one: Issuer, other: Issuer) -> bool:
+    # What is left of the longer prefix may be the beginning of a `sub`.
+    return one.user_prefix.startswith(other.user_prefix) or other.user_prefix.startswith(one.user_prefix)

@@ -55,7 +55,10 @@ def test_two_issuers_that_would_share_their_users():
     assert "twice" in refused(GOOD, {**GOOD, "user_prefix": "b|"})
     mapped = {**other, "tenant": "", "tenants": {"a": "acme"}, "claims": {"tenant": "org"}}
     assert "user_prefix" in refused(GOOD, mapped)
-    parse_issuers({"issuers": [GOOD, {**other, "user_prefix": "other|"}]})
+    # `b|mia` of the one would be `mia` of the other.
+    for prefixes in (("", "b|"), ("b|", ""), ("b", "b|")):
+        assert "user_prefix" in refused(*({**one, "user_prefix": prefix} for one, prefix in zip((GOOD, other), prefixes, strict=True)))
+    parse_issuers({"issuers": [{**GOOD, "user_prefix": "good|"}, {**other, "user_prefix": "other|"}]})
     parse_issuers({"issuers": [GOOD, {**other, "tenant": "globex"}]})
 
 
