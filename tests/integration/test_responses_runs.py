@@ -225,9 +225,14 @@ async def test_an_approval_is_asked_for_and_answered_as_in_openais_api(front, sd
     assert [item.type for item in done.output] == ["mcp_approval_request", "mcp_call", "message"]
     assert (done.output[1].approval_request_id, done.output[1].status) == (question.id, "completed")
     assert done.model_extra["bulkhead"]["approvals"] == []
-    with pytest.raises(openai.ConflictError) as caught:
-        await sdk.responses.create(model="careful", input=[{**answer, "approve": False}], previous_response_id=asked.id)
-    assert caught.value.code == "already_decided"
+    # As the SDK does by itself where its connection broke off.
+    sent = len(front.behind.tools.sent)
+    assert (await sdk.responses.create(model="careful", input=[answer], previous_response_id=asked.id)) == done
+    assert len(front.behind.tools.sent) == sent
+    for other in ({"approve": False}, {"reason": "because"}):
+        with pytest.raises(openai.ConflictError) as caught:
+            await sdk.responses.create(model="careful", input=[{**answer, **other}], previous_response_id=asked.id)
+        assert caught.value.code == "already_decided"
     whole = await all_of(await sdk.responses.retrieve(asked.id, stream=True))
     assert [e["item"]["type"] for e in whole if e["type"] == "response.output_item.done"] == [item.type for item in done.output]
 

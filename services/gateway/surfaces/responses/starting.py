@@ -4,13 +4,17 @@ from bulkhead.orchestrator.v1 import approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import Conflict, InvalidInput, NotFound
+from services.common.rpc import context as call_context
 from services.gateway.adapters.backends import Backends
 from services.gateway.surfaces.openai.models import create_run
 from services.gateway.surfaces.responses import ids
+from services.gateway.surfaces.responses.input import Decision
 from services.gateway.surfaces.responses.request import ResponseRequest
 
 # How long a response that is not to be stored stays without anything new behind it: a client that was cut off can still get it.
 NOT_STORED_S = 86_400
+# Characters of a reason that the refusal of another decision tells.
+SHOWN_REASON = 256
 
 
 class Starting:
@@ -97,14 +101,20 @@ class Starting:
             if not decision.approval_id.startswith(f"{run.run_id}/"):
                 raise InvalidInput.field("input", "approval_request_id is not one of the previous response")
         for decision in asked.input.decisions:
-            request = approvals_pb2.DecideApprovalRequest(
-                approval_id=decision.approval_id,
-                reason=decision.reason,
-                idempotency_key=ids.new_id(key, decision.approval_id) if key else "",
-            )
-            if decision.approve:
-                request.approve.SetInParent()
-            else:
-                request.reject.SetInParent()
-            await self._approvals.DecideApproval(request)
+            await self._decide(decision, ids.new_id(key, decision.approval_id) if key else "")
         return run
+
+    async def _decide(self, decision: Decision, key: str) -> None:
+        request = approvals_pb2.DecideApprovalRequest(approval_id=decision.approval_id, reason=decision.reason, idempotency_key=key)
+        if decision.approve:
+            request.approve.SetInParent()
+        else:
+            request.reject.SetInParent()
+        try:
+            await self._approvals.DecideApproval(request)
+        except Conflict as error:
+            # SDKs ask again, and without a key, where a connection broke off: to say the same again changes nothing.
+            first = (call_context.principal().user, request.WhichOneof("decision"), decision.reason[:SHOWN_REASON])
+            known = tuple(error.metadata.get(name, "") for name in ("decided_by", "verb", "decided_reason"))
+            if error.reason != "ALREADY_DECIDED" or known != first:
+                raise
