@@ -16,6 +16,9 @@ WAYS_OUT = {
     "QUOTA_EXCEEDED": "`bulkhead quota` shows the limits",
     "BUDGET_EXCEEDED": "`bulkhead quota` shows what is spent",
     "RUN_ENDED": "say something new with `bulkhead chat --thread {thread_id}`",
+    "RUN_NOT_STARTED": "end it with `bulkhead runs cancel`",
+    "RUN_WAITING": "answer what it waits for (`bulkhead approvals list --decidable`), steer it or cancel it",
+    "RUN_IS_WORKFLOW": "end it with `bulkhead runs cancel`",
     "ALREADY_DECIDED": "{decided_by} was first, with {verb}",
     "ARGUMENTS_CHANGED": "look with `bulkhead approvals show ID`, and decide with `--digest`",
     "ARGUMENTS_DIGEST_REQUIRED": "look with `bulkhead approvals show ID`, and decide with `--digest`",
@@ -29,7 +32,8 @@ WAYS_OUT = {
 # What lists the things of a path, for those that are not there.
 LISTS = {
     "/v1/runs": "runs list", "/v1/threads": "threads list", "/replay": "threads list", "/v1/approvals": "approvals list",
-    "/v1/webhooks": "webhooks list", "/v1/deliveries": "webhooks deliveries WEBHOOK",
+    "/v1/webhooks": "webhooks list", "/v1/deliveries": "webhooks deliveries WEBHOOK", "/v1/feedback": "runs list",
+    "/v1/schedules": "schedules list", "/v1/memories": "memories list",
 }  # fmt: skip
 _WRONG = (400, 405, 413, 415, 422)
 _NOT_NOW = (408, 429, 502, 503, 504)

@@ -1,4 +1,4 @@
-"""`bulkhead runs`: what runs there are, one of them, the end of one, and another way on from one."""
+"""`bulkhead runs`: what runs there are, one of them, a word to one at work, its end, what one thinks of it, and another way on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,6 +42,26 @@ def cancel_run(connection: Connection, run_id: str, *, reason: str = "", wait: b
     else:
         text = run["status"] + (", cancel requested" if run["cancel_requested"] and run["ended_at"] is None else "")
     print_answer(answer, f"{run_id}: {text}", as_json)
+
+
+def steer_run(connection: Connection, run_id: str, text: str, *, as_json: bool = False) -> None:
+    """Puts a user message into a run that has not ended. Raises CommandFailure."""
+    answer = ask(connection, lambda api: api.post(f"/v1/runs/{segment(run_id)}/steer", {"text": text}))
+    print_answer(answer, f"{run_id}: taken as message {answer['number']}, which its model reads before its next step", as_json)
+
+
+def stop_run(connection: Connection, run_id: str, *, wait: bool = False, as_json: bool = False) -> None:
+    """Has a run end with the text so far as its answer, and waits for that with `wait`. Raises CommandFailure."""
+    answer = ask(connection, lambda api: api.post(f"/v1/runs/{segment(run_id)}/stop", wait="true" if wait else None))
+    run = answer["run"]
+    print_answer(answer, f"{run_id}: {run['status']}{', stop requested' if run['ended_at'] is None else ''}", as_json)
+
+
+def give_feedback(connection: Connection, run_id: str, said: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """Records what the user thinks of a run; of `said`, what is None is left out. Raises CommandFailure."""
+    body = {"run_id": run_id} | {name: value for name, value in said.items() if value is not None}
+    answer = ask(connection, lambda api: api.post("/v1/feedback", body))
+    print_answer(answer, f"{run_id}: recorded as {answer['feedback_id']}, event {answer['seq']} of its thread", as_json)
 
 
 def fork_run(

@@ -167,5 +167,9 @@ async def test_the_shell_completes_commands_and_ids_and_is_not_disturbed_when_it
 
     assert await offered("appr") == ["approvals"]
     assert approval_id in await offered("approvals", "approve", "run-comp")
+    schedule_id = (await command("schedules", "create", "What is new?", "--cron", "@daily")).out.strip()
+    assert schedule_id in await offered("schedules", "pause", "sch")
+    memory_id = (await command("memories", "add", "My boat is called Nebelkraehe.")).out.strip()
+    assert memory_id in await offered("memories", "delete", "mem")
     assert await offered("approvals", "approve", "nothing") == []
     assert await offered("approvals", "approve", "run-comp", BULKHEAD_URL=f"http://127.0.0.1:{testing.free_port()}") == []

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.cli.commands import approvals, completing, keys, runs, threads, webhooks
+from services.cli.commands import approvals, completing, keys, memories, runs, schedules, threads, webhooks
 from services.cli.commands.options import DEFAULT_DATA_DIR, Agent, AsJson, DataDir, ThreadId
 
 
@@ -141,5 +141,7 @@ def quota(as_json: AsJson = False, data_dir: DataDir = DEFAULT_DATA_DIR) -> None
 app.add_typer(runs.app, name="runs")
 app.add_typer(threads.app, name="threads")
 app.add_typer(approvals.app, name="approvals")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(memories.app, name="memories")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")

@@ -35,6 +35,16 @@ def webhooks(context: typer.Context) -> list[tuple[str, str]]:
     return _offered(context, "/v1/webhooks", "webhook_id", ("url",), pages=False)
 
 
+def schedules(context: typer.Context) -> list[tuple[str, str]]:
+    """The newest schedules."""
+    return _offered(context, "/v1/schedules", "schedule_id", ("name", "agent"))
+
+
+def memories(context: typer.Context) -> list[tuple[str, str]]:
+    """The newest memories."""
+    return _offered(context, "/v1/memories", "memory_id", ("text",))
+
+
 def agents(context: typer.Context) -> list[tuple[str, str]]:
     """The agents of the configuration."""
     return _offered(context, "/v1/agents", "name", ("description",))

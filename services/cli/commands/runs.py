@@ -1,5 +1,6 @@
 """`bulkhead runs`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,28 @@ import typer
 from services.cli.commands import completing
 from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Limit, NewName, OfThread, RunId
 
-app = typer.Typer(help="The runs: list, show, watch, cancel, fork.", invoke_without_command=True)
+app = typer.Typer(help="The runs: list, show, watch, steer, stop, cancel, feedback, fork.", invoke_without_command=True)
 OwnDataDir = Annotated[Path | None, typer.Option("--data-dir", help="As of `runs`.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Answer when it has ended.")]
+
+
+class Thumbs(StrEnum):
+    """Good or bad."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Signal(StrEnum):
+    """What somebody did with an answer."""
+
+    REGENERATE = "regenerate"
+    EDIT = "edit"
+    COPY = "copy"
+    ABANDON = "abandon"
+    CORRECTION = "correction"
+    DWELL = "dwell"
+    SCROLL = "scroll"
 
 
 @app.callback()
@@ -20,7 +41,7 @@ def runs(
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """The newest runs, as `runs list`; `show`, `watch`, `cancel` and `fork` are about one."""
+    """The newest runs, as `runs list`; the other commands are about one."""
     context.obj = data_dir
     if context.invoked_subcommand is None:
         _list(data_dir, thread, limit, as_json)
@@ -71,7 +92,7 @@ def runs_cancel(
     context: typer.Context,
     run_id: RunId,
     reason: Annotated[str, typer.Option(help="Why; it is kept with the run.")] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Answer when it has ended.")] = False,
+    wait: Wait = False,
     as_json: AsJson = False,
     data_dir: OwnDataDir = None,
 ) -> None:
@@ -80,6 +101,60 @@ def runs_cancel(
 
     found = connection.find_connection(data_dir or context.obj)
     runs.cancel_run(found, run_id, reason=reason, wait=wait, as_json=as_json)
+
+
+@app.command("steer")
+def runs_steer(
+    context: typer.Context,
+    run_id: RunId,
+    message: Annotated[str, typer.Argument(help="What to tell it.")],
+    as_json: AsJson = False,
+    data_dir: OwnDataDir = None,
+) -> None:
+    """Say something to a run that has not ended; its model reads it before its next step.
+
+    Example: bulkhead runs steer run_1 "only the year 2025"
+    """
+    from services.cli import connection, runs
+
+    runs.steer_run(connection.find_connection(data_dir or context.obj), run_id, message, as_json=as_json)
+
+
+@app.command("stop")
+def runs_stop(context: typer.Context, run_id: RunId, wait: Wait = False, as_json: AsJson = False, data_dir: OwnDataDir = None) -> None:
+    """Stop generating: the text so far is the answer, and the run succeeds with it.
+
+    Example: bulkhead runs stop run_1 --wait
+    """
+    from services.cli import connection, runs
+
+    runs.stop_run(connection.find_connection(data_dir or context.obj), run_id, wait=wait, as_json=as_json)
+
+
+@app.command("feedback")
+def runs_feedback(
+    context: typer.Context,
+    run_id: RunId,
+    rating: Annotated[int | None, typer.Option(min=1, max=5, help="5 is best.")] = None,
+    thumbs: Annotated[Thumbs | None, typer.Option(help="Good or bad.")] = None,
+    text: Annotated[str | None, typer.Option(help="In words.")] = None,
+    corrected: Annotated[str | None, typer.Option(help="What the answer should have been.")] = None,
+    signal: Annotated[Signal | None, typer.Option(help="What the user did with the answer.")] = None,
+    dwell: Annotated[int | None, typer.Option("--dwell-ms", min=1, help="With --signal dwell: for how long, in milliseconds.")] = None,
+    as_json: AsJson = False,
+    data_dir: OwnDataDir = None,
+) -> None:
+    """Tell what you think of a run, also after its end.
+
+    Example: bulkhead runs feedback run_1 --thumbs down --text "the sum is wrong"
+    """
+    from services.cli import connection, runs
+    from services.cli.failure import UsageProblem
+
+    if not any((rating, thumbs, text, corrected, signal)):
+        raise UsageProblem("give at least one of --rating, --thumbs, --text, --corrected and --signal")
+    said = {"rating": rating, "thumbs": thumbs, "text": text, "corrected_answer": corrected, "signal": signal, "dwell_ms": dwell}
+    runs.give_feedback(connection.find_connection(data_dir or context.obj), run_id, said, as_json=as_json)
 
 
 @app.command("fork")

@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from services.cli.commands import completing
-from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Limit, NewName, ThreadId, Yes
+from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Label, Limit, NewName, ThreadId, Yes
 
 app = typer.Typer(help="Conversations: list, show, snapshot, create, watch, fork, rollback, delete.", no_args_is_help=True)
+MOST_DAYS = 36_500
 Seq = Annotated[int | None, typer.Option(min=1, help="The checkpoint: the event of this number.")]
 Run = Annotated[str, typer.Option(help="The checkpoint: the end of this run.", autocompletion=completing.runs)]
 Step = Annotated[int | None, typer.Option(min=1, help="With --run: the end of this step of it.")]
@@ -41,8 +42,8 @@ def threads_snapshot(thread_id: ThreadId, as_json: AsJson = False, data_dir: Dat
 @app.command("create")
 def threads_create(
     name: NewName = "",
-    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE. Repeatable.")] = None,
-    days: Annotated[float | None, typer.Option(min=0.001, help="Deleted when it had no new run for so long.")] = None,
+    label: Label = None,
+    days: Annotated[float | None, typer.Option(min=0.001, max=MOST_DAYS, help="Deleted when it had no new run for so long.")] = None,
     as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:

@@ -128,6 +128,17 @@ async def test_a_text_that_no_encoding_has_breaks_no_command():
     assert (process.returncode, json.loads(out)["output_text"]) == (0, "\ud800")
 
 
+async def test_what_a_search_had_to_do_without_is_told_on_stderr(monkeypatch):
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"data": [], "warnings": [{"code": "X", "user_message": "By words\x1b[2J alone."}]})
+
+    async with serving("/v1/memories/search", answer) as url:
+        monkeypatch.setenv("BULKHEAD_URL", url)
+        monkeypatch.setenv("BULKHEAD_API_KEY", "bh_x")
+        done = await command("memories", "search", "boat", "--json")
+        assert (done.out, done.err) == ("", "! By words[2J alone.\n")
+
+
 async def test_a_second_ctrl_c_leaves_a_chat_at_once_whatever_became_of_the_first():
     asked, over = [], asyncio.Event()
 

@@ -22,7 +22,21 @@ finally:
     print(sorted(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("up", "ingest", "chat", "runs", "threads", "approvals", "webhooks", "quota", "replay", "keys", "doctor"):
+    for command in (
+        "up",
+        "ingest",
+        "chat",
+        "runs",
+        "threads",
+        "approvals",
+        "schedules",
+        "memories",
+        "webhooks",
+        "quota",
+        "replay",
+        "keys",
+        "doctor",
+    ):
         assert f" {command} " in done.stdout
     for heavy in ("'grpc'", "'aiohttp'", "'redis'", "'pydantic'", "'opentelemetry'"):
         assert heavy not in done.stdout
