@@ -11,6 +11,7 @@ from openai.types import responses as types
 
 from services.common import testing
 from services.gateway import fakes
+from services.gateway.surfaces.responses import conversations
 from tests.contract.responses_sdk import all_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -220,6 +221,24 @@ async def test_input_items_are_what_was_asked_in_pages(sdk):
     assert paged == [item.id for item in reversed(listed)]
     page = await sdk.responses.input_items.list(answer.id, limit=3)
     assert (len(page.data), page.has_more, page.first_id) == (3, True, paged[0])
+
+
+async def test_a_page_of_a_long_conversation_reads_no_more_of_it_than_it_has_to(sdk, served, monkeypatch):
+    monkeypatch.setattr(conversations, "RUNS_AT_ONCE", 2)
+    made = await sdk.conversations.create()
+    answers = [await sdk.responses.create(model="assistant", input=f"{number}", conversation=made.id) for number in range(5)]
+    listed = [item.id async for item in sdk.conversations.items.list(made.id, order="asc", limit=1)]
+    assert listed == [item.id async for item in sdk.conversations.items.list(made.id, limit=100)][::-1]
+    assert listed[1::2] == [answer.output[0].id for answer in answers]
+    for at, pages, logs in ((8, 1, 1), (7, 1, 2), (1, 3, 5)):
+        served.log.seen.clear()
+        tail = await sdk.conversations.items.list(made.id, order="asc", after=listed[at])
+        assert [item.id for item in tail.data] == listed[at + 1 :]
+        assert (len(served.calls("ListRuns")), len(served.calls("StreamEvents"))) == (pages, logs)
+    served.log.seen.clear()
+    with pytest.raises(openai.NotFoundError):
+        await sdk.conversations.items.retrieve("anything", conversation_id=made.id)
+    assert served.calls("ListRuns") == []
 
 
 async def test_service_tiers_are_priorities(sdk, served):

@@ -123,12 +123,13 @@ class Conversations:
         if include:
             raise unsupported("include")
         thread, run_id = await self._thread(request, conversation_id), ids.run_of_item(item_id)
-        async with aclosing(self._items(thread.thread_id, oldest_first=False, since=run_id or item_id)) as items:
-            async for item in items:
-                if item["id"] == item_id:
-                    return _json(item)
-                if ids.run_of_item(item["id"]) != run_id:
-                    break
+        if run_id:
+            async with aclosing(self._items(thread.thread_id, oldest_first=False, since=run_id)) as items:
+                async for item in items:
+                    if item["id"] == item_id:
+                        return _json(item)
+                    if ids.run_of_item(item["id"]) != run_id:
+                        break
         raise ids.not_found("item")
 
     @needs("threads:read", "threads:write")
@@ -147,33 +148,44 @@ class Conversations:
 
     async def _items(self, thread_id: str, *, oldest_first: bool, since: str) -> AsyncGenerator[dict[str, Any], None]:
         """Items of the runs from `since` on; '' for all. The logs of those before are not read."""
-        async with aclosing(self._members(thread_id, oldest_first=oldest_first)) as runs:
+        async with aclosing(self._members(thread_id, oldest_first=oldest_first, since=since)) as runs:
             async for run in runs:
-                if since not in ("", run.run_id):
-                    continue
-                since = ""
                 if run.rolled_back_seq:
                     continue
                 said = reading.items_of(await reading.of_thread(self._follower, run, thread_id))
                 for item in said if oldest_first else reversed(said):
                     yield item
 
-    async def _members(self, thread_id: str, *, oldest_first: bool) -> AsyncGenerator[pb.Run, None]:
-        """The runs of a thread. It lists them newest first, so its beginning is known when all of them are."""
-        kept: list[pb.Run] = []
+    async def _members(self, thread_id: str, *, oldest_first: bool, since: str) -> AsyncGenerator[pb.Run, None]:
+        """The runs of a thread from `since` on, if it is there; '' for all."""
+        async with aclosing(self._newest_first(thread_id)) as runs:
+            if not oldest_first:
+                reached = not since
+                async for run in runs:
+                    reached = reached or run.run_id == since
+                    if reached:
+                        yield run
+                return
+            # The oldest one is known when all behind it are. There may be very many, so their answers are not kept.
+            behind: list[pb.Run] = []
+            reached = not since
+            async for run in runs:
+                behind.append(pb.Run(run_id=run.run_id, first_seq=run.first_seq, rolled_back_seq=run.rolled_back_seq))
+                if run.run_id == since:
+                    reached = True
+                    break
+        for run in reversed(behind if reached else []):
+            yield run
+
+    async def _newest_first(self, thread_id: str) -> AsyncGenerator[pb.Run, None]:
         token = ""
         while True:
             page = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=RUNS_AT_ONCE, page_token=token))
             for run in page.runs:
-                if oldest_first:
-                    kept.append(run)
-                else:
-                    yield run
+                yield run
             token = page.next_page_token
             if not token:
                 break
-        for run in reversed(kept):
-            yield run
 
 
 def _run_of(item_id: str) -> str:
