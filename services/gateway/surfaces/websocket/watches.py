@@ -111,4 +111,6 @@ class Watches:
         if self._open.get(watch.watch_id) is watch:
             # A client that does not take this is told of the watch in the last words.
             await self._say(watch.ended())
-            del self._open[watch.watch_id]
+            # While it was told, the client may have ended it.
+            if self._open.get(watch.watch_id) is watch:
+                del self._open[watch.watch_id]
