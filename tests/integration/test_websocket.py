@@ -327,3 +327,27 @@ async def test_a_client_that_leaves_before_it_hears_of_its_run_cancels_it_too(fr
                           on_disconnect="cancel")  # fmt: skip
         run = await testing.eventually_async(lambda number=number: front.log.runs.get(("acme", f"ws-early-{number}")), "it is started")
         await asyncio.wait_for(run.cancelled.wait(), 5)
+
+
+async def test_a_client_that_leaves_while_its_run_is_still_being_made_cancels_it_as_well(front, monkeypatch):
+    read, asked = Ask._receive, asyncio.Event()
+
+    async def late(ask):
+        if b'"late"' in ask._body and not ask._given:
+            asked.set()
+            await asyncio.sleep(0.5)
+        return await read(ask)
+
+    monkeypatch.setattr(Ask, "_receive", late)
+    async with talk(front) as ws:
+        # That one's events are what the gateway hears of the leaving by.
+        _, watch = await started(ws, "ws-going", "slow")
+        await ws.until(lambda: ws.events.get(watch))
+        late_one = {"thread_id": "ws-late", "run_id": "ws-late", "input": "late", "agent": "hang", "watch": True}
+        await ws.send("start", **late_one, on_disconnect="cancel")
+        async with asyncio.timeout(20):
+            await asked.wait()
+        ws.connection.transport.abort()
+    run = await testing.eventually_async(lambda: front.log.runs.get(("acme", "ws-late")), "it is started")
+    async with asyncio.timeout(20):
+        await run.cancelled.wait()

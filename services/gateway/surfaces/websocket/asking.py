@@ -51,11 +51,15 @@ class Ask:
         if not self.streams:
             await asyncio.wait({self.task})
 
-    async def finish(self, timeout_s: float) -> None:
-        """Waits for the answer, as `answered`, and for no longer than that; then breaks the request off."""
+    async def finish(self, timeout_s: float, *, leaving: bool) -> None:
+        """Waits for the answer, as `answered`, and for no longer than that; then leaves where that ends the client's part, and breaks
+        the request off."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.answered()
+                if leaving:
+                    self.leave()
+                    await asyncio.wait({self.task})
         await self.end()
 
     def leave(self) -> None:

@@ -78,6 +78,10 @@ class Connection:
         if not self._farewell.done():
             self._farewell.set_result(farewell)
 
+    @property
+    def _client_left(self) -> bool:
+        return self._farewell.done() and self._farewell.result() is None
+
     def _last_words(self, farewell: Farewell) -> str:
         words = {"type": "closing", "code": farewell.code, "reason": farewell.reason, "reconnect_ms": farewell.reconnect_ms}
         return orjson.dumps({**words, "watches": self._watches.cursors()}).decode()
@@ -196,8 +200,8 @@ class Connection:
         try:
             await ask.answered()
         except asyncio.CancelledError:
-            # What was asked for is not taken back with its connection; a watch that it brings goes with it.
-            await ask.finish(FINISH_S)
+            # What was asked for is not taken back with its connection; a watch that it brings goes with it, as its client has.
+            await ask.finish(FINISH_S, leaving=self._client_left)
             raise
         if ask.status < 400:
             return ask
