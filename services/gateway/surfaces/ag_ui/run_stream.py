@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.common.errors import BulkheadError, Overloaded
+from services.common.errors import BulkheadError, Cancelled, DeadlineExceeded, Overloaded
 from services.gateway.edge.problems import ag_ui_error
 from services.gateway.following import TERMINAL, Follower
 from services.gateway.ports import Subject
@@ -87,7 +87,8 @@ class RunStream:
 
     async def _rests(self) -> bool:
         """Whether nobody works on the run, and all that it has told is told here."""
-        with suppress(Overloaded):
+        # Whoever is asked may be going away; the question is asked again.
+        with suppress(Overloaded, Cancelled, DeadlineExceeded):
             run = (await self._runs.GetRun(pb.GetRunRequest(run_id=self._run.run_id))).run
             # It went to rest with its last events, so these are in the log by now, if not here yet.
             return run.status == pb.RUN_STATUS_WAITING and not await self._told_more()
