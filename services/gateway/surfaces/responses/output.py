@@ -3,7 +3,7 @@
 Each method answers the events of OpenAI's API that its step is, as (type, fields), without their numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,24 +65,15 @@ class Output:
         """A piece of a message. What clients were sent already, by the owner before, is passed over."""
         if not text:
             return
-        known = self._message
-        if known is not None and (known.whole or (known.message_id != message_id and known.pieces)):
-            yield from self.close()
-        yield from self._open(message_id)
-        assert self._message is not None
-        self._message.pieces.append((seq, text))
-        yield from self._show(self._message, self._message.shown.delta(seq, "", text))
+        message = yield from self._writing(message_id)
+        message.pieces.append((seq, text))
+        yield from self._show(message, message.shown.delta(seq, "", text))
 
     def completed(self, seq: int, message_id: str, text: str) -> Iterator[Told]:
         """The whole text of a message. It stays open for citations until something else comes."""
         if not text:
             return
-        known = self._message
-        if known is not None and (known.whole or (known.message_id != message_id and known.pieces)):
-            yield from self.close()
-        yield from self._open(message_id)
-        message = self._message
-        assert message is not None
+        message = yield from self._writing(message_id)
         fresh = message.shown.completed(seq, "", text)
         message.pieces, message.whole = [(seq, text)], True
         yield from self._show(message, fresh)
@@ -197,12 +188,15 @@ class Output:
         yield "response.content_part.done", where | {"part": part}
         yield "response.output_item.done", {"output_index": message.index, "item": dict(item)}
 
-    def _open(self, message_id: str) -> Iterator[Told]:
-        if self._message is not None:
-            self._message.message_id = message_id
-            return
+    def _writing(self, message_id: str) -> Generator[Told, None, _Message]:
+        """The message of this id in the making: the one that is open if it may be that, else a new one."""
+        message = self._message
+        if message is not None and not message.whole and (message.message_id == message_id or not message.pieces):
+            message.message_id = message_id
+            return message
+        yield from self.close()
         index = len(self._items)
-        self._message = _Message(index, message_id)
+        message = self._message = _Message(index, message_id)
         item = {
             "id": ids.output_id(ids.MESSAGE, self._run_id, index), "type": "message", "status": "in_progress", "role": "assistant",
             "content": [],
@@ -210,7 +204,8 @@ class Output:
         self._items.append(item)
         yield "response.output_item.added", {"output_index": index, "item": dict(item)}
         where = self._of(index) | {"content_index": 0}
-        yield "response.content_part.added", where | {"part": self._message.part(empty=True)}
+        yield "response.content_part.added", where | {"part": message.part(empty=True)}
+        return message
 
     def _show(self, message: _Message, fresh: str) -> Iterator[Told]:
         if fresh:
