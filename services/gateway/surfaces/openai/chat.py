@@ -1,21 +1,16 @@
 """POST /v1/chat/completions: an agent's name as `model`."""
 
-import asyncio
-from typing import Any
-
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import DeadlineExceeded
-from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
 from services.gateway.ports import Subject
 from services.gateway.running import cancel_on_leaving, collect
-from services.gateway.streaming import EventStream, while_connected
+from services.gateway.streaming import EventStream
 from services.gateway.surfaces.openai import schema
+from services.gateway.surfaces.openai.answering import about_run, as_json, in_time
 from services.gateway.surfaces.openai.chunks import chunk_frames, completion, error_frame
 from services.gateway.surfaces.openai.models import create_run
 from services.gateway.surfaces.openai.request import ChatRequest
@@ -47,28 +42,14 @@ class ChatCompletions:
         user message is appended to that thread.
         """
         assert isinstance(request, PreparedRequest)
-        about = exchange(request)
-        asked = ChatRequest(request.parsed, about.headers)
+        asked = ChatRequest(request.parsed, exchange(request).headers)
         answer = await create_run(self._runs, asked.create_run(idempotency_key(request)))
         run = answer.run
-        about.about(thread_id=run.thread_id, run_id=run.run_id)
-        about.answer("x-bulkhead-run-id", run.run_id)
-        about.answer("x-bulkhead-thread-id", run.thread_id)
+        about_run(request, run)
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
         if asked.stream:
             events = self._follower.follow(Subject(run_id=run.run_id), max(0, run.first_seq - 1))
             frames = chunk_frames(events, run, asked.model, include_usage=asked.include_usage, ignored=asked.ignored)
             return EventStream(frames, self._streams, resumable=False, proven=True, failure=error_frame, on_gone=leaving)
-        left = (call_context.current() or call_context.CallContext()).remaining_s()
-        wait_s = self._wait_limit_s if left is None else min(left, self._wait_limit_s)
-        try:
-            async with asyncio.timeout(wait_s):
-                done = await while_connected(request.receive, collect(self._follower, run), leaving)
-        except (TimeoutError, DeadlineExceeded):
-            known = {"run_id": run.run_id, "thread_id": run.thread_id}
-            raise DeadlineExceeded("the answer took longer than the time that was given; the run goes on", metadata=known) from None
-        return _json(completion(run, asked.model, done, asked.ignored))
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), 200, {"cache-control": "no-store"}, "application/json")
+        done = await in_time(request, run, collect(self._follower, run), self._wait_limit_s, leaving)
+        return as_json(completion(run, asked.model, done, asked.ignored))

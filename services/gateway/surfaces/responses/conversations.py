@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
+from services.gateway.surfaces.openai.answering import as_json
 from services.gateway.surfaces.openai.fields import labels, unsupported
 from services.gateway.surfaces.responses import ids, reading, schema
 from services.gateway.surfaces.responses.responses import After, Include, Limit, Order
@@ -55,12 +55,12 @@ class Conversations:
         asked = pb.CreateThreadRequest(thread_id=f"th_{ids.new_id(key, 'conversation')}", metadata=labels(body), idempotency_key=key)
         thread = (await self._threads.CreateThread(asked)).thread
         exchange(request).about(thread_id=thread.thread_id)
-        return _json(_conversation(thread))
+        return as_json(_conversation(thread))
 
     @needs("threads:read")
     async def get(self, request: Request, conversation_id: str) -> Response:
         """A conversation."""
-        return _json(_conversation(await self._thread(request, conversation_id)))
+        return as_json(_conversation(await self._thread(request, conversation_id)))
 
     @needs("threads:read", "threads:write", body="json")
     async def update(self, request: Request, conversation_id: str) -> Response:
@@ -72,17 +72,17 @@ class Conversations:
             raise InvalidInput.field("metadata", "is required")
         if labels(body) != dict(thread.metadata):
             raise unsupported("metadata", "of a conversation is given when it is made, and stays")
-        return _json(_conversation(thread))
+        return as_json(_conversation(thread))
 
     @needs("threads:read", "threads:write", keyed=True)
     async def delete(self, request: Request, conversation_id: str) -> Response:
         """Deletes a conversation with all of its responses."""
         deleted = {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
         if exchange(request).replayed:
-            return _json(deleted)
+            return as_json(deleted)
         thread = await self._thread(request, conversation_id)
         await self._threads.DeleteThread(pb.DeleteThreadRequest(thread_id=thread.thread_id, idempotency_key=idempotency_key(request)))
-        return _json(deleted)
+        return as_json(deleted)
 
     @needs("runs:read")
     async def items(
@@ -109,7 +109,7 @@ class Conversations:
                 behind = behind or item["id"] == after
         if not behind:
             raise reading.bad_cursor()
-        return _json(reading.page(found[:limit], has_more=len(found) > limit))
+        return as_json(reading.page(found[:limit], has_more=len(found) > limit))
 
     @needs("threads:read", "threads:write", body="json")
     async def add_items(self, request: Request, conversation_id: str) -> Response:
@@ -127,7 +127,7 @@ class Conversations:
             async with aclosing(self._items(thread.thread_id, oldest_first=False, since=run_id)) as items:
                 async for item in items:
                     if item["id"] == item_id:
-                        return _json(item)
+                        return as_json(item)
                     if ids.run_of_item(item["id"]) != run_id:
                         break
         raise ids.not_found("item")
@@ -214,7 +214,3 @@ def _conversation(thread: pb.Thread) -> dict[str, Any]:
         "id": ids.conversation_id(thread.thread_id), "object": "conversation", "created_at": thread.created_at.seconds,
         "metadata": dict(thread.metadata),
     }  # fmt: skip
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), 200, {"cache-control": "no-store"}, "application/json")

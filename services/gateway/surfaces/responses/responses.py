@@ -1,10 +1,8 @@
 """/v1/responses: an agent's name as `model`, a run as a response."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -18,8 +16,9 @@ from services.gateway.edge.problems import openai_error
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
 from services.gateway.ports import Subject
 from services.gateway.running import cancel_on_leaving, wait_for_end
-from services.gateway.streaming import EventStream, while_connected
+from services.gateway.streaming import EventStream
 from services.gateway.surfaces.native.models import INT64_MAX
+from services.gateway.surfaces.openai.answering import about_run, as_json, in_time
 from services.gateway.surfaces.openai.fields import unsupported
 from services.gateway.surfaces.responses import ids, reading, schema
 from services.gateway.surfaces.responses.projection import NUMBERS_AN_EVENT, Projection, frame
@@ -72,7 +71,7 @@ class Responses:
             call_context.principal().require("runs:read")
         started = await self._starting.start(asked, idempotency_key(request))
         run = started.run
-        _about(request, run)
+        about_run(request, run)
         if not started.created:
             exchange(request).answer(REPLAYED, "true")
         projection = Projection(run, asked.said())
@@ -82,19 +81,12 @@ class Responses:
         if asked.background:
             if not started.created or asked.input.decisions:
                 await reading.caught_up(self._follower, projection)
-            return _json(projection.response())
-        left = (call_context.current() or call_context.CallContext()).remaining_s()
-        wait_s = self._wait_limit_s if left is None else min(left, self._wait_limit_s)
-        try:
-            async with asyncio.timeout(wait_s):
-                settled = reading.settled(self._follower, projection, again=bool(asked.input.decisions))
-                done = await while_connected(request.receive, settled, leaving)
-        except (TimeoutError, DeadlineExceeded):
-            known = {"run_id": run.run_id, "thread_id": run.thread_id}
-            raise DeadlineExceeded("the answer took longer than the time that was given; the run goes on", metadata=known) from None
+            return as_json(projection.response())
+        settled = reading.settled(self._follower, projection, again=bool(asked.input.decisions))
+        done = await in_time(request, run, settled, self._wait_limit_s, leaving)
         if done.answer.failure is not None and done.status == "failed":
             raise done.answer.failure
-        return _json(done.response())
+        return as_json(done.response())
 
     @needs("runs:read")
     async def get(
@@ -112,7 +104,7 @@ class Responses:
             raise InvalidInput.field("starting_after", "is only for stream=true")
         run = await self._run(request, response_id)
         if not stream:
-            return _json((await reading.brought_up(self._follower, Projection(run))).response())
+            return as_json((await reading.brought_up(self._follower, Projection(run))).response())
         if starting_after is not None:
             await self._check_cursor(run, starting_after)
         return self._stream(Projection(run), -1 if starting_after is None else starting_after)
@@ -127,21 +119,21 @@ class Responses:
                 run = await wait_for_end(self._runs, run.run_id, CANCEL_WAIT_S)
             except DeadlineExceeded:
                 run = (await self._runs.GetRun(pb.GetRunRequest(run_id=run.run_id))).run
-        return _json((await reading.brought_up(self._follower, Projection(run))).response())
+        return as_json((await reading.brought_up(self._follower, Projection(run))).response())
 
     @needs("runs:read", "threads:write", keyed=True)
     async def delete(self, request: Request, response_id: str) -> Response:
         """Deletes a response with all that it left. One that others go on from goes with its conversation only."""
         deleted = {"id": response_id, "object": "response", "deleted": True}
         if exchange(request).replayed:
-            return _json(deleted)
+            return as_json(deleted)
         run = await self._run(request, response_id)
         members = (await self._runs.ListRuns(pb.ListRunsRequest(thread_id=run.thread_id, page_size=2))).runs
         if not run.thread_id.startswith(ids.OWN_THREAD) or [member.run_id for member in members] != [run.run_id]:
             told = f"the response is a part of {ids.conversation_id(run.thread_id)}; that can be deleted as a whole"
             raise Conflict(told, reason="RESPONSE_IN_CONVERSATION", metadata={"run_id": run.run_id})
         await self._threads.DeleteThread(pb.DeleteThreadRequest(thread_id=run.thread_id, idempotency_key=idempotency_key(request)))
-        return _json(deleted)
+        return as_json(deleted)
 
     @needs("runs:read")
     async def input_items(
@@ -158,14 +150,14 @@ class Responses:
         projection = Projection(await self._run(request, response_id))
         await reading.caught_up(self._follower, projection, "run_queued")
         items = reading.input_items(projection)
-        return _json(reading.cut(items if order == "asc" else items[::-1], after=after, limit=limit))
+        return as_json(reading.cut(items if order == "asc" else items[::-1], after=after, limit=limit))
 
     async def _run(self, request: Request, response_id: str) -> pb.Run:
         try:
             run = (await self._runs.GetRun(pb.GetRunRequest(run_id=ids.run_id_of(response_id)))).run
         except NotFound:
             raise ids.not_found("response") from None
-        _about(request, run)
+        about_run(request, run)
         return run
 
     async def _check_cursor(self, run: pb.Run, number: int) -> None:
@@ -197,14 +189,3 @@ def _refuse(include: list[str] | None, include_obfuscation: bool = False) -> Non
         raise unsupported("include")
     if include_obfuscation:
         raise unsupported("include_obfuscation", "events are not padded")
-
-
-def _about(request: Request, run: pb.Run) -> None:
-    about = exchange(request)
-    about.about(thread_id=run.thread_id, run_id=run.run_id)
-    about.answer("x-bulkhead-run-id", run.run_id)
-    about.answer("x-bulkhead-thread-id", run.thread_id)
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), 200, {"cache-control": "no-store"}, "application/json")
