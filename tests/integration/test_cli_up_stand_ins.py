@@ -136,6 +136,35 @@ async def test_everything_starts_is_told_and_ends_in_order(start, tmp_path):
     again.interrupt()
 
 
+def test_a_script_is_told_each_stage_and_where_everything_is(start):
+    up = start(*FEW, "--json")
+    up.says('"event": "ready"')
+    os.kill(up.pid_of("orchestrator-0"), signal.SIGKILL)
+    up.says("orchestrator-0 is ready again")
+    assert up.interrupt() < 10
+    told = [json.loads(line) for line in up.output().splitlines()]
+    events = [one["event"] for one in told]
+    assert (events[0], events[-1], events.count("ready"), events.count("draining")) == ("starting", "stopped", 1, 1)
+    assert {"gateway-0", "orchestrator-0", "valkey_state-0"} <= set(told[0]["processes"])
+    ready = told[events.index("ready")]
+    before = told[: events.index("ready")]
+    assert {one["process"] for one in before if one.get("ready")} == set(told[0]["processes"]) == set(ready["processes"])
+    assert (ready["url"], ready["llm_url"], ready["partial"]) == (f"http://127.0.0.1:{up.base}", None, True)
+    assert ready["processes"]["orchestrator-0"]["grpc"] == up.base + 2
+    env = dict(line.split("=", 1) for line in Path(ready["env_file"]).read_text().splitlines())
+    assert env["BULKHEAD_URL"] == ready["url"]
+    assert env["BULKHEAD_API_KEY"] not in up.output()
+    assert "orchestrator-0 ended: signal SIGKILL" in next(one["text"] for one in told if one["event"] == "message")
+    assert [one["elapsed_s"] for one in told] == sorted(one["elapsed_s"] for one in told)
+
+
+def test_a_script_is_told_on_stderr_why_nothing_starts(start):
+    with listening(start.base + 13):
+        up = start(*FEW, "--json")
+        assert up.wait() == 1
+    assert up.output().startswith(f"bulkhead: port {start.base + 13} is taken")
+
+
 def test_a_killed_service_is_reported_and_started_again_at_the_same_port(start):
     up = start(*FEW).ready()
     first = up.pid_of("orchestrator-0")

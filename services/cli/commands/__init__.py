@@ -42,12 +42,16 @@ def up(
     replicas: Annotated[list[str] | None, typer.Option(help="SERVICE=N, as orchestrator=2. Repeatable.")] = None,
     models: Annotated[Path | None, typer.Option(help="A models file in LiteLLM's shape, instead of the configured one.")] = None,
     port_base: Annotated[int | None, typer.Option(help="Sixteen ports in a row from here, instead of the fixed ones.")] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Start the stores, the simulator and the five services, and keep them running until Ctrl-C."""
+    """Start the stores, the simulator and the five services, and keep them running until Ctrl-C.
+
+    Example: bulkhead up --only llm-gateway --port-base 20000 --json
+    """
     from services.cli.up.run import Options, up
 
-    options = Options(only=only or (), replicas=replicas or (), models=models, port_base=port_base, data_dir=data_dir)
+    options = Options(only=only or (), replicas=replicas or (), models=models, port_base=port_base, data_dir=data_dir, as_json=as_json)
     raise SystemExit(up(options))
 
 

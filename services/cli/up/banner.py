@@ -3,8 +3,10 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,21 @@ class Banner:
         elif self.llm_url and self.api_key and self.chat_model and not self.url:
             out += ["", "Try:", f"  {self._model_call()}"]
         return [*out, "", "Ctrl-C ends everything; the data stays."]
+
+    def facts(self, processes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """The same for programs: where everything is. The key itself stands in `env_file` alone. `processes` are ports by process and
+        kind."""
+        return {
+            "took_s": round(self.took_s, 3),
+            "url": self.url or None,
+            "llm_url": self.llm_url or None,
+            "env_file": str(self.data_dir / "dev.env") if self.api_key else None,
+            "models": self.models or None,
+            "data_dir": str(self.data_dir),
+            "log_dir": str(self.data_dir / "logs"),
+            "partial": self.partial,
+            "processes": processes,
+        }
 
     def _traces(self) -> list[str]:
         if self.otlp_endpoint:

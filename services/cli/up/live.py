@@ -1,8 +1,9 @@
 """The table that fills while processes start."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -45,6 +46,11 @@ class LiveDisplay:
         with suppress(OSError):
             # Never broken at the terminal's width: commands are copied from here.
             self._console.print(Text(printable(line)), soft_wrap=True)
+
+    def stage(self, stage: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """The lines."""
+        for line in lines:
+            self.say(line)
 
     def end(self) -> None:
         """Takes the table away."""

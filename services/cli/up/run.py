@@ -1,6 +1,7 @@
 """`bulkhead up` from the first check to the last process."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -39,6 +40,7 @@ class Options:
     models: Path | None = None
     port_base: int | None = None
     data_dir: Path = Path(".bulkhead")
+    as_json: bool = False
 
 
 def up(options: Options, environ: Mapping[str, str] | None = None, display: Display | None = None) -> int:
@@ -59,7 +61,7 @@ def up(options: Options, environ: Mapping[str, str] | None = None, display: Disp
         if problems := preflight.problems(plan):
             raise CommandFailure("\n".join(problems))
         wiring = Wiring(workspace, plan, models.config_dir, base, options.port_base)
-        return asyncio.run(_Session(wiring, models, lock, display or make_display(), begun).run())
+        return asyncio.run(_Session(wiring, models, lock, display or make_display(as_json=options.as_json), begun).run())
     finally:
         lock.release()
 
@@ -115,11 +117,13 @@ class _Session:
         finally:
             background.cancel()
             drained = time.monotonic()
-            self._display.say("draining; Ctrl-C again ends everything at once")
+            self._display.stage("draining", {}, ["draining; Ctrl-C again ends everything at once"])
             await supervisor.drain()
             self._display.end()
             await asyncio.to_thread(keeper.close)
-            self._display.say(f"stopped after {time.monotonic() - drained:.1f} s; the data stays in {self._workspace.root}")
+            took_s = time.monotonic() - drained
+            facts = {"took_s": round(took_s, 3), "data_dir": str(self._workspace.root)}
+            self._display.stage("stopped", facts, [f"stopped after {took_s:.1f} s; the data stays in {self._workspace.root}"])
 
     def _on_signal(self, supervisor: Supervisor) -> None:
         self._asked += 1
@@ -142,8 +146,7 @@ class _Session:
         if api_key:
             write_dev_env(self._workspace.dev_env, url=banner.url, llm_url=banner.llm_url, api_key=api_key)
         self._display.end()
-        for line in banner.lines():
-            self._display.say(line)
+        self._display.stage("ready", banner.facts(self._ports()), banner.lines())
 
     async def _root_keys(self, supervisor: Supervisor) -> None:
         """Makes those of a new data folder, and of one from before there were any."""
@@ -163,6 +166,10 @@ class _Session:
 
     def _url(self, name: str) -> str:
         return f"http://{LOOPBACK}:{self._wiring.port(name, 'http')}"
+
+    def _ports(self) -> Mapping[str, Mapping[str, int]]:
+        """Ports by process and kind, as the supervisor has written them."""
+        return json.loads(self._workspace.processes.read_text())
 
     def _banner(self, api_key: str) -> Banner:
         started = {planned.name for planned in self._plan.processes}

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.cli.failure import CommandFailure
 from services.cli.up.backoff import Backoff
@@ -50,6 +50,9 @@ class Display(Protocol):
 
     def say(self, line: str) -> None:
         """Something worth a line."""
+
+    def stage(self, stage: str, facts: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """`up` as a whole has come so far: `ready`, `draining` or `stopped`. `facts` are for programs, `lines` say the same to people."""
 
 
 class Commands(Protocol):
