@@ -38,6 +38,9 @@ BODIES = [
     ("POST", "/v1/webhooks", {"url": "https://example.com/", "event_types": ["run.failed"]}),
     ("POST", "/v1/webhooks/w/rotate", {"overlap_ms": 0}),
     ("POST", "/v1/erasures", {"user": "x"}),
+    ("POST", "/v1/keys", {"scopes": []}),
+    ("PATCH", "/v1/keys/k", {"name": "x"}),
+    ("POST", "/v1/keys/k/rotate", {"overlap_ms": 0}),
     ("POST", "/v1/chat/completions", CHAT),
     ("POST", "/v1/responses", {"model": "assistant", "input": "x"}),
     ("POST", "/v1/conversations", {"metadata": {}}),
@@ -47,6 +50,7 @@ READS = [
     "/replay/t", "/v1/documents", "/v1/memories", "/v1/memories/m", "/v1/agents", "/v1/agents/assistant", "/v1/tools", "/v1/models",
     "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback", "/v1/schedules", "/v1/schedules/s",
     "/v1/schedules/s/ticks", "/v1/webhooks", "/v1/webhooks/w", "/v1/webhooks/w/deliveries", "/v1/quota", "/v1/erasures/e",
+    "/v1/keys", "/v1/keys/k",
     "/v1/responses/resp_r", "/v1/responses/resp_r/input_items", "/v1/conversations/conv_t", "/v1/conversations/conv_t/items",
     "/v1/conversations/conv_t/items/msg_r.0",
 ]  # fmt: skip
@@ -62,10 +66,11 @@ LISTS = [
     "/v1/feedback",
     "/v1/schedules",
     "/v1/webhooks",
+    "/v1/keys",
 ]
 DELETES = [
     ("DELETE", f"/v1/{path}")
-    for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w", "responses/resp_r", "conversations/conv_t")
+    for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w", "keys/k", "responses/resp_r", "conversations/conv_t")
 ]
 NATIVE = [entry for entry in BODIES if not is_openai(entry[1])]
 

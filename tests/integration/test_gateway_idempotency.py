@@ -95,6 +95,11 @@ ROWS: Mapping[str, Row] = {
     # There is nothing to be said about a stop, and keys of commands are those of their run.
     "POST /v1/runs/{run_id}/stop": Row({}, path="/v1/runs/{held}/stop", same=("number",)),
     "POST /v1/runs/{run_id}/cancel": Row({"reason": "a"}, {"reason": "b"}, "/v1/runs/{held}/cancel", same=("run_id",)),
+    # A secret is told once: who asks again has the key, and null for it.
+    "POST /v1/keys": Row({"scopes": ["keys:write"], "name": "a"}, {"scopes": ["keys:write"], "name": "b"}, same=("key_id", "hint")),
+    "PATCH /v1/keys/{key_id}": Row({"name": "c"}, {"name": "d"}, "/v1/keys/{key}", same=("name", "key_id")),
+    "POST /v1/keys/{key_id}/rotate": Row({}, {"overlap_ms": 60_000}, "/v1/keys/{key}/rotate", same=("key_id", "hint")),
+    "DELETE /v1/keys/{key_id}": Row(path="/v1/keys/{key}", elsewhere="/v1/keys/key_none"),
     "POST /v1/erasures": Row({"user": "zoe"}, {"user": "yan"}, same=("erasure_id",)),
     "DELETE /v1/threads/{thread_id}": Row(path="/v1/threads/back", elsewhere="/v1/threads/mine"),
 }  # fmt: skip
@@ -103,7 +108,7 @@ ROWS: Mapping[str, Row] = {
 MAKING = {
     "POST /v1/threads", "POST /v1/threads/{thread_id}/runs", "POST /v1/threads/{thread_id}/fork", "POST /v1/agents/{agent}/chat",
     "POST /v1/feedback", "POST /v1/schedules", "POST /v1/webhooks", "POST /v1/memories", "POST /v1/documents", "POST /v1/erasures",
-    "POST /v1/runs/{run_id}/steer",
+    "POST /v1/runs/{run_id}/steer", "POST /v1/keys", "POST /v1/keys/{key_id}/rotate",
 }  # fmt: skip
 
 
@@ -124,6 +129,7 @@ async def prepared(whole, ana, hooked):
         names[name] = (await answered(ana.post("/v1/schedules", json=HOURLY), 201))["schedule_id"]
     names["memory"] = (await answered(ana.post("/v1/memories", json={"text": "sails a boat"}), 201))["memory_id"]
     names["document"] = (await answered(ana.post("/v1/documents", json={"title": "D", "text": "to be gone"}), 201))["document_id"]
+    names["key"] = (await answered(ana.post("/v1/keys", json={"scopes": ["keys:write"]}), 201))["key_id"]
     asking = await client.start('tool send_mail {"to":"ana"}', agent="careful", thread_id="asking", run_id="asking")
     (question,) = await testing.eventually_async(lambda: client.asked(asking.run_id), "it asks")
     names["approval"] = question.approval_id

@@ -13,7 +13,8 @@ from tests.integration.whole_gateway import native_routes, whole_gateway
 
 SCOPES = (
     "threads:read", "threads:write", "runs:read", "runs:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
-    "webhooks:read", "webhooks:write", "documents:read", "documents:write", "memories:read", "memories:write", "erasures:write", "admin",
+    "webhooks:read", "webhooks:write", "documents:read", "documents:write", "memories:read", "memories:write", "erasures:write",
+    "keys:read", "keys:write", "admin",
 )  # fmt: skip
 # Each route and the scopes without any of which it refuses; a route that is not here is one that somebody forgot.
 NEEDED = {
@@ -63,6 +64,12 @@ NEEDED = {
     "POST /v1/deliveries/{delivery_id}/redeliver": ("webhooks:write",),
     "GET /v1/quota": ("runs:read",),
     "POST /v1/erasures": ("admin",),
+    "GET /v1/keys": ("keys:read",),
+    "POST /v1/keys": ("keys:write",),
+    "GET /v1/keys/{key_id}": ("keys:read",),
+    "PATCH /v1/keys/{key_id}": ("keys:write",),
+    "DELETE /v1/keys/{key_id}": ("keys:write",),
+    "POST /v1/keys/{key_id}/rotate": ("keys:write",),
     "GET /v1/documents": ("documents:read",),
     "POST /v1/documents": ("documents:write",),
     "POST /v1/documents/search": ("documents:read",),
@@ -79,11 +86,11 @@ HIDDEN = {"GET /v1/erasures/{erasure_id}"}
 IDS = {
     "thread_id": "mine", "run_id": "done", "call_id": "c1", "approval_id": "{approval}", "schedule_id": "{schedule}",
     "webhook_id": "{webhook}", "delivery_id": "{delivery}", "document_id": "{document}", "memory_id": "{memory}", "agent": "quick",
-    "erasure_id": "{erasure}",
+    "erasure_id": "{erasure}", "key_id": "{key}",
 }  # fmt: skip
 EMPTY = MappingProxyType({})
-# Of the tenant: whoever of it has the scope has them all.
-SHARED = ("/v1/webhooks", "/v1/deliveries", "/v1/documents")
+# Of the tenant: whoever of it has the scope has them all; keys whoever has `admin`.
+SHARED = ("/v1/webhooks", "/v1/deliveries", "/v1/documents", "/v1/keys")
 # Nothing is there under the id for the caller, and these make it: a thread, and a wish for a run that may come.
 OWN = {"POST /v1/threads/{thread_id}/runs", "POST /v1/runs/{run_id}/cancel"}
 
@@ -198,8 +205,8 @@ async def kept(ana, names):
 async def test_the_ids_of_others_lead_nowhere_on_any_route(set_up, who):
     whole, ana, names = set_up
     await hold(whole, names)
-    before = await kept(ana, names)
     other = await whole.people.session(**{"user": "ana", "scopes": ("*",), **who})
+    before = await kept(ana, names)
     found = {}
     for route in NEEDED:
         path = route.partition(" ")[2]
