@@ -191,6 +191,7 @@ async def test_answers_that_are_none_and_those_who_may_not_answer(real):
     for entry, field in (
         ({**yes(interrupt), "interruptId": "r-1/9/9"}, "resume[0].interruptId"),
         ({**yes(interrupt), "interruptId": "r-none/1/0"}, "resume[0].interruptId"),
+        *(({**yes(interrupt), "interruptId": of_none}, "resume[0].interruptId") for of_none in ("a b/1/0", "/1/0", "../1/0", "r-1")),
         (yes(interrupt, approved="yes"), "resume[0].payload.approved"),
         (yes(interrupt, surprise=1), "resume[0].payload.surprise"),
         (yes(interrupt, approved=False, editedArgs={}), "resume[0].payload.editedArgs"),

@@ -1,6 +1,7 @@
 """POST /ag-ui/{agent}: a run, begun, taken up again, or resumed with what people have answered."""
 
 import asyncio
+import re
 from contextlib import aclosing
 from typing import Any
 
@@ -22,7 +23,7 @@ from services.gateway.surfaces.ag_ui.interrupts import check_repeated, decision
 from services.gateway.surfaces.ag_ui.projection import Projection
 from services.gateway.surfaces.ag_ui.run_input import RunInput
 from services.gateway.surfaces.ag_ui.run_stream import RunStream, catch_up, error_frame
-from services.gateway.surfaces.native.models import INT64_MAX, NamePath
+from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX, NamePath
 from services.gateway.surfaces.wiring import Wiring
 
 _QUESTIONS = ("interrupt_raised", "interrupt_resolved")
@@ -125,7 +126,8 @@ class Runs:
         """The run that is answered, with the answers given. Raises InvalidBody, Conflict, and what the orchestrator refuses."""
         run_id = asked.answers[0].interrupt_id.partition("/")[0]
         where = f"{asked.answers[0].where}.interruptId"
-        found = await _or_none(self._runs.GetRun(pb.GetRunRequest(run_id=run_id))) if len(run_id) <= 128 else None
+        may_be = re.fullmatch(ID_PATTERN, run_id)
+        found = await _or_none(self._runs.GetRun(pb.GetRunRequest(run_id=run_id))) if may_be else None
         if found is None:
             raise InvalidBody.field(where, "is no interrupt of this thread")
         run = found.run
