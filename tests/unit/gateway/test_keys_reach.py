@@ -35,7 +35,10 @@ KEY = st.builds(
     expires_at=st.sampled_from([0.0, 1e10, 2e10]),
     limits=st.sampled_from([NO_LIMITS, LimitSet(models=("m",)), LimitSet(models=("m", "n")), LimitSet(max_budget_microusd=5)]),
 )  # fmt: skip
-CHANGED = st.sets(st.sampled_from(["tenant", "user", "team", "tier", "scopes", "expires_at", "limits", "key_id"]), max_size=3)
+TWEAKED = (
+    "requests_per_minute", "money_per_day_usd", "concurrent_runs", "queued_runs", "delayed_runs", "approve_tools", "approve_above_usd",
+)  # fmt: skip
+CHANGED = st.sets(st.sampled_from(["tenant", "user", "team", "tier", "scopes", "expires_at", "limits", "key_id"]), max_size=2)
 
 
 def may(key, scope):
@@ -63,10 +66,13 @@ def uses(policy):
 
 
 @settings(max_examples=400, deadline=None)
-@given(own=KEY.map(lambda key: replace(key, key_id="key_1")), other=KEY, changed=CHANGED, free=POLICY, pro=POLICY, token=st.booleans())
+@given(
+    own=KEY.map(lambda key: replace(key, key_id="key_1")), other=KEY, changed=CHANGED, free=POLICY, pro=POLICY,
+    token=st.sampled_from([False, False, True]),
+)  # fmt: skip
 def test_what_is_within_reach_may_nothing_that_the_maker_may_not(own, other, changed, free, pro, token):
-    tiers = {"free": free, "pro": pro}
     # Much like the maker's: what differs in everything is refused for anything.
+    tiers = {"free": free, "pro": pro}
     key = replace(own, **{"key_id": "", **{name: getattr(other, name) for name in changed}})
     now = time.time()
     if token:
@@ -91,6 +97,18 @@ def test_what_is_within_reach_may_nothing_that_the_maker_may_not(own, other, cha
     assert own.limits.max_budget_microusd is None
     for model in "mno":
         assert own.limits.allows(model) or not key.limits.allows(model)
+
+
+@settings(max_examples=400, deadline=None)
+@given(tier=POLICY, changes=POLICY, names=st.sets(st.sampled_from(sorted(TWEAKED)), max_size=2))
+def test_a_tier_within_another_lets_nothing_be_done_more(tier, changes, names):
+    other = tier.model_copy(update={name: getattr(changes, name) for name in names})
+    mine, theirs = uses(tier), uses(other)
+    if reach.within(tier, other):
+        assert all(mine[name] <= theirs[name] for name in mine)
+    # And it is not refused for nothing, but where what waits makes up for what is at work.
+    elif tier.queued_runs <= other.queued_runs:
+        assert not all(mine[name] <= theirs[name] for name in mine)
 
 
 @settings(max_examples=100, deadline=None)
