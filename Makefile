@@ -24,13 +24,14 @@ test-system: install-test ## The tests that need Debian packages, which it insta
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m pytest -q -m system
 
 .PHONY: lint
-lint: install-test ## Style, import rules, protos, generated code
+lint: install-test ## Style, import rules, protos, generated code, the API against the last release
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 	$(BIN)/python scripts/gen_protos.py --check
 	$(BIN)/python scripts/gen_config_reference.py --check
+	$(BIN)/python -m scripts.check_api
 
 .PHONY: format
 format: install-test ## Bring the code into the one style
@@ -44,6 +45,10 @@ protos: install-test ## Generate the Python code of protos/
 .PHONY: reference
 reference: install-test ## Write docs/configuration.md from the settings classes
 	$(BIN)/python scripts/gen_config_reference.py
+
+.PHONY: api-release
+api-release: install-test ## Take the API as it is now for that of the last release: run when a release is made
+	$(BIN)/python -m scripts.check_api --release
 
 .PHONY: bench
 bench: install-test ## Measure, print side by side and write build/bench/*.json; leave the machine alone meanwhile
