@@ -1,6 +1,7 @@
 """The events of a log as they come, over as many connections as that takes."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,8 @@ from services.cli.failure import Interrupted, Later, Unreachable
 # Without an event in between, so 15 s of a gateway that is away.
 RECONNECTS = 30
 RECONNECT_EVERY_S = 0.5
+# A stream that was open for so long was alive: the silence that ends one is shorter. Proxies end such as well, also where nothing happens.
+HELD_S = 45.0
 
 
 async def follow(
@@ -28,6 +31,7 @@ async def follow(
     stream = first or api.events("GET", path, query=query, last_event_id=after)
     begun = False
     while True:
+        opened, failure = time.monotonic(), None
         try:
             async with aclosing(stream) as events:
                 async for event in events:
@@ -37,10 +41,13 @@ async def follow(
                         continue
                     seen, left = seq or seen, RECONNECTS
                     yield event
-        except (Interrupted, Unreachable, Later):
-            # Before the first event nobody knows whether there is such a log, or such a run: that failure is the user's to see.
-            if not begun or not left:
-                raise
+        except (Interrupted, Unreachable, Later) as broken:
+            failure = broken
+        if time.monotonic() - opened >= HELD_S:
+            begun, left = True, RECONNECTS
+        # Before the first event nobody knows whether there is such a log, or such a run: that failure is the user's to see.
+        if failure is not None and not (begun and left):
+            raise failure
         if not left:
             raise Interrupted(f"the stream of {path} ended again and again")
         left -= 1

@@ -114,6 +114,28 @@ async def test_a_connection_that_falls_silent_is_taken_up_again(monkeypatch):
     assert asked == [None, "1", "2"]
 
 
+async def test_a_proxy_that_ends_quiet_streams_does_not_end_a_watch(monkeypatch):
+    monkeypatch.setattr(following, "RECONNECT_EVERY_S", 0.0)
+    monkeypatch.setattr(following, "RECONNECTS", 2)
+    monkeypatch.setattr(following, "HELD_S", 0.05)
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        await stream.write(b": heartbeat\n\n")
+        await asyncio.sleep(0.1)
+        if len(asked) > 5:
+            await stream.write(b'id: 1\ndata: {"type":"x","seq":1}\n\n')
+        elif len(asked) % 2:
+            request.transport.abort()
+        return stream
+
+    async with answering("/v1/threads/t/events", answer) as api, aclosing(following.follow(api, "/v1/threads/t/events")) as events:
+        assert ((await anext(events))["seq"], len(asked)) == (1, 6)
+
+
 async def test_a_text_that_no_encoding_has_breaks_no_command():
     half = b'{"data":[{"run_id":"r","thread_id":"t","output_text":"\\ud800"}],"next_after":null}'
 
