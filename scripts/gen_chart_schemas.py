@@ -13,7 +13,7 @@ CHARTS = Path(__file__).resolve().parent.parent / "charts"
 APPLICATIONS = ("gateway", "orchestrator", "llm-gateway", "tool-executor", "memory", "simulator")
 # Environments in which personal data is not stored in plain text, and the charts that have services which keep such.
 ENCRYPTED, ENCRYPTING = ("staging", "prod"), ("orchestrator", "memory", "bulkhead")
-CONFIG_FILES = ("models", "tools", "agents", "policies", "prices")
+CONFIG_FILES = ("models", "tools", "agents", "policies", "prices", "oidc")
 
 Schema = dict[str, Any]
 
@@ -172,6 +172,8 @@ def application(chart: str) -> Schema:
         mesh=mesh(),
     )
     values["properties"]["global"] = shared()
+    if chart == "gateway":
+        values["properties"]["issuerServers"] = servers_by_name()
     if chart == "llm-gateway":
         values["properties"] |= model_gateway()
     if chart == "orchestrator":
@@ -204,12 +206,17 @@ def orchestrator() -> dict[str, Schema]:
     }
 
 
+def servers_by_name() -> Schema:
+    """Servers at private addresses, by any name."""
+    return {"type": "object", "propertyNames": {"pattern": r"^[a-z0-9-]+$"}, "additionalProperties": server()}
+
+
 def model_gateway() -> dict[str, Schema]:
     """What the LLM gateway has of its own."""
     return {
         "modelPort": closed(enabled=BOOLEAN, workers=whole(1, 64), masterKey=secret_reference("key"), hosts=HOSTS, gateways=GATEWAYS),
         "files": closed(enabled=BOOLEAN, existingClaim=SECRET, size=SIZE, storageClass=STRING),
-        "modelServers": {"type": "object", "propertyNames": {"pattern": r"^[a-z0-9-]+$"}, "additionalProperties": server()},
+        "modelServers": servers_by_name(),
     }
 
 

@@ -52,13 +52,16 @@ spec:
     - to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: istio-system}}}]
       ports: [{port: 15012, protocol: TCP}]
     {{- end }}
-    {{- if $facts.internet }}
+    {{- /* Issuers of tokens are outside; a service that takes none has nothing there. */}}
+    {{- if or $facts.internet (has "oidc.yaml" (include "bulkhead-lib.configFiles" . | fromJsonArray)) }}
     # The outside world over TLS; private and link-local ranges (cloud metadata) stay closed.
     - to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16]}}]
       ports: [{port: 443, protocol: TCP}]
     {{- end }}
-    {{- range $name, $server := .Values.modelServers }}
+    {{- range $servers := list .Values.modelServers .Values.issuerServers }}
+    {{- range $name, $server := $servers }}
     {{- include "bulkhead-lib.serverEgress" $server | nindent 4 }}
+    {{- end }}
     {{- end }}
     {{- with dig "segments" "bucket" "server" dict (.Values | toJson | fromJson) }}
     {{- include "bulkhead-lib.serverEgress" . | nindent 4 }}

@@ -34,6 +34,9 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.issuerServers (not .Values.global.config.oidc) -}}
+{{- fail (printf "%s.issuerServers is set but global.config.oidc is empty: no issuer's tokens are taken; give the file, or take the servers out" $name) -}}
+{{- end -}}
 {{- with .Values.files -}}
 {{- if and .existingClaim (not .enabled) -}}
 {{- fail (printf "%s.files.existingClaim is set but files.enabled is false: enable files, or take the claim out" $name) -}}

@@ -10,6 +10,7 @@ identity: issuer
 requiredStores: [state]
 optionalStores: []
 configFiles: [policies.yaml]
+optionalConfigFiles: [oidc.yaml]
 prompts: false
 internet: false
 {{- end }}
