@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 
 import pytest
 import yaml
@@ -204,3 +205,21 @@ async def test_files_and_options_that_do_not_fit_are_refused(ana):
     assert "No such file" in (await command("test", "/nowhere.yaml", status=2)).err
     assert "--exact goes with --as-test" in (await command("replay", "t", "--exact", status=2)).err
     assert "no such thread" in (await command("replay", "nowhere", "--as-test", status=1)).err
+
+
+@pytest.mark.system
+async def test_ctrl_c_ends_the_run_that_a_test_has_at_work_also_where_its_thread_is_kept(front, file):
+    path = file({"version": 1, "name": "slow", "turns": [{"agent": "hang", "input": "take your time"}]})
+    before = set(front.log.runs)
+    process = await asyncio.create_subprocess_exec(
+        *testing.python("-m", "services.cli", "test", "--keep", path), stdout=asyncio.subprocess.PIPE
+    )
+
+    async def at_work():
+        return [run for name, run in front.log.runs.items() if name not in before]
+
+    await testing.eventually_async(at_work, "its run is at work")
+    (run,) = await at_work()
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert (process.returncode, run.cancelled.is_set()) == (130, True)

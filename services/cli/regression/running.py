@@ -105,6 +105,10 @@ async def _had(api: Api, thread_id: str, run_id: str, turn: Turn, options: Optio
                     if outcome.asked:
                         await _cancelled(api, run_id)
                         break
+    except asyncio.CancelledError:
+        # Ctrl-C: nobody waits for what it would still do.
+        await _cancelled(api, run_id, wait=False)
+        raise
     except TimeoutError:
         outcome.asked = f"it did not end within {options.timeout_s:g} s"
         await _cancelled(api, run_id)
@@ -130,8 +134,8 @@ async def _answered(api: Api, question: Mapping[str, Any], decisions: list[Decis
     return ""
 
 
-async def _cancelled(api: Api, run_id: str) -> None:
-    await api.post(f"/v1/runs/{segment(run_id)}/cancel", {"reason": "bulkhead test"}, wait="true")
+async def _cancelled(api: Api, run_id: str, *, wait: bool = True) -> None:
+    await api.post(f"/v1/runs/{segment(run_id)}/cancel", {"reason": "bulkhead test"}, wait="true" if wait else None)
 
 
 async def _forget(api: Api, thread_id: str) -> None:
