@@ -62,7 +62,7 @@ def document(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
                 operation["security"] = [{"apiKey": []}]
                 _parameters(operation, route, method.upper())
             for form, content in operation.get("requestBody", {}).get("content", {}).items():
-                _exemplify(content, name, BODIES if form == _JSON else {}, used)
+                _exemplify(content, name, "body", BODIES if form == _JSON else {}, used)
             for status, answer in operation["responses"].items():
                 if route is not None and int(status) >= 400:
                     operation["responses"][status] = refusals.reference(path, int(status), answer)
@@ -92,15 +92,15 @@ def _answer(answer: dict[str, Any], name: str, used: dict[str, Any]) -> None:
         used.setdefault("Event", {"value": _SERVER_SENT})
         content[_EVENTS]["examples"] = {"Event": {"$ref": "#/components/examples/Event"}}
     if _JSON in content:
-        _exemplify(content[_JSON], name, ANSWERS, used)
+        _exemplify(content[_JSON], name, "answer", ANSWERS, used)
 
 
-def _exemplify(content: dict[str, Any], name: str, known: Mapping[str, Any], used: dict[str, Any]) -> None:
-    """Refers to the example of the model, or of the route where its schema has no name."""
+def _exemplify(content: dict[str, Any], name: str, part: str, known: Mapping[str, Any], used: dict[str, Any]) -> None:
+    """Refers to the example of the model, or of the `part` of the route where its schema has no name."""
     schema = content.get("schema", {})
     model = next((one["$ref"].rpartition("/")[2] for one in (schema, *schema.get("anyOf", ())) if "$ref" in one), name)
     if model in known:
         # In the names of components there is no room for a path.
-        label = "".join(c if c.isalnum() else "_" for c in model)
+        label = "".join(c if c.isalnum() else "_" for c in (f"{name} {part}" if model == name else model))
         used.setdefault(label, {"value": known[model]})
         content["examples"] = {label: {"$ref": f"#/components/examples/{label}"}}

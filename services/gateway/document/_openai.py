@@ -29,6 +29,8 @@ _RESPONSE = {
     "id": f"resp_{_RUN}", "object": "response", "created_at": 1769860800, "completed_at": 1769860802, "status": "completed", "error": None,
     "incomplete_details": None, "model": "assistant", "output": [_SAID], "conversation": {"id": f"conv_{_THREAD}"},
     "metadata": {"ticket": "4711"}, "previous_response_id": None, "parallel_tool_calls": True, "service_tier": "default",
+    "background": None, "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "reasoning": None, "temperature": None,
+    "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": None, "truncation": "disabled",
     "usage": {
         "input_tokens": 412, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": 63,
         "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 475,
