@@ -337,6 +337,13 @@ async def test_who_may_not_read_is_told_so_before_anything_begins(front):
     await testing.eventually_async(ended, "it has ended")
 
 
+async def test_what_only_the_orchestrator_refuses_is_named_as_well(sdk):
+    for given, told in (([{"role": "user", "content": "x"}] * 513, "at most 512 messages"), ("x" * 600_000, "bytes of text")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await sdk.responses.create(model="quick", input=given)
+        assert (caught.value.param, told in caught.value.body["message"]) == ("input", True)
+
+
 async def test_conversations_and_responses_are_deleted_with_what_belongs_to_them(front, sdk):
     made, same = [await sdk.conversations.create(extra_headers={"Idempotency-Key": "make-it"}) for _ in range(2)]
     assert made == same

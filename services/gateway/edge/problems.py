@@ -84,7 +84,10 @@ def openai_error(error: BulkheadError) -> dict[str, Any]:
         kind = code = "insufficient_quota"
     elif isinstance(error, QuotaExceeded):
         code = "rate_limit_exceeded"
-    return {"message": error.message, "type": kind, "param": error.violations[0].field if error.violations else None, "code": code}
+    first = error.violations[0] if error.violations else None
+    # There is room for one field and no list: what is wrong with it belongs to the message.
+    message = error.message if first is None or first.description in error.message else f"{first.field}: {first.description}"
+    return {"message": message, "type": kind, "param": first.field if first is not None else None, "code": code}
 
 
 def ag_ui_error(error: BulkheadError) -> dict[str, Any]:
