@@ -1,15 +1,12 @@
 """docs/ag-ui.md: its example is run as it stands before a real orchestrator, and what it says of names is so."""
 
-import asyncio
-
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common import testing
 from services.gateway.surfaces.ag_ui.projection import STATE_KEYS
 from services.gateway.surfaces.ag_ui.run_input import ON_BUSY
-from services.orchestrator.testing.harness import AGENTS, served, settings_for, write_config
 from tests.e2e.pages import blocks
-from tests.integration.real_gateway import gateway_before
+from tests.integration.documented import platform_of_a_reader, run_all
 
 PAGE = testing.ROOT / "docs/ag-ui.md"
 ASSISTANT = """  assistant:
@@ -30,15 +27,9 @@ def mails(request):
 
 async def test_the_example_runs_as_it_stands(identities, state_url, behind, tmp_path, monkeypatch, capsys):
     behind.models.reply = mails
-    settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config", AGENTS + ASSISTANT))
-    async with served(settings, identities), gateway_before(identities, state_url, settings.grpc_port) as people:
-        session = await people.session()
-        async with session.get("/health") as response:
-            monkeypatch.setenv("BULKHEAD_URL", str(response.url.origin()))
-        monkeypatch.setenv("BULKHEAD_API_KEY", session.headers["authorization"].removeprefix("Bearer "))
-        (example,) = blocks(PAGE, "python")
-        names = {}
-        await asyncio.to_thread(exec, compile(example, str(PAGE), "exec"), names)
+    (example,) = blocks(PAGE, "python")
+    async with platform_of_a_reader(identities, state_url, behind, tmp_path, monkeypatch, ASSISTANT):
+        await run_all(PAGE, [example])
     shown = capsys.readouterr().out
     assert "{'type': 'success'} The mail is on its way." in shown
     # It was asked, and went on when it had the answer.

@@ -1,15 +1,12 @@
 """docs/responses.md: its examples are run as they stand, one behind the other, before a real orchestrator."""
 
-import asyncio
-
 import pytest
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common import testing
 from services.gateway.surfaces.responses.request import SUPPORTED, UNUSED
-from services.orchestrator.testing.harness import AGENTS, served, settings_for, write_config
 from tests.e2e.pages import blocks
-from tests.integration.real_gateway import gateway_before
+from tests.integration.documented import platform_of_a_reader, run_all
 
 PAGE = testing.ROOT / "docs/responses.md"
 ASSISTANT = '  assistant:\n    current: "1"\n    versions:\n      "1": {prompt: helper.md, model: m}\n'
@@ -26,15 +23,8 @@ def talkative(request):
 
 async def test_the_examples_run_as_they_stand(identities, state_url, behind, tmp_path, monkeypatch, capsys):
     behind.models.reply = talkative
-    settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config", AGENTS + ASSISTANT))
-    async with served(settings, identities), gateway_before(identities, state_url, settings.grpc_port) as people:
-        session = await people.session()
-        async with session.get("/health") as response:
-            monkeypatch.setenv("BULKHEAD_URL", str(response.url.origin()))
-        monkeypatch.setenv("BULKHEAD_API_KEY", session.headers["authorization"].removeprefix("Bearer "))
-        names = {}
-        for example in blocks(PAGE, "python"):
-            await asyncio.to_thread(exec, compile(example, str(PAGE), "exec"), names)
+    async with platform_of_a_reader(identities, state_url, behind, tmp_path, monkeypatch, ASSISTANT):
+        names = await run_all(PAGE, blocks(PAGE, "python"))
     shown = capsys.readouterr().out
     assert "This is what I have to say about it: What is 6 * 7?" in shown
     assert 'send_mail {"to":"bo"}' in shown
