@@ -64,9 +64,11 @@ class Api:
         while True:
             page = await self.get(path, limit=min(limit - len(found), MOST_A_PAGE), after=after, **query)
             found += page.get("data", [])
-            after = page.get("next_after")
+            before, after = after, page.get("next_after")
             if not after or len(found) >= limit:
                 return found[:limit]
+            if after == before:
+                raise CommandFailure(f"{path}: the list goes on at {after!r} again and again")
 
     async def _json(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
         headers = {} if method == "GET" else {"idempotency-key": f"cli-{secrets.token_hex(16)}"}

@@ -22,7 +22,7 @@ from services.cli.up.probes import READY, probe_for, refused_by
 from services.cli.up.process import last_error
 from services.cli.up.workspace import Workspace, running_owner
 
-MOST_LISTED = 1_000
+MOST_LISTED = 100_000
 # A tool that the orchestrator brings itself.
 HAND_OFF = "hand_off_to_human"
 
@@ -106,10 +106,10 @@ async def _tools(workspace: Workspace) -> list[Row]:
     """A row for each tool that an agent names and that is not there; none where the gateway does not answer, which another row tells."""
     try:
         async with Api(find_connection(workspace.root)) as api:
-            agents, tools = await api.get("/v1/agents", limit=MOST_LISTED), await api.get("/v1/tools", limit=MOST_LISTED)
+            agents, tools = await api.listed("/v1/agents", MOST_LISTED), await api.listed("/v1/tools", MOST_LISTED)
     except CommandFailure:
         return []
-    return missing_tools(agents.get("data", []), tools.get("data", []))
+    return missing_tools(agents, tools)
 
 
 def missing_tools(agents: Sequence[Mapping], tools: Sequence[Mapping]) -> list[Row]:

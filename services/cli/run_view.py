@@ -126,8 +126,9 @@ class RunView:
     def __rich__(self) -> RenderableType:
         room = max(3, self._console.height - 4)
         lines = self._lines[-min(MOST_LINES, room // 2) :]
-        text = printable("".join(self._said.values()))
-        tail = Text(text).wrap(self._console, max(20, self._console.width - 1))[-max(1, room - len(lines)) :]
+        # More lines than there is room for need not be looked at, many times a second.
+        last = "".join(self._said.values()).rsplit("\n", room)[-room:]
+        tail = Text(printable("\n".join(last))).wrap(self._console, max(20, self._console.width - 1))[-max(1, room - len(lines)) :]
         return Group(self._head(), self._table(lines), *tail)
 
     def print_whole(self) -> None:

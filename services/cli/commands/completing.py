@@ -65,8 +65,8 @@ def _offered(
         async with asyncio.timeout(PATIENCE_S), Api(find_connection(Path(folder))) as api:
             return (await api.get(path, **query))["data"]
 
-    # A shell that is told of a failure would write it into the line.
-    with suppress(CommandFailure, TimeoutError, KeyError):
+    # A shell that is told of a failure would write it into the line; and whoever answers at the URL may be no Bulkhead.
+    with suppress(CommandFailure, TimeoutError, KeyError, TypeError, AttributeError):
         found = asyncio.run(ask())
         return [(str(one[key]), brief(" ".join(str(one.get(name) or "") for name in about))) for one in found]
     return []

@@ -136,6 +136,29 @@ async def test_a_proxy_that_ends_quiet_streams_does_not_end_a_watch(monkeypatch)
         assert ((await anext(events))["seq"], len(asked)) == (1, 6)
 
 
+async def test_a_list_that_never_ends_is_given_up():
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"data": [], "next_after": "there"})
+
+    async with answering("/v1/runs", answer) as api:
+        with pytest.raises(CommandFailure, match="again and again"):
+            await api.listed("/v1/runs", 5)
+
+
+@pytest.mark.parametrize("told", [{"data": None}, [], {"data": [1]}, {"data": [{}]}])
+async def test_whatever_answers_at_the_url_writes_nothing_into_the_line_that_a_shell_completes(told):
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response(told)
+
+    async with serving("/v1/runs", answer) as url:
+        asked = {"_BULKHEAD_COMPLETE": "complete_bash", "COMP_WORDS": "bulkhead runs show r", "COMP_CWORD": "3"}
+        env = {"PATH": "/usr/bin", "BULKHEAD_URL": url, "BULKHEAD_API_KEY": "bh_x", **asked}
+        completing = testing.python("-m", "services.cli")
+        process = await asyncio.create_subprocess_exec(*completing, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env)
+        out, err = await process.communicate()
+        assert (out.strip(), err) == (b"", b"")
+
+
 async def test_a_text_that_no_encoding_has_breaks_no_command():
     half = b'{"data":[{"run_id":"r","thread_id":"t","output_text":"\\ud800"}],"next_after":null}'
 

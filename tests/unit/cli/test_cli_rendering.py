@@ -166,6 +166,11 @@ def test_a_live_view_shows_what_goes_on_and_what_it_cost():
     assert "`bulkhead approvals approve run_1/1/0`" in live
 
 
+def test_a_live_view_shows_the_last_lines_of_a_long_text():
+    live, _ = shown(("message_delta", {"message_id": "m", "text": "".join(f"line {n}\n" for n in range(900)) + f"{'long ' * 60}end"}))
+    assert ("line 899" in live, "line 880" in live, live.rstrip().endswith("end"), live.count("\n") <= 20) == (True, False, True, True)
+
+
 def test_a_live_view_ends_with_the_answer_and_takes_back_what_is_void():
     events = [
         ("message_delta", {"message_id": "m", "text": "void"}),
