@@ -15,7 +15,7 @@ from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempoten
 from services.gateway.surfaces.openai.answering import as_json
 from services.gateway.surfaces.openai.fields import labels, unsupported
 from services.gateway.surfaces.responses import ids, reading, schema
-from services.gateway.surfaces.responses.responses import After, Include, Limit, Order
+from services.gateway.surfaces.responses.paging import After, Include, Limit, Order, bad_cursor, page, refuse_include
 from services.gateway.surfaces.wiring import Wiring
 
 RUNS_AT_ONCE = 100
@@ -95,8 +95,7 @@ class Conversations:
         include: Include = None,
     ) -> Response:
         """What was said in a conversation: what its responses were asked, and what they answered."""
-        if include:
-            raise unsupported("include")
+        refuse_include(include)
         thread = await self._thread(request, conversation_id)
         found: list[dict[str, Any]] = []
         behind = not after
@@ -108,8 +107,8 @@ class Conversations:
                         break
                 behind = behind or item["id"] == after
         if not behind:
-            raise reading.bad_cursor()
-        return as_json(reading.page(found[:limit], has_more=len(found) > limit))
+            raise bad_cursor()
+        return as_json(page(found[:limit], has_more=len(found) > limit))
 
     @needs("threads:read", "threads:write", body="json")
     async def add_items(self, request: Request, conversation_id: str) -> Response:
@@ -120,8 +119,7 @@ class Conversations:
     @needs("runs:read")
     async def item(self, request: Request, conversation_id: str, item_id: str, include: Include = None) -> Response:
         """One item."""
-        if include:
-            raise unsupported("include")
+        refuse_include(include)
         thread, run_id = await self._thread(request, conversation_id), ids.run_of_item(item_id)
         if run_id:
             async with aclosing(self._items(thread.thread_id, oldest_first=False, since=run_id)) as items:
@@ -180,10 +178,10 @@ class Conversations:
     async def _newest_first(self, thread_id: str) -> AsyncGenerator[pb.Run, None]:
         token = ""
         while True:
-            page = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=RUNS_AT_ONCE, page_token=token))
-            for run in page.runs:
+            listed = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=RUNS_AT_ONCE, page_token=token))
+            for run in listed.runs:
                 yield run
-            token = page.next_page_token
+            token = listed.next_page_token
             if not token:
                 break
 
@@ -191,7 +189,7 @@ class Conversations:
 def _run_of(item_id: str) -> str:
     run_id = ids.run_of_item(item_id)
     if not run_id:
-        raise reading.bad_cursor()
+        raise bad_cursor()
     return run_id
 
 

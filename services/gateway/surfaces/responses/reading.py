@@ -1,18 +1,16 @@
-"""Reading a response: as it is now, as it goes on, and its parts as pages."""
+"""Reading a response: as it is now, as it goes on, and what was asked and answered."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.common.errors import InvalidInput
 from services.gateway.following import Follower
 from services.gateway.ports import Subject
 from services.gateway.surfaces.responses import ids
 from services.gateway.surfaces.responses.projection import Projection, frame
 
-LARGEST_PAGE = 100
 # A long log comes in large batches, and a client on a slow line must be seen to take what it is sent.
 CHUNK_BYTES = 64 * 1024
 
@@ -104,25 +102,3 @@ def input_items(projection: Projection) -> list[dict[str, Any]]:
 def items_of(projection: Projection) -> list[dict[str, Any]]:
     """What was asked and what was answered, oldest first."""
     return input_items(projection) + projection.items
-
-
-def page(items: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A page of items as OpenAI's API has it."""
-    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
-    return {"object": "list", "data": list(items), "first_id": first, "last_id": last, "has_more": has_more}
-
-
-def cut(items: Sequence[dict[str, Any]], *, after: str, limit: int) -> dict[str, Any]:
-    """The page behind the item `after`. Raises InvalidInput where there is no such item."""
-    start = 0
-    if after:
-        found = [position for position, item in enumerate(items, 1) if item["id"] == after]
-        if not found:
-            raise bad_cursor()
-        start = found[0]
-    return page(items[start : start + limit], has_more=len(items) > start + limit)
-
-
-def bad_cursor() -> InvalidInput:
-    """The refusal of an item that the list does not have."""
-    return InvalidInput.field("after", "is not the id of an item of this list")

@@ -1,7 +1,7 @@
 """/v1/responses: an agent's name as `model`, a run as a response."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter, Query
@@ -21,6 +21,7 @@ from services.gateway.surfaces.native.models import INT64_MAX
 from services.gateway.surfaces.openai.answering import about_run, as_json, in_time
 from services.gateway.surfaces.openai.fields import unsupported
 from services.gateway.surfaces.responses import ids, reading, schema
+from services.gateway.surfaces.responses.paging import After, Include, Limit, Order, cut, refuse_include
 from services.gateway.surfaces.responses.projection import NUMBERS_AN_EVENT, Projection, frame
 from services.gateway.surfaces.responses.request import ResponseRequest
 from services.gateway.surfaces.responses.starting import Starting
@@ -28,11 +29,6 @@ from services.gateway.surfaces.wiring import Wiring
 
 # How long a cancel waits for the end that it asks for; the response is answered as it then is.
 CANCEL_WAIT_S = 5.0
-After = Annotated[str, Query(max_length=512, description="The item behind which to go on.")]
-Limit = Annotated[int, Query(ge=1, le=reading.LARGEST_PAGE)]
-Order = Annotated[Literal["asc", "desc"], Query()]
-# The SDK writes lists so.
-Include = Annotated[list[str] | None, Query(alias="include[]", description="Nothing of it is supported.")]
 StartingAfter = Annotated[int | None, Query(ge=0, le=INT64_MAX, description="Only events with larger sequence_number.")]
 
 
@@ -99,7 +95,9 @@ class Responses:
         include: Include = None,
     ) -> Response:
         """A response as it is now, or with `stream=true` its events: all of them, or those behind `starting_after`, then live."""
-        _refuse(include, include_obfuscation)
+        refuse_include(include)
+        if include_obfuscation:
+            raise unsupported("include_obfuscation", "events are not padded")
         if starting_after is not None and not stream:
             raise InvalidInput.field("starting_after", "is only for stream=true")
         run = await self._run(request, response_id)
@@ -146,11 +144,11 @@ class Responses:
         include: Include = None,
     ) -> Response:
         """What a response was asked, its instructions first."""
-        _refuse(include)
+        refuse_include(include)
         projection = Projection(await self._run(request, response_id))
         await reading.caught_up(self._follower, projection, "run_queued")
         items = reading.input_items(projection)
-        return as_json(reading.cut(items if order == "asc" else items[::-1], after=after, limit=limit))
+        return as_json(cut(items if order == "asc" else items[::-1], after=after, limit=limit))
 
     async def _run(self, request: Request, response_id: str) -> pb.Run:
         try:
@@ -182,10 +180,3 @@ class Responses:
             return frame(event | {name: told[name] for name in ("code", "message", "param")})
 
         return EventStream(stream.frames(), self._streams, resumable=False, failure=failure, on_gone=leaving)
-
-
-def _refuse(include: list[str] | None, include_obfuscation: bool = False) -> None:
-    if include:
-        raise unsupported("include")
-    if include_obfuscation:
-        raise unsupported("include_obfuscation", "events are not padded")
