@@ -195,13 +195,12 @@ class Projection:
     def _progress(self, data: Mapping[str, Any]) -> Iterator[AgEvent]:
         name = self.call_id(str(data.get("call_id", "")))
         content = {**data, "toolCallId": name}
-        activity = {"messageId": f"{name}/progress", "activityType": "bulkhead.tool_call_progress"}
         before = self._activities.get(name)
         self._activities[name] = content
         if before is None:
-            yield {"type": "ACTIVITY_SNAPSHOT", **activity, "content": content}
+            yield _activity("ACTIVITY_SNAPSHOT", name, content=content)
         elif patch := list(changes(before, content)):
-            yield {"type": "ACTIVITY_DELTA", **activity, "patch": patch}
+            yield _activity("ACTIVITY_DELTA", name, patch=patch)
 
     # --- steps, the plan, other agents ---
 
@@ -284,9 +283,7 @@ class Projection:
     def standing(self) -> list[AgEvent]:
         """As `prelude`, within a run that is begun."""
         found = [self.messages_snapshot(), self.state_snapshot()]
-        for name, content in self._activities.items():
-            activity = {"messageId": f"{name}/progress", "activityType": "bulkhead.tool_call_progress"}
-            found.append({"type": "ACTIVITY_SNAPSHOT", **activity, "content": content})
+        found += [_activity("ACTIVITY_SNAPSHOT", name, content=content) for name, content in self._activities.items()]
         found += [self._child(child) for child in self._children]
         found += [{"type": "STEP_STARTED", "stepName": label} for label in self._steps]
         if self._speaking:
@@ -353,6 +350,10 @@ class Projection:
 def custom(kind: str, data: Mapping[str, Any]) -> AgEvent:
     """An event of the log that the protocol has no event for."""
     return {"type": "CUSTOM", "name": f"bulkhead.{kind}", "value": data}
+
+
+def _activity(kind: str, call: str, **what: Any) -> AgEvent:
+    return {"type": kind, "messageId": f"{call}/progress", "activityType": "bulkhead.tool_call_progress", **what}
 
 
 def _tokens(data: Mapping[str, Any]) -> dict[str, Any]:
