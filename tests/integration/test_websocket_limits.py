@@ -74,6 +74,19 @@ async def test_commands_beyond_the_pace_are_refused_with_a_time_and_a_flood_ends
     assert len(served.calls("CancelRun")) < 20
 
 
+async def test_a_large_command_counts_as_several_whatever_is_in_it(serve):
+    served = await serve(websocket_commands_per_s=5.0)
+    async with talk(served) as ws:
+        # Of the ten that may come at once each of these is seven.
+        for _ in range(4):
+            await ws.connection.send("x" * 450_000)
+        for _ in range(4):
+            assert (await ws.answer(None))["problem"]["reason"] == "INVALID_JSON"
+        problem = (await ws.ask("cancel", run_id="r"))["problem"]
+        assert (problem["status"], problem["policy"]) == (429, "websocket_commands_per_s")
+        assert problem["retry_after_ms"] > 0
+
+
 async def test_a_message_that_is_too_large_ends_the_connection_and_a_large_one_is_taken(serve):
     served = await serve(websocket_message_bytes=64 * 1024)
     async with talk(served) as ws:

@@ -71,3 +71,13 @@ def test_a_pace_goes_into_debt_and_time_pays_it(monkeypatch):
     assert (pace.take(), pace.flooded) == (0.0, False)
     now[0] = 100.0
     assert [pace.take() for _ in range(4)][-1] > 0
+
+
+def test_what_costs_more_than_may_come_at_once_is_let_through_by_a_pace_that_is_at_rest(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(pacing.time, "monotonic", lambda: now[0])
+    pace = Pace(1.0, 2.0, 5.0)
+    assert (pace.take(17), pace.flooded) == (0.0, False)
+    assert (pace.take(17), pace.flooded) == (pytest.approx(2.0), False)
+    now[0] = 4.0
+    assert pace.take(2) == 0.0

@@ -18,7 +18,7 @@ from services.gateway.surfaces.websocket.asking import App, Ask, Header, http_sc
 from services.gateway.surfaces.websocket.commands import Start, Unwatch, Verb, command, encoded, id_of, parsed
 from services.gateway.surfaces.websocket.commands import Watch as WatchCommand
 from services.gateway.surfaces.websocket.pacing import Pace
-from services.gateway.surfaces.websocket.rules import BURST_S, DEBT_S, FINISH_S, SUBPROTOCOL, ConnectionRules, Farewell
+from services.gateway.surfaces.websocket.rules import BURST_S, COMMAND_CHARS, DEBT_S, FINISH_S, SUBPROTOCOL, ConnectionRules, Farewell
 from services.gateway.surfaces.websocket.watches import Watch, Watches
 from services.gateway.surfaces.websocket.wire import WebSocketWire
 
@@ -126,7 +126,7 @@ class Connection:
             if text is None:
                 self._end(farewells.BINARY)
                 return
-            wait_s = self._pace.take()
+            wait_s = self._pace.take(1 + len(text) // COMMAND_CHARS)
             if self._pace.flooded:
                 self._end(farewells.FLOOD)
                 return

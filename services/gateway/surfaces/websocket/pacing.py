@@ -12,10 +12,10 @@ class Pace:
         self._level = burst
         self._at = time.monotonic()
 
-    def take(self) -> float:
-        """Seconds until there is room again, 0 where there is now."""
+    def take(self, cost: float = 1) -> float:
+        """Seconds until there is room again, 0 where there is now. What costs more than may come at once costs as much as that."""
         now = time.monotonic()
-        self._level = min(self._burst, self._level + (now - self._at) * self._per_s) - 1
+        self._level = min(self._burst, self._level + (now - self._at) * self._per_s) - min(cost, self._burst)
         self._at = now
         return 0.0 if self._level >= 0 else -self._level / self._per_s
 

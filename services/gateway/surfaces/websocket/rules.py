@@ -9,6 +9,8 @@ SUBPROTOCOL = "bulkhead.v1"
 KEY_PREFIX = "bulkhead.bearer."
 # Seconds of the pace that may come at once; and that are refused before it is a flood.
 BURST_S, DEBT_S = 2.0, 5.0
+# So much of a message counts as one more command: reading a megabyte of brackets takes a tenth of a second, in which nobody is served.
+COMMAND_CHARS = 64 * 1024
 # How long a command under way is waited for before a connection that has to go is ended.
 FINISH_S = 2.0
 AT_ONCE_MS = 100
