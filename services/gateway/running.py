@@ -60,9 +60,9 @@ def has_ended(run: Run) -> bool:
 
 
 async def wait_for_end(runs: RunCalls, run_id: str, wait_s: float) -> Run:
-    """The run when it has ended, or as it is after `wait_s` seconds.
+    """The run when it has ended. Outlives a restart of the orchestrator.
 
-    Outlives a restart of the orchestrator. Raises DeadlineExceeded when time is up while none can be reached.
+    Raises DeadlineExceeded when it has not ended within `wait_s` seconds, and what the orchestrator refuses it for.
     """
     end = time.monotonic() + wait_s
     while True:
