@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -71,7 +72,7 @@ class Api:
                 raise CommandFailure(f"{path}: the list goes on at {after!r} again and again")
 
     async def _json(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        headers = {} if method == "GET" else {"idempotency-key": f"cli-{secrets.token_hex(16)}"}
+        headers = _key(method)
         for left in range(RETRIES, -1, -1):
             try:
                 async with self._request(method, path, query=query, body=body, headers=headers) as answer:
@@ -98,23 +99,22 @@ class Api:
     async def events(
         self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, last_event_id: int = 0
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a stream behind `last_event_id`, until the server ends it. Raises Interrupted when the connection breaks."""
+        """The events of a stream behind `last_event_id`, until the server ends it. What starts something is sent again where no
+        answer came. Raises Interrupted when the connection breaks behind the beginning of the answer, else CommandFailure."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=STREAM_SILENCE_S)
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": str(last_event_id)} if last_event_id else {})
-        request = self._request(method, path, query=query, body=body, timeout=timeout, headers=headers)
-        async with request as answer:
-            await self._check(answer)
+        headers = {"accept": "text/event-stream"} | _key(method) | ({"last-event-id": str(last_event_id)} if last_event_id else {})
+        for left in range(0 if method == "GET" else RETRIES, -1, -1):
             try:
-                async for event in sse.parse(answer.content.iter_any()):
-                    try:
-                        data = json.loads(event.data)
-                    except ValueError:
-                        raise CommandFailure(f"{path}: an event is no JSON") from None
-                    if event.event == "stream_error":
-                        raise Interrupted(f"the stream broke off: {data.get('detail') or data.get('reason')}")
-                    yield data
-            except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-                raise Interrupted(f"the stream broke off: {_why(error)}") from None
+                async with self._request(method, path, query=query, body=body, timeout=timeout, headers=headers) as answer:
+                    await self._check(answer)
+                    async with aclosing(_events(path, answer)) as events:
+                        async for event in events:
+                            yield event
+                    return
+            except (Dropped, InFlight):
+                if not left:
+                    raise
+                await asyncio.sleep(RETRY_EVERY_S)
 
     def _request(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, **more: Any) -> "_Request":
         assert self._session is not None
@@ -136,6 +136,25 @@ def ask(connection: Connection, question: Callable[[Api], Awaitable[T]]) -> T:
             return await question(api)
 
     return asyncio.run(asking())
+
+
+def _key(method: str) -> dict[str, str]:
+    """What a request that changes something is known by, however often it is sent."""
+    return {} if method == "GET" else {"idempotency-key": f"cli-{secrets.token_hex(16)}"}
+
+
+async def _events(path: str, answer: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any], None]:
+    try:
+        async for event in sse.parse(answer.content.iter_any()):
+            try:
+                data = json.loads(event.data)
+            except ValueError:
+                raise CommandFailure(f"{path}: an event is no JSON") from None
+            if event.event == "stream_error":
+                raise Interrupted(f"the stream broke off: {data.get('detail') or data.get('reason')}")
+            yield data
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        raise Interrupted(f"the stream broke off: {_why(error)}") from None
 
 
 class _Request:

@@ -45,7 +45,9 @@ async def follow(
             failure = broken
         if time.monotonic() - opened >= HELD_S:
             begun, left = True, RECONNECTS
-        # Before the first event nobody knows whether there is such a log, or such a run: that failure is the user's to see.
+        # An answer that broke off was one. Before any, nobody knows whether there is such a log, or such a run: that failure is the user's
+        # to see.
+        begun = begun or isinstance(failure, Interrupted)
         if failure is not None and not (begun and left):
             raise failure
         if not left:

@@ -184,6 +184,33 @@ async def test_what_a_search_had_to_do_without_is_told_on_stderr(monkeypatch):
         assert (done.out, done.err) == ("", "! By words[2J alone.\n")
 
 
+async def test_a_chat_whose_first_answers_are_lost_has_one_run_and_tells_all_of_it():
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append((request.method, request.headers.get("idempotency-key"), await request.text()))
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        if len(asked) < 3:
+            request.transport.abort()
+            return stream
+        await stream.prepare(request)
+        if len(asked) < 5:
+            # Only the head of the answer comes.
+            request.transport.abort()
+            return stream
+        await stream.write(b'id: 1\ndata: {"type":"run_finished","seq":1,"data":{"output_text":"all of it"}}\n\n')
+        return stream
+
+    async with serving("/v1/{any:.*}", answer) as url:
+        env = {"PATH": "", "BULKHEAD_URL": url, "BULKHEAD_API_KEY": "bh_x"}
+        process = await asyncio.create_subprocess_exec(
+            *testing.python("-m", "services.cli", "chat", "hi"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env
+        )
+        assert (await process.communicate(), process.returncode) == ((b"all of it\n", b""), 0)
+    assert [method for method, *_ in asked] == ["POST", "POST", "POST", "GET", "GET"]
+    assert (len(set(asked[:3])), asked[0][1][:4]) == (1, "cli-")
+
+
 async def test_a_second_ctrl_c_leaves_a_chat_at_once_whatever_became_of_the_first():
     asked, over = [], asyncio.Event()
 
