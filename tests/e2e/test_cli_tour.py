@@ -69,3 +69,31 @@ async def test_what_limits_a_key_and_what_waits_are_shown(platform):
     assert made["secret"] not in (await command("webhooks", "show", made["webhook_id"])).out
     assert (await command("webhooks", "deliveries", made["webhook_id"], "--json")).out == ""
     await command("webhooks", "delete", made["webhook_id"], "--yes")
+
+
+async def test_schedules_memories_and_a_judgement_reach_the_services(platform):
+    run_id = await asked(platform, "cli-judged", "Hello")
+    (recorded,) = (await command("runs", "feedback", run_id, "--thumbs", "down", "--text", "too short", "--json")).json()
+    logged = (await command("replay", "cli-judged", "--json")).json()
+    (event,) = [one for one in logged if one["type"] == "feedback"]
+    assert (event["seq"], event["data"]["text"]) == (recorded["seq"], "too short")
+    assert "`bulkhead chat --thread cli-judged`" in (await command("runs", "steer", run_id, "more", status=6)).err
+    await command("runs", "stop", run_id, status=6)
+
+    schedule_id = (await command("schedules", "create", "What is new?", "--cron", "0 9 1 1 *", "--time-zone", "Europe/Lisbon")).out.strip()
+    assert (await command("schedules", "pause", schedule_id)).out.startswith(f"{schedule_id}: paused")
+    assert "active, next at" in (await command("schedules", "resume", schedule_id)).out
+    assert schedule_id in [one["schedule_id"] for one in (await command("schedules", "list", "--json")).json()]
+    assert schedule_id in (await command("schedules", "list")).out
+    assert (await command("schedules", "ticks", schedule_id)).out == "no ticks yet\n"
+    await command("schedules", "create", "x", "--cron", "0 0 31 2 *", status=2)
+    await command("schedules", "delete", schedule_id, "--yes")
+    await command("schedules", "show", schedule_id, status=1)
+
+    memory_id = (await command("memories", "add", "The lighthouse keeper is called Ottokar.")).out.strip()
+    found = (await command("memories", "search", "Who keeps the lighthouse?", "--json")).json()
+    assert memory_id in [one["memory_id"] for one in found]
+    assert "Ottokar" in (await command("memories", "list")).out
+    await command("memories", "delete", memory_id, "--yes")
+    assert memory_id not in [one["memory_id"] for one in (await command("memories", "list", "--json")).json()]
+    await command("threads", "delete", "cli-judged", "--yes")
