@@ -204,7 +204,10 @@ async def test_a_limit_that_is_used_up_says_when_to_come_back(document, served, 
                 told, headers = orjson.loads(await response.read()), response.headers
                 assert response.status == 429
     answer = document["components"]["responses"]["Problem429"]
+    assert set(answer["headers"]) == {"x-request-id", "Retry-After", *LIMITS}
     assert [name for name in answer["headers"] if name not in headers] == []
+    delayed = [name for name, one in document["components"]["responses"].items() if "Retry-After" in one["headers"]]
+    assert sorted({name[-3:] for name in delayed}) == ["409", "429", "503"]
     example = resolved(document, answer["content"]["application/problem+json"]["examples"]["QUOTA_EXCEEDED"])["value"]
     # `limit` and `period_s` are of this refusal.
     assert set(example) <= set(told)
