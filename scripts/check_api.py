@@ -16,7 +16,7 @@ import orjson
 
 from scripts.api_changes import events_changes, openapi_changes
 from services.gateway.app import application
-from services.gateway.document import document
+from services.gateway.edge.document import document
 from services.gateway.surfaces import native
 from services.gateway.surfaces.schemas.events import SCHEMA
 

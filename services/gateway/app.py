@@ -20,10 +20,10 @@ from services.common.valkey import connect, ping, refuse_shards
 from services.gateway.adapters.backends import backends
 from services.gateway.adapters.event_log import OrchestratorEvents
 from services.gateway.background import Background
-from services.gateway.document import Document
 from services.gateway.edge import failures
 from services.gateway.edge.admission import Admission
 from services.gateway.edge.asgi import Edge
+from services.gateway.edge.document import Document
 from services.gateway.edge.keyed import Keys
 from services.gateway.edge.route import Doorkeeper
 from services.gateway.following import Follower

@@ -17,10 +17,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.document import _openai, _things
-from services.gateway.document._bodies import BODIES
-from services.gateway.document._promises import HEADERS, IDEMPOTENCY_KEY, LAST_EVENT_ID, changes, headers_of
-from services.gateway.document._refusals import Refusals
+from services.gateway.edge.document import _openai, _things
+from services.gateway.edge.document._bodies import BODIES
+from services.gateway.edge.document._promises import HEADERS, IDEMPOTENCY_KEY, LAST_EVENT_ID, changes, headers_of
+from services.gateway.edge.document._refusals import Refusals
 from services.gateway.edge.route import GuardedRoute
 
 ANSWERS: Mapping[str, Any] = {**_things.ANSWERS, **_openai.ANSWERS}

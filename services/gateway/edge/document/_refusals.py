@@ -21,7 +21,7 @@ from services.common.errors import (
     Unauthenticated,
     UpstreamFailed,
 )
-from services.gateway.document._things import SNAPSHOT
+from services.gateway.edge.document._things import SNAPSHOT
 from services.gateway.edge.exchange import Exchange
 from services.gateway.edge.problems import PROBLEM, ag_ui_error, is_ag_ui, is_openai, openai_error, problem
 from services.gateway.refusals import BodyTooLarge, InvalidBody, ResumeGap, UnsupportedMediaType
