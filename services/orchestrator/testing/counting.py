@@ -87,7 +87,9 @@ class CountingTools(FakeTools):
         elif self.forced.get(key) == UNKNOWN and seen.name == REPEATABLE:
             del self.forced[key]
             self._begin(key, seen)
-        await asyncio.shield(self._work[key])
+        # What was refused before it was ever begun has no work.
+        if (work := self._work.get(key)) is not None:
+            await asyncio.shield(work)
         yield tools_pb2.ExecuteToolResponse(result=self._result(seen, self.forced.get(key)))
 
     def _begin(self, key: str, seen: ToolCallSeen) -> None:
