@@ -229,6 +229,9 @@ class EveryCall:
         self._logger.info(event, **names, **values)
 
 
+_GRPC, _UNANSWERED = "grpc._cython.cygrpc", "ExecuteBatchError raised in core by servicer method"
+
+
 class _Lines:
     """A structlog logger that writes whole lines, each of them at once."""
 
@@ -242,6 +245,11 @@ class _Lines:
         self._flush()
 
     debug = info = warning = warn = error = exception = critical = fatal = log = msg
+
+
+def _is_of_ours(record: logging.LogRecord) -> bool:
+    """Whether a line tells of more than a caller that is gone: grpc calls it an error where the answer found no connection any more."""
+    return not (record.name == _GRPC and str(record.msg).startswith(_UNANSWERED))
 
 
 def configure(settings: ServiceSettings) -> None:
@@ -263,6 +271,7 @@ def configure(settings: ServiceSettings) -> None:
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[finish], processor=renderer))
+    handler.addFilter(_is_of_ours)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Libraries speak up from WARNING on: at DEBUG an HTTP client alone drowns everything else.

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import structlog
+from grpc._cython import cygrpc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,25 +76,40 @@ def test_daily_files_hold_one_json_object_a_line(tmp_path):
     assert (line["event"], line["user"], line["n"], line["level"]) == ("hello", REDACTED, 1, "info")
 
 
-@pytest.mark.parametrize("shape", ["json", "console"])
-def test_lines_of_libraries_go_the_same_way_without_secrets(capsys, shape):
+@pytest.fixture
+def as_before():
+    """Logging is after the test as it was before."""
     before, root = structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("shape", ["json", "console"])
+def test_lines_of_libraries_go_the_same_way_without_secrets(capsys, shape):
+    bulkhead_logging.configure(ServiceSettings(log_format=shape, log_level="INFO"))
     try:
-        bulkhead_logging.configure(ServiceSettings(log_format=shape, log_level="INFO"))
-        try:
-            raise ValueError("redis://:hunter2@store:6379 is away")
-        except ValueError:
-            logging.getLogger("some.library").warning("key %s", SECRETS[1], exc_info=True)
-    finally:
-        structlog.configure(**before)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+        raise ValueError("redis://:hunter2@store:6379 is away")
+    except ValueError:
+        logging.getLogger("some.library").warning("key %s", SECRETS[1], exc_info=True)
     out, err = capsys.readouterr()
     assert err == ""
     assert "is away" in out
     assert f"key {REDACTED}" in out
     assert "hunter2" not in out
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_caller_that_is_gone_is_no_error_of_grpc_and_all_else_is(capsys):
+    bulkhead_logging.configure(ServiceSettings(log_format="json"))
+    of_grpc = logging.getLogger(cygrpc.__name__)
+    of_grpc.error("ExecuteBatchError raised in core by servicer method [%s]", "/a.B/C")
+    of_grpc.error("Unexpected [%s] raised by servicer method [%s]", "KeyError", "/a.B/C")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"] for line in lines] == ["Unexpected [KeyError] raised by servicer method [/a.B/C]"]
 
 
 def test_a_line_of_every_call_is_the_line_that_structlog_writes(tmp_path):
