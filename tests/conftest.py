@@ -1,5 +1,6 @@
 """Fixtures over services.common.testing: one Valkey and one Milvus Lite a test session, emptied between tests."""
 
+import signal
 from contextlib import aclosing
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import pytest_asyncio
 
 from services.common import testing
 from services.common.valkey import connect
+
+
+def pytest_configure():
+    """Ctrl-C is heard again where a shell without a terminal has started the tests in the background: it has it ignored, and all that
+    the tests start, among it what they end with Ctrl-C, would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tests.integration.dropping_proxy import DroppingProxy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 LASTS_S = 60.0
-WORD_S = 0.02
+WORD_S = 0.02  # times the words of TEXT: 2 * dropping_proxy.LIVES_S
 TEXT = " ".join(f"w{number}" for number in range(120))
 # What a client sees of a connection that is lost.
 LOST = (aiohttp.ClientError, openai.APIConnectionError, ConnectionClosed, InvalidMessage, OSError, EOFError)
@@ -216,5 +216,5 @@ async def test_what_was_resumed_is_what_was_not_cut(front):
         for kind in (native, responses, ag_ui, websocket):
             group.create_task(again_and_again(kind))
     assert set(made) == {"native", "responses", "ag_ui", "websocket"}
-    # So many of them were cut, and each run some times.
-    assert front.proxy.drops > 4 * sum(made.values()), (front.proxy.drops, made)
+    # However fast this machine is: a run speaks for twice as long as a connection can live, so that each was cut twice at least.
+    assert front.proxy.drops >= 2 * sum(made.values()), (front.proxy.drops, made)
