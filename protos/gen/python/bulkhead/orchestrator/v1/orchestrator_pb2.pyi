@@ -301,15 +301,58 @@ class RunLimits(_message.Message):
     def __init__(self, deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_steps: _Optional[int] = ..., max_tool_calls: _Optional[int] = ..., max_cost_microusd: _Optional[int] = ..., max_total_tokens: _Optional[int] = ...) -> None: ...
 
 class InputMessage(_message.Message):
-    __slots__ = ("role", "text")
+    __slots__ = ("role", "text", "images", "tool_calls", "tool_call_id")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     role: str
     text: str
-    def __init__(self, role: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    images: _containers.RepeatedCompositeFieldContainer[InputImage]
+    tool_calls: _containers.RepeatedCompositeFieldContainer[ClientToolCall]
+    tool_call_id: str
+    def __init__(self, role: _Optional[str] = ..., text: _Optional[str] = ..., images: _Optional[_Iterable[_Union[InputImage, _Mapping]]] = ..., tool_calls: _Optional[_Iterable[_Union[ClientToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
+
+class InputImage(_message.Message):
+    __slots__ = ("blob_id", "detail")
+    BLOB_ID_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    blob_id: str
+    detail: str
+    def __init__(self, blob_id: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ClientTool(_message.Message):
+    __slots__ = ("name", "description", "parameters_json", "strict")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    STRICT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    description: str
+    parameters_json: bytes
+    strict: bool
+    def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters_json: _Optional[bytes] = ..., strict: _Optional[bool] = ...) -> None: ...
+
+class ClientToolCall(_message.Message):
+    __slots__ = ("tool_call_id", "name", "arguments_json")
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    tool_call_id: str
+    name: str
+    arguments_json: bytes
+    def __init__(self, tool_call_id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[bytes] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq", "parent_run_id", "experiment", "arm")
+    __slots__ = ("run_id", "thread_id", "agent", "agent_version", "status", "cancel_requested", "created_at", "started_at", "ended_at", "output_text", "error", "usage", "attempt", "first_seq", "terminal_seq", "finish_reason", "citations", "queue_position", "expected_wait", "start_at", "priority", "rolled_back_seq", "parent_run_id", "experiment", "arm", "client_tool_calls", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     THREAD_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +378,8 @@ class Run(_message.Message):
     PARENT_RUN_ID_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     thread_id: str
     agent: str
@@ -360,7 +405,9 @@ class Run(_message.Message):
     parent_run_id: str
     experiment: str
     arm: str
-    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ...) -> None: ...
+    client_tool_calls: _containers.RepeatedCompositeFieldContainer[ClientToolCall]
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, run_id: _Optional[str] = ..., thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., status: _Optional[_Union[RunStatus, str]] = ..., cancel_requested: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., output_text: _Optional[str] = ..., error: _Optional[_Union[RunError, _Mapping]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., attempt: _Optional[int] = ..., first_seq: _Optional[int] = ..., terminal_seq: _Optional[int] = ..., finish_reason: _Optional[str] = ..., citations: _Optional[_Iterable[_Union[_common_pb2.Citation, _Mapping]]] = ..., queue_position: _Optional[int] = ..., expected_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., rolled_back_seq: _Optional[int] = ..., parent_run_id: _Optional[str] = ..., experiment: _Optional[str] = ..., arm: _Optional[str] = ..., client_tool_calls: _Optional[_Iterable[_Union[ClientToolCall, _Mapping]]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RunError(_message.Message):
     __slots__ = ("reason", "message", "retryable")
@@ -373,7 +420,7 @@ class RunError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., retryable: _Optional[bool] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
-    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority", "on_busy", "reset_memory")
+    __slots__ = ("thread_id", "agent", "input", "limits", "run_id", "idempotency_key", "metadata", "append_only_output", "temperature", "max_tokens", "on_disconnect", "start_at", "priority", "on_busy", "reset_memory", "client_tools", "tool_choice_json", "response_format_json")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +443,9 @@ class CreateRunRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ON_BUSY_FIELD_NUMBER: _ClassVar[int]
     RESET_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_JSON_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FORMAT_JSON_FIELD_NUMBER: _ClassVar[int]
     thread_id: str
     agent: str
     input: _containers.RepeatedCompositeFieldContainer[InputMessage]
@@ -411,7 +461,10 @@ class CreateRunRequest(_message.Message):
     priority: int
     on_busy: OnBusy
     reset_memory: bool
-    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ..., reset_memory: _Optional[bool] = ...) -> None: ...
+    client_tools: _containers.RepeatedCompositeFieldContainer[ClientTool]
+    tool_choice_json: bytes
+    response_format_json: bytes
+    def __init__(self, thread_id: _Optional[str] = ..., agent: _Optional[str] = ..., input: _Optional[_Iterable[_Union[InputMessage, _Mapping]]] = ..., limits: _Optional[_Union[RunLimits, _Mapping]] = ..., run_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., append_only_output: _Optional[bool] = ..., temperature: _Optional[float] = ..., max_tokens: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., priority: _Optional[int] = ..., on_busy: _Optional[_Union[OnBusy, str]] = ..., reset_memory: _Optional[bool] = ..., client_tools: _Optional[_Iterable[_Union[ClientTool, _Mapping]]] = ..., tool_choice_json: _Optional[bytes] = ..., response_format_json: _Optional[bytes] = ...) -> None: ...
 
 class CreateRunResponse(_message.Message):
     __slots__ = ("run", "created", "steer_number")
