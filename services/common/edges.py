@@ -38,6 +38,8 @@ _ADMIN = "bulkhead.orchestrator.v1.AdminService"
 _APPROVAL = "bulkhead.orchestrator.v1.ApprovalService"
 _WEBHOOK = "bulkhead.orchestrator.v1.WebhookService"
 _SCHEDULE = "bulkhead.orchestrator.v1.ScheduleService"
+_BLOB = "bulkhead.orchestrator.v1.BlobService"
+_HOOK = "bulkhead.orchestrator.v1.HookService"
 _LLM = "bulkhead.llm.v1.LlmService"
 _BATCH = "bulkhead.llm.v1.BatchService"
 _TOOL = "bulkhead.tools.v1.ToolService"
@@ -59,6 +61,7 @@ EDGES: tuple[Edge, ...] = (
     Edge("gateway", "orchestrator", _RUN, ("CancelRuns",)),
     Edge("gateway", "orchestrator", _RUN, ("RecordFeedback",)),
     Edge("gateway", "orchestrator", _ADMIN, ("GetQuota", "ForgetSubject", "GetErasure", "ListFeedback")),
+    Edge("gateway", "orchestrator", _BLOB, ("PutBlob", "GetBlob", "ReadBlob", "DeleteBlob", "SignBlob", "ReadSignedBlob")),
     Edge("gateway", "memory", _MEMORY, ("AddMemories", "SearchMemories", "GetMemory", "ListMemories", "DeleteMemory")),
     Edge("gateway", "memory", _DOCUMENT, ("IngestDocument", "ListDocuments", "DeleteDocument", "SearchDocuments")),
     Edge("gateway", "tool_executor", _TOOL, ("ListTools", "GetTool")),
@@ -76,6 +79,8 @@ EDGES: tuple[Edge, ...] = (
 _READ = MethodPolicy(timedelta(seconds=10), resend=2)
 _WRITE = MethodPolicy(timedelta(seconds=10))
 _MODEL = MethodPolicy(timedelta(seconds=120))
+# Of a blob's 25 MiB, for a client that takes or brings 200 KiB a second.
+_CONTENT = MethodPolicy(timedelta(seconds=120))
 
 METHODS: Mapping[str, MethodPolicy] = {
     f"/{_THREAD}/CreateThread": _WRITE,
@@ -123,6 +128,12 @@ METHODS: Mapping[str, MethodPolicy] = {
     f"/{_SCHEDULE}/DeleteSchedule": _WRITE,
     f"/{_SCHEDULE}/ListScheduleTicks": _READ,
     f"/{_RUN}/CancelRuns": _WRITE,
+    f"/{_BLOB}/PutBlob": _CONTENT,
+    f"/{_BLOB}/GetBlob": _READ,
+    f"/{_BLOB}/ReadBlob": _CONTENT,
+    f"/{_BLOB}/DeleteBlob": _WRITE,
+    f"/{_BLOB}/SignBlob": _READ,
+    f"/{_BLOB}/ReadSignedBlob": _CONTENT,
     f"/{_LLM}/Complete": _MODEL,
     f"/{_LLM}/StreamComplete": _MODEL,
     f"/{_LLM}/Embed": MethodPolicy(timedelta(seconds=30), resend=1),
@@ -164,6 +175,10 @@ METHODS: Mapping[str, MethodPolicy] = {
 
 # Outside the edge table: a deadline is not asked of these.
 NO_DEADLINE_NEEDED = frozenset({f"/{_RUN}/StreamEvents"})
+
+# Whoever calls these need be nobody: what the request itself shows, a signature, is what it is judged by. A token that comes all the same
+# is verified.
+NO_PRINCIPAL_NEEDED = frozenset({f"/{_BLOB}/ReadSignedBlob", f"/{_HOOK}/AcceptHook"})
 
 
 def allowed(caller: str, callee: str) -> frozenset[str]:

@@ -12,7 +12,7 @@ back as the domain errors of `services.common.errors`; cancelling the awaiting t
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -134,7 +134,7 @@ async def _retire(channel: grpc.aio.Channel) -> None:
 
 
 class CallChannel:
-    """What generated stubs take for a channel: unary-unary and unary-stream only, as our protos declare no other."""
+    """What generated stubs take for a channel: all but streams both ways, which our protos do not declare."""
 
     def __init__(self, caller: str, callee: str, link: _Link, mint: Callable[[], str] | None) -> None:
         self.caller, self.callee, self.link, self.mint = caller, callee, link, mint
@@ -151,6 +151,10 @@ class CallChannel:
     def unary_stream(self, method: str, request_serializer=None, response_deserializer=None, **_) -> "StreamCall":
         """As grpc.aio.Channel.unary_stream."""
         return StreamCall(self, method, request_serializer, response_deserializer)
+
+    def stream_unary(self, method: str, request_serializer=None, response_deserializer=None, **_) -> "SendingCall":
+        """As grpc.aio.Channel.stream_unary."""
+        return SendingCall(self, method, request_serializer, response_deserializer)
 
 
 class _Call:
@@ -243,3 +247,36 @@ class StreamCall(_Call):
             if call is not None:
                 call.cancel()  # a no-op on a finished call
             span.end()
+
+
+class SendingCall(_Call):
+    """One client-streaming method."""
+
+    async def __call__(self, requests: AsyncIterable[Any], *, timeout: float | None = None) -> Any:
+        """Sends `requests`, each once the one before is on its way. What `requests` itself raises ends the call and is raised here."""
+        with _tracer.start_as_current_span(
+            self._span_name, kind=SpanKind.CLIENT, attributes=self._attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            call = None
+            try:
+                timeout_s, metadata = self._prepare(timeout)
+                call = self._callable("stream_unary")(timeout=timeout_s, metadata=metadata)
+                try:
+                    async for request in requests:
+                        await call.write(request)
+                    await call.done_writing()
+                except asyncio.InvalidStateError:
+                    # The peer has answered already, and the rest is of no use to it.
+                    if not call.done():
+                        raise
+                return await call
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error, self._channel.callee)
+                _fail(span, failure)
+                raise failure from None
+            except BulkheadError as error:
+                _fail(span, error)
+                raise
+            finally:
+                if call is not None:
+                    call.cancel()  # a no-op on a finished call

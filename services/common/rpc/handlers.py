@@ -65,7 +65,12 @@ class Registrar:
             return grpc.unary_stream_rpc_method_handler(
                 guard.stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
-        raise TypeError(f"{path}: request streams are not served")
+        if handler.stream_unary:
+            # The behaviour gets an iterator of requests in the place of one.
+            return grpc.stream_unary_rpc_method_handler(
+                guard.unary(handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
+        raise TypeError(f"{path}: streams both ways are not served")
 
 
 class ActiveCalls:
@@ -100,6 +105,7 @@ class _Guard:
         self._verifier = verifier
         self._active = active
         self._needs_deadline = path not in edges.NO_DEADLINE_NEEDED
+        self._needs_principal = path not in edges.NO_PRINCIPAL_NEEDED
         self._attributes = {"rpc.system": "grpc", "rpc.method": path[1:]}
 
     def _enter(self, context: grpc.aio.ServicerContext) -> tuple[trace.Span, BulkheadError | None]:
@@ -110,9 +116,10 @@ class _Guard:
         call, token, carrier = context_of(context.invocation_metadata() or (), remaining)
         refusal: BulkheadError | None = None
         try:
-            if not token:
+            if token:
+                call = call_context.CallContext(call.request_id, call.canary, call.deadline, self._verifier.verify(token), token)
+            elif self._needs_principal:
                 raise Unauthenticated("the call carries no internal token", reason="TOKEN_MISSING")
-            call = call_context.CallContext(call.request_id, call.canary, call.deadline, self._verifier.verify(token), token)
         except Unauthenticated as error:
             refusal = error
         if refusal is None and remaining is None and self._needs_deadline:
@@ -132,7 +139,7 @@ class _Guard:
         return span, refusal
 
     def unary(self, behavior: Callable) -> Callable:
-        """Wraps a unary-unary behaviour."""
+        """Wraps a behaviour with one response."""
 
         async def handle(request, context):
             started = time.perf_counter()
