@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from bulkhead.llm.v1 import llm_pb2_grpc
 from bulkhead.memory.v1 import memory_pb2_grpc
-from bulkhead.orchestrator.v1 import admin_pb2_grpc, approvals_pb2_grpc, orchestrator_pb2_grpc, schedules_pb2_grpc, webhooks_pb2_grpc
+from bulkhead.orchestrator.v1 import (
+    admin_pb2_grpc,
+    approvals_pb2_grpc,
+    blobs_pb2_grpc,
+    orchestrator_pb2_grpc,
+    schedules_pb2_grpc,
+    webhooks_pb2_grpc,
+)
 from bulkhead.tools.v1 import tools_pb2_grpc
 
 from services.common.rpc.channel import Dialer
@@ -20,6 +27,7 @@ class Backends:
     approvals: approvals_pb2_grpc.ApprovalServiceStub
     schedules: schedules_pb2_grpc.ScheduleServiceStub
     webhooks: webhooks_pb2_grpc.WebhookServiceStub
+    blobs: blobs_pb2_grpc.BlobServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
     models: llm_pb2_grpc.LlmServiceStub
     memories: memory_pb2_grpc.MemoryServiceStub
@@ -37,6 +45,7 @@ def backends(dialer: Dialer) -> Backends:
         approvals=approvals_pb2_grpc.ApprovalServiceStub(orchestrator),
         schedules=schedules_pb2_grpc.ScheduleServiceStub(orchestrator),
         webhooks=webhooks_pb2_grpc.WebhookServiceStub(orchestrator),
+        blobs=blobs_pb2_grpc.BlobServiceStub(orchestrator),
         admin=admin_pb2_grpc.AdminServiceStub(orchestrator),
         models=llm_pb2_grpc.LlmServiceStub(dialer.channel("llm_gateway")),
         memories=memory_pb2_grpc.MemoryServiceStub(memory),
