@@ -10,6 +10,8 @@ from functools import partial
 import structlog
 from bulkhead.orchestrator.v1 import admin_pb2_grpc as admin_rpc
 from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
+from bulkhead.orchestrator.v1 import hooks_pb2_grpc as hooks_rpc
+from bulkhead.orchestrator.v1 import blobs_pb2_grpc as blobs_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
@@ -20,17 +22,20 @@ from services.common.envelope import opened_envelope
 from services.common.errors import Overloaded
 from services.common.idempotency import IdempotencyStore
 from services.common.identity import Minter, Verifier
-from services.common.limits import parse_policies
+from services.common.limits import TokenBuckets, parse_policies
 from services.common.rpc.addresses import Addresses
 from services.common.rpc.channel import Dialer
 from services.common.rpc.server import Service
 from services.common.settings import StartRefused
 from services.common.valkey import connect, refuse_shards
 from services.orchestrator.accepting import Accepting
+from services.orchestrator.adapters.blob_contents import SealedContents
+from services.orchestrator.adapters.blob_records import ValkeyBlobs
 from services.orchestrator.adapters.bulk_cancel_store import ValkeyProgress
 from services.orchestrator.adapters.erasers import Erasers
 from services.orchestrator.adapters.erasure_files import ValkeyFiles
 from services.orchestrator.adapters.erasure_store import ValkeyErasures
+from services.orchestrator.adapters.hook_store import ValkeyHooks
 from services.orchestrator.adapters.llm import LlmGateway
 from services.orchestrator.adapters.memory import MemoryService
 from services.orchestrator.adapters.notices import Notices, Told
@@ -46,6 +51,8 @@ from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.approvals.deciding import Deciding
 from services.orchestrator.approvals.raising import Raising
 from services.orchestrator.auditing import Auditing
+from services.orchestrator.blobs.keeping import BlobKeeping
+from services.orchestrator.blobs.tending import BlobTending
 from services.orchestrator.bulk_cancel import BulkCancel
 from services.orchestrator.children.ending import ChildEnds
 from services.orchestrator.children.spawning import Spawning
@@ -55,6 +62,8 @@ from services.orchestrator.control.double_texting import DoubleTexting
 from services.orchestrator.erasure import Erasing
 from services.orchestrator.erasure_files import Rewriting
 from services.orchestrator.feedback import Feedback
+from services.orchestrator.hooks.accepting import TakingMessages
+from services.orchestrator.hooks.keeping import Hooks
 from services.orchestrator.hub import Hub
 from services.orchestrator.outbox import Outbox
 from services.orchestrator.quota import Quotas
@@ -66,7 +75,9 @@ from services.orchestrator.segments_moving import SegmentMover
 from services.orchestrator.servicer import AgentServicer
 from services.orchestrator.servicers.admin import AdminServicer
 from services.orchestrator.servicers.approvals import ApprovalServicer
+from services.orchestrator.servicers.blobs import BlobServicer
 from services.orchestrator.servicers.feedback import JudgedRunServicer
+from services.orchestrator.servicers.hooks import HookServicer
 from services.orchestrator.servicers.schedules import ScheduleServicer
 from services.orchestrator.servicers.threads import ThreadServicer
 from services.orchestrator.servicers.webhooks import WebhookServicer
@@ -113,7 +124,13 @@ def build(settings: Settings) -> Service:
     notices = Notices(listening, owner)
     hub = Hub(store, notices.follow, notices.unfollow)
     raising = Raising(store, store, hub, minter, lambda tier: policies.current.tier(settings.policy_set, tier))
-    services = Services(LlmGateway(dialer), ToolExecutor(dialer), memory, raising, guardrails=AllowAll())
+    kept = ValkeyBlobs(client, owner, settings.state_replicas, store.sealing)
+    blobs = BlobKeeping(
+        kept, None if segments is None else SealedContents(segments.blobs, store.sealing), store,
+        IdempotencyStore(client, settings.state_replicas), settings.blobs_most_bytes_per_tenant,
+    )  # fmt: skip
+    blob_tending = BlobTending(kept, blobs, store)
+    services = Services(LlmGateway(dialer), ToolExecutor(dialer), memory, raising, guardrails=AllowAll(), blobs=blobs)
     webhooks, sender = ValkeyWebhooks(client, owner, settings.state_replicas, store.sealing), HttpSender()
     private = settings.webhook_allow_private
     delivering = Delivering(webhooks, sender, settings.webhook_retries_s, private)
@@ -135,16 +152,23 @@ def build(settings: Settings) -> Service:
     )  # fmt: skip
     schedules = Schedules(timed, IdempotencyStore(client, settings.state_replicas), accepting, agents, settings.schedule_least_interval_s)
     bulk_cancel = BulkCancel(accepting, store, ValkeyProgress(client, owner), IdempotencyStore(client, settings.state_replicas))
+    kept_hooks = ValkeyHooks(client, owner, settings.state_replicas, store.sealing)
+    hooks = Hooks(kept_hooks, IdempotencyStore(client, settings.state_replicas), accepting, agents)
+    taking = TakingMessages(
+        kept_hooks, store, accepting, TokenBuckets(client), lambda tier: policies.current.tier(settings.policy_set, tier),
+        settings.hook_messages_per_minute,
+    )  # fmt: skip
     commanding = Commanding(store, hub, worker)
     deciding = Deciding(store, store, commanding, services.tools, minter)
     quotas = Quotas(ValkeyQuota(client, owner), policies, settings.policy_set)
     erasures = ValkeyErasures(client, owner, settings.state_replicas)
-    erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope)
+    erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope, blobs=blob_tending)
     threads = Threads(
         store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing, store.results), memory, accepting, agents, minter,
         hub, segments,
         lambda tier: (policies.current.tier(settings.policy_set, tier).thread_ttl_days or 0) * DAY_MS,
         outbox.tell,
+        blob_tending,
     )  # fmt: skip
     watching = Watching(settings, store, hub, worker)
     controlling = Controlling(store, commanding, accepting, watching, agents)
@@ -181,7 +205,7 @@ def build(settings: Settings) -> Service:
             ("consume", worker.consume), ("leases", worker.keep_leases), ("sweep", sweeper.run), ("resync", resync),
             ("agents", agents.watch), ("policies", policies.watch),
             ("webhooks", delivering.run), ("webhook-tenants", announcing.watch), ("segments", mover.run),
-            ("schedules", firing.run), ("erasures", erasing.run), ("threads", threads.tending.run),
+            ("schedules", firing.run), ("erasures", erasing.run), ("threads", threads.tending.run), ("blobs", blob_tending.run),
             ("erased-files", Rewriting(erasures, ValkeyFiles(client)).run),
             *([("results", results.run)] if results is not None else []),
         ):  # fmt: skip
@@ -209,7 +233,9 @@ def build(settings: Settings) -> Service:
             partial(schedules_rpc.add_ScheduleServiceServicer_to_server, ScheduleServicer(schedules)),
             partial(admin_rpc.add_AdminServiceServicer_to_server, AdminServicer(quotas, erasing, feedback)),
             partial(approvals_rpc.add_ApprovalServiceServicer_to_server, ApprovalServicer(deciding)),
+            partial(blobs_rpc.add_BlobServiceServicer_to_server, BlobServicer(blobs)),
             partial(webhooks_rpc.add_WebhookServiceServicer_to_server, WebhookServicer(endpoints)),
+            partial(hooks_rpc.add_HookServiceServicer_to_server, HookServicer(hooks, taking)),
         ],
         {"state": store.ping, "llm_gateway": lambda: dialer.reachable("llm_gateway")},
         start=[start],

@@ -1,6 +1,6 @@
 """Forgetting a subject: durable from the first answer on, driven to its end by whichever process is there, a receipt of it kept.
 
-The order makes it complete. The user is marked first, so that no new run of theirs is accepted; then their schedules go, their runs are
+The order makes it complete. The user is marked first, so that no new run of theirs is accepted; then their hooks and schedules go, their runs are
 cancelled, and nothing more leaves them; then the other services erase, the LLM gateway with the keys that the user calls by; then logs,
 records, segments and messages to webhooks go, then the key that all of it is encrypted with; and at last the mark and the user's name.
 Every step can be done again, and by two processes at once.
@@ -80,6 +80,22 @@ class UserSchedules(Protocol):
         ...
 
 
+class UserBlobs(Protocol):
+    """As BlobTending."""
+
+    async def drop_user(self, tenant: str, user: str) -> int:
+        """As BlobTending.drop_user."""
+        ...
+
+
+class UserHooks(Protocol):
+    """As HookStore."""
+
+    async def remove_of(self, tenant: str, user: str) -> int:
+        """As HookStore.remove_of."""
+        ...
+
+
 def subject_digest(tenant: str, user: str) -> str:
     """What a receipt tells of the subject: SHA-256 over both, each preceded by its length."""
     return fingerprint(tenant, user)
@@ -87,7 +103,7 @@ def subject_digest(tenant: str, user: str) -> str:
 
 @dataclass(slots=True)
 class Erasing:
-    """The use cases and the loop. `segments` and `envelope` are None where there are none."""
+    """The use cases and the loop. `segments`, `envelope` and `blobs` are None where there are none."""
 
     store: ErasureStore
     runs: Runs
@@ -96,8 +112,10 @@ class Erasing:
     minter: Minter
     segments: SegmentStore | None
     envelope: Envelope | None
+    hooks: UserHooks | None = None
     every_s: float = EVERY_S
     jitter: Callable[[float, float], float] = random.uniform
+    blobs: UserBlobs | None = None
     _woken: asyncio.Event | None = None
 
     # --- what callers do ---
@@ -205,8 +223,10 @@ class Erasing:
         return min(WAIT_FIRST_S * 2 ** min(own.attempts, 12), most) * self.jitter(0.5, 1.0)
 
     async def _quiet(self, record: ErasureRecord) -> str:
-        """Nothing of the subject is at work and nothing more will begin; else why not. Schedules first: they make runs."""
+        """Nothing of the subject is at work and nothing more will begin; else why not. Hooks and schedules first: they make runs."""
         tenant, user = record.ref.tenant, record.user
+        if self.hooks is not None:
+            await self.hooks.remove_of(tenant, user)
         while found := [schedule for schedule, _ in await self.schedules.of_user(tenant, user, 0, SCHEDULES_AT_ONCE) if schedule]:
             for schedule in found:
                 await self.schedules.remove(schedule)
@@ -254,6 +274,10 @@ class Erasing:
             # After the log: a mover that was at it has nothing to point to its file with, and this takes the file.
             for thread in threads:
                 await self.segments.drop(tenant, thread, EVERY_EVENT)
+        # A second pass finds those of the first no more.
+        blobs = own.erased.get("blobs", 0)
+        if self.blobs is not None:
+            blobs += await self.blobs.drop_user(tenant, user)
         keys, left = own.erased.get("keys", 0), None
         if self.envelope is not None:
             if own.reason != KEYS_AT_HAND:
@@ -262,7 +286,8 @@ class Erasing:
             left = await self.envelope.at_hand_s(tenant, user)
             # Memory destroys the same key, and is asked before.
             keys = max(keys, int(left is not None))
-        return Part(own.attempts, KEYS_AT_HAND if left else "", {"runs": len(runs), "threads": len(threads), "keys": keys})
+        erased = {"runs": len(runs), "threads": len(threads), "keys": keys, **({"blobs": blobs} if blobs else {})}
+        return Part(own.attempts, KEYS_AT_HAND if left else "", erased)
 
 
 def _add(erased: dict[str, int], more: Mapping[str, int]) -> None:

@@ -69,6 +69,9 @@ class Settings(ReplicatedSettings):
         ge=1024,
         description="Results of tools that are larger, in bytes, stand in the folder or bucket of segments and not in the state store.",
     )
+    blobs_most_bytes_per_tenant: int = Field(
+        10 * 1024**3, ge=1, description="What all blobs of a tenant may take, in bytes; they stand in the folder or bucket of segments."
+    )
     envelope_keys_file: Path | None = Field(
         None, description="Root keys that encrypt personal data, the same for orchestrator and memory; absent: nothing is encrypted."
     )
@@ -85,6 +88,9 @@ class Settings(ReplicatedSettings):
         60.0, description="How late a tick of a schedule may be and is still made up, in seconds, whatever its catch-up policy."
     )
     schedule_least_interval_s: PositiveSeconds = Field(60.0, description="Shortest fixed interval of a schedule, in seconds.")
+    hook_messages_per_minute: Annotated[int, Field(ge=1)] = Field(
+        60, description="Messages that a hook takes in a minute; they count among the requests of its maker as well."
+    )
     audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
 
     def problems(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Deleting a thread: hidden at once, then taken out of every place that leads to it, then deleted. Each step can be done again."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import orjson
 import structlog
@@ -26,16 +27,24 @@ _deleted = get_meter("bulkhead.orchestrator").create_counter(
 )
 
 
+class ThreadBlobs(Protocol):
+    """As BlobTending."""
+
+    async def drop_thread(self, tenant: str, thread_id: str) -> None:
+        """As BlobTending.drop_thread."""
+        ...
+
+
 class Deleting:
     """Deletes threads."""
 
     def __init__(
         self, store: RunStore, threads: ThreadStore, changing: Changing, conversation: Conversation, hub: Hub,
-        segments: SegmentStore | None, tell: Callable[[RunRef], Awaitable[None]],
+        segments: SegmentStore | None, tell: Callable[[RunRef], Awaitable[None]], blobs: ThreadBlobs | None = None,
     ) -> None:  # fmt: skip
         """`tell` as Outbox.tell."""
         self._store, self._threads, self._changing, self._conversation = store, threads, changing, conversation
-        self._hub, self._segments, self._tell = hub, segments, tell
+        self._hub, self._segments, self._tell, self._blobs = hub, segments, tell, blobs
 
     async def delete(self, principal: Principal, thread_id: str) -> bool:
         """Deletes the caller's thread; False where something that is needed for it is away, and the sweeper goes on. Again is harmless.
@@ -96,6 +105,8 @@ class Deleting:
             await self._threads.delist(ref, principal.user, chunk)
             await self._threads.purge_runs(ref, chunk)
         await self._changing.delete_session(ref, principal)
+        if self._blobs is not None:
+            await self._blobs.drop_thread(ref.tenant, ref.thread_id)
         if self._segments is not None:
             await self._segments.drop(ref.tenant, ref.thread_id, ALL)
             # A mover that was midway may write one more file; whoever looks at the run next drops it.

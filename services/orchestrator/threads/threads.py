@@ -11,7 +11,7 @@ from services.orchestrator.run_store import RunStore
 from services.orchestrator.segments import SegmentStore
 from services.orchestrator.threads.changing import NOTED_S, Changing
 from services.orchestrator.threads.conversation import Conversation
-from services.orchestrator.threads.deleting import Deleting
+from services.orchestrator.threads.deleting import Deleting, ThreadBlobs
 from services.orchestrator.threads.forking import Forking
 from services.orchestrator.threads.ports import Sessions, ThreadStore
 from services.orchestrator.threads.rolling_back import RollingBack
@@ -25,10 +25,11 @@ class Threads:
     def __init__(
         self, store: RunStore, threads: ThreadStore, sessions: Sessions, accepting: Accepting, agents: AgentCatalog, minter: Minter,
         hub: Hub, segments: SegmentStore | None, ttl_ms: Callable[[str], int], tell: Callable[[RunRef], Awaitable[None]],
+        blobs: ThreadBlobs | None = None,
     ) -> None:  # fmt: skip
         self.ttl_ms, self._threads = ttl_ms, threads
         changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, threads, agents)
-        self.deleting = Deleting(store, threads, changing, conversation, hub, segments, tell)
+        self.deleting = Deleting(store, threads, changing, conversation, hub, segments, tell, blobs)
         self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)
         self.tending = Tending(store, threads, changing, self.forking, self.rolling_back, self.deleting, ttl_ms)

@@ -11,6 +11,7 @@ from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.agents import AgentDefinition
 from services.orchestrator.approvals.ports import Interrupts
+from services.orchestrator.blobs.ports import Keeper
 from services.orchestrator.ports import Children, Memory, Message, Models, ToolDefinition, ToolOutcome, Tools
 from services.orchestrator.records import Command, RunRef, RunSpec
 from services.orchestrator.turn.guardrails import AllowAll, Guardrails
@@ -154,6 +155,8 @@ class Services:
     # Set once there is what accepts runs, which needs the worker first.
     children: Children | None = None
     guardrails: Guardrails = field(default_factory=AllowAll)
+    # None where nothing keeps blobs, as among the fakes of some tests.
+    blobs: Keeper | None = None
 
 
 @dataclass(slots=True)
