@@ -10,8 +10,8 @@ from functools import partial
 import structlog
 from bulkhead.orchestrator.v1 import admin_pb2_grpc as admin_rpc
 from bulkhead.orchestrator.v1 import approvals_pb2_grpc as approvals_rpc
-from bulkhead.orchestrator.v1 import hooks_pb2_grpc as hooks_rpc
 from bulkhead.orchestrator.v1 import blobs_pb2_grpc as blobs_rpc
+from bulkhead.orchestrator.v1 import hooks_pb2_grpc as hooks_rpc
 from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from bulkhead.orchestrator.v1 import schedules_pb2_grpc as schedules_rpc
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as webhooks_rpc
@@ -162,7 +162,7 @@ def build(settings: Settings) -> Service:
     deciding = Deciding(store, store, commanding, services.tools, minter)
     quotas = Quotas(ValkeyQuota(client, owner), policies, settings.policy_set)
     erasures = ValkeyErasures(client, owner, settings.state_replicas)
-    erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope, blobs=blob_tending)
+    erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope, blobs=blob_tending, hooks=kept_hooks)
     threads = Threads(
         store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing, store.results), memory, accepting, agents, minter,
         hub, segments,

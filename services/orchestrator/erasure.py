@@ -1,8 +1,9 @@
 """Forgetting a subject: durable from the first answer on, driven to its end by whichever process is there, a receipt of it kept.
 
-The order makes it complete. The user is marked first, so that no new run of theirs is accepted; then their hooks and schedules go, their runs are
-cancelled, and nothing more leaves them; then the other services erase, the LLM gateway with the keys that the user calls by; then logs,
-records, segments and messages to webhooks go, then the key that all of it is encrypted with; and at last the mark and the user's name.
+The order makes it complete. The user is marked first, so that no new run of theirs is accepted; then their hooks and schedules go, their
+runs are cancelled, and nothing more leaves them; then the other services erase, the LLM gateway with the keys that the user calls by; then
+logs, records, segments and messages to webhooks go, then the key that all of it is encrypted with; and at last the mark and the user's
+name.
 Every step can be done again, and by two processes at once.
 """
 
@@ -103,7 +104,7 @@ def subject_digest(tenant: str, user: str) -> str:
 
 @dataclass(slots=True)
 class Erasing:
-    """The use cases and the loop. `segments`, `envelope` and `blobs` are None where there are none."""
+    """The use cases and the loop. `segments`, `envelope`, `blobs` and `hooks` are None where there are none."""
 
     store: ErasureStore
     runs: Runs
@@ -112,10 +113,10 @@ class Erasing:
     minter: Minter
     segments: SegmentStore | None
     envelope: Envelope | None
-    hooks: UserHooks | None = None
     every_s: float = EVERY_S
     jitter: Callable[[float, float], float] = random.uniform
     blobs: UserBlobs | None = None
+    hooks: UserHooks | None = None
     _woken: asyncio.Event | None = None
 
     # --- what callers do ---
