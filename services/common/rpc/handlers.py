@@ -7,7 +7,7 @@ each call. The generated `add_…_to_server` functions get a `Registrar` in plac
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -25,6 +25,8 @@ from services.common.telemetry import Histogram
 
 # gRPC reports "no deadline" as a time so far away that no caller can mean it.
 FAR_AWAY_S = 10 * 365 * 24 * 3600.0
+# Of a stream of requests that was refused before its end.
+MOST_TAKEN_BYTES = 32 * 1024 * 1024
 
 log = structlog.get_logger("bulkhead.rpc")
 _tracer = trace.get_tracer("bulkhead.rpc")
@@ -68,7 +70,7 @@ class Registrar:
         if handler.stream_unary:
             # The behaviour gets an iterator of requests in the place of one.
             return grpc.stream_unary_rpc_method_handler(
-                guard.unary(handler.stream_unary), handler.request_deserializer, handler.response_serializer
+                guard.unary(handler.stream_unary, streams=True), handler.request_deserializer, handler.response_serializer
             )
         raise TypeError(f"{path}: streams both ways are not served")
 
@@ -138,8 +140,8 @@ class _Guard:
         otel_context.attach(trace.set_span_in_context(span, parent))
         return span, refusal
 
-    def unary(self, behavior: Callable) -> Callable:
-        """Wraps a behaviour with one response."""
+    def unary(self, behavior: Callable, *, streams: bool = False) -> Callable:
+        """Wraps a behaviour with one response; with `streams` it gets an iterator of requests."""
 
         async def handle(request, context):
             started = time.perf_counter()
@@ -160,6 +162,8 @@ class _Guard:
             except Exception as error:  # noqa: BLE001 - the boundary, where every error becomes a row of the table
                 failure = self._failure(error, span)
                 code = failure.code
+                if streams:
+                    await _taken(request)
                 await _abort(context, failure, span)
             finally:
                 self._active.leave(task)
@@ -230,6 +234,15 @@ class _Guard:
         span.set_status(Status(StatusCode.ERROR, "INTERNAL"))
         span.set_attribute("error.type", type(error).__name__)
         return Internal(f"internal error {error_id}", metadata={"error_id": error_id, "service": self._service})
+
+
+async def _taken(requests: AsyncIterator[Any]) -> None:
+    """Takes what is still being sent, as far as it is not too much: a caller in the midst of writing hears that it failed, and not why."""
+    left = MOST_TAKEN_BYTES
+    async for request in requests:
+        left -= request.ByteSize()
+        if left < 0:
+            return
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: BulkheadError, span: trace.Span) -> NoReturn:

@@ -235,32 +235,15 @@ class BlobKeeping:
 
 @asynccontextmanager
 async def received(chunks: AsyncIterator[bytes], room: Room) -> AsyncIterator[bytes]:
-    """A content that comes in pieces, for which there is room until the end of the block.
-
-    Raises InvalidInput (BLOB_TOO_LARGE) and Overloaded (BLOBS_BUSY), once all of it has come as far as it is not absurdly much: whoever
-    still sends would not hear of it.
-    """
+    """A content that comes in pieces, for which there is room until the end of the block. Raises InvalidInput (BLOB_TOO_LARGE) and
+    Overloaded (BLOBS_BUSY)."""
     content = bytearray()
-    error: InvalidInput | Overloaded | None = None
-    more = 0
     try:
         async for chunk in chunks:
-            if error is not None:
-                more += len(chunk)
-                if more > kinds.MOST_BYTES:
-                    break
-                continue
-            try:
-                if len(content) + len(chunk) > kinds.MOST_BYTES:
-                    raise kinds.too_large()
-                room.take(len(chunk))
-                content += chunk
-            except (InvalidInput, Overloaded) as refused:
-                error = refused
-                room.give_back(len(content))
-                content.clear()
-        if error is not None:
-            raise error
+            if len(content) + len(chunk) > kinds.MOST_BYTES:
+                raise kinds.too_large()
+            room.take(len(chunk))
+            content += chunk
         yield bytes(content)
     finally:
         room.give_back(len(content))

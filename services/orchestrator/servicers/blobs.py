@@ -6,7 +6,7 @@ from typing import Any
 from bulkhead.orchestrator.v1 import blobs_pb2 as pb
 from bulkhead.orchestrator.v1 import blobs_pb2_grpc as rpc
 
-from services.common.errors import BulkheadError, InvalidInput
+from services.common.errors import InvalidInput
 from services.common.rpc.context import principal
 from services.orchestrator.blobs.keeping import BlobKeeping, received
 from services.orchestrator.blobs.ports import BlobRecord
@@ -41,15 +41,9 @@ class BlobServicer(rpc.BlobServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None or first.WhichOneof("item") != "start":
             raise InvalidInput.field("start", "must be the first message")
-        start, refused = first.start, None
-        try:
-            await self._keeping.check(caller, start.mime_type, start.name, start.thread_id, start.idempotency_key)
-        except BulkheadError as error:
-            refused = error
-        # What is still on its way is taken all the same: whoever sends hears of a refusal behind it, and of none before.
+        start = first.start
+        await self._keeping.check(caller, start.mime_type, start.name, start.thread_id, start.idempotency_key)
         async with received(_chunks(request_iterator), self._keeping.room) as content:
-            if refused is not None:
-                raise refused
             found = await self._keeping.put(caller, content, start.mime_type, start.name, start.thread_id, start.idempotency_key)
         return pb.PutBlobResponse(blob=blob_message(found))
 
