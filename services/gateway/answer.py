@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from bulkhead.orchestrator.v1.orchestrator_pb2 import Event
 
+from services.gateway.client_tools import Call, calls_of
 from services.gateway.refusals import RunFailed, run_failed
 
 # Between two messages of one run, for example before and after a tool call.
@@ -70,7 +71,8 @@ class AppendOnlyText:
 
 @dataclass
 class Answer:
-    """What a run has said so far. `finish` is set by its terminal event: finished, failed or cancelled."""
+    """What a run has said so far. `finish` is set by its terminal event: finished, failed or cancelled; `calls` are what its client is
+    asked to call."""
 
     run_id: str
     thread_id: str
@@ -81,6 +83,7 @@ class Answer:
     citations: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     failure: RunFailed | None = None
+    calls: list[Call] = field(default_factory=list)
 
     def take(self, event: Event, data: Mapping[str, Any]) -> None:
         """Takes note of an event that says something about the whole."""
@@ -95,6 +98,7 @@ class Answer:
                 self.finish_reason = str(data.get("finish_reason") or "stop")
                 self.usage = data.get("usage") or {}
                 self.citations = list(data.get("citations") or self.citations)
+                self.calls = calls_of(data)
             case "run_cancelled":
                 self.finish = "cancelled"
                 self.text = str(data.get("output_text", ""))

@@ -9,6 +9,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import NotFound
 from services.common.rpc.context import CallContext, principal
+from services.gateway import fake_clients
 from services.gateway.fake_admin import FakeRecords
 from services.gateway.fake_control import FakeDesk
 from services.gateway.fake_scripts import FakeRun, Script
@@ -60,6 +61,12 @@ class FakeLog:
         mine = (fake.run for (tenant, _), fake in self.runs.items() if tenant == principal().tenant)
         return next((run for run in mine if run.thread_id == thread_id and run.status not in TERMINAL.values()), None)
 
+    def last_of(self, tenant: str, thread_id: str) -> pb.Run | None:
+        """The last run of a thread, or of the one that it was forked from."""
+        known = self.threads.get((tenant, thread_id), pb.Thread(thread_id=thread_id))
+        mine = (fake.run for (of, _), fake in self.runs.items() if of == tenant)
+        return next((run for run in reversed(list(mine)) if run.thread_id in (known.thread_id, known.parent_thread_id)), None)
+
     def newest(self) -> FakeRun:
         """The run that was started last."""
         return next(reversed(self.runs.values()))
@@ -95,8 +102,8 @@ class FakeLog:
 
         async def work() -> None:
             ids = (tenant, run.run.thread_id, run.run.run_id)
-            said = [{"role": message.role, "text": message.text} for message in run.request.input]
-            first = self.append(*ids, "run_queued", {"agent": run.run.agent, "agent_version": "1", "input": said})
+            told = {"agent": run.run.agent, "agent_version": "1", **fake_clients.queued(run.request)}
+            first = self.append(*ids, "run_queued", told)
             run.run.first_seq = first.seq
             run.run.status = pb.RUN_STATUS_RUNNING
             self.append(*ids, "run_started", {})
@@ -105,6 +112,7 @@ class FakeLog:
                 if kind in TERMINAL:
                     run.run.status, run.run.terminal_seq = TERMINAL[kind], event.seq
                     run.run.output_text = data.get("output_text", "")
+                    fake_clients.ended(run.run, data)
                     run.run.ended_at.GetCurrentTime()
                     self.wake()
                 await asyncio.sleep(0)

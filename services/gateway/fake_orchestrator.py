@@ -14,6 +14,7 @@ from services.common.errors import Conflict, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.common.rpc.context import principal
+from services.gateway import fake_clients
 from services.gateway.fake_admin import FakeThreadChanges, record_adders
 from services.gateway.fake_control import FakeApprovals, FakeControl, page
 from services.gateway.fake_log import TERMINAL, FakeLog
@@ -75,10 +76,12 @@ class FakeOrchestrator(FakeControl, FakeThreadChanges, rpc.AgentServiceServicer)
             if earlier.input != request.input:
                 raise Conflict("the key was used with another body")
             return pb.CreateRunResponse(run=self.log.run(earlier.run_id).run, created=False)
+        fake_clients.check_results(request, self.log.last_of(who.tenant, request.thread_id))
         thread = self.log.make_thread(who.tenant, request.thread_id or f"thread_{uuid.uuid4().hex}")
         run = pb.Run(
             run_id=request.run_id or f"run_{uuid.uuid4().hex}", thread_id=thread.thread_id, agent=request.agent or "assistant",
             agent_version="1", status=pb.RUN_STATUS_QUEUED, attempt=1, first_seq=thread.last_seq + 1,
+            metadata=request.metadata,
         )  # fmt: skip
         run.created_at.GetCurrentTime()
         kept = pb.CreateRunRequest()
@@ -105,7 +108,10 @@ class FakeOrchestrator(FakeControl, FakeThreadChanges, rpc.AgentServiceServicer)
             self.log.thread(request.thread_id)
         mine = [r.run for (tenant, _), r in self.log.runs.items() if tenant == who.tenant]
         some, token = page([r for r in reversed(mine) if request.thread_id in ("", r.thread_id)], request)
-        return pb.ListRunsResponse(runs=some, next_page_token=token)
+        answer = pb.ListRunsResponse(runs=some, next_page_token=token)
+        for run in answer.runs:
+            run.ClearField("metadata")
+        return answer
 
     async def WaitRun(self, request, context):
         """As the real one."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+from services.gateway import fake_clients
+
 Step = tuple[str, dict[str, Any], bool]
 Script = Callable[["FakeRun"], AsyncGenerator[Step, None]]
 USAGE = {"input_tokens": 7, "output_tokens": 5, "cost_microusd": 12, "model_calls": 1, "tool_calls": 0}
@@ -99,5 +101,5 @@ async def flood(run: FakeRun) -> AsyncGenerator[Step, None]:
 
 SCRIPTS: dict[str, Script] = {
     "assistant": echo, "tools": tools, "fail": fail, "fail_late": fail_late, "hang": hang, "silent": silent, "takeover": takeover,
-    "slow": slow, "flood": flood,
+    "slow": slow, "flood": flood, "caller": fake_clients.caller, "structured": fake_clients.structured,
 }  # fmt: skip

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.common.errors import BulkheadError, Cancelled, Gone, InvalidInput
+from services.common.errors import BulkheadError, Cancelled, FieldViolation, Gone, InvalidInput
 
 
 class InvalidBody(InvalidInput):
     """The body is JSON but not what the route takes; violations name the fields."""
 
     http_status = 422
+
+
+def unsupported(name: str, why: str = "is not supported", wrong: type[InvalidInput] = InvalidInput) -> InvalidInput:
+    """The refusal of something that the protocol of a surface knows and we do not."""
+    return wrong(f"{name}: {why}", reason="UNSUPPORTED_PARAMETER", violations=[FieldViolation(name, why)])
 
 
 class BodyTooLarge(InvalidInput):
@@ -24,6 +29,17 @@ class UnsupportedMediaType(InvalidInput):
 
     http_status = 415
     default_reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class RangeNotSatisfiable(InvalidInput):
+    """The range that is asked for has nothing of the content, whose `size` is in bytes, or is not a single one."""
+
+    http_status = 416
+    default_reason = "RANGE_NOT_SATISFIABLE"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"a single range of bytes is served, of the {size} that there are")
+        self.size = size
 
 
 class BodyTimeout(InvalidInput):
@@ -90,6 +106,8 @@ _STATUS_OF_REASON = {
     "STORE_UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
     "UPSTREAM_TIMEOUT": 504,
+    # A model that does not keep to the form that was asked for, as an upstream that fails.
+    "OUTPUT_SCHEMA": 502,
 }
 
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from services.common.errors import FieldViolation, InvalidInput
+from services.common.errors import InvalidInput
+from services.gateway.refusals import unsupported as unsupported
 from services.gateway.surfaces.native.models import MAX_LABEL_BYTES, MAX_LABELS
 
 
@@ -76,8 +77,3 @@ def matches(name: str, value: str, pattern: str) -> str:
     if not re.fullmatch(pattern, value):
         raise InvalidInput.field(name, f"must match {pattern}")
     return value
-
-
-def unsupported(name: str, why: str = "is not supported") -> InvalidInput:
-    """The refusal of something that OpenAI's API knows and we do not."""
-    return InvalidInput(f"{name}: {why}", reason="UNSUPPORTED_PARAMETER", violations=[FieldViolation(name, why)])

@@ -1,21 +1,20 @@
 """What a chat completion asks for, in our terms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import InvalidInput
+from services.gateway.client_tools import client_tools, refuse_other_types, response_format, tool_choice
 from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX
+from services.gateway.surfaces.openai import messages
 from services.gateway.surfaces.openai.fields import boolean, labels, mapping, matches, number, text, unsupported, whole
 
 # What changes the shape or the meaning of the answer cannot be left out in silence: the value that means "not used", or none.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "stop": ([], ""),
@@ -38,11 +37,13 @@ _NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
 }
 _TAKEN = frozenset(
-    {"model", "messages", "stream", "stream_options", "temperature", "max_tokens", "max_completion_tokens", "n", "metadata"}
+    {
+        "model", "messages", "stream", "stream_options", "temperature", "max_tokens", "max_completion_tokens", "n", "metadata", "tools",
+        "tool_choice", "response_format",
+    }
 )  # fmt: skip
 # They say who asks or help a provider's cache; leaving them out changes nothing that a caller could see.
 _SILENT = frozenset({"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 OUR_METADATA = ("thread_id", "on_disconnect")
 
 
@@ -53,7 +54,11 @@ class ChatRequest:
         if not isinstance(body, dict):
             raise InvalidInput("the body must be a JSON object")
         self.model = text(body, "model", required=True)
-        self.messages = _messages(body.get("messages"))
+        said = messages.read_messages(body.get("messages"))
+        refuse_other_types(body.get("tools"))
+        self.tools = client_tools(body.get("tools"), inner="function")
+        self.tool_choice = tool_choice(body.get("tool_choice"), self.tools, inner="function")
+        self.response_format = response_format(body.get("response_format"), "response_format", inner="json_schema")
         self.stream = boolean(body, "stream")
         options = mapping(body, "stream_options")
         if options and not self.stream:
@@ -73,67 +78,26 @@ class ChatRequest:
         self.metadata = labels(body, len(OUR_METADATA))
         thread_id = headers.get("x-bulkhead-thread-id") or self.metadata.pop("thread_id", "")
         self.thread_id = matches("metadata.thread_id", thread_id, ID_PATTERN) if thread_id else ""
+        # On its thread what is new, on an ephemeral one all that was said.
+        self.said = messages.new(said) if self.thread_id else messages.whole(said)
         leaving = headers.get("x-bulkhead-on-disconnect") or self.metadata.pop("on_disconnect", "continue")
         if leaving not in ("continue", "cancel"):
             raise InvalidInput.field("metadata.on_disconnect", "must be continue or cancel")
         self.cancel_on_disconnect = leaving == "cancel"
 
-    def create_run(self, idempotency_key: str) -> pb.CreateRunRequest:
-        """The run that answers it: on its thread with the last message only, or on an ephemeral thread with all of them."""
-        messages = self.messages[-1:] if self.thread_id else self.messages
+    def create_run(self, told: Sequence[pb.InputMessage], idempotency_key: str) -> pb.CreateRunRequest:
+        """The run that answers it; `told` is what was `said`, as an input."""
         return pb.CreateRunRequest(
             thread_id=self.thread_id,
             agent=self.model,
-            input=[pb.InputMessage(role=role, text=content) for role, content in messages],
+            input=told,
             idempotency_key=idempotency_key,
             metadata=self.metadata,
             append_only_output=True,
             temperature=self.temperature,
             max_tokens=self.max_tokens,
             on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
+            client_tools=self.tools,
+            tool_choice_json=self.tool_choice,
+            response_format_json=self.response_format,
         )
-
-
-def _messages(value: Any) -> list[tuple[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise InvalidInput.field("messages", "must be a list of at least one message")
-    if len(value) > 1000:
-        raise InvalidInput.field("messages", "must be at most 1000 messages")
-    found = []
-    for index, message in enumerate(value):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise InvalidInput.field(where, "must be an object")
-        role = message.get("role")
-        if role in ("tool", "function"):
-            raise unsupported(f"{where}.role", "the agent's tools run on the server")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise InvalidInput.field(f"{where}.role", "must be one of system, developer, user, assistant")
-        for name in ("tool_calls", "function_call", "audio"):
-            if message.get(name):
-                raise unsupported(f"{where}.{name}")
-        found.append((_ROLES[role], _content(message.get("content"), f"{where}.content", role)))
-    if found[-1][0] != "user":
-        raise InvalidInput.field("messages", "the last message must be of role user")
-    if not found[-1][1].strip():
-        raise InvalidInput.field(f"messages[{len(found) - 1}].content", "must not be empty")
-    return found
-
-
-def _content(value: Any, where: str, role: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None and role == "assistant":
-        return ""
-    if not isinstance(value, list):
-        raise InvalidInput.field(where, "must be a text or a list of parts")
-    parts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict):
-            raise InvalidInput.field(f"{where}[{index}]", "must be an object")
-        if part.get("type") != "text":
-            raise unsupported(f"{where}[{index}].type", "only parts of type text are taken")
-        if not isinstance(part.get("text"), str):
-            raise InvalidInput.field(f"{where}[{index}].text", "must be a string")
-        parts.append(part["text"])
-    return "".join(parts)

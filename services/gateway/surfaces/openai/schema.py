@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from services.gateway.client_tools import FORMATS, MOST_TOOLS, NAME_PATTERN
+from services.gateway.inputs import DETAILS, MOST_ID_CHARS
+
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -46,25 +49,77 @@ COMPLETION: dict[int | str, dict[str, Any]] = {200: {"description": "The complet
 MODELS: dict[int | str, dict[str, Any]] = {200: {"description": "The agents as models.", **described("list", "data")}}
 MODEL: dict[int | str, dict[str, Any]] = {200: {"description": "An agent as a model.", **described("model", "id", "created", "owned_by")}}
 
-_MESSAGE = {
+
+def _named(name: str, **fields: Any) -> dict[str, Any]:
+    """A part of a message of this type."""
+    return {"type": "object", "required": ["type", name], "properties": {"type": {"const": name}, name: fields or {"type": "string"}}}
+
+
+_FUNCTION_NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_URL = {"type": "string", "description": "A data: URL; nothing is fetched from an address."}
+_IMAGE = {"type": "object", "required": ["url"], "properties": {"url": _URL, "detail": {"enum": [*DETAILS, None]}}}
+_CALL = {
     "type": "object",
-    "required": ["role", "content"],
+    "required": ["id", "function"],
     "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                    },
-                },
-            ]
+        "id": {"type": "string", "minLength": 1, "maxLength": MOST_ID_CHARS},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name", "arguments"],
+            "properties": {"name": _FUNCTION_NAME, "arguments": {"type": "string"}},
         },
     },
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {
+            "anyOf": [
+                {"type": ["string", "null"]},
+                {"type": "array", "items": {"anyOf": [_named("text"), _named("refusal"), _named("image_url", **_IMAGE)]}},
+            ],
+            "description": "A text or its parts; image_url with role user, null with the role assistant alone.",
+        },
+        "tool_calls": {"type": ["array", "null"], "items": _CALL, "description": "With role assistant: what it asked the client to call."},
+        "tool_call_id": {"type": ["string", "null"], "description": "With role tool: the call that gave the content."},
+    },
+}
+_FUNCTION = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": _FUNCTION_NAME,
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"], "description": "JSON Schema of an object, at most 32 KiB."},
+        "strict": {"type": ["boolean", "null"]},
+    },
+}
+_TOOLS = {
+    "type": ["array", "null"],
+    "maxItems": MOST_TOOLS,
+    "items": {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": _FUNCTION}},
+    "description": "Functions that the client calls; the agent's own tools run on the server.",
+}
+_CHOSEN = {"type": "object", "required": ["name"], "properties": {"name": _FUNCTION_NAME}}
+_TOOL_CHOICE = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": _CHOSEN}},
+    ]
+}
+_SCHEMA_OF_ANSWER = {
+    "type": "object",
+    "required": ["name", "schema"],
+    "properties": {"name": _FUNCTION_NAME, "schema": {"type": "object"}, "strict": {"type": ["boolean", "null"]}},
+}
+_RESPONSE_FORMAT = {
+    "type": ["object", "null"],
+    "required": ["type"],
+    "properties": {"type": {"enum": list(FORMATS)}, "json_schema": _SCHEMA_OF_ANSWER},
+    "description": "The form of the answer; at most 64 KiB.",
 }
 CHAT_BODY = {
     "requestBody": {
@@ -77,6 +132,9 @@ CHAT_BODY = {
                     "properties": {
                         "model": {"type": "string", "description": "Name of an agent."},
                         "messages": {"type": "array", "minItems": 1, "maxItems": 1000, "items": _MESSAGE},
+                        "tools": _TOOLS,
+                        "tool_choice": _TOOL_CHOICE,
+                        "response_format": _RESPONSE_FORMAT,
                         "stream": {"type": ["boolean", "null"]},
                         "stream_options": {"type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}},
                         "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},

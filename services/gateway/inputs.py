@@ -1,0 +1,180 @@
+"""The messages of a run's input as every surface reads them: texts, images, calls of the client's own tools and their results."""
+
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bulkhead.orchestrator.v1 import blobs_pb2
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common.errors import InvalidInput
+from services.gateway.client_tools import NAME_PATTERN, Call
+from services.gateway.edge.keyed import named_by
+from services.gateway.refusals import unsupported
+
+MOST_ID_CHARS = 128
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+MOST_IMAGES = 16
+MOST_IMAGE_BYTES = 2 * 1024 * 1024
+DETAILS = ("low", "high", "auto")
+CHUNK_BYTES = 1024 * 1024
+BLOB_PATTERN = r"[A-Za-z0-9._:-]{1,128}"
+_DATA_URL = re.compile(r"data:([A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+)((?:;[A-Za-z0-9=._-]+)*);base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image: a blob of the caller's, or its own content, which is made one. `where` is its place in the body."""
+
+    where: str
+    detail: str
+    blob_id: str = ""
+    mime_type: str = ""
+    content: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message. `calls` are those that it asks a client for, `answers` the id of the call that it answers."""
+
+    role: str
+    text: str
+    where: str = ""
+    images: tuple[Image, ...] = ()
+    calls: tuple[Call, ...] = ()
+    answers: str = ""
+
+
+class BlobCalls(Protocol):
+    """The one call that is needed of the blobs."""
+
+    PutBlob: Callable[..., Awaitable[blobs_pb2.PutBlobResponse]]
+
+
+async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str) -> list[pb.InputMessage]:
+    """The input of a run. What images bring with them is kept first, once for each `key`.
+
+    Raises InvalidInput that names the image that is none, and what refuses to keep it.
+    """
+    found, number = [], 0
+    for one in said:
+        calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
+        message = pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers)
+        for image in one.images:
+            blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{number}", key) if key else "")
+            message.images.add(blob_id=blob_id, detail=image.detail)
+            number += 1
+        found.append(message)
+    return found
+
+
+async def _keep(blobs: BlobCalls, image: Image, key: str) -> str:
+    async def pieces() -> AsyncIterator[blobs_pb2.PutBlobRequest]:
+        yield blobs_pb2.PutBlobRequest(start=blobs_pb2.BlobStart(mime_type=image.mime_type, idempotency_key=key))
+        for at in range(0, len(image.content), CHUNK_BYTES):
+            yield blobs_pb2.PutBlobRequest(chunk=image.content[at : at + CHUNK_BYTES])
+
+    try:
+        return (await blobs.PutBlob(pieces())).blob.blob_id
+    except InvalidInput as error:
+        # Its own names for what is wrong are those of a request that the client never made.
+        why = error.violations[0].description if error.violations else error.message
+        raise InvalidInput.field(image.where, why) from error
+
+
+def image_of_url(url: Any, where: str, detail: Any) -> Image:
+    """An image that a data: URL brings. Raises InvalidInput; addresses are refused by name, as nothing is fetched for a client."""
+    if not isinstance(url, str) or not url:
+        raise InvalidInput.field(where, "must be a data: URL")
+    if re.match(r"https?:", url, re.IGNORECASE):
+        raise unsupported(where, "an image is not fetched from an address; send it as a data: URL")
+    begins = _DATA_URL.match(url)
+    if begins is None:
+        raise InvalidInput.field(where, "must be a data: URL of an image in base64")
+    mime_type = begins.group(1).lower()
+    if mime_type not in IMAGE_TYPES:
+        raise unsupported(where, f"must be one of {', '.join(IMAGE_TYPES)}")
+    told = url[begins.end() :]
+    if len(told) > (MOST_IMAGE_BYTES + 2) // 3 * 4:
+        raise InvalidInput.field(where, f"an image must be at most {MOST_IMAGE_BYTES} bytes")
+    try:
+        content = base64.b64decode(told, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput.field(where, "is not base64") from None
+    if not 0 < len(content) <= MOST_IMAGE_BYTES:
+        raise InvalidInput.field(where, f"an image must be 1 to {MOST_IMAGE_BYTES} bytes")
+    return Image(where, _detail(detail, where), mime_type=mime_type, content=content)
+
+
+def image_of_blob(blob_id: Any, where: str, detail: Any) -> Image:
+    """An image that was kept before. Raises InvalidInput."""
+    if not isinstance(blob_id, str) or not re.fullmatch(BLOB_PATTERN, blob_id):
+        raise InvalidInput.field(where, "must be the id of a blob")
+    return Image(where, _detail(detail, where), blob_id=blob_id)
+
+
+def _detail(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or value not in DETAILS:
+        raise unsupported(f"{where.rpartition('.')[0] or where}.detail", f"must be one of {', '.join(DETAILS)}")
+    return value
+
+
+def check_images(said: Sequence[Said]) -> None:
+    """Raises InvalidInput for more images than one input may have."""
+    images = [image for one in said for image in one.images]
+    if len(images) > MOST_IMAGES:
+        raise InvalidInput.field(images[MOST_IMAGES].where, f"an input must have at most {MOST_IMAGES} images")
+
+
+def checked_call(tool_call_id: Any, name: Any, arguments: Any, where: str, names: Sequence[str], wrong: type[InvalidInput]) -> Call:
+    """A call as a client sends it back; `names` are how its three fields are called there. Raises `wrong`."""
+    checked_id(tool_call_id, f"{where}.{names[0]}", wrong)
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+        raise wrong.field(f"{where}.{names[1]}", f"must match {NAME_PATTERN}")
+    if not isinstance(arguments, str):
+        raise wrong.field(f"{where}.{names[2]}", "must be a string")
+    return Call(tool_call_id, name, arguments)
+
+
+def checked_id(tool_call_id: Any, where: str, wrong: type[InvalidInput] = InvalidInput) -> str:
+    """The id of a call. Raises `wrong`."""
+    if not isinstance(tool_call_id, str) or not 0 < len(tool_call_id) <= MOST_ID_CHARS:
+        raise wrong.field(where, f"must be a string of 1 to {MOST_ID_CHARS} characters")
+    return tool_call_id
+
+
+def check_answers(said: Sequence[Said], id_name: str, *, whole: bool, wrong: type[InvalidInput] = InvalidInput) -> None:
+    """Holds calls and results of an input against each other. `whole`: nothing was said before it, so each result has its call there.
+
+    Raises `wrong` for an id that stands twice, a result of no call, and a call without its result.
+    """
+    known: set[str] = set()
+    answered: set[str] = set()
+    waiting: dict[str, str] = {}
+    for one in said:
+        if one.role == "tool":
+            where = f"{one.where}.{id_name}"
+            if one.answers in answered:
+                raise wrong.field(where, "is answered twice")
+            if one.answers not in waiting and (whole or known):
+                raise wrong.field(where, "is the id of no call before it that waits for its result")
+            answered.add(one.answers)
+            waiting.pop(one.answers, None)
+            continue
+        _refuse_waiting(waiting, wrong)
+        for call in one.calls:
+            if call.tool_call_id in known:
+                raise wrong.field(one.where, "has a call whose id is that of another call")
+            known.add(call.tool_call_id)
+            waiting[call.tool_call_id] = one.where
+    _refuse_waiting(waiting, wrong)
+
+
+def _refuse_waiting(waiting: Mapping[str, str], wrong: type[InvalidInput]) -> None:
+    if waiting:
+        raise wrong.field(next(iter(waiting.values())), "asks for calls that have no result behind it")
