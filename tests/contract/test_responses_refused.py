@@ -12,6 +12,8 @@ from tests.contract.responses_sdk import finds_nothing
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MESSAGE = {"type": "message", "role": "user", "content": "x"}
 FUNCTION = {"type": "function", "name": "f", "parameters": {}, "strict": False}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": "x"}
 DECISION = {"type": "mcp_approval_response", "approval_request_id": "mcpr_run_1.1.0", "approve": True}
 
 
@@ -34,8 +36,10 @@ async def http(served):
 
 
 UNSUPPORTED = [
-    ({"tools": [FUNCTION]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [FUNCTION, {"type": "web_search"}]}, "tools[1].type"),
+    ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
+    ({"tools": [{**FUNCTION, "defer_loading": True}]}, "tools[0].defer_loading"),
+    ({"tools": [FUNCTION], "tool_choice": {"type": "web_search_preview"}}, "tool_choice.type"),
     ({"parallel_tool_calls": False}, "parallel_tool_calls"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"include": ["message.output_text.logprobs"]}, "include"),
@@ -47,18 +51,24 @@ UNSUPPORTED = [
     ({"prompt": {"id": "p"}}, "prompt"),
     ({"context_management": [{"type": "compaction"}]}, "context_management"),
     ({"surprise": 1}, "surprise"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"),
-    ({"text": {"format": {"type": "json_schema", "name": "s", "schema": {}}}}, "text.format"),
+    ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    ({"text": {"format": {"type": "json_object", "surprise": 1}}}, "text.format.surprise"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"text": {"surprise": 1}}, "text.surprise"),
     ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ({"service_tier": "ultrafast"}, "service_tier"),
     ({"conversation": {"id": "conv_x", "surprise": 1}}, "conversation.surprise"),
     ({"conversation": "conv_x", "store": False}, "store"),
-    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+    ({"input": [{**CALL, "surprise": 1}, RESULT]}, "input[0].surprise"),
+    ({"input": [CALL, {**RESULT, "surprise": 1}]}, "input[1].surprise"),
+    ({"input": [CALL, {**RESULT, "output": [{"type": "input_image", "image_url": "x"}]}]}, "input[1].output[0].type"),
+    ({"input": [{"type": "reasoning", "id": "r", "summary": []}, MESSAGE]}, "input[0].type"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0].type"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_audio"}]}]}, "input[0].content[0].type"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_image", "image_url": "https://x.org/y.png"}]}]}, "input[0].content[0].image_url"),
+    ({"input": [{**MESSAGE, "role": "system", "content": [{"type": "input_image", "file_id": "f"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
     ({"input": [{**MESSAGE, "surprise": 1}]}, "input[0].surprise"),
-    ({"input": [{**MESSAGE, "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type"),
     ({"input": [{**MESSAGE, "content": [{"type": "input_text", "text": "x", "prompt_cache_breakpoint": {}}]}]}, "input[0].content[0]"),
     ({"input": [DECISION, MESSAGE], "previous_response_id": "resp_run_1"}, "input"),
     ({"input": [DECISION], "previous_response_id": "resp_run_1", "instructions": "x"}, "instructions"),
@@ -66,6 +76,28 @@ UNSUPPORTED = [
     ({"input": [DECISION], "previous_response_id": "resp_run_1", "store": False}, "store"),
 ]
 WRONG = [
+    ({"tools": [FUNCTION] * 65}, "tools"),
+    ({"tools": [FUNCTION, FUNCTION]}, "tools[1].name"),
+    ({"tools": [{**FUNCTION, "parameters": {"type": "string"}}]}, "tools[0].parameters"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
+    ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+    ({"text": {"format": {"type": "json_schema", "name": "s", "schema": []}}}, "text.format.schema"),
+    ({"text": {"format": "json"}}, "text.format"),
+    ({"input": [RESULT]}, "input[0].call_id"),
+    ({"input": [CALL]}, "input"),
+    ({"input": [CALL, MESSAGE]}, "input[0]"),
+    ({"input": [CALL, CALL, RESULT]}, "input[0]"),
+    ({"input": [CALL, RESULT, RESULT]}, "input[2].call_id"),
+    ({"input": [{**CALL, "arguments": {}}, RESULT]}, "input[0].arguments"),
+    ({"input": [{**CALL, "name": "no spaces"}, RESULT]}, "input[0].name"),
+    ({"input": [{**CALL, "call_id": None}, RESULT]}, "input[0].call_id"),
+    ({"input": [CALL, {**RESULT, "output": None}]}, "input[1].output"),
+    ({"input": [{"type": "mcp_call"}]}, "input"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].image_url"),
+    ({"input": [{**MESSAGE, "content": [{"type": "input_image", "file_id": "no spaces"}]}]}, "input[0].content[0].file_id"),
+    ({"metadata": {"bulkhead.response": "x"}}, "metadata.bulkhead.response"),
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
     ({"input": None}, "input"),

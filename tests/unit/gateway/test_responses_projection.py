@@ -46,6 +46,7 @@ BODY = st.one_of(
         "interrupt_raised", interrupt_id=QUESTIONS, kind=st.sampled_from(["tool_call", "outcome_unknown"]),
         call_id=CALLS, tool=st.just("t"), arguments=st.just({}),
     ),
+    of("interrupt_raised", kind=st.just("client_tools"), calls=st.just([])),
     of("interrupt_resolved", interrupt_id=QUESTIONS),
     of("citation", document_id=st.just("d"), title=st.just("t")),
     of("warning", code=st.just("w")),
@@ -56,7 +57,16 @@ ENDS = st.one_of(
     of("run_failed", error=st.just({"reason": "OVERLOADED", "message": "m"}), usage=st.just({})),
     of("run_cancelled", output_text=TEXTS, usage=st.just(USAGE)),
 )
+FORMS = st.sampled_from([{}, {"response_format": {"type": "json_object"}}])
+CLIENT_CALLS = [{"tool_call_id": f"call_{number}", "name": "f", "arguments": '{"n":1}'} for number in range(20)]
+ENDS_OF_CLIENTS = of(
+    "run_finished", output_text=TEXTS, finish_reason=st.sampled_from(["tool_calls", "rephrase", "stop"]), usage=st.just(USAGE),
+    client_tool_calls=st.integers(0, 20).map(lambda many: CLIENT_CALLS[:many]),
+)  # fmt: skip
 LOGS = st.tuples(st.lists(BODY, max_size=18), ENDS).map(lambda parts: [("run_queued", {"input": []}), *parts[0], parts[1]])
+LOGS_OF_CLIENTS = st.tuples(FORMS, st.lists(BODY, max_size=9), ENDS_OF_CLIENTS | ENDS).map(
+    lambda parts: [("run_queued", {"input": [], **parts[0]}), *parts[1], parts[2]]
+)
 
 
 def run():
@@ -82,8 +92,8 @@ def texts_of(events):
     return found
 
 
-@given(LOGS)
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(LOGS | LOGS_OF_CLIENTS)
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
 def test_the_sdk_reads_whatever_happens(log):
     events, projection = told(log)
     numbers = [event["sequence_number"] for event in events]
@@ -99,9 +109,20 @@ def test_the_sdk_reads_whatever_happens(log):
     assert [done[index] for index in range(len(done))] == final["output"]
     assert [event["output_index"] for event in events if event["type"] == "response.output_item.added"] == list(range(len(done)))
     assert all(item.get("status") != "in_progress" for item in final["output"])
-    if log[-1][0] == "run_finished" and log[-1][1]["output_text"]:
-        said = [item["content"][0]["text"] for item in final["output"] if item["type"] == "message"]
-        assert said[-1] == log[-1][1]["output_text"]
+    if log[-1][0] != "run_finished":
+        return
+    end, structured = log[-1][1], "response_format" in log[0][1]
+    calls = [item for item in final["output"] if item["type"] == "function_call"]
+    assert [(one["call_id"], one["arguments"], one["status"]) for one in calls] == [
+        (one["tool_call_id"], one["arguments"], "completed") for one in end.get("client_tool_calls", ())
+    ]
+    said = [part for item in final["output"] if item["type"] == "message" for part in item["content"]]
+    if end["output_text"] and not (structured and calls):
+        refused = structured and end["finish_reason"] == "rephrase"
+        assert said[-1]["refusal" if refused else "text"] == end["output_text"]
+    if structured:
+        # Of what has not the form nothing is shown.
+        assert len(said) <= 1
 
 
 @given(LOGS.filter(lambda log: not {"attempt_superseded", "log_gap"} & {kind for kind, _ in log}))
@@ -116,7 +137,7 @@ def test_what_is_shown_piece_by_piece_is_the_text(log):
             assert shown.get(index, "") == final or not final.startswith(shown.get(index, ""))
 
 
-@given(LOGS, st.data())
+@given(LOGS | LOGS_OF_CLIENTS, st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_a_cut_log_makes_the_same_events_under_the_same_numbers(log, data):
     events, _ = told(log)

@@ -60,7 +60,7 @@ class Client:
     def __init__(self, orchestrator, takes=None):
         self.takes, self.sent, self.stopped = takes, b"", asyncio.Event()
         self.streams = OpenStreams(StreamRules(heartbeat_s=60, max_age_s=60, slow_reader_s=60, proof_wait_s=60))
-        backends = SimpleNamespace(threads=orchestrator, runs=orchestrator, approvals=None)
+        backends = SimpleNamespace(threads=orchestrator, runs=orchestrator, approvals=None, blobs=None)
         settings = SimpleNamespace(wait_limit_s=60)
         self.responses = Responses(
             SimpleNamespace(backends=backends, follower=Follower(orchestrator), streams=self.streams, settings=settings)

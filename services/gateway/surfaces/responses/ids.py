@@ -10,6 +10,8 @@ from services.gateway.surfaces.native.models import ID_PATTERN
 
 RESPONSE, CONVERSATION = "resp_", "conv_"
 MESSAGE, CALL, QUESTION = "msg_", "mcp_", "mcpr_"
+# Calls of the client's own tools, and what they gave.
+FUNCTION, RESULT = "fc_", "fco_"
 # Threads that a response made for itself; only these go with it.
 OWN_THREAD = "th_resp_"
 
@@ -52,9 +54,9 @@ def _inner(given: str, prefix: str, kind: str) -> str:
     return inner
 
 
-def input_id(run_id: str, position: int) -> str:
-    """The item of a run's input at this position, from 0."""
-    return f"{MESSAGE}{run_id}.i{position}"
+def input_id(run_id: str, position: int, prefix: str = MESSAGE, of: str = "") -> str:
+    """The item of a run's input at this position, from 0; `of` tells those that one message is apart."""
+    return f"{prefix}{run_id}.i{position}{of}"
 
 
 def output_id(prefix: str, run_id: str, index: int) -> str:
@@ -77,7 +79,7 @@ def approval_id_of(question: str) -> str:
 
 def run_of_item(item_id: str) -> str:
     """The run that an item is of; '' for what cannot be the id of one."""
-    for prefix, numbers in ((QUESTION, 2), (MESSAGE, 1), (CALL, 1)):
+    for prefix, numbers in ((QUESTION, 2), (MESSAGE, 1), (CALL, 1), (FUNCTION, 1), (RESULT, 1)):
         if item_id.startswith(prefix):
             return item_id.removeprefix(prefix).rsplit(".", numbers)[0]
     return ""

@@ -1,9 +1,11 @@
-"""The input of a response: a text, messages, or the answers to what it asked for."""
+"""The input of a response: a text, messages, what calls of the client gave, or the answers to what it asked people for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from services.common.errors import InvalidInput
+from services.gateway.inputs import Image, Said, check_images, checked_call, checked_id, image_of_blob, image_of_url
 from services.gateway.surfaces.openai.fields import unsupported
 from services.gateway.surfaces.responses import ids
 
@@ -15,6 +17,10 @@ _MESSAGE_FIELDS = frozenset({"type", "role", "content", "id", "status", "phase"}
 _DECISION_FIELDS = frozenset({"type", "approval_request_id", "approve", "reason", "id", "request_id"})
 _TEXTS = {"assistant": ("output_text", "input_text")}
 _PART_FIELDS = frozenset({"type", "text", "annotations", "logprobs"})
+_IMAGE_FIELDS = frozenset({"type", "image_url", "file_id", "detail"})
+_CALL_FIELDS = frozenset({"type", "id", "call_id", "name", "arguments", "status", "parsed_arguments"})
+_RESULT_FIELDS = frozenset({"type", "id", "call_id", "output", "status"})
+_CALL_NAMES = ("call_id", "name", "arguments")
 
 
 class Decision(NamedTuple):
@@ -26,13 +32,13 @@ class Decision(NamedTuple):
 
 
 class Input:
-    """`messages` as (role, text), the last of the user; or `decisions`. Raises InvalidInput."""
+    """`messages`, the last of the user or of calls that the client made; or `decisions`. Raises InvalidInput."""
 
     def __init__(self, value: Any) -> None:
-        self.messages: list[tuple[str, str]] = []
+        self.messages: list[Said] = []
         self.decisions: list[Decision] = []
         if isinstance(value, str):
-            self.messages.append(("user", value))
+            self.messages.append(Said("user", value, "input"))
             if not value.strip():
                 raise InvalidInput.field("input", "must not be empty")
             return
@@ -48,10 +54,12 @@ class Input:
             raise unsupported("input", "an answer to an approval comes without anything else")
         if self.decisions:
             return
-        if self.messages[-1][0] != "user":
-            raise InvalidInput.field("input", "the last message must be of role user")
-        if not self.messages[-1][1].strip():
-            raise InvalidInput.field(f"input[{len(value) - 1}].content", "must not be empty")
+        last = self.messages[-1] if self.messages else Said("", "")
+        if last.role not in ("user", "tool"):
+            raise InvalidInput.field("input", "the last item must be a message of role user or a function_call_output")
+        if last.role == "user" and not last.text.strip() and not last.images:
+            raise InvalidInput.field(f"{last.where}.content", "must not be empty")
+        check_images(self.messages)
 
     def _take(self, item: Any, where: str) -> None:
         if not isinstance(item, dict):
@@ -62,12 +70,33 @@ class Input:
                 role = item.get("role")
                 if not isinstance(role, str) or role not in _ROLES:
                     raise InvalidInput.field(f"{where}.role", "must be one of system, developer, user, assistant")
-                self.messages.append((_ROLES[role], _content(item.get("content"), f"{where}.content", role)))
+                text, images = _content(item.get("content"), f"{where}.content", role)
+                self.messages.append(Said(_ROLES[role], text, where, images))
+            case "function_call":
+                self._called(item, where)
+            case "function_call_output":
+                _only(item, _RESULT_FIELDS, where)
+                call_id = checked_id(item.get("call_id"), f"{where}.call_id")
+                text, _ = _content(item.get("output"), f"{where}.output", "tool")
+                self.messages.append(Said("tool", text, where, answers=call_id))
+            case "mcp_call":
+                # What the platform did itself, as it was answered: whoever sends back all of an output sends this too.
+                pass
             case "mcp_approval_response":
                 _only(item, _DECISION_FIELDS, where)
                 self.decisions.append(_decision(item, where))
             case _:
-                raise unsupported(f"{where}.type", "only messages and answers to approvals are taken")
+                raise unsupported(f"{where}.type", "only messages, calls of functions, their outputs and answers to approvals are taken")
+
+    def _called(self, item: Mapping[str, Any], where: str) -> None:
+        """A call belongs to what the assistant said before it, as do those behind it."""
+        _only(item, _CALL_FIELDS, where)
+        call = checked_call(item.get("call_id"), item.get("name"), item.get("arguments"), where, _CALL_NAMES, InvalidInput)
+        if self.messages and self.messages[-1].role == "assistant":
+            said = self.messages[-1]
+            self.messages[-1] = replace(said, calls=(*said.calls, call), where=said.where if said.calls else where)
+        else:
+            self.messages.append(Said("assistant", "", where, calls=(call,)))
 
 
 def _only(given: Mapping[str, Any], known: frozenset[str], where: str) -> None:
@@ -87,21 +116,43 @@ def _decision(item: Mapping[str, Any], where: str) -> Decision:
     return Decision(ids.approval_id_of(question), approve, reason)
 
 
-def _content(value: Any, where: str, role: str) -> str:
+def _content(value: Any, where: str, role: str) -> tuple[str, tuple[Image, ...]]:
     if isinstance(value, str):
-        return value
+        return value, ()
     if not isinstance(value, list):
         raise InvalidInput.field(where, "must be a text or a list of parts")
     kinds = _TEXTS.get(role, ("input_text",))
-    parts = []
+    texts, images = [], []
     for index, part in enumerate(value):
         at = f"{where}[{index}]"
         if not isinstance(part, dict):
             raise InvalidInput.field(at, "must be an object")
-        if part.get("type") not in kinds:
-            raise unsupported(f"{at}.type", f"only parts of type {' or '.join(kinds)} are taken")
-        _only(part, _PART_FIELDS, at)
-        if not isinstance(part.get("text"), str):
-            raise InvalidInput.field(f"{at}.text", "must be a string")
-        parts.append(part["text"])
-    return "".join(parts)
+        match part.get("type"):
+            case "input_image" if role == "user":
+                images.append(_image(part, at))
+            case "input_file":
+                raise unsupported(f"{at}.type", "files are not read by agents here; ingest a document, and images are input_image")
+            case "refusal" if role == "assistant":
+                texts.append(_string(part, "refusal", at))
+            case kind if kind in kinds:
+                _only(part, _PART_FIELDS | {"parsed"}, at)
+                texts.append(_string(part, "text", at))
+            case _:
+                taken = (*kinds, "input_image") if role == "user" else kinds
+                raise unsupported(f"{at}.type", f"only parts of type {' or '.join(taken)} are taken")
+    return "".join(texts), tuple(images)
+
+
+def _string(part: Mapping[str, Any], name: str, at: str) -> str:
+    if not isinstance(part.get(name), str):
+        raise InvalidInput.field(f"{at}.{name}", "must be a string")
+    return part[name]
+
+
+def _image(part: Mapping[str, Any], at: str) -> Image:
+    """An image that comes along, or one that was kept before; `file_id` is the id of a blob."""
+    _only(part, _IMAGE_FIELDS, at)
+    url, file_id, detail = part.get("image_url"), part.get("file_id"), part.get("detail")
+    if (url is None) == (file_id is None):
+        raise InvalidInput.field(at, "must have one of image_url and file_id")
+    return image_of_blob(file_id, f"{at}.file_id", detail) if url is None else image_of_url(url, f"{at}.image_url", detail)

@@ -3,13 +3,14 @@
 Each method answers the events of OpenAI's API that its step is, as (type, fields), without their numbers.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from services.gateway.answer import AppendOnlyText
+from services.gateway.client_tools import CLIENT_TOOLS, Call
 from services.gateway.surfaces.responses import ids
 
 Told = tuple[str, dict[str, Any]]
@@ -138,7 +139,10 @@ class Output:
         yield "response.output_item.done", {"output_index": index, "item": dict(item)}
 
     def raised(self, data: Mapping[str, Any]) -> Iterator[Told]:
-        """A question to people. One about an outcome that is unknown is no item: OpenAI's API has no answers to it."""
+        """A question to people. One about an outcome that is unknown is no item: OpenAI's API has no answers to it. What the client is
+        asked to call is told with the end of the run, which comes with it."""
+        if data.get("kind") == CLIENT_TOOLS:
+            return
         approval_id = str(data.get("interrupt_id", ""))
         self.asked[approval_id] = None
         question_id = ids.question_id(approval_id)
@@ -166,6 +170,41 @@ class Output:
             yield from self.completed(seq, known.message_id, text or known.text)
         elif text and text != (known.text if known is not None else self._last_text()):
             yield from self.completed(seq, "answer", text)
+
+    def refused(self, text: str) -> Iterator[Told]:
+        """A text in place of an answer that would have the form that was asked for."""
+        yield from self.close()
+        index = len(self._items)
+        item = {
+            "id": ids.output_id(ids.MESSAGE, self._run_id, index), "type": "message", "status": "in_progress", "role": "assistant",
+            "content": [],
+        }  # fmt: skip
+        self._items.append(item)
+        where = self._of(index) | {"content_index": 0}
+        yield "response.output_item.added", {"output_index": index, "item": dict(item)}
+        yield "response.content_part.added", where | {"part": {"type": "refusal", "refusal": ""}}
+        yield "response.refusal.delta", where | {"delta": text}
+        yield "response.refusal.done", where | {"refusal": text}
+        item |= {"status": "completed", "content": [{"type": "refusal", "refusal": text}]}
+        yield "response.content_part.done", where | {"part": {"type": "refusal", "refusal": text}}
+        yield "response.output_item.done", {"output_index": index, "item": dict(item)}
+
+    def called(self, calls: Iterable[Call]) -> Iterator[Told]:
+        """Calls that the client is to make."""
+        yield from self.close()
+        for call in calls:
+            index = len(self._items)
+            item = {
+                "id": ids.output_id(ids.FUNCTION, self._run_id, index), "type": "function_call", "status": "in_progress",
+                "call_id": call.tool_call_id, "name": call.name, "arguments": "",
+            }  # fmt: skip
+            self._items.append(item)
+            where = self._of(index)
+            yield "response.output_item.added", {"output_index": index, "item": dict(item)}
+            yield "response.function_call_arguments.delta", where | {"delta": call.arguments}
+            yield "response.function_call_arguments.done", where | {"arguments": call.arguments}
+            item |= {"status": "completed", "arguments": call.arguments}
+            yield "response.output_item.done", {"output_index": index, "item": dict(item)}
 
     def ended(self, *, whole: bool) -> Iterator[Told]:
         """The end of the run: of what is not finished nothing more comes."""

@@ -9,7 +9,9 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.gateway.answer import Answer, data_of
 from services.gateway.following import TERMINAL
 from services.gateway.running import usage_of
+from services.gateway.surfaces.openai.chunks import REFUSING
 from services.gateway.surfaces.responses import ids
+from services.gateway.surfaces.responses.asked import asked_of, told_of
 from services.gateway.surfaces.responses.output import Output, Told
 
 # Numbers are made of those of the log, so that they hold where events of it are lost, and none depends on what was sent before. Before
@@ -18,24 +20,22 @@ NUMBERS_AN_EVENT = 16
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter", "tool_limit": "max_messages"}
 _EVENT_OF = {"completed": "response.completed", "failed": "response.failed"}
 _FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
-# What only the request says; the log does not tell it.
-UNTOLD: Mapping[str, Any] = {
-    "background": None, "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": None,
-    "previous_response_id": None, "temperature": None,
-}  # fmt: skip
 
 
 class Projection:
-    """One response. `said` is what its request gave of UNTOLD, where that is at hand."""
+    """One response. What its request said that the log does not tell is read from the labels of the run, or is `said` where that is at
+    hand."""
 
-    def __init__(self, run: pb.Run, said: Mapping[str, Any] = UNTOLD) -> None:
+    def __init__(self, run: pb.Run, said: Mapping[str, Any] | None = None) -> None:
         self.run = run
         # What there is of it in the log is told by `take`.
         self.status = "queued"
         self.number = -1
         self.input: list[Mapping[str, Any]] = []
         self.answer = Answer(run.run_id, run.thread_id)
-        self._said = said
+        self._said = {**asked_of(run), **(said or {})}
+        # Whether the answer is to be JSON: of one that has not the form, and is asked for again, nothing may be seen.
+        self._structured = self._said["text"]["format"]["type"] != "text"
         self._output = Output(run.run_id)
         self._ended_at: int | None = None
 
@@ -70,12 +70,15 @@ class Projection:
         match event.type:
             case "run_queued":
                 self.input = list(data.get("input") or [])
+                self._queued(data)
                 yield "response.created", {"response": self.response()}
                 if "queue_position" in data or "start_at_ms" in data:
                     yield "response.queued", {"response": self.response()}
             case "run_started" if self.status == "queued":
                 self.status = "in_progress"
                 yield "response.in_progress", {"response": self.response()}
+            case "message_delta" | "message_completed" if self._structured:
+                pass
             case "message_delta":
                 yield from output.delta(event.seq, str(data.get("message_id", "")), str(data.get("text", "")))
             case "message_completed":
@@ -94,10 +97,26 @@ class Projection:
                 output.resolved(data)
             case kind if kind in TERMINAL:
                 if self.answer.finish == "finished":
-                    yield from output.answered(event.seq, self.answer.text)
+                    yield from self._last(event.seq)
                 yield from output.ended(whole=self.answer.finish == "finished")
                 self._end(event)
                 yield _EVENT_OF.get(self.status, "response.incomplete"), {"response": self.response()}
+
+    def _queued(self, data: Mapping[str, Any]) -> None:
+        """What the acceptance of a run tells of its request."""
+        self._said |= told_of(data)
+        self._structured = self._said["text"]["format"]["type"] != "text"
+        if self._said["instructions"] is not None:
+            self._said["instructions"] = str(self.input[0].get("text", "")) if self.input else None
+
+    def _last(self, seq: int) -> Iterator[Told]:
+        """What the end of a run says: its answer, why there is none, and what the client is to call."""
+        answer = self.answer
+        if self._structured and answer.finish_reason in REFUSING:
+            yield from self._output.refused(answer.text)
+        elif not (self._structured and answer.calls):
+            yield from self._output.answered(seq, answer.text)
+        yield from self._output.called(answer.calls)
 
     def _end(self, event: pb.Event) -> None:
         self._ended_at = event.occurred_at.seconds
@@ -129,9 +148,6 @@ class Projection:
             "parallel_tool_calls": True,
             "reasoning": None,
             "service_tier": "priority" if run.priority > 0 else "flex" if run.priority < 0 else "default",
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
             "top_p": None,
             "truncation": "disabled",
             "usage": self._usage(),

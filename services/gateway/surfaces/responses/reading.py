@@ -88,14 +88,29 @@ async def of_thread(follower: Follower, run: pb.Run, thread_id: str) -> Projecti
 
 def input_items(projection: Projection) -> list[dict[str, Any]]:
     """What a response was asked, oldest first."""
-    found = []
+    found: list[dict[str, Any]] = []
+    run_id = projection.run.run_id
     for position, message in enumerate(projection.input):
         role, said = str(message.get("role", "user")), str(message.get("text", ""))
-        part: dict[str, Any] = {"type": "input_text", "text": said}
+        calls = message.get("tool_calls") or ()
+        if role == "tool":
+            result = {"type": "function_call_output", "call_id": message.get("tool_call_id", ""), "output": said, "status": "completed"}
+            found.append({"id": ids.input_id(run_id, position, ids.RESULT), **result})
+            continue
+        parts: list[dict[str, Any]] = [
+            {"type": "input_image", "detail": image.get("detail") or "auto", "file_id": image.get("blob_id"), "image_url": None}
+            for image in message.get("images") or ()
+        ]
         if role == "assistant":
-            part = {"type": "output_text", "text": said, "annotations": [], "logprobs": []}
-        item_id = ids.input_id(projection.run.run_id, position)
-        found.append({"id": item_id, "type": "message", "role": role, "status": "completed", "content": [part]})
+            parts = [{"type": "output_text", "text": said, "annotations": [], "logprobs": []}]
+        elif said or not parts:
+            parts.append({"type": "input_text", "text": said})
+        if said or not calls:
+            told = {"type": "message", "role": role, "status": "completed", "content": parts}
+            found.append({"id": ids.input_id(run_id, position), **told})
+        for at, call in enumerate(calls):
+            made = {"call_id": call["tool_call_id"], "name": call["name"], "arguments": call["arguments"], "status": "completed"}
+            found.append({"id": ids.input_id(run_id, position, ids.FUNCTION, f"-{at}"), "type": "function_call", **made})
     return found
 
 

@@ -1,21 +1,21 @@
 """What a response asks for, in our terms. What is not supported is refused by name, also where it is only a hint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import InvalidInput, NotFound
+from services.gateway.client_tools import client_tools, refuse_other_types, response_format, tool_choice
+from services.gateway.inputs import Said, check_answers
 from services.gateway.surfaces.native.models import INT32_MAX, INT64_MAX
 from services.gateway.surfaces.openai.fields import boolean, labels, mapping, number, text, unsupported, whole
 from services.gateway.surfaces.responses import ids
+from services.gateway.surfaces.responses.asked import LABEL, as_accepted, labels_with, told_of
 from services.gateway.surfaces.responses.input import Input
-from services.gateway.surfaces.responses.projection import UNTOLD
 
 # The values of a field that ask for nothing else than what is done anyway; `null` does for every field.
 UNUSED: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("auto", "none"),
     "parallel_tool_calls": (True,),
     "include": ([],),
     "truncation": ("disabled",),
@@ -24,14 +24,14 @@ UNUSED: Mapping[str, tuple[Any, ...]] = {
     "reasoning": ({},),
 }
 _WHY = {
-    "tools": "the agent's own tools run on the server, and tools of the client are not called",
-    "text.format": "only text is supported",
+    "parallel_tool_calls": "a model may ask for several calls at once",
     "stream_options.include_obfuscation": "events are not padded",
 }
 SUPPORTED = frozenset(
     {
         "model", "input", "instructions", "stream", "stream_options", "background", "store", "previous_response_id", "conversation",
-        "metadata", "max_output_tokens", "max_tool_calls", "temperature", "service_tier", "text",
+        "metadata", "max_output_tokens", "max_tool_calls", "temperature", "service_tier", "text", "tools",
+        "tool_choice",
     }
 )  # fmt: skip
 # They say who asks or help a provider's cache; leaving them out changes nothing that a caller could see.
@@ -70,6 +70,12 @@ class ResponseRequest:
         self.max_tool_calls = whole(body, "max_tool_calls", 1, INT32_MAX)
         self.priority = _priority(text(body, "service_tier"))
         self.metadata = labels(body)
+        if LABEL in self.metadata:
+            raise InvalidInput.field(f"metadata.{LABEL}", "is a label of the platform's own")
+        refuse_other_types(body.get("tools"))
+        self.tools = client_tools(body.get("tools"))
+        self.tool_choice = tool_choice(body.get("tool_choice"), self.tools)
+        self.response_format = response_format(mapping(body, "text").get("format"), "text.format")
         previous, conversation = text(body, "previous_response_id"), _conversation(body)
         if previous and conversation:
             raise InvalidInput.field("previous_response_id", "cannot be used together with conversation")
@@ -78,6 +84,7 @@ class ResponseRequest:
         self.previous_run = _previous_run(previous) if previous else ""
         self.thread_id = ids.thread_id_of(conversation) if conversation else ""
         self.input = Input(body.get("input"))
+        check_answers(self.input.messages, "call_id", whole=not self.previous_run and not self.thread_id)
         if self.input.decisions:
             if not previous:
                 raise InvalidInput.field("previous_response_id", "must name the response that asked for an approval")
@@ -89,30 +96,43 @@ class ResponseRequest:
             raise InvalidInput.field("x-bulkhead-on-disconnect", "must be continue or cancel")
         self.cancel_on_disconnect = leaving == "cancel" and not self.background
 
-    def said(self) -> dict[str, Any]:
-        """What a response shows of its request that the log does not tell."""
-        given = {
-            "background": self.background, "instructions": self.instructions or None, "max_output_tokens": self.max_tokens,
-            "max_tool_calls": self.max_tool_calls, "metadata": self.metadata or None, "temperature": self.temperature,
-            "previous_response_id": ids.response_id(self.previous_run) if self.previous_run else None,
-        }  # fmt: skip
-        return {**UNTOLD, **given}
+    @property
+    def said(self) -> Sequence[Said]:
+        """What the run is given: the instructions, and the input."""
+        return [*([Said("system", self.instructions)] if self.instructions else []), *self.input.messages]
 
-    def create_run(self, thread_id: str, key: str, run_id: str = "") -> pb.CreateRunRequest:
-        """The run that it is, on this thread."""
-        said = [("system", self.instructions)] if self.instructions else []
+    def shown(self) -> dict[str, Any]:
+        """What a response shows of its request."""
+        told = told_of(as_accepted(self.tools, self.tool_choice, self.response_format))
+        return {**self._given(), "instructions": self.instructions or None, "metadata": self.metadata or None, **told}
+
+    def _given(self) -> dict[str, Any]:
+        return {
+            "background": self.background, "max_output_tokens": self.max_tokens, "max_tool_calls": self.max_tool_calls,
+            "temperature": self.temperature, "previous_response_id": ids.response_id(self.previous_run) if self.previous_run else None,
+        }  # fmt: skip
+
+    def _labels(self) -> Mapping[str, str]:
+        """Labels of the run: the caller's own, and what a response shows of its request."""
+        return labels_with(self.metadata, {**self._given(), "instructions": bool(self.instructions)})
+
+    def create_run(self, told: Sequence[pb.InputMessage], thread_id: str, key: str, run_id: str = "") -> pb.CreateRunRequest:
+        """The run that it is, on this thread; `told` is what was `said`, as an input."""
         asked = pb.CreateRunRequest(
             thread_id=thread_id,
             agent=self.model,
-            input=[pb.InputMessage(role=role, text=content) for role, content in (*said, *self.input.messages)],
+            input=told,
             run_id=run_id,
             idempotency_key=key,
-            metadata=self.metadata,
+            metadata=self._labels(),
             append_only_output=True,
             temperature=self.temperature,
             max_tokens=self.max_tokens,
             priority=self.priority,
             on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
+            client_tools=self.tools,
+            tool_choice_json=self.tool_choice,
+            response_format_json=self.response_format,
         )
         if self.max_tool_calls is not None:
             asked.limits.max_tool_calls = self.max_tool_calls
@@ -137,7 +157,7 @@ def _check_options(body: Mapping[str, Any], stream: bool) -> None:
         raise InvalidInput.field("stream_options", "is only for stream: true")
     _only(options, "stream_options", {"include_obfuscation": (False,)})
     words = mapping(body, "text")
-    _only(words, "text", {"format": ({"type": "text"},), "verbosity": ()})
+    _only({name: value for name, value in words.items() if name != "format"}, "text", {"verbosity": ()})
 
 
 def _only(given: Mapping[str, Any], where: str, known: Mapping[str, tuple[Any, ...]]) -> None:

@@ -55,7 +55,8 @@ class Responses:
 
     @needs("runs:write", body="json", open_query=True)
     async def create(self, request: Request) -> Response:
-        """A response by an agent; its tools run on the server.
+        """A response by an agent. Its own tools run on the server; `tools` are the client's, who is asked to call them by items of type
+        `function_call` and answers with `function_call_output`.
 
         With `previous_response_id` or `conversation` it goes on with what was said there. `background` answers at once. A response that
         waits for an approval is answered as it is then; the answer to it is a `mcp_approval_response` behind the same response.
@@ -70,7 +71,7 @@ class Responses:
         about_run(request, run)
         if not started.created:
             exchange(request).answer(REPLAYED, "true")
-        projection = Projection(run, asked.said())
+        projection = Projection(run, None if asked.input.decisions else asked.shown())
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
         if asked.stream:
             return self._stream(projection, -1, leaving)

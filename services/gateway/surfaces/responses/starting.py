@@ -1,11 +1,14 @@
 """Which run a response becomes: one of its own, the next of a conversation, the one behind another response, or one that goes on."""
 
+from collections.abc import Sequence
+
 from bulkhead.orchestrator.v1 import approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.common.rpc import context as call_context
 from services.gateway.adapters.backends import Backends
+from services.gateway.inputs import input_of
 from services.gateway.surfaces.openai.models import create_run
 from services.gateway.surfaces.responses import ids
 from services.gateway.surfaces.responses.input import Decision
@@ -22,6 +25,7 @@ class Starting:
 
     def __init__(self, backends: Backends) -> None:
         self._threads, self._runs, self._approvals = backends.threads, backends.runs, backends.approvals
+        self._blobs = backends.blobs
 
     async def start(self, asked: ResponseRequest, key: str) -> pb.CreateRunResponse:
         """The run that answers a request; the same one for the same idempotency key and request."""
@@ -31,13 +35,16 @@ class Starting:
             return await self._behind(asked, key)
         if asked.thread_id:
             await self._check_conversation(asked.thread_id)
-            return await self._create(asked, asked.thread_id, key)
+            return await self._create(asked, await self._told(asked, key), asked.thread_id, key)
         thread_id = ids.OWN_THREAD + ids.new_id(key, "thread")
         if not asked.store:
             made = pb.CreateThreadRequest(thread_id=thread_id)
             made.ttl.FromSeconds(NOT_STORED_S)
             await self._threads.CreateThread(made)
-        return await self._create(asked, thread_id, key)
+        return await self._create(asked, await self._told(asked, key), thread_id, key)
+
+    async def _told(self, asked: ResponseRequest, key: str) -> list[pb.InputMessage]:
+        return await input_of(self._blobs, asked.said, key)
 
     async def _previous(self, run_id: str) -> pb.Run:
         """The run behind which another one is asked for. Raises InvalidInput where it is not there."""
@@ -46,8 +53,10 @@ class Starting:
         except NotFound:
             raise ids.no_previous() from None
 
-    async def _create(self, asked: ResponseRequest, thread_id: str, key: str, run_id: str = "") -> pb.CreateRunResponse:
-        return await create_run(self._runs, asked.create_run(thread_id, key, run_id))
+    async def _create(
+        self, asked: ResponseRequest, told: Sequence[pb.InputMessage], thread_id: str, key: str, run_id: str = ""
+    ) -> pb.CreateRunResponse:
+        return await create_run(self._runs, asked.create_run(told, thread_id, key, run_id))
 
     async def _check_conversation(self, thread_id: str) -> None:
         try:
@@ -58,11 +67,12 @@ class Starting:
     async def _behind(self, asked: ResponseRequest, key: str) -> pb.CreateRunResponse:
         """The thread goes on where the previous response is its last one, else it branches off there."""
         previous = await self._previous(asked.previous_run)
+        told = await self._told(asked, key)
         branch = ids.new_id(key, "branch")
         if asked.store and await self._is_last(previous, key, branch):
             try:
                 # The id is taken by whoever comes first, so of two at once only one sees the previous response as the last one.
-                return await self._create(asked, previous.thread_id, key, ids.next_run_id(previous.run_id))
+                return await self._create(asked, told, previous.thread_id, key, ids.next_run_id(previous.run_id))
             except Conflict as error:
                 if error.reason != "RUN_EXISTS":
                     raise
@@ -73,7 +83,7 @@ class Starting:
         if not asked.store:
             fork.ttl.FromSeconds(NOT_STORED_S)
         await self._threads.ForkThread(fork)
-        return await self._create(asked, thread_id, key, f"run_{branch}")
+        return await self._create(asked, told, thread_id, key, f"run_{branch}")
 
     async def _is_last(self, previous: pb.Run, key: str, branch: str) -> bool:
         if key:
