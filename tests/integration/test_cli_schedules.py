@@ -121,7 +121,7 @@ async def test_memories_are_added_found_and_deleted(front):
         (("schedules", "ticks", "sch-nowhere"), 1, "`bulkhead schedules list`"),
         (("memories", "add", "x", "--importance", "2"), 2, "--importance"),
         (("memories", "delete", "mem-nowhere", "--yes"), 1, "`bulkhead memories list`"),
-        (("memories", "search", ""), 2, "at least 1 character"),
+        (("memories", "search", ""), 2, "query: String should have at least 1 character"),
         (("threads", "create", "--days", "inf"), 2, "--days"),
         (("replay", "t", "--speed", "nan"), 2, "--speed"),
     ],

@@ -12,6 +12,8 @@ from services.common.errors import MAX_VIOLATIONS, BulkheadError, FieldViolation
 from services.gateway.edge.problems import internal, is_openai, refusal
 from services.gateway.refusals import InvalidBody, MethodNotAllowed
 
+_PLACES = ("body", "query", "path", "header")
+
 
 def install(app: FastAPI) -> None:
     """Registers the handlers. What none of them knows is answered as an internal error and raised on to the edge, which logs it."""
@@ -58,7 +60,8 @@ def invalid(errors: list[Any], *, openai: bool = False) -> InvalidInput:
 
 
 def _field(location: tuple, openai: bool) -> str:
-    parts = [p for p in location if p not in ("body", "query", "path", "header")] if len(location) > 1 else list(location)
+    # Where it stands comes first; behind it, a field may have one of these names itself.
+    parts = location[1:] if len(location) > 1 and location[0] in _PLACES else location
     if not openai:
         return ".".join(str(p) for p in parts)[:256]
     text = ""
