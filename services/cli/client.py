@@ -49,9 +49,26 @@ class Api:
         """The JSON answer of a GET. `None` parameters are left out. Raises CommandFailure."""
         return await self._json("GET", path, query=query)
 
-    async def post(self, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> Any:
-        """The JSON answer of a POST, done once however often it is sent. Raises CommandFailure."""
-        return await self._json("POST", path, query=query, body=body)
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, *, key: str = "", **query: Any) -> Any:
+        """The JSON answer of a POST, done once however often it is sent; `key` is its idempotency key, else it has one of its own.
+        Raises CommandFailure."""
+        return await self._json("POST", path, query=query, body=body, key=key)
+
+    async def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON answer of a PUT, as `post`. Raises CommandFailure."""
+        return await self._json("PUT", path, body=body)
+
+    async def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON answer of a PATCH, as `post`. Raises CommandFailure."""
+        return await self._json("PATCH", path, body=body)
+
+    async def upload(self, path: str, content: bytes, mime_type: str, **query: Any) -> Any:
+        """The JSON answer of a POST whose body are these bytes, as `post`. Raises CommandFailure."""
+        return self._parsed("POST", path, (await self._answered("POST", path, query=query, content=content, mime_type=mime_type))[0])
+
+    async def download(self, path: str) -> tuple[bytes, Mapping[str, str]]:
+        """What a GET answers, as bytes, with its headers. Raises CommandFailure."""
+        return await self._answered("GET", path)
 
     async def delete(self, path: str) -> Any:
         """The JSON answer of a DELETE; None where there is none. Raises CommandFailure."""
@@ -71,24 +88,42 @@ class Api:
             if after == before:
                 raise CommandFailure(f"{path}: the list goes on at {after!r} again and again")
 
-    async def _json(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
-        headers = _key(method)
-        for left in range(RETRIES, -1, -1):
-            try:
-                async with self._request(method, path, query=query, body=body, headers=headers) as answer:
-                    await self._check(answer)
-                    raw = await self._read(answer)
-                    break
-            except (Dropped, InFlight):
-                if not left:
-                    raise
-                await asyncio.sleep(RETRY_EVERY_S)
+    async def _json(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, key: str = "") -> Any:
+        return self._parsed(method, path, (await self._answered(method, path, query=query, body=body, key=key))[0])
+
+    def _parsed(self, method: str, path: str, raw: bytes) -> Any:
         if not raw:
             return None
         try:
             return json.loads(raw)
         except ValueError:
             raise CommandFailure(f"{method} {path}: the answer is no JSON; is {self._connection.url} a Bulkhead gateway?") from None
+
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+        mime_type: str = "",
+        key: str = "",
+    ) -> tuple[bytes, Mapping[str, str]]:
+        headers = {"idempotency-key": key} if key else _key(method)
+        sent: dict[str, Any] = {"json": body} if content is None else {"data": content}
+        if mime_type:
+            headers = {**headers, "content-type": mime_type}
+        for left in range(RETRIES, -1, -1):
+            try:
+                async with self._request(method, path, query=query, headers=headers, **sent) as answer:
+                    await self._check(answer)
+                    return await self._read(answer), answer.headers
+            except (Dropped, InFlight):
+                if not left:
+                    raise
+                await asyncio.sleep(RETRY_EVERY_S)
+        raise AssertionError("the last attempt answers or raises")
 
     async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         try:
@@ -105,7 +140,7 @@ class Api:
         headers = {"accept": "text/event-stream"} | _key(method) | ({"last-event-id": str(last_event_id)} if last_event_id else {})
         for left in range(0 if method == "GET" else RETRIES, -1, -1):
             try:
-                async with self._request(method, path, query=query, body=body, timeout=timeout, headers=headers) as answer:
+                async with self._request(method, path, query=query, json=body, timeout=timeout, headers=headers) as answer:
                     await self._check(answer)
                     async with aclosing(_events(path, answer)) as events:
                         async for event in events:
@@ -116,10 +151,10 @@ class Api:
                     raise
                 await asyncio.sleep(RETRY_EVERY_S)
 
-    def _request(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None, **more: Any) -> "_Request":
+    def _request(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, **more: Any) -> "_Request":
         assert self._session is not None
         params = {name: str(value) for name, value in (query or {}).items() if value is not None}
-        context = self._session.request(method, self._connection.url + path, params=params, json=body, **more)
+        context = self._session.request(method, self._connection.url + path, params=params, **more)
         return _Request(context, self._connection.url)
 
     async def _check(self, answer: aiohttp.ClientResponse) -> None:

@@ -19,6 +19,9 @@ WAYS_OUT = {
     "RUN_NOT_STARTED": "end it with `bulkhead runs cancel`",
     "RUN_WAITING": "answer what it waits for (`bulkhead approvals list --decidable`), steer it or cancel it",
     "RUN_IS_WORKFLOW": "end it with `bulkhead runs cancel`",
+    "TOOL_CALL_NOT_FOUND": "`bulkhead runs watch RUN` shows the calls that it makes",
+    "TOOL_CALL_IS_RUN": "end that run with `bulkhead runs cancel {run_id}`",
+    "PLAN_CHANGED": "look with `bulkhead runs plan RUN`, and change the plan that stands now",
     "ALREADY_DECIDED": "{decided_by} was first, with {verb}",
     "ARGUMENTS_CHANGED": "look with `bulkhead approvals show ID`, and decide with `--digest`",
     "ARGUMENTS_DIGEST_REQUIRED": "look with `bulkhead approvals show ID`, and decide with `--digest`",
@@ -26,6 +29,7 @@ WAYS_OUT = {
     "WEBHOOK_DISABLED": "make another one with `bulkhead webhooks create`",
     "CHECKPOINT_ROLLED_BACK": "name an earlier checkpoint",
     "SEQ_INSIDE_STEP": "name the end of a step: `bulkhead replay THREAD` shows the numbers",
+    "SCHEDULE_CHANGED": "look with `bulkhead schedules show ID`, and change it as it stands now",
     "THREAD_CHANGING": "another change of the thread is under way; try again in a moment",
     "INTERNAL": "look for {error_id} in the gateway's log",
 }

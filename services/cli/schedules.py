@@ -1,11 +1,12 @@
 """`bulkhead schedules`: runs that start by the clock, and what came of each tick."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
 
-from services.cli.client import ask, segment
+from services.cli.client import Api, ask, segment
 from services.cli.connection import Connection
 from services.cli.failure import UsageProblem
 from services.cli.rendering import brief, note, print_answer, print_list, print_thing, when
@@ -53,6 +54,62 @@ def create_schedule(connection: Connection, definition: Mapping[str, Any], *, as
     print_answer(made, made["schedule_id"], as_json)
     if not as_json:
         note(_fires(made))
+
+
+@dataclass(frozen=True, slots=True)
+class TimingChange:
+    """What is to be different of when a schedule fires. '' and None stay, but '' takes `start_at` or `end_at` away."""
+
+    cron: str = ""
+    every_minutes: float | None = None
+    time_zone: str = ""
+    start_at: str | None = None
+    end_at: str | None = None
+    jitter_seconds: float | None = None
+
+    def __bool__(self) -> bool:
+        return self != TimingChange()
+
+    def of(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """The timing that comes of one that the API has told. Raises UsageProblem."""
+        cron, minutes, told_ms = before["cron"], self.every_minutes, before["interval_ms"]
+        if self.cron or minutes is not None:
+            cron, told_ms = self.cron, None if minutes is None else round(minutes * MINUTE_MS)
+        if self.time_zone and not cron:
+            raise UsageProblem("--time-zone goes with cron, and this schedule fires every so many minutes")
+        jitter_ms = before["jitter_ms"] if self.jitter_seconds is None else round(self.jitter_seconds * SECOND_MS)
+        made = {
+            "cron": cron or None, "interval_ms": told_ms, "time_zone": (self.time_zone or before["time_zone"]) if cron else None,
+            "start_at": before["start_at"] if self.start_at is None else self.start_at,
+            "end_at": before["end_at"] if self.end_at is None else self.end_at, "jitter_ms": jitter_ms,
+        }  # fmt: skip
+        return {name: value for name, value in made.items() if value}
+
+
+def update_schedule(
+    connection: Connection,
+    schedule_id: str,
+    named: Mapping[str, Any],
+    when: TimingChange,
+    *,
+    version: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Changes what is not None in `named`, and `when` it fires. The API replaces a timing as a whole, so the one that stands is looked at
+    first, and nothing is changed where somebody else was faster. Raises CommandFailure."""
+    changes = {name: value for name, value in named.items() if value is not None}
+    if not changes and not when:
+        raise UsageProblem("name what is to change (see --help)")
+
+    async def change(api: Api) -> Any:
+        body: dict[str, Any] = {**changes} | ({"expected_version": version} if version is not None else {})
+        if when:
+            before = await api.get(_path(schedule_id))
+            body = {"expected_version": before["version"]} | body | {"timing": when.of(before["timing"])}
+        return await api.patch(_path(schedule_id), body)
+
+    changed = ask(connection, change)
+    print_answer(changed, f"{schedule_id}: changed, {_fires(changed)}", as_json)
 
 
 def pause_schedule(connection: Connection, schedule_id: str, *, as_json: bool = False) -> None:

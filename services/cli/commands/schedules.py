@@ -8,7 +8,7 @@ import typer
 from services.cli.commands import completing
 from services.cli.commands.options import DEFAULT_DATA_DIR, Agent, AsJson, DataDir, Label, Limit, ScheduleId, Yes
 
-app = typer.Typer(help="Runs that start by the clock: list, show, create, pause, resume, ticks, delete.", no_args_is_help=True)
+app = typer.Typer(help="Runs that start by the clock: list, show, create, update, pause, resume, ticks, delete.", no_args_is_help=True)
 
 MOST_MINUTES = 10 * 365 * 24 * 60
 
@@ -80,6 +80,51 @@ def schedules_create(
         "thread_policy": "one" if thread or one_thread else None, "overlap_policy": overlap, "catch_up_policy": catch_up,
     }  # fmt: skip
     schedules.create_schedule(connection.find_connection(data_dir), definition, as_json=as_json)
+
+
+@app.command("update")
+def schedules_update(
+    schedule_id: ScheduleId,
+    message: Annotated[str | None, typer.Option(help="What each run is asked.")] = None,
+    cron: Annotated[str, typer.Option(help="When, instead of the times until now.")] = "",
+    every_minutes: Annotated[float | None, typer.Option(min=0.001, max=MOST_MINUTES, help="The same, every so many minutes.")] = None,
+    time_zone: Annotated[str, typer.Option(help="Of cron, as Europe/Lisbon.")] = "",
+    start_at: Annotated[str | None, typer.Option(help="No tick before it: RFC 3339 with a time zone; '' for none.")] = None,
+    end_at: Annotated[str | None, typer.Option(help="No tick after it; '' for none.")] = None,
+    jitter_seconds: Annotated[float | None, typer.Option(min=0, max=3600, help="A run starts up to this much after its tick.")] = None,
+    name: Annotated[str | None, typer.Option(help="What it is for; '' for nothing.")] = None,
+    agent: Annotated[str, typer.Option(help="Who answers.", autocompletion=completing.agents)] = "",
+    thread: Annotated[str, typer.Option(help="All runs into this thread.", autocompletion=completing.threads)] = "",
+    one_thread: Annotated[bool, typer.Option("--one-thread", help="All runs into one new thread.")] = False,
+    new_threads: Annotated[bool, typer.Option("--new-threads", help="A thread for each run.")] = False,
+    overlap: Annotated[Overlap | None, typer.Option(help="While the run of an earlier tick is at work.")] = None,
+    catch_up: Annotated[CatchUp | None, typer.Option(help="Ticks that nobody was there for.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of all labels until now. Repeatable; '' for none.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Change nothing where the schedule has another version by now.")] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Change what the options name; all else stays. Its runs are yours from then on.
+
+    Example: bulkhead schedules update sched_1 --cron "30 7 * * *" --overlap queue
+    """
+    from services.cli import connection, schedules
+    from services.cli.failure import UsageProblem
+    from services.cli.threads import labels
+
+    if bool(thread) + one_thread + new_threads > 1:
+        raise UsageProblem("name one of --thread, --one-thread and --new-threads")
+    if cron and every_minutes is not None:
+        raise UsageProblem("name one of --cron and --every-minutes")
+    policy = "new" if new_threads else "one" if thread or one_thread else None
+    named = {
+        "input": message, "name": name, "agent": agent or None, "thread_policy": policy, "thread_id": thread or None,
+        "overlap_policy": overlap, "catch_up_policy": catch_up,
+        "metadata": None if label is None else labels([pair for pair in label if pair]),
+    }  # fmt: skip
+    when = schedules.TimingChange(cron, every_minutes, time_zone, start_at, end_at, jitter_seconds)
+    found = connection.find_connection(data_dir)
+    schedules.update_schedule(found, schedule_id, named, when, version=version, as_json=as_json)
 
 
 @app.command("pause")
