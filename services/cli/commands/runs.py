@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from services.cli.commands import completing
-from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Limit, NewName, OfThread, RunId
+from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Label, Limit, NewName, OfThread, RunId, Yes
 
-app = typer.Typer(help="The runs: list, show, watch, steer, stop, cancel, feedback, fork.", invoke_without_command=True)
+app = typer.Typer(help="The runs: list, show, watch, plan, steer, stop, cancel, cancel-tool, feedback, fork.", invoke_without_command=True)
 OwnDataDir = Annotated[Path | None, typer.Option("--data-dir", help="As of `runs`.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Answer when it has ended.")]
 
@@ -31,6 +31,23 @@ class Signal(StrEnum):
     CORRECTION = "correction"
     DWELL = "dwell"
     SCROLL = "scroll"
+
+
+class Unended(StrEnum):
+    """How a run stands that has not ended."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+
+
+class Continuation(StrEnum):
+    """How a run goes on without a tool call."""
+
+    SKIP = "skip"
+    FAIL = "fail"
+    RETRY = "retry"
+    SUBSTITUTE = "substitute"
 
 
 @app.callback()
@@ -90,17 +107,98 @@ def runs_watch(
 @app.command("cancel")
 def runs_cancel(
     context: typer.Context,
-    run_id: RunId,
+    run_id: Annotated[str | None, typer.Argument(help="Id of the run, unless --all.", autocompletion=completing.runs)] = None,
+    every: Annotated[bool, typer.Option("--all", help="All your runs that have not ended and fit the options.")] = False,
+    thread: Annotated[str, typer.Option(help="With --all: of this thread.", autocompletion=completing.threads)] = "",
+    agent: Annotated[str, typer.Option(help="With --all: of this agent.", autocompletion=completing.agents)] = "",
+    label: Label = None,
+    status: Annotated[list[Unended] | None, typer.Option(help="With --all: that stand so. Repeatable.")] = None,
+    schedule: Annotated[str, typer.Option(help="With --all: that it has started.", autocompletion=completing.schedules)] = "",
+    key: Annotated[str, typer.Option(help="With --all: go on with the cancelling of this key.")] = "",
     reason: Annotated[str, typer.Option(help="Why; it is kept with the run.")] = "",
     wait: Wait = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     data_dir: OwnDataDir = None,
 ) -> None:
-    """Ask for the end of a run."""
-    from services.cli import connection, runs
+    """Ask for the end of a run, or of many.
 
+    Example: bulkhead runs cancel --all --agent assistant --status queued
+    """
+    from services.cli import cancelling, connection, runs
+    from services.cli.failure import UsageProblem
+    from services.cli.threads import labels
+
+    named = {"thread_id": thread, "agent": agent, "metadata": labels(label or []), "statuses": status or [], "schedule_id": schedule}
+    wanted = {name: value for name, value in named.items() if value}
+    if (run_id is None) != every:
+        raise UsageProblem("name one run, or say --all")
+    if run_id is not None and (wanted or key):
+        raise UsageProblem("--thread, --agent, --label, --status, --schedule and --key go with --all")
+    if every and wait:
+        raise UsageProblem("--wait goes with the id of a run")
     found = connection.find_connection(data_dir or context.obj)
-    runs.cancel_run(found, run_id, reason=reason, wait=wait, as_json=as_json)
+    if run_id is None:
+        cancelling.cancel_runs(found, wanted, reason=reason, key=key, sure=yes, as_json=as_json)
+    else:
+        runs.cancel_run(found, run_id, reason=reason, wait=wait, as_json=as_json)
+
+
+@app.command("cancel-tool")
+def runs_cancel_tool(
+    context: typer.Context,
+    run_id: RunId,
+    call_id: Annotated[str, typer.Argument(help="Id of the tool call.", autocompletion=completing.calls)],
+    how: Annotated[Continuation, typer.Argument(help="How the run goes on without it.")],
+    result: Annotated[str | None, typer.Option(help="With substitute: what the model is given, as JSON.")] = None,
+    as_json: AsJson = False,
+    data_dir: OwnDataDir = None,
+) -> None:
+    """End one tool call of a run at work: its model is told (skip), the run fails (fail), it is made again where that is safe (retry),
+    or has the result that you give (substitute).
+
+    Example: bulkhead runs cancel-tool run_1 call_1_0 substitute --result '{"value": 42}'
+    """
+    from services.cli import approvals, cancelling, connection
+    from services.cli.failure import UsageProblem
+
+    if (how is Continuation.SUBSTITUTE) != (result is not None):
+        raise UsageProblem("--result goes with `substitute`, and only with it")
+    said = {"continuation": str(how)} | ({"result": approvals.from_json(result, "--result")} if result is not None else {})
+    cancelling.cancel_call(connection.find_connection(data_dir or context.obj), run_id, call_id, said, as_json=as_json)
+
+
+@app.command("plan")
+def runs_plan(
+    context: typer.Context,
+    run_id: RunId,
+    mark: Annotated[list[str] | None, typer.Option(help="NUMBER=STATUS: pending, in_progress, done or skipped. Repeatable.")] = None,
+    title: Annotated[list[str] | None, typer.Option(help="NUMBER=TITLE. Repeatable.")] = None,
+    remove: Annotated[list[int] | None, typer.Option(min=1, help="NUMBER of a step that goes. Repeatable.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="Title of a step that comes behind the others. Repeatable.")] = None,
+    steps: Annotated[str | None, typer.Option(help='Instead: the whole plan as JSON, [{"title": …, "status": …}, …].')] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Change nothing where another version stands by now.")] = None,
+    as_json: AsJson = False,
+    data_dir: OwnDataDir = None,
+) -> None:
+    """The plan of a run as it stands; with options, another in its place, which the run reads before its next step.
+
+    Example: bulkhead runs plan run_1 --mark 2=skipped --add "Tell what is left out"
+    """
+    from services.cli import approvals, connection, plans
+    from services.cli.failure import UsageProblem
+
+    whole = approvals.from_json(steps, "--steps") if steps is not None else None
+    if whole is not None and not (isinstance(whole, list) and all(isinstance(step, dict) for step in whole)):
+        raise UsageProblem("--steps must be a list of objects with title and status")
+    change = plans.Change(marks=mark or (), titles=title or (), removed=remove or (), added=add or (), steps=whole)
+    found = connection.find_connection(data_dir or context.obj)
+    if change:
+        plans.change_plan(found, run_id, change, version=version, as_json=as_json)
+    elif version is not None:
+        raise UsageProblem("--version goes with a change")
+    else:
+        plans.show_plan(found, run_id, as_json=as_json)
 
 
 @app.command("steer")
