@@ -28,3 +28,17 @@ def confirm(question: str) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CommandFailure("nothing was done")
+
+
+def confirm_by_name(question: str, name: str, said: str) -> None:
+    """Goes on where `name` is said: in `said`, the option --confirm, or else on the terminal. Raises UsageProblem for another name in the
+    option and where nobody can be asked, CommandFailure for another on the terminal."""
+    if said:
+        if said != name:
+            raise UsageProblem(f"--confirm {said} names another than {name}: nothing was done")
+        return
+    if not somebody_is_there():
+        raise UsageProblem(f"{question} Nobody can be asked here: say --confirm {name}")
+    print(f"{printable(question)} Type {printable(name)} to go on: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != name:
+        raise CommandFailure("nothing was done")
