@@ -34,6 +34,10 @@ class ThreadBlobs(Protocol):
         """As BlobTending.drop_thread."""
         ...
 
+    async def share(self, tenant: str, thread_id: str, fork: str) -> None:
+        """As BlobTending.share."""
+        ...
+
 
 class Deleting:
     """Deletes threads."""
