@@ -177,13 +177,12 @@ class Keys:
         *,
         grace: timedelta | None = None,
         change: Change | None = None,
-        alone: bool = False,
         asked: Asked | None = None,
     ) -> IssuedKey:
-        """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`, at once without.
+        """A new secret for the same key: its id, limits and what it has spent stay. The old one ends after `grace`.
 
-        `change` may change all but the name. The new secret is `alone` where those end too that rotations before have left a grace.
-        `asked` is as in `create`. Raises NotFound, InvalidInput, Conflict.
+        Without a grace every earlier one ends at once, those too that rotations before have left one: so a leak is ended whichever secret
+        it was. `change` may change all but the name. `asked` is as in `create`. Raises NotFound, InvalidInput, Conflict.
         """
         secret = PREFIX + secrets.token_urlsafe(32)
         fresh = digest_of(secret)
@@ -191,8 +190,8 @@ class Keys:
         async def write(pipeline: Pipeline, digest: str, old: KeyRecord) -> KeyRecord:
             now = time.time()
             new = replace(change(old) if change else old, key_id=key_id, tenant=tenant, created_at=old.created_at)
-            ended = list(old.earlier) if alone else []
-            earlier = {one: ends for one, ends in old.earlier.items() if ends > now and not alone}
+            ended = list(old.earlier) if grace is None else []
+            earlier = {one: ends for one, ends in old.earlier.items() if ends > now and grace is not None}
             ends = now + grace.total_seconds() if grace is not None else 0.0
             if ends:
                 earlier[digest] = ends

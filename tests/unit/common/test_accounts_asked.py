@@ -116,7 +116,7 @@ async def test_a_secret_that_was_replaced_gets_nothing_that_outlives_it(accounts
     await accounts.keys.create(WANTED, asked=asked_by(rotated))
 
 
-async def test_a_new_secret_that_is_alone_ends_all_that_were_before(accounts, own, valkey):
+async def test_a_new_secret_without_a_grace_ends_all_that_were_before(accounts, own, valkey):
     listening = Accounts(valkey)
     await listening.start()
     key_id, hour = own.record.key_id, timedelta(hours=1)
@@ -125,7 +125,7 @@ async def test_a_new_secret_that_is_alone_ends_all_that_were_before(accounts, ow
     assert set(third.record.earlier) == {digest_of(own.secret), digest_of(second.secret)}
     for issued in (own, second, third):
         await listening.resolve(issued.secret)
-    last = await accounts.keys.rotate(key_id, "acme", alone=True)
+    last = await accounts.keys.rotate(key_id, "acme")
     assert last.record.earlier == {}
 
     async def refused():

@@ -153,7 +153,7 @@ class ApiKeys:
         secret: str | None = None
         try:
             asked = _asked(request, who, body, allow)
-            issued = await self._keys.rotate(key_id, who.tenant, grace=grace, alone=grace is None, asked=asked)
+            issued = await self._keys.rotate(key_id, who.tenant, grace=grace, asked=asked)
             record, secret = issued.record, issued.secret
             log.info("key_rotated", tenant=who.tenant, key_id=key_id, rotated_by=who.key_id)
         except DoneBefore as done:
