@@ -93,12 +93,17 @@ def refuse_other_types(given: Any, wrong: type[InvalidInput] = InvalidInput) -> 
             raise unsupported(f"tools[{at}].type", f"{told} is not supported; only tools of type function are", wrong)
 
 
-def tool_choice(given: Any, tools: Sequence[pb.ClientTool], *, inner: str = "", wrong: type[InvalidInput] = InvalidInput) -> bytes:
-    """`tool_choice` as JSON of chat completions; empty for auto, and where there is nothing to choose from. Raises `wrong`."""
-    if given is None or given == "auto" or (given == "none" and not tools):
+def tool_choice(
+    given: Any, tools: Sequence[pb.ClientTool], *, inner: str = "", of_agent: bool = False, wrong: type[InvalidInput] = InvalidInput
+) -> bytes:
+    """`tool_choice` as JSON of chat completions; empty for auto, and where there is nothing to choose from. Raises `wrong`.
+
+    `of_agent`: the agent's own tools can be meant too, and what is meant is the orchestrator's to know.
+    """
+    if given is None or given == "auto" or (given == "none" and not (tools or of_agent)):
         return b""
     if given in ("none", "required"):
-        if not tools:
+        if not (tools or of_agent):
             raise wrong.field("tool_choice", "is only for requests with tools")
         return orjson.dumps(given)
     if isinstance(given, str):
@@ -115,7 +120,7 @@ def tool_choice(given: Any, tools: Sequence[pb.ClientTool], *, inner: str = "", 
             raise wrong.field(where, "must be an object")
     _only(chosen, ("name",) if inner else ("type", "name"), where, wrong)
     name = chosen.get("name")
-    if name not in [tool.name for tool in tools]:
+    if not isinstance(name, str) or not (of_agent or name in [tool.name for tool in tools]):
         raise wrong.field(f"{where}.name", "is the name of none of the tools")
     return orjson.dumps({"type": "function", "function": {"name": name}})
 

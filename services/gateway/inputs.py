@@ -17,7 +17,7 @@ from services.gateway.refusals import unsupported
 
 MOST_ID_CHARS = 128
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-MOST_IMAGES = 16
+MOST_IMAGES = 8
 MOST_IMAGE_BYTES = 2 * 1024 * 1024
 DETAILS = ("low", "high", "auto")
 CHUNK_BYTES = 1024 * 1024
@@ -94,7 +94,8 @@ def image_of_url(url: Any, where: str, detail: Any) -> Image:
     begins = _DATA_URL.match(url)
     if begins is None:
         raise InvalidInput.field(where, "must be a data: URL of an image in base64")
-    mime_type = begins.group(1).lower()
+    # A name that no registry has, and many clients.
+    mime_type = begins.group(1).lower().replace("image/jpg", "image/jpeg")
     if mime_type not in IMAGE_TYPES:
         raise unsupported(where, f"must be one of {', '.join(IMAGE_TYPES)}")
     told = url[begins.end() :]

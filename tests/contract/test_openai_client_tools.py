@@ -228,7 +228,7 @@ WRONG = [
     ({"messages": [USER, CALLS, {**RESULT, "content": None}]}, "messages[2].content"),
     ({"messages": [CALLS, {**RESULT, "tool_call_id": "c2"}], **NAMED}, "messages[1].tool_call_id"),
     ({"messages": [RESULT, RESULT], **NAMED}, "messages[1].tool_call_id"),
-    ({"messages": [RESULT], **NAMED}, "input"),
+    ({"messages": [RESULT], **NAMED}, "messages"),
 ]
 
 

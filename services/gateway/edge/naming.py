@@ -19,10 +19,10 @@ _ALIASES: Mapping[str, Sequence[str]] = {
     "input": ("user_input",), "checkpoint": ("at", "to"), "ttl": ("ttl_ms",), "dwell": ("dwell_ms",), "deadline": ("deadline_ms",),
     "interval": ("interval_ms",), "jitter": ("jitter_ms",), "overlap": ("overlap_policy", "overlap_ms"), "catch_up": ("catch_up_policy",),
     "expected_version": ("version",), "result_json": ("result",), "arguments_json": ("arguments",), "top_k": ("limit",),
-    "decision": ("verb",), "outcome": ("verb",), "delegate": ("to",), "name": ("agent",),
+    "decision": ("verb",), "outcome": ("verb",), "delegate": ("to",), "name": ("agent",), "lifetime": ("lifetime_s",),
 }  # fmt: skip
 # Messages within a request whose fields stand at the top of a body.
-_AROUND = frozenset({"decision", "definition", "document", "edit", "filter", "memories"})
+_AROUND = frozenset({"decision", "definition", "document", "edit", "filter", "memories", "start"})
 _BETWEEN = re.compile(r"[.\[\]/]+")
 # Whatever stands below, as in a mapping of the caller's.
 ANYTHING: Mapping[str, Any] = {}

@@ -17,6 +17,12 @@ from services.gateway.surfaces.openai.models import create_run
 from services.gateway.surfaces.openai.request import ChatRequest
 from services.gateway.surfaces.wiring import Wiring
 
+# Fields of a run as this route has them.
+_NAMES = {
+    r"client_tools(\[\d+\])\.parameters_json": r"tools\1.function.parameters", r"client_tools(\[\d+\])": r"tools\1.function",
+    r"client_tools": "tools", r"tool_choice_json": "tool_choice", r"response_format_json": "response_format", r"input$": "messages",
+}  # fmt: skip
+
 
 class ChatCompletions:
     """/v1/chat/completions"""
@@ -47,7 +53,7 @@ class ChatCompletions:
         asked = ChatRequest(request.parsed, exchange(request).headers)
         key = idempotency_key(request)
         told = await input_of(self._blobs, asked.said, key)
-        answer = await create_run(self._runs, asked.create_run(told, key))
+        answer = await create_run(self._runs, asked.create_run(told, key), _NAMES, [one.where for one in asked.said])
         run = answer.run
         about_run(request, run)
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None

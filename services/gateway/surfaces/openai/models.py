@@ -1,6 +1,8 @@
 """GET /v1/models: the agents, in the shape of models."""
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
@@ -59,16 +61,39 @@ def no_model() -> NotFound:
     return NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND")
 
 
-async def create_run(runs: RunCalls, asked: pb.CreateRunRequest) -> pb.CreateRunResponse:
-    """Starts a run whose agent is named by `model`. Raises NotFound with MODEL_NOT_FOUND, and what refuses the run."""
+async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[str, str], where: Sequence[str]) -> pb.CreateRunResponse:
+    """Starts a run whose agent is named by `model`. `names` says how the route calls fields of the request: patterns, and what stands for
+    them; `where` what it calls each message of the input.
+
+    Raises NotFound with MODEL_NOT_FOUND, and what refuses the run.
+    """
     if len(asked.agent) > MAX_MODEL:
         raise no_model()
     try:
         return await runs.CreateRun(asked)
+    except InvalidInput as error:
+        told = []
+        for one in error.violations:
+            field = _named(one.field, names, where)
+            if error.message.startswith(f"{one.field}: "):
+                error.message = f"{field}: {one.description}"
+            told.append(replace(one, field=field))
+        error.violations = tuple(told)
+        raise
     except NotFound as error:
         if error.reason in ("AGENT_NOT_FOUND", "NOT_FOUND"):
             raise no_model() from error
         raise
+
+
+def _named(field: str, names: Mapping[str, str], where: Sequence[str]) -> str:
+    message = re.match(r"input\[(\d{1,4})\]", field)
+    if message and int(message.group(1)) < len(where):
+        return where[int(message.group(1))] + field[message.end() :]
+    for pattern, name in names.items():
+        if found := re.match(pattern, field):
+            return found.expand(name) + field[found.end() :]
+    return field
 
 
 def _model(agent: pb.Agent) -> dict[str, Any]:

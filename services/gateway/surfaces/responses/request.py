@@ -99,7 +99,7 @@ class ResponseRequest:
     @property
     def said(self) -> Sequence[Said]:
         """What the run is given: the instructions, and the input."""
-        return [*([Said("system", self.instructions)] if self.instructions else []), *self.input.messages]
+        return [*([Said("system", self.instructions, "instructions")] if self.instructions else []), *self.input.messages]
 
     def shown(self) -> dict[str, Any]:
         """What a response shows of its request."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from services.gateway.client_tools import FORMATS, MOST_TOOLS, NAME_PATTERN
+from services.gateway.inputs import DETAILS, MOST_ID_CHARS
 from services.gateway.surfaces.openai.schema import ERRORS as OPENAI_ERRORS
 from services.gateway.surfaces.openai.schema import described
 
@@ -31,13 +33,41 @@ _TEXT_PART = {
     "required": ["type", "text"],
     "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": {"type": "string"}},
 }
+_IMAGE_PART = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"const": "input_image"},
+        "image_url": {"type": ["string", "null"], "description": "A data: URL; nothing is fetched from an address."},
+        "file_id": {"type": ["string", "null"], "description": "Id of a blob."},
+        "detail": {"enum": [*DETAILS, None]},
+    },
+}
+_FUNCTION_NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_CALL_ID = {"type": "string", "minLength": 1, "maxLength": MOST_ID_CHARS}
+_FUNCTION_CALL = {
+    "type": "object",
+    "required": ["type", "call_id", "name", "arguments"],
+    "properties": {
+        "type": {"const": "function_call"}, "call_id": _CALL_ID, "name": _FUNCTION_NAME, "arguments": {"type": "string"},
+    },
+}  # fmt: skip
+_RESULT = {
+    "type": "object",
+    "required": ["type", "call_id", "output"],
+    "properties": {
+        "type": {"const": "function_call_output"},
+        "call_id": _CALL_ID,
+        "output": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
+    },
+}
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
     "properties": {
         "type": {"const": "message"},
         "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [_TEXT_PART, _IMAGE_PART]}}]},
     },
 }
 _DECISION = {
@@ -65,10 +95,34 @@ def _flag(description: str) -> dict[str, Any]:
     return {"type": ["boolean", "null"], "description": description}
 
 
+_ITEM = {"anyOf": [_MESSAGE, _DECISION, _FUNCTION_CALL, _RESULT]}
+_FUNCTION = {
+    "type": "object",
+    "required": ["type", "name"],
+    "properties": {
+        "type": {"const": "function"},
+        "name": _FUNCTION_NAME,
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"], "description": "JSON Schema of an object, at most 32 KiB."},
+        "strict": {"type": ["boolean", "null"]},
+    },
+}
+_FORMAT = {
+    "type": ["object", "null"],
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": list(FORMATS)}, "name": _FUNCTION_NAME, "schema": {"type": "object"}, "strict": {"type": ["boolean", "null"]},
+    },
+    "description": "The form of the answer, at most 64 KiB; json_schema has a name and a schema.",
+}  # fmt: skip
+_CHOSEN = {"type": "object", "required": ["type", "name"], "properties": {"type": {"const": "function"}, "name": _FUNCTION_NAME}}
 RESPONSE_BODY = _body(
     ["model", "input"],
     model={"type": "string", "description": "Name of an agent."},
-    input={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "maxItems": 1000, "items": {"anyOf": [_MESSAGE, _DECISION]}}]},
+    input={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "maxItems": 1000, "items": _ITEM}]},
+    tools={"type": ["array", "null"], "maxItems": MOST_TOOLS, "items": _FUNCTION, "description": "Functions that the client calls."},
+    tool_choice={"anyOf": [{"enum": ["none", "auto", "required", None]}, _CHOSEN]},
+    text={"type": ["object", "null"], "properties": {"format": _FORMAT}},
     instructions=_text("A system message before the input."),
     stream=_flag("Server-sent events instead of the response."),
     background=_flag("Answer at once; the response is read, or streamed, by its id."),

@@ -18,6 +18,11 @@ from services.gateway.surfaces.responses.request import ResponseRequest
 NOT_STORED_S = 86_400
 # Characters of a reason that the refusal of another decision tells.
 SHOWN_REASON = 256
+# Fields of a run as this route has them.
+_NAMES = {
+    r"client_tools(\[\d+\])\.parameters_json": r"tools\1.parameters", r"client_tools": "tools", r"tool_choice_json": "tool_choice",
+    r"response_format_json": "text.format",
+}  # fmt: skip
 
 
 class Starting:
@@ -56,7 +61,7 @@ class Starting:
     async def _create(
         self, asked: ResponseRequest, told: Sequence[pb.InputMessage], thread_id: str, key: str, run_id: str = ""
     ) -> pb.CreateRunResponse:
-        return await create_run(self._runs, asked.create_run(told, thread_id, key, run_id))
+        return await create_run(self._runs, asked.create_run(told, thread_id, key, run_id), _NAMES, [one.where for one in asked.said])
 
     async def _check_conversation(self, thread_id: str) -> None:
         try:
