@@ -1,12 +1,12 @@
-"""Kills, stops and cuts off orchestrators at random under load: `make chaos`, with KILLS=1000 faults over RUNS=24 threads at a time.
+"""Kills, stops and cuts off orchestrators at random under load: `make chaos`, until KILLS=1000 SIGKILLs, over RUNS=24 threads at a time.
 
 Three replicas, each behind a proxy of its own before one Valkey (AOF), with the product's own lease, heartbeat and sweep. Faults: SIGKILL,
 SIGSTOP longer than the lease, a store that is cut off for longer and for shorter than the lease, a network that swallows everything, and
-kill and restart of the store; FAULTS=kill takes those that it names, and no others. STORE=set puts a primary with two replicas and a
-sentinel in the place of the one Valkey: `store` then strikes the primary, and no proxy can cut. One replica is left alone at any time.
-MIX=plain,asked takes clients of these kinds alone. Each thread is judged by the oracle some seconds after its end. SIGINT ends the strikes
-early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken, a replica logged an error, or takeovers
-took longer than is promised.
+kill and restart of the store; FAULTS=kill takes those that it names, and no others; without `kill` among them KILLS counts all. STORE=set
+puts a primary with two replicas and a sentinel in the place of the one Valkey: `store` then strikes the primary, and no proxy can cut. One
+replica is left alone at any time. MIX=plain,asked takes clients of these kinds alone. Each thread is judged by the oracle some seconds
+after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken, a
+replica logged an error, takeovers took longer than is promised, or it ended before it had shown anything.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from services.common.valkey import UNAVAILABLE, connect
 from services.orchestrator.adapters.store_keys import waiting_keys
 from services.orchestrator.testing.counting import CountingTools
 from services.orchestrator.testing.fakes import Fakes, fakes
-from services.orchestrator.testing.harness import write_config
+from services.orchestrator.testing.harness import root_keys, write_config
 from services.orchestrator.testing.oracle import Violation
 from services.orchestrator.testing.receivers import receiver
 from services.orchestrator.testing.replicas import Replica
@@ -84,9 +84,14 @@ class Chaos:
         self.enough = False
         load.logs = self._measure
 
+    def struck(self, faults: Mapping[str, int]) -> int:
+        """How many there were of what KILLS counts."""
+        return self.faults["kill"] if "kill" in faults else self.faults.total()
+
     async def rage(self, kills: int, faults: Mapping[str, int]) -> None:
-        """Strikes so many times, each fault as often as its weight says, or until it is enough; then waits until all is well."""
-        while self.faults.total() < kills and not self.enough:
+        """Strikes until there were so many kills, or faults where none of them is one, each as often as its weight says, or until it is
+        enough; then waits until all is well."""
+        while self.struck(faults) < kills and not self.enough:
             await asyncio.sleep(random.uniform(*PAUSE_S))
             fault = random.choices(list(faults), list(faults.values()))[0]
             well = [replica for replica in self._replicas if replica not in self._struck]
@@ -185,7 +190,7 @@ async def chaos(
         stack.callback(store.end)
         behind = await stack.enter_async_context(fakes(identities, made=Fakes(tools=CountingTools())))
         config = write_config(folder / "config")
-        settings = {**SETTINGS, **chaos_beside.SETTINGS, **store.settings}
+        settings = {**SETTINGS, "envelope_keys_file": root_keys(folder), **chaos_beside.SETTINGS, **store.settings}
         replicas = [Replica(f"r{i}", identities, behind, config, folder, store.url, **settings) for i in range(REPLICAS)]
         await asyncio.gather(*(stack.enter_async_context(replica.there()) for replica in replicas))
         load = Load(replicas, behind, mix=mix)
@@ -208,7 +213,8 @@ async def chaos(
         took_ms = mischief.takeovers_ms
         defects = Counter(line for replica in replicas for line in defects_of(folder / f"{replica.name}.log"))
         return {
-            "minutes": round((time.monotonic() - began) / 60, 2), "faults": mischief.faults.total(), "by_fault": dict(mischief.faults),
+            "minutes": round((time.monotonic() - began) / 60, 2), "kills_wanted": kills, "kills": mischief.struck(faults),
+            "faults": mischief.faults.total(), "by_fault": dict(mischief.faults),
             "threads": dict(load.talks), "runs": load.statuses.total(), "by_status": dict(load.statuses),
             "answered": dict(sorted(load.answered.items())), "logs_skipped_ahead": load.gaps, "taken_over": dict(load.taken_over),
             "takeovers_measured": len(took_ms), "takeover_p50_ms": percentile(took_ms, 0.5) if took_ms else None,
@@ -223,7 +229,13 @@ def missed_by(found: Mapping[str, Any]) -> list[str]:
     """What was promised and did not hold, of what `chaos` answers."""
     missed = [f"{name}: {times} times" for name, times in found["violations"].items()]
     missed += [f"logged as an error {times} times: {line}" for line, times in found["logged_errors"].items()]
+    if found["kills"] < found["kills_wanted"]:
+        missed.append(f"only {found['kills']} strikes of {found['kills_wanted']}")
+    if not found["runs"]:
+        missed.append("no run was judged")
     took_ms = found["takeover_p99_ms"]
+    if took_ms is None and found["by_fault"].get("kill"):
+        missed.append("no takeover was measured")
     if took_ms is not None and took_ms > TAKEOVER_P99_MS:
         missed.append(f"a takeover took {took_ms} ms at the 99th percentile, and {TAKEOVER_P99_MS} are promised")
     return missed

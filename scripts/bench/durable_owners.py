@@ -15,7 +15,7 @@ from scripts.bench.machine import Figure, percentile
 from services.common import testing
 from services.common.errors import BulkheadError, NotFound
 from services.orchestrator.testing.fakes import Fakes, fakes
-from services.orchestrator.testing.harness import write_config
+from services.orchestrator.testing.harness import root_keys, write_config
 from services.orchestrator.testing.replicas import Replica
 
 OWN = {"lease_s": 3.0, "heartbeat_s": 1.0, "sweep_s": 0.5, "crash_budget": 100, "log_level": "WARNING"}
@@ -85,11 +85,12 @@ async def _lost(pair: list[Replica], behind: Fakes, *, how: str) -> float:
 async def _measure(url: str, folder: Path, times: int) -> list[Figure]:
     identities = testing.Identities(folder)
     config = write_config(folder / "config")
+    settings = {**OWN, "envelope_keys_file": root_keys(folder)}
     found: dict[str, list[float]] = {"kill": [], "term": []}
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(fakes(identities))
         pair = [
-            await stack.enter_async_context(Replica(name, identities, behind, config, folder, url, **OWN).there())
+            await stack.enter_async_context(Replica(name, identities, behind, config, folder, url, **settings).there())
             for name in ("one", "two")
         ]  # fmt: skip
         for how, of in found.items():

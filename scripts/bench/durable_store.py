@@ -1,4 +1,7 @@
-"""What durability itself costs: the writes of a step, and a long log read back, against a Valkey of its own that syncs each write."""
+"""What durability itself costs: the writes of a step, and a long log read back, against a Valkey of its own that syncs each write.
+
+Records are encrypted, as they are by default.
+"""
 
 import statistics
 import tempfile
@@ -13,11 +16,12 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from scripts.bench.machine import Figure, percentile
 from services.common import testing
+from services.common.envelope import opened_envelope
 from services.common.valkey import connect
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.records import Draft, Limits, RunRef, RunSpec, Terminal
 from services.orchestrator.testing.fakes import fakes
-from services.orchestrator.testing.harness import served, settings_for, write_config
+from services.orchestrator.testing.harness import root_keys, served, settings_for, write_config
 
 STEPS = 400
 EVENTS = 3_000
@@ -47,7 +51,7 @@ async def _steps(store: Store, ref: RunRef) -> list[float]:
     return times
 
 
-async def _replays(store: Store, state_url: str, folder: Path) -> list[float]:
+async def _replays(store: Store, state_url: str, keys: Path, folder: Path) -> list[float]:
     """Seconds to read a run of 3,000 events over gRPC."""
     identities = testing.Identities(folder)
     principal = testing.principal_of()
@@ -63,7 +67,7 @@ async def _replays(store: Store, state_url: str, folder: Path) -> list[float]:
     await store.write(ref, 1, number + 1, TRACE, [], mode="f", terminal=end)
     times = []
     async with fakes(identities) as behind, served(
-        settings_for(identities, behind, state_url, write_config(folder / "config")), identities, principal
+        settings_for(identities, behind, state_url, write_config(folder / "config"), envelope_keys_file=keys), identities, principal
     ) as client:  # fmt: skip
         for _ in range(REPLAYS):
             began, seen = time.perf_counter(), 0
@@ -79,12 +83,12 @@ async def _replays(store: Store, state_url: str, folder: Path) -> list[float]:
 
 
 async def _measure(state_url: str, folder: Path) -> list[Figure]:
-    client = connect(state_url)
-    store = Store(client, "measuring")
+    client, keys = connect(state_url), root_keys(folder)
+    store = Store(client, "measuring", envelope=opened_envelope(client, keys))
     await store.load()
     try:
         steps = await _steps(store, RunRef("acme", uuid.uuid4().hex, uuid.uuid4().hex))
-        replays = await _replays(store, state_url, folder)
+        replays = await _replays(store, state_url, keys, folder)
     finally:
         await client.aclose()
     return [

@@ -12,7 +12,7 @@ from services.common import testing
 from services.common.errors import BulkheadError
 from services.orchestrator.testing.counting import RunGates, script, scripted
 from services.orchestrator.testing.fakes import Fakes
-from services.orchestrator.testing.harness import AGENTS, LOST, follow_through, shown_text, write_config
+from services.orchestrator.testing.harness import AGENTS, LOST, follow_through, root_keys, shown_text, write_config
 from services.orchestrator.testing.oracle import History, Seen, violations
 from services.orchestrator.testing.replicas import Replica
 
@@ -136,6 +136,8 @@ async def two_replicas(
         site = Site(behind)
         # On a slow machine leases run out before the fault, of which no run must end; one that stalls for a second loses none.
         shared = {"lease_s": 2.5, "watch_heartbeat_s": 0.5, "drain_grace_s": 20.0, "crash_budget": 20}
+        # As records are by default.
+        shared["envelope_keys_file"] = root_keys(folder)
         site.first, site.second = (
             Replica(name, identities, behind, config, folder, state_url, **{**shared, **fields})
             for name, fields in (("first", first or {}), ("second", {}))

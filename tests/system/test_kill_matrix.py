@@ -134,7 +134,7 @@ async def zombie_returns(site):
     run_id = "zombie-returns"
     await site.waiting(run_id, calls((REPEATABLE, "a")), TALK)
     yield
-    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b'"text":"one')
+    held = site.first.proxy.hold(b"run_write_v1", run_id.encode(), b"message_delta")
     site.models.of(run_id).open()
     await held.reached()
     site.models.of(run_id).close()

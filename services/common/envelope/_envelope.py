@@ -94,15 +94,28 @@ class Envelope:
 
         Raises Internal (SEALED_DATA_DAMAGED) for bytes that were changed or moved to another tenant or kind.
         """
-        if not is_sealed(stored):
-            return stored
-        key = await self._of_id(tenant, stored[len(MARK) : _HEAD])
-        if key is None:
-            return None
-        try:
-            return key.cipher.decrypt(stored[_HEAD : _HEAD + NONCE_BYTES], stored[_HEAD + NONCE_BYTES :], key.about + kind.encode())
-        except (InvalidTag, ValueError) as error:
-            raise Internal("stored data is not what was written", reason="SEALED_DATA_DAMAGED", metadata={"kind": kind}) from error
+        return (await self.open_all(tenant, kind, [stored]))[0]
+
+    async def open_all(self, tenant: str, kind: str, stored: Sequence[bytes]) -> list[bytes | None]:
+        """As `open` for each of them. The log of a run is of one key: it is looked up once for all that follow one another."""
+        found: list[bytes | None] = []
+        key_id, key, about = b"", None, b""
+        for each in stored:
+            if not is_sealed(each):
+                found.append(each)
+                continue
+            if each[len(MARK) : _HEAD] != key_id:
+                key_id = each[len(MARK) : _HEAD]
+                key = await self._of_id(tenant, key_id)
+                about = b"" if key is None else key.about + kind.encode()
+            if key is None:
+                found.append(None)
+                continue
+            try:
+                found.append(key.cipher.decrypt(each[_HEAD : _HEAD + NONCE_BYTES], each[_HEAD + NONCE_BYTES :], about))
+            except (InvalidTag, ValueError) as error:
+                raise Internal("stored data is not what was written", reason="SEALED_DATA_DAMAGED", metadata={"kind": kind}) from error
+        return found
 
     async def erase(self, tenant: str, subject: str) -> int:
         """Destroys the subject's key; answers how many there were. Here at once, elsewhere within `max_age_s`, nothing opens any more."""

@@ -4,7 +4,6 @@ What scripts of the store read stays outside: numbers, names and times of a reco
 plain text before stays readable. What was sealed with a key that is destroyed by now is gone: its run is not there, its event is empty.
 """
 
-import asyncio
 import base64
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -79,11 +78,14 @@ class Sealing:
         """Bytes as they were; None where their key is destroyed. Raises Overloaded, Internal."""
         if kind == STATE and stored[:10] == b'{"sealed":':
             stored = base64.b64decode(orjson.loads(stored)["sealed"])
-        if not is_sealed(stored):
+        return (await self._open_all(tenant, kind, [stored]))[0]
+
+    async def _open_all(self, tenant: str, kind: str, stored: Sequence[bytes]) -> Sequence[bytes | None]:
+        if not any(map(is_sealed, stored)):
             return stored
         if self._envelope is None:
             raise Overloaded("the data is encrypted, and this process has no keys", reason="ENVELOPE_KEY_MISSING", retry_after_s=5.0)
-        return await self._envelope.open(tenant, kind, stored)
+        return await self._envelope.open_all(tenant, kind, stored)
 
     async def fields(self, tenant: str, fields: Sequence | Mapping[bytes, bytes] | None) -> Mapping[bytes, bytes] | None:
         """Fields of a run's record; None where there are none, or none that can be read any more."""
@@ -105,17 +107,13 @@ class Sealing:
 
     async def messages(self, tenant: str, stored: Sequence[bytes]) -> Sequence[bytes] | None:
         """Checkpointed messages; None where one cannot be read any more."""
-        if not any(map(is_sealed, stored)):
-            return stored
-        opened = [raw for raw in await asyncio.gather(*(self.open(tenant, MESSAGE, raw) for raw in stored)) if raw is not None]
+        opened = [raw for raw in await self._open_all(tenant, MESSAGE, stored) if raw is not None]
         return opened if len(opened) == len(stored) else None
 
     async def events(self, tenant: str, events: Sequence[Event]) -> None:
         """Opens the data of events in place."""
-        for event in events:
-            if is_sealed(event.data):
-                opened = await self.open(tenant, EVENT, event.data)
-                event.data = ERASED if opened is None else opened
+        for event, opened in zip(events, await self._open_all(tenant, EVENT, [event.data for event in events]), strict=True):
+            event.data = ERASED if opened is None else opened
 
 
 def _stored(kind: str, plain: bytes, sealed: bytes) -> bytes:

@@ -1,7 +1,9 @@
 """An orchestrator among fakes, in the test's loop or as a process, and a caller that acts as the gateway does."""
 
 import asyncio
+import base64
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -236,6 +238,13 @@ def write_config(folder: Path, agents: str = AGENTS) -> Path:
     (folder / "agents.yaml").write_text(agents)
     (folder / "policies.yaml").write_text((CONFIG / "policies.yaml").read_text())
     return folder
+
+
+def root_keys(folder: Path) -> Path:
+    """A file of keys to encrypt records with, as `bulkhead up` makes one for whoever installs the product."""
+    path = folder / "envelope.json"
+    path.write_text(json.dumps({"keys": [{"id": "1", "key": base64.b64encode(secrets.token_bytes(32)).decode()}]}))
+    return path
 
 
 def settings_for(identities: testing.Identities, made: Fakes, state_url: str, config_dir: Path, **fields: Any) -> Settings:
