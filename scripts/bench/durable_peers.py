@@ -1,4 +1,4 @@
-"""The same work on other platforms: five model steps and five tool steps a run, the model answering at once, 50 runs at a time.
+"""The same work on other platforms: five model calls and four tool calls a run, the model answering at once, 50 runs at a time.
 
 Each is installed into an environment of its own below build/, and does less than we do: the model is a function in its process, nobody
 checks keys or budgets, and no text is streamed. `langgraph dev` keeps what it knows in memory; dbos writes each step to SQLite.
@@ -42,7 +42,7 @@ _GRAPH = """
     builder.add_node("model", model)
     builder.add_node("tool", tool)
     builder.add_edge(START, "model")
-    builder.add_conditional_edges("model", lambda state: END if state["step"] > 5 else "tool")
+    builder.add_conditional_edges("model", lambda state: END if state["step"] == 5 else "tool")
     builder.add_edge("tool", "model")
     graph = builder.compile()
 """
@@ -62,10 +62,10 @@ _DBOS = """
 
     @DBOS.workflow()
     async def turn():
-        for number in range(5):
+        for number in range(4):
             await model(number)
             await tool(number)
-        return await model(5)
+        return await model(4)
 
     async def main():
         left = iter(range(RUNS))
