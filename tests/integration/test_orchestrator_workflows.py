@@ -4,8 +4,10 @@ import pytest
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
+from services.common.errors import Conflict, NotFound
 from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import data_of, served, settings_for, shown_text, types, write_config
+from services.orchestrator.testing.whole_threads import fork, thread
 
 AGENTS = """
 agents:
@@ -63,3 +65,17 @@ async def test_a_workflow_waits_without_a_worker_and_tells_where_it_is(order, be
     assert {step["title"]: step["status"] for step in last["steps"]}["sorry"] == "skipped"
     assert types(events)[-1] == "run_finished"
     assert "warning" not in types(events)
+
+
+async def test_a_fork_never_begins_a_workflow_anew(order, behind):
+    run = await order.start("40+2", agent="order", thread_id="t1")
+    await order.wait(run.run_id)
+    made = list(behind.tools.calls)
+    with pytest.raises(Conflict) as refused:
+        await fork(order, "t1", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True, new_thread_id="f")
+    assert refused.value.reason == "RUN_IS_WORKFLOW"
+    with pytest.raises(NotFound):
+        await thread(order, "f")
+    forked = await fork(order, "t1", pb.Checkpoint(run_id=run.run_id, step=1), new_thread_id="f")
+    assert forked.thread.parent_thread_id == "t1"
+    assert list(behind.tools.calls) == made

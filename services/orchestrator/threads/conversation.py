@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from services.common.errors import Conflict
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.ports import Message
 from services.orchestrator.records import ENDED, Event, RunRecord, RunRef
@@ -70,8 +71,11 @@ class Conversation:
         return found[::-1]
 
     def check_agent(self, name: str) -> None:
-        """Raises NotFound (AGENT_NOT_FOUND) where no run can be made of an agent any more."""
-        self._agents.agents.get(name)
+        """Raises NotFound (AGENT_NOT_FOUND) where no run can be made of an agent any more, and Conflict (RUN_IS_WORKFLOW) where one would
+        begin anew: where a workflow stands is no part of what a checkpoint keeps, so that its steps would be made twice."""
+        if self._agents.agents.get(name).strategy == "workflow":
+            message = "a workflow begins at its first step again; fork without continue_run, and send an input"
+            raise Conflict(message, reason="RUN_IS_WORKFLOW")
 
     async def _said(self, ref: RunRef, record: RunRecord) -> bool:
         """Whether memory got a turn of the run: also that of one which a next message interrupted, not of one that it replaced."""

@@ -63,7 +63,7 @@ class Forking:
         """Makes a fork, or answers the one that this request made before; and the run that goes on in it, where that is asked for.
 
         Raises InvalidInput (NOTHING_TO_CONTINUE, and as `resolve`), NotFound (also AGENT_NOT_FOUND), Gone (RESUME_GAP: the beginning of
-        the thread is no longer kept), Conflict (THREAD_EXISTS, THREAD_CHANGING), IdempotencyMismatch, Overloaded.
+        the thread is no longer kept), Conflict (THREAD_EXISTS, THREAD_CHANGING, RUN_IS_WORKFLOW), IdempotencyMismatch, Overloaded.
         """
         parent = RunRef(principal.tenant, request.thread_id, "-")
         ref = parent._replace(thread_id=_id_of(principal, request))
