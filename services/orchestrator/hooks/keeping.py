@@ -9,7 +9,7 @@ import orjson
 from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
 from services.common.idempotency import Claim, IdempotencyStore, fingerprint
 from services.common.identity import Principal
-from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id
+from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.hooks.ports import HookStore
 from services.orchestrator.hooks.records import Hook, HookSecret
@@ -17,6 +17,7 @@ from services.orchestrator.webhooks.signing import key_of, new_secret
 
 ADMIN = "admin"
 MOST_HOOKS = 50
+MOST_KEY = 255
 MOST_INSTRUCTIONS_BYTES = 8 * 1024
 MOST_DESCRIPTION = 256
 LEAST_SECRET_BYTES, MOST_SECRET_BYTES = 24, 64
