@@ -42,6 +42,7 @@ KNOWN = frozenset(
         "HEARTBEAT_S",
         "HEDGE_AFTER_P95",
         "HEDGE_EXTRA_COST",
+        "HOOK_MESSAGES_PER_MINUTE",
         "HOST",
         "HTTP_PORT",
         "HTTP_WORKER",

@@ -9,10 +9,12 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+from bulkhead.orchestrator.v1 import blobs_pb2_grpc
 
 from services.common import testing
 from services.common.accounts import Accounts
@@ -23,6 +25,7 @@ from services.common.valkey import connect
 from services.gateway import fake_stores
 from services.gateway.app import build
 from services.gateway.fake_admin import budget_adders
+from services.gateway.fake_blobs import FakeBlobs
 from services.gateway.fake_log import FakeLog
 from services.gateway.fake_orchestrator import FakeOrchestrator, orchestrator_adders
 from services.gateway.settings import Settings
@@ -36,6 +39,7 @@ class Gateway:
     key: str
     accounts: Accounts
     log: FakeLog
+    blobs: FakeBlobs
     replicas: list[FakeOrchestrator]
     stops: list[asyncio.Event]
     settings: Settings
@@ -64,13 +68,14 @@ async def gateway(
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway over fakes, each a real gRPC server on a port of its own."""
-    log = FakeLog()
+    log, blobs = FakeLog(), FakeBlobs()
     orchestrators = [FakeOrchestrator(log, cut_after=cut_after) for _ in range(replicas)]
     stops: list[asyncio.Event] = []
     async with AsyncExitStack() as stack:
         addresses = []
         for orchestrator in orchestrators:
-            address, stop = await _serve(stack, "orchestrator", orchestrator_adders(orchestrator), identities)
+            adders = [*orchestrator_adders(orchestrator), partial(blobs_pb2_grpc.add_BlobServiceServicer_to_server, blobs)]
+            address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)
             stops.append(stop)
         models, _ = await _serve(stack, "llm_gateway", budget_adders(log.records), identities)
@@ -87,7 +92,7 @@ async def gateway(
         state = connect(state_url)
         stack.push_async_callback(state.aclose)
         accounts = Accounts(state)
-        served = Gateway(f"http://127.0.0.1:{made.http_port}", "", accounts, log, orchestrators, stops, made)
+        served = Gateway(f"http://127.0.0.1:{made.http_port}", "", accounts, log, blobs, orchestrators, stops, made)
         served.key = await served.issue()
         stack.callback(lambda: [run.cancelled.set() for run in log.runs.values()])
         yield served

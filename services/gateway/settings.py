@@ -34,6 +34,12 @@ class Settings(ServiceSettings):
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder with policies.yaml.")
     body_limit_bytes: Annotated[int, Field(ge=1024)] = Field(4 * 1024 * 1024, description="Largest request body, in bytes.")
     body_timeout_s: PositiveSeconds = Field(20.0, description="Time for a client to send its whole body, in seconds.")
+    upload_limit_bytes: Annotated[int, Field(ge=1024, le=25 * 1024 * 1024)] = Field(
+        25 * 1024 * 1024, description="Largest blob that is taken, in bytes."
+    )
+    upload_timeout_s: PositiveSeconds = Field(
+        300.0, description="Time for a client to send a blob, in seconds; nothing of it may be silent for longer than the time of a body."
+    )
     # What is deeper orjson reads and does not write: it could not be passed on.
     json_depth_limit: Annotated[int, Field(ge=4, le=254)] = Field(64, description="Deepest nesting of JSON that is accepted.")
     sse_heartbeat_s: Annotated[float, Field(gt=0, le=15)] = Field(10.0, description="Longest silence on an event stream, in seconds.")

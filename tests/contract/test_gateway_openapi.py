@@ -52,8 +52,11 @@ def test_the_document_names_every_route_its_problems_and_its_key(served):
     content = answer.json()
     assert content["openapi"].startswith("3.1")
     routes = {path for path in content["paths"] if path.startswith(("/v1/", "/replay"))}
-    assert len(routes) == 58
-    for path in routes:
+    assert len(routes) == 63
+    # What the path of these says is all that is asked for.
+    keyless = {"/v1/blobs/links/{token}"}
+    assert {path for path in routes for one in content["paths"][path].values() if not one["security"]} == keyless
+    for path in routes - keyless:
         for operation in content["paths"][path].values():
             assert operation["security"] == [{"apiKey": []}]
             assert "401" in operation["responses"]
@@ -61,6 +64,7 @@ def test_the_document_names_every_route_its_problems_and_its_key(served):
     assert gone == {"/v1/threads/{thread_id}/events", "/replay/{thread_id}"}
     forms = content["paths"]["/v1/documents"]["post"]["requestBody"]["content"]
     assert set(forms) == {"application/json", "text/markdown", "text/plain"}
+    assert {"multipart/form-data", "image/png", "application/zip"} < set(content["paths"]["/v1/blobs"]["post"]["requestBody"]["content"])
 
 
 def with_defaults(node, path=""):

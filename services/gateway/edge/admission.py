@@ -15,6 +15,8 @@ from services.gateway.edge.exchange import Exchange
 from services.gateway.oidc import Tokens, is_token
 
 MINUTE_S = 60
+# Of one blob through all of its links: pages that show it to many have it from a cache of their own.
+VISITS_PER_MINUTE = 300
 DAY_S = 86_400
 
 
@@ -48,6 +50,18 @@ class Admission:
         # What a request begins may outlast a token: a wait, a stream, the cancel when its client leaves.
         call_context.enter(replace(context, principal=principal, mint=partial(self._minter.mint, principal)))
         return principal
+
+    async def visit(self, exchange: Exchange, thing: str) -> None:
+        """Takes a request of whoever comes without credentials from what `thing`, an id of ours, allows to all of them together.
+
+        Raises QuotaExceeded or Overloaded.
+        """
+        bucket = Bucket(f"rate:{{link:{thing}}}:minute", VISITS_PER_MINUTE, MINUTE_S, "link_requests_per_minute")
+        try:
+            await self._buckets.take([bucket], when_full=True)
+        except BucketsShort:
+            exchange.answer(limit_headers.POLICY, limit_headers.policies([bucket]))
+            raise
 
     async def _whose(self, credential: str) -> Principal:
         if not (self._tokens.taken and is_token(credential)):

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from services.common.errors import BulkheadError
 from services.common.rpc import context as call_context
 from services.common.rpc.wire import CANARY, REQUEST_ID, canary_of, extract_trace, request_id_of
-from services.gateway.edge.exchange import SCOPE_KEY, Exchange
+from services.gateway.edge.exchange import SCOPE_KEY, Exchange, shown_path
 from services.gateway.edge.problems import internal, refusal
 
 Scope = MutableMapping[str, Any]
@@ -46,11 +46,11 @@ class Edge:
         request_id = request_id_of(carrier.get(REQUEST_ID))
         canary = canary_of(carrier.get(CANARY))
         parent = extract_trace(carrier)
-        method = scope["method"]
+        method, path = scope["method"], shown_path(scope["path"])
         span = _tracer.start_span(
             method, context=parent, kind=SpanKind.SERVER,
             attributes={
-                "http.request.method": method, "url.path": scope["path"], "bulkhead.canary": canary, "bulkhead.request_id": request_id,
+                "http.request.method": method, "url.path": path, "bulkhead.canary": canary, "bulkhead.request_id": request_id,
             },
         )  # fmt: skip
         exchange = Exchange(request_id, f"{span.get_span_context().trace_id:032x}", span, carrier, canary)
@@ -73,17 +73,20 @@ class Edge:
         with call_context.bind(call_context.CallContext(request_id=request_id, canary=canary)):
             try:
                 await self._app(scope, receive, answer)
-            except BulkheadError as error:
-                # Answers that have begun cannot become errors: the connection is broken off, and that is all a client sees.
-                exchange.error = error.reason
-                log.warning("answer_broken_off", path=scope["path"], reason=error.reason)
-                if status == 0:
-                    await refusal(scope, error)(scope, receive, answer)
             except Exception as error:
-                exchange.error = "INTERNAL"
-                log.error("internal_error", path=scope["path"], error_id=exchange.error_id, exc_info=error)
-                if status == 0:
-                    await internal(scope)(scope, receive, answer)
+                # Starlette says of an error that comes in the midst of an answer that it came then, and what it was is the cause of that.
+                known = error.__cause__ if status and isinstance(error.__cause__, BulkheadError) else error
+                if isinstance(known, BulkheadError):
+                    # Answers that have begun cannot become errors: the connection is broken off, and that is all a client sees.
+                    exchange.error = known.reason
+                    log.warning("answer_broken_off", path=path, reason=known.reason)
+                    if status == 0:
+                        await refusal(scope, known)(scope, receive, answer)
+                else:
+                    exchange.error = "INTERNAL"
+                    log.error("internal_error", path=path, error_id=exchange.error_id, exc_info=error)
+                    if status == 0:
+                        await internal(scope)(scope, receive, answer)
             finally:
                 self._note(scope, exchange, status or CLIENT_CLOSED, time.perf_counter() - started)
                 otel_context.detach(token)

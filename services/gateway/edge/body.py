@@ -1,9 +1,14 @@
-"""Reading bodies: bounded in size, time and depth; strict UTF-8 and strict JSON, in whose objects no name stands twice."""
+"""Reading bodies: bounded in size, time and depth; strict UTF-8 and strict JSON, in whose objects no name stands twice.
+
+read_body(receive, …)      # a small body, as a whole
+body_pieces(receive, …)    # a large one, as it comes
+"""
 
 import asyncio
 import json
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -48,6 +53,34 @@ async def read_body(receive: Receive, content_length: str | None, limit: int, ti
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
         raise BodyTimeout(f"the body did not come within {timeout_s:g} s") from None
+
+
+async def body_pieces(
+    receive: Receive, content_length: str | None, limit: int, silence_s: float, timeout_s: float
+) -> AsyncGenerator[bytes, None]:
+    """The body in pieces that are not empty, each read when it is asked for: a reader that takes its time holds up the client.
+
+    Raises BodyTooLarge beyond `limit` bytes, and before the first byte where that many are announced; BodyTimeout when nothing comes for
+    `silence_s`, or all of it took longer than `timeout_s`; ClientGone when the client leaves.
+    """
+    if content_length and content_length.isdigit() and int(content_length) > limit:
+        raise _too_large(limit)
+    end = time.monotonic() + timeout_s
+    size, more = 0, True
+    while more:
+        try:
+            async with asyncio.timeout(min(silence_s, max(0.0, end - time.monotonic()))):
+                message = await receive()
+        except TimeoutError:
+            raise BodyTimeout(f"nothing of the body came for {silence_s:g} s, or all of it took longer than {timeout_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client went away while it sent the body")
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        if piece:
+            yield piece
 
 
 async def _discard(receive: Receive, size: int = 0) -> None:

@@ -1,5 +1,6 @@
 """One HTTP request and its answer, as the edge sees them."""
 
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from opentelemetry import trace
 
 SCOPE_KEY = "bulkhead.exchange"
+# Who has the end of such a path has what it leads to.
+_LINK = re.compile(r"(?<=/links/).+", re.S)
 
 
 @dataclass(slots=True)
@@ -60,3 +63,8 @@ class Exchange:
 def exchange(scope: Any) -> Exchange:
     """The exchange of a request or its ASGI scope."""
     return getattr(scope, "scope", scope)[SCOPE_KEY]
+
+
+def shown_path(path: str) -> str:
+    """A path as logs and traces may have it: without the token of a link."""
+    return _LINK.sub("-", path)

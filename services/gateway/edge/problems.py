@@ -8,9 +8,9 @@ import orjson
 from starlette.responses import Response
 
 from services.common.errors import BudgetExceeded, BulkheadError, Internal, PermissionDenied, QuotaExceeded, Unauthenticated
-from services.gateway.edge.exchange import Exchange, exchange
+from services.gateway.edge.exchange import Exchange, exchange, shown_path
 from services.gateway.edge.limit_headers import tell_of
-from services.gateway.refusals import BodyTooLarge, MethodNotAllowed, ResumeGap
+from services.gateway.refusals import BodyTooLarge, MethodNotAllowed, RangeNotSatisfiable, ResumeGap
 
 # When to come back after a 503 that does not say so itself: what is away is looked for anew by then.
 COME_BACK_S = 1.0
@@ -20,8 +20,9 @@ PROBLEM = "application/problem+json"
 _TITLES = {
     400: "The request is not valid", 401: "Authentication is needed", 403: "Not allowed", 404: "Not found",
     405: "Method not allowed", 408: "The body did not come in time", 409: "Conflict", 410: "No longer available",
-    413: "The body is too large", 415: "Unsupported media type", 422: "The body is not valid", 429: "A limit is used up",
-    499: "The client is gone", 500: "Internal error", 502: "An upstream failed", 503: "Not available now", 504: "Not done in time",
+    413: "The body is too large", 415: "Unsupported media type", 416: "No such range", 422: "The body is not valid",
+    429: "A limit is used up", 499: "The client is gone", 500: "Internal error", 502: "An upstream failed", 503: "Not available now",
+    504: "Not done in time",
 }  # fmt: skip
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 # Metadata that callers may see; the rest is for logs.
@@ -60,7 +61,7 @@ def problem(error: BulkheadError, about: Exchange, path: str) -> dict[str, Any]:
         "title": _TITLES.get(error.http_status, "Error"),
         "status": error.http_status,
         **told(error),
-        "instance": path,
+        "instance": shown_path(path),
         "request_id": about.request_id,
         "trace_id": about.trace_id,
     }
@@ -121,6 +122,8 @@ def error_headers(error: BulkheadError) -> dict[str, str]:
         headers["allow"] = error.metadata.get("allow", "")
     elif isinstance(error, BodyTooLarge):
         headers["connection"] = "close"
+    elif isinstance(error, RangeNotSatisfiable):
+        headers["content-range"] = f"bytes */{error.size}"
     return headers
 
 

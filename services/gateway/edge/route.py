@@ -30,7 +30,8 @@ _NEEDS = "bulkhead_needs"
 class Needs:
     """What a route asks of a request. `body_limit` in bytes, None for the setting; `open_query` lets unknown parameters pass;
     `model` of a body that the endpoint itself reads. `keyed` where no service behind the route keeps idempotency keys with what
-    they were used for: the gateway does, and the endpoint looks at `Exchange.replayed` where to do it again would change something."""
+    they were used for: the gateway does, and the endpoint looks at `Exchange.replayed` where to do it again would change something.
+    `visitors` where no credential is asked for: the path itself shows that whoever comes may have it."""
 
     scopes: Sequence[str] = ()
     body: Literal["json", "json_or_text", "none"] = "none"
@@ -38,6 +39,7 @@ class Needs:
     open_query: bool = False
     model: type[BaseModel] | None = None
     keyed: bool = False
+    visitors: bool = False
 
 
 def needs(*scopes: str, **rest: Any) -> Callable[[Callable], Callable]:
@@ -91,7 +93,8 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             about = exchange(request)
             keeper: Doorkeeper = request.app.state.doorkeeper
-            await keeper.admission.admit(about, needs.scopes)
+            if not needs.visitors:
+                await keeper.admission.admit(about, needs.scopes)
             _bound_the_wait(about)
             _check_idempotency_key(about)
             if not needs.open_query:

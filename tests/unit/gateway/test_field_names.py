@@ -34,7 +34,7 @@ def document(native):
 
 
 def routes_of(native):
-    return [route for router in native for route in router.routes if isinstance(route, GuardedRoute)]
+    return [route for router in native for route in router.routes if isinstance(route, GuardedRoute) and route.include_in_schema]
 
 
 def documented(document, route):
@@ -48,6 +48,9 @@ def documented(document, route):
                 # That of a document is named by hand.
                 model = document["components"]["schemas"].get(schema["$ref"].rpartition("/")[2], DocumentCreate.model_json_schema())
                 found |= set(model["properties"])
+            if content["schema"].get("format") == "binary":
+                # All of the body, which has no fields.
+                found.add("content")
     return found | set(HEADERS)
 
 

@@ -52,22 +52,23 @@ def document(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
     parts["schemas"] = named["$defs"] | parts.get("schemas", {})
     parts["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "bh_…"}}
     guarded = {(m, route.path_format): route for route in app.routes if isinstance(route, GuardedRoute) for m in route.methods}
-    refusals = Refusals(partial(headers_of, guarded=True))
+    refusals = Refusals(headers_of)
     used: dict[str, Any] = {}
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
             name = f"{method.upper()} {path}"
             route = guarded.get((method.upper(), path))
             if route is not None:
-                operation["security"] = [{"apiKey": []}]
+                operation["security"] = [] if route.needs.visitors else [{"apiKey": []}]
                 _parameters(operation, route, method.upper())
             for form, content in operation.get("requestBody", {}).get("content", {}).items():
                 _exemplify(content, name, "body", BODIES if form == _JSON else {}, used)
+            limited = route is not None and not route.needs.visitors
             for status, answer in operation["responses"].items():
                 if route is not None and int(status) >= 400:
-                    operation["responses"][status] = refusals.reference(path, int(status), answer)
+                    operation["responses"][status] = refusals.reference(path, int(status), answer, limited=limited)
                 else:
-                    answer["headers"] = headers_of(int(status), guarded=route is not None)
+                    answer["headers"] = headers_of(int(status), guarded=limited)
                     _answer(answer, name, used)
     parts["headers"] = dict(HEADERS)
     parts["responses"] = refusals.responses

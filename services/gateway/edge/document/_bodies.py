@@ -31,6 +31,8 @@ BODIES: Mapping[str, Any] = {
     "ScheduleChange": {"overlap_policy": "queue", "expected_version": 1},
     "WebhookCreate": {"url": "https://example.com/hook", "event_types": ["run.finished", "run.failed"], "description": "ticket system"},
     "WebhookRotate": {"overlap_ms": 3600000},
+    "POST /v1/blobs": {"any": "value"},
+    "LinkCreate": {"lifetime_s": 600},
     "KeyCreate": {"scopes": ["runs:read", "runs:write"], "name": "ticket system", "expires_at": "2099-01-31T12:00:00Z"},
     "KeyUpdate": {"name": "ticket system, old"},
     "KeyRotate": {"overlap_ms": 3600000},

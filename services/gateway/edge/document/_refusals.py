@@ -24,7 +24,7 @@ from services.common.errors import (
 from services.gateway.edge.document._things import SNAPSHOT
 from services.gateway.edge.exchange import Exchange
 from services.gateway.edge.problems import PROBLEM, ag_ui_error, is_ag_ui, is_openai, openai_error, problem
-from services.gateway.refusals import BodyTooLarge, InvalidBody, ResumeGap, UnsupportedMediaType
+from services.gateway.refusals import BodyTimeout, BodyTooLarge, InvalidBody, RangeNotSatisfiable, ResumeGap, UnsupportedMediaType
 
 _PATH = "/v1/threads/support-4711/runs"
 _REQUEST_ID, _TRACE_ID = "4f9d2c5b0e6a4b7f", "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -43,6 +43,8 @@ def _errors() -> Sequence[BulkheadError]:
         ResumeGap(5000, SNAPSHOT),
         BodyTooLarge("the body is larger than 4194304 bytes", metadata={"limit": "4194304"}),
         UnsupportedMediaType("the body must be application/json"),
+        BodyTimeout("nothing of the body came for 20 s, or all of it took longer than 300 s"),
+        RangeNotSatisfiable(18231),
         InvalidBody(f"limits.max_steps: {_STEPS}", violations=[FieldViolation("limits.max_steps", _STEPS)]),
         IdempotencyMismatch("the idempotency key was used before with another body"),
         QuotaExceeded("60 requests a minute are allowed", metadata=policy, retry_after_s=12.0),
@@ -73,24 +75,24 @@ def form_of(path: str) -> str:
 class Refusals:
     """The answers with a status of 400 and above, each kept once under `components`."""
 
-    def __init__(self, headers: Callable[[int], dict[str, Any]]) -> None:
-        """`headers` names those of a status."""
+    def __init__(self, headers: Callable[..., dict[str, Any]]) -> None:
+        """`headers` is headers_of."""
         self._headers = headers
         self.responses: dict[str, Any] = {}
         self.examples: dict[str, Any] = {}
 
-    def reference(self, path: str, status: int, described: dict[str, Any]) -> dict[str, Any]:
+    def reference(self, path: str, status: int, described: dict[str, Any], *, limited: bool = True) -> dict[str, Any]:
         """What stands in the document for the answer `described` of a path: a reference, or, where another answer of that name is there
-        already, the answer itself."""
+        already, the answer itself. `limited` where the caller is known, and with them their limits."""
         form = form_of(path)
-        answer = {**described, "headers": self._headers(status)}
+        answer = {**described, "headers": self._headers(status, guarded=limited)}
         media = PROBLEM if form == "Problem" else "application/json"
         if media in described.get("content", {}):
             shown = {error.reason: self._example(form, error) for error in _errors() if error.http_status == status}
             answer["content"] = {media: {**described["content"][media], "examples": shown}}
         name = f"{form}{status}"
-        if status == GONE:
-            # Told by the routes of a log alone, with more members than any other.
+        if status == GONE or not limited:
+            # Told by the routes of a log alone, with more members than any other; or of callers who are nobody.
             return answer
         if self.responses.setdefault(name, answer) != answer:
             return answer

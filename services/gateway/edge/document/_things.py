@@ -122,6 +122,10 @@ _KEY = {
     "key_id": "key_1679091c", "name": "ticket system", "user": "ana", "team": None, "tier": "free", "scopes": ["runs:read", "runs:write"],
     "hint": "x7Qa", "created_at": _AT, "expires_at": None, "blocked": False, "made_by": None, "earlier_secret_until": None,
 }  # fmt: skip
+_BLOB = {
+    "blob_id": "blob_45c48cce2e2d7fbdea1afc51c7c6ad26", "mime_type": "image/png", "size": 18231, "sha256": _DIGEST, "name": "chart.png",
+    "created_at": _AT, "thread_id": _THREAD, "expires_at": None,
+}  # fmt: skip
 _COMMAND = {"run_id": _RUN, "number": 1, "run": {**RUN, "status": "running", "ended_at": None, "output_text": "", "terminal_seq": 0}}
 
 ANSWERS: Mapping[str, Any] = {
@@ -166,6 +170,8 @@ ANSWERS: Mapping[str, Any] = {
     "KeyOut": _KEY,
     "KeyPage": _page(_KEY),
     "KeySecretOut": {**_KEY, "secret": "bh_example"},
+    "BlobOut": _BLOB,
+    "LinkOut": {"url": "/v1/blobs/links/WyJhY21lIl0.3q2-7w", "expires_at": _LATER},
     "QuotaOut": _QUOTA,
     "ErasureOut": _ERASURE,
 }  # fmt: skip

@@ -4,6 +4,7 @@ from fastapi import APIRouter
 
 from services.gateway.surfaces.native.agents import Agents
 from services.gateway.surfaces.native.approvals import Approvals
+from services.gateway.surfaces.native.blobs import Blobs
 from services.gateway.surfaces.native.chat import Chat
 from services.gateway.surfaces.native.control import Control
 from services.gateway.surfaces.native.documents import Documents
@@ -45,4 +46,5 @@ def routers(wiring: Wiring) -> list[APIRouter]:
         Erasures,
         ApiKeys,
     )
-    return [surface(wiring).router() for surface in surfaces]
+    blobs = Blobs(wiring)
+    return [*(surface(wiring).router() for surface in surfaces), blobs.open_router(), blobs.router()]

@@ -19,6 +19,7 @@ _STATUSES = {
     429: "A limit is used up.", 500: "Internal error.", 502: "An upstream failed.", 503: "Not available now.", 504: "Not done in time.",
 }  # fmt: skip
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: problem_answer(text) for status, text in _STATUSES.items()}
+_OF_VISITORS = (400, 404, 422, 429, 500, 502, 503, 504)
 _EVENT = {
     "type": "object",
     "description": "One server-sent event.",
@@ -37,6 +38,11 @@ EVENTS = {"text/event-stream": {"schema": _EVENT}}
 def native_router(tag: str) -> APIRouter:
     """A router of guarded routes."""
     return APIRouter(route_class=GuardedRoute, tags=[tag], responses=PROBLEMS)
+
+
+def visitors_router(tag: str) -> APIRouter:
+    """A router of routes that anybody may use, who have neither key nor scope and send nothing."""
+    return APIRouter(route_class=GuardedRoute, tags=[tag], responses={status: PROBLEMS[status] for status in _OF_VISITORS})
 
 
 def answers(model: type[BaseModel] | None, status: int = 200, text: str = "Done.", **content: Any) -> dict[int | str, dict[str, Any]]:
