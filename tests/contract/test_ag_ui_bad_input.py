@@ -13,6 +13,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 USER = {"id": "u", "role": "user", "content": "hello"}
 GOOD = {"threadId": "t", "runId": "r", "messages": [USER]}
 CALL = {"id": "c", "type": "function", "function": {"name": "n", "arguments": "{}"}}
+TOOL = {"name": "confirm", "description": "asks", "parameters": {}}
+ASKING = {"id": "a", "role": "assistant", "toolCalls": [CALL]}
+RESULT = {"id": "r1", "role": "tool", "toolCallId": "c", "content": "x"}
+BAD = {"name": "a b", "arguments": ""}
 ANSWER = {"interruptId": "r/1/0", "status": "resolved", "payload": {"approved": True}}
 
 
@@ -43,6 +47,10 @@ async def refused(response, status):
 
 def message(**more):
     return {"messages": [USER, {**USER, "id": "m", **more}, {**USER, "id": "last"}]}
+
+
+def said(*messages):
+    return {"messages": [USER, *messages]}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,19 @@ def message(**more):
         ({"state": []}, "state"),
         ({"state": {"plan": None, "secret": 1}}, "state.secret"),
         ({"tools": {}}, "tools"),
-        ({"tools": [{"name": "confirm", "description": "asks", "parameters": {}}]}, "tools"),
+        ({"tools": ["confirm"]}, "tools[0]"),
+        ({"tools": [TOOL] * 65}, "tools"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name"),
+        ({"tools": [{**TOOL, "name": "no spaces"}]}, "tools[0].name"),
+        ({"tools": [{**TOOL, "description": 5}]}, "tools[0].description"),
+        ({"tools": [{**TOOL, "parameters": []}]}, "tools[0].parameters"),
+        ({"tools": [{**TOOL, "parameters": {"type": "array"}}]}, "tools[0].parameters"),
+        ({"tools": [{**TOOL, "surprise": 1}]}, "tools[0].surprise"),
+        (message(role="tool", content="x", toolCallId="c"), "messages[1].toolCallId"),
+        (message(role="tool", content="x", toolCallId=""), "messages[1].toolCallId"),
+        (said(ASKING, RESULT, {**RESULT, "id": "again"}), "messages[3].toolCallId"),
+        (said(ASKING, RESULT, {**RESULT, "id": "r2", "toolCallId": "c3"}), "messages[3].toolCallId"),
+        (said({**ASKING, "toolCalls": [{**CALL, "function": BAD}]}, RESULT), "messages[1].toolCalls[0].function.name"),
         ({"context": {}}, "context"),
         ({"context": [{"description": "x"}]}, "context[0].value"),
         ({"forwardedProps": {"bulkhead": []}}, "forwardedProps.bulkhead"),
@@ -110,7 +130,7 @@ async def test_what_is_wrong_is_named_and_begins_nothing(http, served, change, f
     before = len(served.log.runs)
     code, more = await refused(http.post("/ag-ui/assistant", data=orjson.dumps({**GOOD, **change})), 422)
     assert more["errors"][0]["field"] == field
-    assert code == ("UNSUPPORTED_PARAMETER" if field in ("tools", "state.secret") and change != {"tools": {}} else "INVALID_INPUT")
+    assert code == ("UNSUPPORTED_PARAMETER" if field in ("tools[0].surprise", "state.secret") else "INVALID_INPUT")
     assert len(served.log.runs) == before
 
 

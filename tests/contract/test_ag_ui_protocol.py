@@ -247,7 +247,7 @@ async def test_what_a_client_says_goes_to_the_run_and_only_what_is_new_on_a_thre
     first = await events_of(http, "assistant", {"threadId": "t-hist", "runId": "r-h1", "messages": said, "context": context, "surprise": 1})
     told = [(m.role, m.text) for m in served.log.runs[("acme", "r-h1")].request.input]
     instructions = [("system", "Be kind."), ("system", "Be brief."), ("system", "Context that the application gives:\n- the page: /sums")]
-    assert told == [*instructions, ("user", "One?"), ("assistant", "One."), ("user", "Two?")]
+    assert told == [*instructions, ("user", "One?"), ("assistant", "One."), ("tool", "1"), ("user", "Two?")]
     # Named, and not passed over in silence.
     assert [value["capability_lost"] for name, value in Client().take(first).customs if name == "bulkhead.warning"] == ["surprise", "image"]
     client = Client(said).take(first)

@@ -23,6 +23,23 @@ async def history(threads: SnapshotCalls, run: pb.Run) -> list[dict[str, Any]]:
         for at, message in enumerate(one.input):
             if message.role in ("user", "assistant"):
                 said.append({"id": f"{run_id}/input/{at}", "role": message.role, "content": message.text})
-        if run_id != run.run_id and one.run.output_text:
-            said.append({"id": f"{run_id}/output", "role": "assistant", "content": one.run.output_text})
+            elif message.role == "tool":
+                result = {"role": "tool", "content": message.text, "toolCallId": message.tool_call_id}
+                said.append({"id": f"{run_id}/input/{at}", **result})
+        if run_id != run.run_id and (one.run.output_text or one.run.client_tool_calls):
+            said.append({"id": f"{run_id}/output", "role": "assistant", **_answer(one.run)})
     return said
+
+
+def _answer(run: pb.Run) -> dict[str, Any]:
+    """What a run has said, and what it asked the application to call."""
+    found: dict[str, Any] = {"content": run.output_text} if run.output_text else {}
+    if run.client_tool_calls:
+        found["toolCalls"] = [
+            {
+                "id": call.tool_call_id, "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments_json.decode("utf-8", "replace")},
+            }
+            for call in run.client_tool_calls
+        ]  # fmt: skip
+    return found

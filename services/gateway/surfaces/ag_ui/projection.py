@@ -1,11 +1,12 @@
 """The log of one run as AG-UI events: the same log gives the same events, the same messages and the same state, whenever it is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bulkhead.orchestrator.v1.orchestrator_pb2 import Event
 
 from services.gateway.answer import data_of
+from services.gateway.client_tools import CLIENT_TOOLS, Call, calls_of
 from services.gateway.following import TERMINAL
 from services.gateway.surfaces.ag_ui.conversation import Conversation, changes
 from services.gateway.surfaces.ag_ui.exact import arguments_of, output_of
@@ -17,6 +18,8 @@ AgEvent = dict[str, Any]
 STATE_KEYS = frozenset({"plan", "citations", "warnings"})
 # Told by other events, or of no use to a client.
 _SILENT = frozenset({"run_started", "message_completed", "step_completed", "tool_call_retried"})
+# What a tool gives beside text, as one kind of event for whoever draws it.
+_CONTENT = frozenset({"image", "table", "code_block", "chart", "audio", "file"})
 
 
 class Projection:
@@ -40,6 +43,7 @@ class Projection:
         self._children: dict[str, tuple[str, str]] = {}
         self._calls: set[str] = set()
         self._activities: dict[str, dict[str, Any]] = {}
+        self._contents: list[AgEvent] = []
         # Text that may be taken back: (seq, log's message id, pieces before); and how messages of the log are called here.
         self._provisional: list[tuple[int, str, int]] = []
         self._names: dict[str, str] = {}
@@ -83,6 +87,8 @@ class Projection:
                 yield from self._child_started(data)
             case "child_run_finished":
                 yield from self._child_finished(data)
+            case "interrupt_raised" if data.get("kind") == CLIENT_TOOLS:
+                yield from self._client_calls(calls_of({"client_tool_calls": data.get("calls")}))
             case "interrupt_raised":
                 yield from self._raised(event, data)
             case "interrupt_updated" | "interrupt_resolved":
@@ -95,6 +101,9 @@ class Projection:
             case "run_queued":
                 if data.get("queue_position"):
                     yield custom("run_queued", {"queue_position": data["queue_position"]})
+            case kind if kind in _CONTENT:
+                self._contents.append(custom("content", {"type": kind, **data}))
+                yield self._contents[-1]
             case kind if kind in TERMINAL:
                 yield from self._ended(kind, data)
             case kind if kind not in _SILENT:
@@ -176,11 +185,19 @@ class Projection:
 
     def _announce(self, call_id: str, tool: str, arguments: str) -> Iterator[AgEvent]:
         """A call, once: one that waits for its approval is told of before it starts."""
-        if call_id in self._calls:
+        yield from self._begin(self.call_id(call_id), tool, arguments)
+
+    def _client_calls(self, calls: Iterable[Call]) -> Iterator[AgEvent]:
+        """Calls that the application makes. Their ids are those that its results have to name."""
+        for call in calls:
+            yield from self._begin(call.tool_call_id, call.name, call.arguments)
+
+    def _begin(self, name: str, tool: str, arguments: str) -> Iterator[AgEvent]:
+        if name in self._calls:
             return
         yield from self._stop_speaking()
-        self._calls.add(call_id)
-        name, parent = self.call_id(call_id), self._name(f"{self.run_id}/{self._step}")
+        self._calls.add(name)
+        parent = self._name(f"{self.run_id}/{self._step}")
         self.said.call(name, tool, arguments, parent)
         yield {"type": "TOOL_CALL_START", "toolCallId": name, "toolCallName": tool, "parentMessageId": parent}
         yield {"type": "TOOL_CALL_ARGS", "toolCallId": name, "delta": arguments}
@@ -284,6 +301,7 @@ class Projection:
         """As `prelude`, within a run that is begun."""
         found = [self.messages_snapshot(), self.state_snapshot()]
         found += [_activity("ACTIVITY_SNAPSHOT", name, content=content) for name, content in self._activities.items()]
+        found += self._contents
         found += [self._child(child) for child in self._children]
         found += [{"type": "STEP_STARTED", "stepName": label} for label in self._steps]
         if self._speaking:
@@ -319,6 +337,7 @@ class Projection:
         if kind == "run_finished" and text and not self.said.says_something():
             yield from self._completed(f"{self.run_id}/output", text)
         if kind == "run_finished":
+            yield from self._client_calls(calls_of(data))
             yield from self.closing({"type": "SUBAGENT_FINISHED", "outcome": {"type": "success"}})
             result = {"text": text, "finishReason": data.get("finish_reason") or "stop", "citations": data.get("citations") or []}
             yield {**self._finished({"type": "success"}), "result": result}

@@ -6,8 +6,9 @@ from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.common.errors import FieldViolation
-from services.gateway.refusals import InvalidBody
+from services.gateway.client_tools import client_tools
+from services.gateway.refusals import InvalidBody, unsupported
+from services.gateway.surfaces.ag_ui.asking import new, whole
 from services.gateway.surfaces.ag_ui.interrupts import Answer
 from services.gateway.surfaces.ag_ui.messages import Said, read_messages
 from services.gateway.surfaces.ag_ui.projection import STATE_KEYS
@@ -36,7 +37,7 @@ class RunInput:
         _protocol(body.get("protocolVersion"))
         self.parent_run_id = _id(body, "parentRunId") if body.get("parentRunId") is not None else ""
         _state(body.get("state"))
-        _tools(body.get("tools"))
+        self.tools = client_tools(_plain_tools(body.get("tools")), wrong=InvalidBody)
         self.context = _context(body.get("context"))
         self.messages: list[Said] = read_messages(body.get("messages"))
         self.answers = _answers(body.get("resume"))
@@ -85,20 +86,13 @@ class RunInput:
         return [said.wire for said in kept if not said.id.startswith(own) or said.id.startswith(question)]
 
     def create_run(self, agent: str, *, fresh: bool, key: str) -> pb.CreateRunRequest:
-        """The run that answers it. On a thread that is there only the last message is new; a `fresh` one is given all that was said.
+        """The run that answers it. On a thread that is there only what comes last is new: what the user says, and what the calls gave that
+        the application was asked to make. A `fresh` one is given all that was said.
 
         Instructions and context are the run's own, and go with it each time. Raises InvalidBody.
         """
-        said = [message for message in self.messages if message.role not in ("activity", "reasoning")]
-        if not said or said[-1].role != "user":
-            raise InvalidBody.field("messages", "the last message must be of role user, where nothing is resumed")
-        where = f"messages[{self.messages.index(said[-1])}].content"
-        if not said[-1].text.strip():
-            raise InvalidBody.field(where, "must have a text")
         told = [pb.InputMessage(role="system", text=text) for text in self._instructions()]
-        if fresh:
-            told += [pb.InputMessage(role=one.role, text=one.text) for one in said[:-1] if one.role in ("user", "assistant") and one.text]
-        told.append(pb.InputMessage(role="user", text=said[-1].text))
+        told += whole(self.messages) if fresh else new(self.messages)
         return pb.CreateRunRequest(
             thread_id=self.thread_id,
             run_id=self.run_id,
@@ -106,6 +100,7 @@ class RunInput:
             input=told,
             idempotency_key=key,
             on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
+            client_tools=self.tools,
         )
 
     def _instructions(self) -> Iterator[str]:
@@ -143,16 +138,14 @@ def _state(value: Any) -> None:
     for name in value:
         if name not in STATE_KEYS:
             # It would be gone with the first snapshot, and no agent would have seen it.
-            raise _unsupported(f"state.{str(name)[:64]}", "is not supported; the state is what the run says of itself")
+            raise unsupported(f"state.{str(name)[:64]}", "is not supported; the state is what the run says of itself", InvalidBody)
 
 
-def _tools(value: Any) -> None:
-    if value is None:
-        return
+def _plain_tools(value: Any) -> Any:
+    """Tools without what only front ends make something of."""
     if not isinstance(value, list):
-        raise InvalidBody.field("tools", "must be a list")
-    if value:
-        raise _unsupported("tools", "tools that the application runs are not supported; the agent's own run on the server")
+        return value
+    return [{name: one for name, one in tool.items() if name != "metadata"} if isinstance(tool, dict) else tool for tool in value]
 
 
 def _context(value: Any) -> list[tuple[str, str]]:
@@ -194,7 +187,3 @@ def _answers(value: Any) -> list[Answer]:
             raise InvalidBody.field(f"{where}.payload", "goes with the status resolved")
         found[interrupt_id] = Answer(where, interrupt_id, payload if status == "resolved" else None)
     return list(found.values())
-
-
-def _unsupported(name: str, why: str) -> InvalidBody:
-    return InvalidBody(f"{name}: {why}", reason="UNSUPPORTED_PARAMETER", violations=[FieldViolation(name, why)])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from services.gateway.client_tools import MOST_TOOLS, NAME_PATTERN
 from services.gateway.surfaces.native.models import ID_PATTERN
 
 _ERROR = {
@@ -48,6 +49,16 @@ _ANSWER = {
         "payload": {"description": "With `resolved`: what the interrupt's responseSchema describes."},
     },
 }
+_TOOL = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
+        "description": _TEXT,
+        "parameters": {"type": ["object", "null"], "description": "JSON Schema of an object, at most 32 KiB."},
+        "metadata": {"type": ["object", "null"], "description": "Without effect."},
+    },
+}
 RUN_INPUT = {
     "requestBody": {
         "required": True,
@@ -63,7 +74,12 @@ RUN_INPUT = {
                         "parentRunId": _ID,
                         "state": {"type": "object", "description": "As the run before left it; other keys are refused."},
                         "messages": {"type": "array", "maxItems": 1000, "items": _MESSAGE},
-                        "tools": {"type": "array", "maxItems": 0, "description": "The agent's own tools run on the server."},
+                        "tools": {
+                            "type": ["array", "null"],
+                            "maxItems": MOST_TOOLS,
+                            "items": _TOOL,
+                            "description": "Tools that the application runs, beside the agent's own, which run on the server.",
+                        },
                         "context": {
                             "type": "array",
                             "maxItems": 100,

@@ -1,0 +1,79 @@
+"""What of an application's messages a run is given: all of them, or what is new on a thread that has the rest."""
+
+from collections.abc import Sequence
+
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.gateway.client_tools import Call
+from services.gateway.inputs import Said as Told
+from services.gateway.inputs import check_answers, checked_call, checked_id
+from services.gateway.refusals import InvalidBody
+from services.gateway.surfaces.ag_ui.messages import Said
+
+_CALL_NAMES = ("id", "function.name", "function.arguments")
+_ONLY_SHOWN = ("activity", "reasoning")
+
+
+def whole(messages: Sequence[Said]) -> list[pb.InputMessage]:
+    """All that users and assistants said, with the calls that the application made. Raises InvalidBody."""
+    return _input(_told(messages), whole_thread=True)
+
+
+def new(messages: Sequence[Said]) -> list[pb.InputMessage]:
+    """What comes last: the results of calls, and what the user said behind them. Raises InvalidBody."""
+    told = _told(messages)
+    end = len(told) - bool(told and told[-1].role == "user")
+    start = end
+    while start and told[start - 1].role == "tool":
+        start -= 1
+    return _input(told[start:], whole_thread=False)
+
+
+def _input(told: Sequence[Told], *, whole_thread: bool) -> list[pb.InputMessage]:
+    if not told or told[-1].role not in ("user", "tool"):
+        raise InvalidBody.field("messages", "the last message must be of role user, or a result of role tool, where nothing is resumed")
+    if told[-1].role == "user" and not told[-1].text.strip():
+        raise InvalidBody.field(f"{told[-1].where}.content", "must have a text")
+    check_answers(told, "toolCallId", whole=whole_thread, wrong=InvalidBody)
+    found = []
+    for one in told:
+        calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
+        found.append(pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers))
+    return found
+
+
+def _told(messages: Sequence[Said]) -> list[Told]:
+    """The messages that are for a model. Calls of the agent's own tools, which the platform made, are left out with what they gave."""
+    results = {_answers(one) for one in messages if one.role == "tool" and not _of_platform(one)}
+    found: list[Told] = []
+    for at, one in enumerate(messages):
+        where = f"messages[{at}]"
+        match one.role:
+            case "user":
+                found.append(Told("user", one.text, where))
+            case "assistant":
+                calls = _calls(one, where, results)
+                if one.text or calls:
+                    found.append(Told("assistant", one.text, where, calls=calls))
+            case "tool" if not _of_platform(one):
+                found.append(Told("tool", one.text, where, answers=checked_id(_answers(one), f"{where}.toolCallId", InvalidBody)))
+    # A user who says nothing is refused where that is what is new, and passed over before.
+    return [one for one in found[:-1] if one.role != "user" or one.text.strip()] + found[-1:]
+
+
+def _calls(message: Said, where: str, results: set[str]) -> tuple[Call, ...]:
+    found = []
+    for at, call in enumerate(message.wire.get("toolCalls", ())):
+        if call["id"] in results:
+            function, one = call["function"], f"{where}.toolCalls[{at}]"
+            found.append(checked_call(call["id"], function["name"], function["arguments"], one, _CALL_NAMES, InvalidBody))
+    return tuple(found)
+
+
+def _answers(message: Said) -> str:
+    return str(message.wire["toolCallId"])
+
+
+def _of_platform(message: Said) -> bool:
+    """Whether a result was told by the projection, which names it so."""
+    return message.id == f"{_answers(message)}/result"
