@@ -22,13 +22,17 @@ class ToolRequest:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the conversation with a model. `extra` is JSON that its provider wants back: what it thought, signed."""
+    """One message of the conversation with a model. `extra` is JSON that its provider wants back: what it thought, signed. `images` are
+    (blob id, detail), which stand before the text. `content` is what a model call has in place of the text, OpenAI's content parts as
+    JSON; it is kept nowhere."""
 
     role: str
     text: str
     tool_calls: Sequence[ToolRequest] = ()
     tool_call_id: str = ""
     extra: bytes = b""
+    images: Sequence[tuple[str, str]] = ()
+    content: bytes = b""
 
     def encode(self) -> bytes:
         """As it is checkpointed."""
@@ -42,6 +46,8 @@ class Message:
             data["extra"] = self.extra.decode()
         if any(call.extra for call in self.tool_calls):
             data["tool_extras"] = [call.extra.decode() for call in self.tool_calls]
+        if self.images:
+            data["images"] = self.images
         return orjson.dumps(data)
 
     @classmethod
@@ -54,7 +60,8 @@ class Message:
             ToolRequest(call_id, name, arguments.encode(), extra.encode())
             for (call_id, name, arguments), extra in zip(told, extras, strict=True)
         )
-        return cls(data["role"], data["text"], calls, data.get("tool_call_id", ""), data.get("extra", "").encode())
+        images = tuple((blob_id, detail) for blob_id, detail in data.get("images", ()))
+        return cls(data["role"], data["text"], calls, data.get("tool_call_id", ""), data.get("extra", "").encode(), images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,9 @@ class ToolDefinition:
     own: bool = False
     # Changes nothing.
     read_only: bool = False
+    # Of the run's client, who makes its calls; `strict`: the model's provider is to hold their arguments to the schema.
+    client: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +119,15 @@ class ModelFinished:
     model: str = ""
     provider: str = ""
     replayed: bool = False
+    # Where it does not have the form that was asked for; then it was shown to nobody.
+    misfits: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
     """What to ask a model. `stale_s`: how old an answer of before may be that is taken where every model fails; 0 for none.
-    `budget_microusd`: what all model calls of the run may cost together; None for no bound."""
+    `budget_microusd`: what all model calls of the run may cost together; None for no bound. `tool_choice` and `response_format` are
+    OpenAI's, as JSON; empty: not sent."""
 
     model: str
     messages: Sequence[Message]
@@ -126,6 +139,8 @@ class ModelCall:
     key: str
     stale_s: float = 0.0
     budget_microusd: int | None = None
+    tool_choice: bytes = b""
+    response_format: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +153,8 @@ class ToolProgress:
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
     """How a tool call ended: done, failed, unknown or running. `output` is JSON, empty unless done; `cancel` tells of an order to end
-    it; `note` is what the model is told with the output: that something else stands in for the tool."""
+    it; `note` is what the model is told with the output: that something else stands in for the tool; `content` are the events of what it
+    gave to be shown, as of turn/content.py."""
 
     outcome: str
     output: bytes = b""
@@ -149,6 +165,7 @@ class ToolOutcome:
     citations: Sequence[Mapping[str, Any]] = ()
     cancel: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    content: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,16 @@ OWN: Mapping[str, Code] = {
         "shorter_context", "full_context", "shorter_context", "The conversation is too long for the model, so older parts are left out."
     ),
     "tool_unavailable": Code("tell_model", "tool", "answer_without_it", "A tool did not work, and the model was told so."),
+    "content_unavailable": Code(
+        "tell_model", "content", "answer_without_it", "Something that a tool gave could not be kept, so it is not shown."
+    ),
+    "content_refused": Code("none", "", "", "Something that a tool gave to be shown is not what it says, and is not shown."),
     "answer_filtered": Code("none", "full_answer", "", "The model's content filter held the answer back, or a part of it."),
+    "image_gone": Code("tell_model", "image", "answer_without_it", "An image is no longer there, and the model was told so."),
+    "image_left_out": Code(
+        "tell_model", "image", "answer_without_it", "There are too many images for one request, so the oldest are left out."
+    ),
+    "answer_asked_again": Code("none", "", "", "The answer did not have the form that was asked for, so the model is asked again."),
     "asked_to_rephrase": Code("rephrase", "answer", "rephrase", "The request could not be answered as it stands."),
     "handed_off": Code("human", "answer", "human", "A person will take over."),
     "abnormal_usage": Code("none", "", "", "The run goes round in circles."),

@@ -18,7 +18,7 @@ import structlog
 from services.common import tasks
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, ToolOutcome, ToolProgress, Warned
-from services.orchestrator.turn import approvals, degradation, guard, guarding, handoff
+from services.orchestrator.turn import approvals, content, degradation, guard, guarding, handoff
 from services.orchestrator.turn.citations import issue
 from services.orchestrator.turn.intent import start_step
 from services.orchestrator.turn.orders import CANCELLED, RETRY, STOPPED_IN_TIME, Attendance, continued, endable
@@ -150,7 +150,8 @@ async def _one(turn: Turn, built_in: BuiltIn, attendance: Attendance, call: Pend
         outcome = await _attended(turn, attendance, call, sent_before)
     if outcome is DEFERRED:
         return []
-    return await _record(turn, call, await guarding.brought(turn, call, outcome))
+    # First who may keep something back: of what it keeps back nothing is shown.
+    return await _record(turn, call, await content.taken(turn, call, await guarding.brought(turn, call, outcome)))
 
 
 def _key(turn: Turn, call: PendingCall) -> str:
@@ -207,6 +208,7 @@ async def end_calls(turn: Turn) -> dict[int, ToolOutcome]:
     told = [call for call in started if call.number in found]
     # Beside each other: however many there are, this takes no longer than one check may.
     shown = await asyncio.gather(*(guarding.brought(turn, call, found[call.number], ending=True) for call in told))
+    shown = await asyncio.gather(*(content.taken(turn, *each, ENDED_WITHIN_S) for each in zip(told, shown, strict=True)))
     return {call.number: outcome for call, outcome in zip(told, shown, strict=True)}
 
 
@@ -315,12 +317,13 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         output = issue(state.citations, outcome.citations, outcome.output or b"null")
         if output != outcome.output:
             outcome = replace(outcome, output=output)
-        content = output.decode("utf-8", "replace")
+        said = output.decode("utf-8", "replace")
         shown = orjson.Fragment(output)
         turn.writer.emit(
             "tool_call_completed",
             {"call_id": call.call_id, "tool": call.name, "output": shown, "duration_ms": outcome.duration_ms, **note, **_cancel(outcome)},
         )
+        content.tell(turn, outcome)
     else:
         error = {"code": outcome.code or "failed", "message": outcome.message}
         if outcome.outcome == "unknown":
@@ -328,9 +331,9 @@ async def _record(turn: Turn, call: PendingCall, outcome: ToolOutcome) -> list[P
         turn.writer.emit("tool_call_failed", {"call_id": call.call_id, "tool": call.name, "error": error, **note, **_cancel(outcome)})
         if not outcome.cancel:
             degradation.tool_failed(turn, call.name, error["code"])
-        content = orjson.dumps({"error": error}).decode()
-    state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": (remark + content)[:2_000]})
-    message = Message("tool", remark + cut(content), tool_call_id=call.call_id)
+        said = orjson.dumps({"error": error}).decode()
+    state.tool_log.append({"name": call.name, "arguments": call.arguments[:2_000], "output": (remark + said)[:2_000]})
+    message = Message("tool", remark + cut(said), tool_call_id=call.call_id)
     turn.messages.append(message)
     approvals.ended(turn, call)
     state.pending = [p for p in state.pending if p.number != call.number]
@@ -370,6 +373,7 @@ def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = 
             if known is not None and known.outcome == "done":
                 shown = orjson.Fragment(known.output or b"null")
                 turn.writer.emit("tool_call_completed", {**told, "output": shown, "duration_ms": known.duration_ms})
+                content.tell(turn, known)
                 continue
             certain = call.repeatable if known is None else known.outcome == "failed"
             error = {"code": "cancelled" if certain else UNKNOWN, "message": f"The run was {how} while this call was at work."}

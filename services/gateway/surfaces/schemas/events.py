@@ -66,6 +66,11 @@ _HANDOFF: Mapping[str, Shape] = {
     "run_id": TEXT, "user": TEXT,
 }  # fmt: skip
 
+_CONTENT: Mapping[str, Shape] = {"content_id": TEXT, "call_id": TEXT, "title": TEXT}
+_BLOB: Mapping[str, Shape] = {"blob_id": TEXT, "mime_type": TEXT, "size": NUMBER, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+_CELL: Shape = {"type": ["string", "number", "boolean", "null"]}
+_POINT: Shape = {"type": "array", "prefixItems": [{"type": ["string", "number"]}, SCORE], "minItems": 2, "maxItems": 2}
+
 _SHARED: Mapping[str, Shape] = {
     "Usage": members("What a run has used so far; what is absent is none.", **_TOKENS, model_calls=COUNT, tool_calls=COUNT),
     "Citation": members("A source; the range counts Unicode code points of the document's text.", _SOURCE),
@@ -77,7 +82,17 @@ _SHARED: Mapping[str, Shape] = {
     ),
     "PlanStep": members("A step of a plan.", {"title": TEXT, "status": one_of("pending", "in_progress", "done", "skipped", "failed")}),
     "Handoff": members("Who is to take over, why, and what there is to know.", _HANDOFF),
-    "Message": members("A message of the input.", {"role": TEXT, "text": TEXT}),
+    "Message": members(
+        "A message of the input.",
+        {"role": TEXT, "text": TEXT},
+        images=many(members("An image.", {"blob_id": TEXT}, detail=TEXT)),
+        tool_calls=many(shared("ClientToolCall")),
+        tool_call_id=TEXT,
+    ),
+    "ClientToolCall": members(
+        "A call that the run's client makes; arguments are as the model wrote them.",
+        {"tool_call_id": TEXT, "name": TEXT, "arguments": TEXT},
+    ),
     "Attributes": {
         **members("Particulars of a warning; some codes have more.", {"reason": TEXT, "rung": TEXT}),
         "additionalProperties": True,
@@ -91,7 +106,8 @@ _SHARED: Mapping[str, Shape] = {
 DATA: Mapping[str, Shape] = {
     "run_queued": members(
         "A run was accepted.", {"agent": TEXT, "agent_version": TEXT, "input": many(shared("Message"))}, experiment=TEXT, arm=TEXT,
-        queue_position=NUMBER, expected_wait_ms=COUNT, start_at_ms=COUNT,
+        queue_position=NUMBER, expected_wait_ms=COUNT, start_at_ms=COUNT, tool_choice=ANY, response_format=OBJECT,
+        client_tools=many(members("A tool that the client calls.", {"name": TEXT}, description=TEXT, parameters=ANY, strict=FLAG)),
     ),
     "run_started": members("A run is at work."),
     "message_delta": members("A piece of an answer in the making.", {"text": TEXT, "message_id": TEXT}),
@@ -111,6 +127,26 @@ DATA: Mapping[str, Shape] = {
     ),
     "tool_call_failed": members(
         "A call without a result.", {**_CALL, "error": shared("ToolError")}, note=TEXT, cancel=shared("Cancelled")
+    ),
+    "image": members(
+        "A tool shows an image.", {**_CONTENT, **_BLOB, "name": TEXT, "alt": TEXT, "width": NUMBER, "height": NUMBER}
+    ),
+    "audio": members("A tool gives something to hear.", {**_CONTENT, **_BLOB, "name": TEXT, "transcript": TEXT}),
+    "file": members("A tool gives a file.", {**_CONTENT, **_BLOB, "name": TEXT}),
+    "table": members(
+        "A tool shows a table; of one that is large, its first rows and a blob with all of it.",
+        {**_CONTENT, "columns": TEXTS, "rows": many(many(_CELL)), "total_rows": COUNT}, **_BLOB,
+    ),
+    "code_block": members(
+        "A tool shows code; of what is large, its beginning and a blob with all of it.",
+        {**_CONTENT, "language": TEXT, "text": TEXT, "name": TEXT}, **_BLOB,
+    ),
+    "chart": members(
+        "A tool shows a chart.",
+        {
+            **_CONTENT, "chart_type": one_of("line", "bar", "area", "scatter", "pie"), "x_label": TEXT, "y_label": TEXT, "alt": TEXT,
+            "series": many(members("Points that belong together.", {"name": TEXT, "points": many(_POINT)})),
+        },
     ),
     "step_started": members("A step begins; of a model call, as it is about to be made.", {"step": NUMBER}, name=TEXT, **_ASKED),
     "step_completed": members("A step has ended.", {"step": COUNT, "usage": shared("Usage")}, name=TEXT),
@@ -136,12 +172,14 @@ DATA: Mapping[str, Shape] = {
     "handoff_requested": members("A person is to take over.", _HANDOFF),
     "memory_reset": members("Earlier turns are forgotten.", {"reason": TEXT, "ended_before_ms": COUNT}),
     "interrupt_raised": members(
-        "Something is asked of people.",
+        "Something is asked of people; or, of the kind client_tools and with `calls` alone, of the run's client.",
         {
-            "interrupt_id": TEXT, "kind": _KIND, "call_id": TEXT, "tool": TEXT, "version": TEXT, "arguments": ANY,
+            "interrupt_id": TEXT, "kind": one_of("tool_call", "outcome_unknown", "client_tools"), "call_id": TEXT, "tool": TEXT,
+            "version": TEXT, "arguments": ANY,
             "arguments_digest": DIGEST, "schema": ANY, "reason": TEXT, "expires_at_ms": COUNT, "on_expiry": TEXT, "four_eyes": FLAG,
             "approvers": members("Who may answer.", {"users": TEXTS, "scopes": TEXTS, "requester": FLAG}),
         },
+        calls=many(shared("ClientToolCall")),
     ),
     "interrupt_updated": members(
         "Somebody did something with it, and it is open still.",
@@ -181,7 +219,7 @@ DATA: Mapping[str, Shape] = {
     "thread_deleted": members("The end of the thread."),
     "run_finished": members(
         "The answer.", {"output_text": TEXT, "finish_reason": TEXT, "usage": shared("Usage"), "citations": many(shared("Citation"))},
-        handoff=shared("Handoff"),
+        handoff=shared("Handoff"), client_tool_calls=many(shared("ClientToolCall")),
     ),
     "run_failed": members("The run failed.", {"error": shared("RunError"), "usage": shared("Usage")}),
     "run_cancelled": members("The run was ended, with its text so far.", {"output_text": TEXT, "usage": shared("Usage")}, given_up=FLAG),
