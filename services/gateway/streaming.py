@@ -1,7 +1,7 @@
 """Answers that stay open: server-sent events with heartbeats, an age limit, and eyes on the client.
 
 A watcher ends in one of these ways: the frames end, the client leaves, the client stops reading, the stream grows too
-old or the time that the client gave is over, or the gateway drains. Only the client's leaving may cancel the run.
+old or the time that the client gave is over, the client's key ends, or the gateway drains. Only the client's leaving may cancel the run.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from services.common.errors import BulkheadError, DeadlineExceeded, Overloaded
 from services.common.rpc import context as call_context
+from services.gateway.edge.exchange import exchange
 from services.gateway.refusals import ClientGone
 
 RETRY_MS = 1000
@@ -131,6 +132,11 @@ class EventStream(Response):
         self._send = send
         if not self._proven:
             await self._start()
+        with exchange(scope).watch() as barred:
+            await self._serve(receive, barred)
+
+    async def _serve(self, receive: Any, barred: asyncio.Future[BulkheadError]) -> None:
+        """`barred` is done when the client's credential has ended."""
         rules = self.streams.rules
         left = (call_context.current() or call_context.CallContext()).remaining_s()
         lifetime_s = rules.max_age_s if left is None else max(0.0, min(rules.max_age_s, left))
@@ -140,7 +146,7 @@ class EventStream(Response):
         told = asyncio.create_task(self._ended.wait())
         self.streams.enter(self)
         try:
-            await asyncio.wait({pump, gone, beat, told}, timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, gone, beat, told, barred}, timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED)
             # What is complete wins over how the connection ended: a client that has its answer did not leave early.
             if pump.done():
                 await self._finish(pump.exception())
@@ -150,8 +156,15 @@ class EventStream(Response):
                     await self._on_gone()
             elif beat.done():
                 log.info("slow_reader_closed")
+            elif barred.done():
+                log.info("credential_ended", reason=barred.result().reason)
+                await self._close_early(pump, barred.result())
+            elif self.resumable:
+                await self._close_early(pump, None)
+            elif told.done():
+                await self._close_early(pump, Overloaded("this gateway is shutting down", reason="DRAINING", retry_after_s=1.0))
             else:
-                await self._close_early(pump, told.done())
+                await self._close_early(pump, DeadlineExceeded("the answer took longer than the time that was given"))
         finally:
             self.streams.leave(self)
             for task in (pump, gone, beat, told):
@@ -214,22 +227,22 @@ class EventStream(Response):
             await self._start()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _close_early(self, pump: asyncio.Task, draining: bool) -> None:
+    async def _close_early(self, pump: asyncio.Task, error: BulkheadError | None) -> None:
+        """Ends the stream for a reason that is the client's to know; None is one for which it comes back at once."""
         pump.cancel()
         await asyncio.wait({pump})
-        if self.resumable:
-            last = CLOSING
-        else:
-            error = (
-                Overloaded("this gateway is shutting down", reason="DRAINING", retry_after_s=1.0)
-                if draining
-                else DeadlineExceeded("the answer took longer than the time that was given")
-            )
+        last = CLOSING
+        if error is not None:
             if not self._started or self._failure is None:
                 raise error
             last = self._failure(error)
-        await self._send({"type": "http.response.body", "body": last, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            # Who does not read is not waited for longer than while the stream was open.
+            async with asyncio.timeout(self.streams.rules.slow_reader_s):
+                await self._send({"type": "http.response.body", "body": last, "more_body": True})
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            log.info("slow_reader_closed")
 
 
 async def disconnected(receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:

@@ -12,6 +12,7 @@ from services.common.limits import Bucket, BucketsShort, Level, Policies, TierPo
 from services.common.rpc import context as call_context
 from services.gateway.edge import limit_headers
 from services.gateway.edge.exchange import Exchange
+from services.gateway.edge.standing import Standing
 from services.gateway.oidc import Tokens, is_token
 
 MINUTE_S = 60
@@ -35,14 +36,17 @@ class Admission:
         self._buckets = buckets
         self._policies = policies
         self._policy_set = policy_set
+        self._standing = Standing(self._whose)
 
     async def admit(self, exchange: Exchange, scopes: Sequence[str]) -> Principal:
         """Makes the caller the principal of the current call, with internal tokens for the calls that follow.
 
         Raises Unauthenticated, PermissionDenied, QuotaExceeded or Overloaded.
         """
-        principal = await self._whose(credential(exchange.headers))
+        given = credential(exchange.headers)
+        principal = await self._whose(given)
         exchange.tenant = principal.tenant
+        exchange.watch = partial(self._standing.watch, given)
         # What is refused for a scope counts as well: it is work, and the answer says how much is left like any other.
         await self._take(principal, exchange)
         principal.require(*scopes)

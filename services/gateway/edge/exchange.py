@@ -1,11 +1,17 @@
 """One HTTP request and its answer, as the edge sees them."""
 
+import asyncio
 import re
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry import trace
+
+from services.common.errors import BulkheadError
+from services.gateway.edge.standing import unwatched
 
 SCOPE_KEY = "bulkhead.exchange"
 # Who has the end of such a path has what it leads to.
@@ -15,7 +21,7 @@ _LINK = re.compile(r"(?<=/links/).+", re.S)
 @dataclass(slots=True)
 class Exchange:
     """Facts of one request that the access log, the span and the answer's headers are made from; `replayed` where its idempotency key
-    has done before what it asks for."""
+    has done before what it asks for; `watch` looks after the caller's credential while an answer is open, as `Standing.watch`."""
 
     request_id: str
     trace_id: str
@@ -27,6 +33,7 @@ class Exchange:
     run_id: str = ""
     error: str = ""
     replayed: bool = False
+    watch: Callable[[], AbstractContextManager[asyncio.Future[BulkheadError]]] = unwatched
     answer_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     _error_id: str = ""
 

@@ -47,14 +47,21 @@ class Connection:
 
     async def serve(self, receive: Receive) -> str:
         """Serves it to its end; answers why it ended."""
+        with self._about.watch() as barred:
+            return await self._serve(receive, barred)
+
+    async def _serve(self, receive: Receive, barred: asyncio.Future[BulkheadError]) -> str:
+        """`barred` is done when the client's credential has ended."""
         told = asyncio.create_task(self._wire.told.wait())
         lapsing = asyncio.create_task(self._lapse())
         reading = asyncio.create_task(self._read(receive))
         try:
-            await asyncio.wait({told, lapsing, reading, self._farewell}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({told, lapsing, reading, barred, self._farewell}, return_when=asyncio.FIRST_COMPLETED)
             if reading.done() and (error := reading.exception()) is not None:
                 log.error("internal_error", path=PATH, error_id=self._about.error_id, exc_info=error)
                 self._end(farewells.BROKEN)
+            if barred.done():
+                self._end(farewells.UNAUTHENTICATED)
             if lapsing.done():
                 self._end(lapsing.result())
             self._end(farewells.DRAINING)
