@@ -5,15 +5,14 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from opentelemetry import trace
 
 from services.common.config import ConfigFile
-from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
-from services.common.idempotency import fingerprint
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
 from services.common.identity import Principal
 from services.common.limits import Policies, TierPolicy
 from services.common.rpc import context as call_context
@@ -23,7 +22,6 @@ from services.orchestrator.agents import AgentCatalog, AgentDefinition, arm_of
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import (
-    ID_PATTERN,
     Accepted,
     Claim,
     Event,
@@ -37,133 +35,16 @@ from services.orchestrator.records import (
     ThreadRecord,
 )
 from services.orchestrator.reserving import check_quota, waits
+from services.orchestrator.run_request import RunRequest, checked_id, id_violations, label_violations
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.said_check import SaidCheck
 from services.orchestrator.settings import Settings
 from services.orchestrator.tool_check import ToolCheck
 from services.orchestrator.turn.finish import cancelled_data
 from services.orchestrator.turn.state import COUNTED
 from services.orchestrator.worker import Worker
 
-ROLES = frozenset({"system", "user", "assistant"})
-MOST_INPUT_BYTES = 512 * 1024
-MOST_MESSAGES = 512
-MOST_LABELS = 16
-MOST_LABEL_BYTES = 512
-MOST_KEY = 255
-MOST_RETRIES = 3
-MOST_PRIORITY = 10
-MOST_AHEAD_S = 366 * 86_400
 NOTED_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What a caller asks for; empty values mean the defaults."""
-
-    thread_id: str = ""
-    agent: str = ""
-    input: tuple[Mapping[str, str], ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    run_id: str = ""
-    idempotency_key: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    append_only: bool = False
-    temperature: float | None = None
-    max_tokens: int | None = None
-    on_disconnect: str = ""
-    priority: int = 0
-    start_ms: int = 0
-    reset_memory: bool = False
-    # Goes on with the run that its thread was forked in; `input` is that run's.
-    continues: bool = False
-    # What becomes of it where its thread is busy: reject, interrupt, rollback, steer; '' for its turn.
-    on_busy: str = ""
-    # '' for the one of the process that accepts it.
-    track: str = ""
-
-    def violations(self) -> list[FieldViolation]:
-        """All that is wrong with it."""
-        found = [*_id("thread_id", self.thread_id), *_id("run_id", self.run_id), *_labels(self.metadata), *_key(self.idempotency_key)]
-        if not self.input:
-            found.append(FieldViolation("input", "must hold at least one message"))
-        elif self.input[-1]["role"] != "user":
-            found.append(FieldViolation("input", "the last message must be of role user"))
-        elif not self.input[-1]["text"].strip():
-            found.append(FieldViolation("input", "the last message is empty"))
-        if len(self.input) > MOST_MESSAGES:
-            found.append(FieldViolation("input", f"must hold at most {MOST_MESSAGES} messages"))
-        if sum(len(m["text"].encode()) for m in self.input) > MOST_INPUT_BYTES:
-            found.append(FieldViolation("input", f"must hold at most {MOST_INPUT_BYTES} bytes of text"))
-        found += [
-            FieldViolation(f"input[{i}].role", "must be system, user or assistant")
-            for i, m in enumerate(self.input)
-            if m["role"] not in ROLES
-        ]
-        if self.temperature is not None and not 0 <= self.temperature <= 2:
-            found.append(FieldViolation("temperature", "must be from 0 to 2"))
-        if self.max_tokens is not None and self.max_tokens < 1:
-            found.append(FieldViolation("max_tokens", "must be at least 1"))
-        if not -MOST_PRIORITY <= self.priority <= MOST_PRIORITY:
-            found.append(FieldViolation("priority", f"must be from -{MOST_PRIORITY} to {MOST_PRIORITY}"))
-        if self.on_busy and self.start_ms:
-            found.append(FieldViolation("on_busy", "must be enqueue for a run that has a start_at"))
-        if self.start_ms < 0 or self.start_ms / 1000 - time.time() > MOST_AHEAD_S:
-            found.append(FieldViolation("start_at", "must lie within 366 days from now"))
-        for name in ("deadline_s", "max_steps", "max_tool_calls", "max_cost_microusd", "max_total_tokens"):
-            if getattr(self.limits, name) < 0:
-                found.append(FieldViolation(f"limits.{name.removesuffix('_s')}", "must be positive"))
-        return found
-
-    def fingerprint(self) -> str:
-        """Digest of all but the idempotency key."""
-        body: list[Any] = [
-            self.thread_id, self.agent, list(self.input), self.run_id, dict(self.metadata), self.append_only, self.temperature,
-            self.max_tokens, self.on_disconnect, self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls,
-            self.limits.max_cost_microusd,
-        ]  # fmt: skip
-        # Keys that a replica of the version before took hold on.
-        if self.limits.max_total_tokens:
-            body.append(self.limits.max_total_tokens)
-        if self.priority or self.start_ms:
-            # Only where they are asked for: the same request keeps its digest over versions.
-            body += [self.priority, self.start_ms]
-        if self.reset_memory:
-            body.append("reset_memory")
-        if self.continues:
-            body.append("continues")
-        if self.on_busy:
-            body.append(self.on_busy)
-        return fingerprint("CreateRun", orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
-
-
-def _id(name: str, value: str) -> list[FieldViolation]:
-    if value and not ID_PATTERN.fullmatch(value):
-        return [FieldViolation(name, "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")]
-    return []
-
-
-def _key(value: str) -> list[FieldViolation]:
-    return [FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters")] if len(value) > MOST_KEY else []
-
-
-def _labels(labels: Mapping[str, str]) -> list[FieldViolation]:
-    if len(labels) > MOST_LABELS or any(len(k.encode()) + len(v.encode()) > MOST_LABEL_BYTES for k, v in labels.items()):
-        return [FieldViolation("metadata", f"must hold at most {MOST_LABELS} entries of {MOST_LABEL_BYTES} bytes")]
-    return []
-
-
-def checked_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    """`labels`, a caller's own. Raises InvalidInput."""
-    if violations := _labels(labels):
-        raise InvalidInput("the request is not valid", violations=violations)
-    return labels
-
-
-def checked_id(name: str, value: str) -> str:
-    """`value`, which names something. Raises InvalidInput."""
-    if not value or not ID_PATTERN.fullmatch(value):
-        raise InvalidInput.field(name, "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")
-    return value
 
 
 def bounded(asked: Limits, agent: AgentDefinition, tier: TierPolicy) -> Limits:
@@ -185,10 +66,13 @@ class Accepting:
     """The use cases that change something on behalf of a caller."""
 
     def __init__(
-        self, settings: Settings, store: RunStore, hub: Hub, worker: Worker, agents: AgentCatalog, policies: ConfigFile[Policies]
-    ) -> None:
+        self, settings: Settings, store: RunStore, hub: Hub, worker: Worker, agents: AgentCatalog, policies: ConfigFile[Policies],
+        said: SaidCheck | None = None,
+    ) -> None:  # fmt: skip
         self._settings, self._store, self._hub, self._worker = settings, store, hub, worker
         self._agents, self._policies = agents, policies
+        # Without a look at threads and blobs, no calls are answered and no images taken.
+        self._said = said or SaidCheck(store)
         self._saved, self._whole = set[str](), Whole()
         # Told of the thread of a run that is accepted in a tier whose threads live for a time only, before the run is written.
         self.on_mortal: Callable[[RunRef], Awaitable[None]] | None = None
@@ -201,7 +85,7 @@ class Accepting:
 
     async def open_thread(self, principal: Principal, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord:
         """Makes a thread or answers the one that is there. Raises InvalidInput, NotFound (another's), Overloaded."""
-        if violations := [*_id("thread_id", thread_id), *_labels(metadata)]:
+        if violations := [*id_violations("thread_id", thread_id), *label_violations(metadata)]:
             raise InvalidInput("the request is not valid", violations=violations)
         thread = await self._store.open_thread(principal.tenant, principal.user, thread_id or f"th_{uuid.uuid4().hex}", metadata)
         if thread is None:
@@ -213,8 +97,9 @@ class Accepting:
     ) -> tuple[RunRecord, bool]:
         """Accepts a run durably; answers its record and whether it is new. A run's child (`child_of` as in RunSpec) waits for no slot.
 
-        Raises InvalidInput, NotFound (agent, or a thread of another user), Conflict (the run id is taken), IdempotencyMismatch,
-        QuotaExceeded (concurrent, queued or delayed runs), FailedPrecondition (the agent names a tool that does not exist), Overloaded.
+        Raises InvalidInput (also TOOL_CALL_UNKNOWN and TOOL_CALL_UNANSWERED), NotFound (agent, or a thread of another user), Conflict (the
+        run id is taken, TOOL_CALLS_ANSWERED), IdempotencyMismatch, QuotaExceeded (concurrent, queued or delayed runs), FailedPrecondition
+        (the agent names a tool that does not exist, or cannot do what is asked: UNSUPPORTED), Overloaded.
         """
         if violations := request.violations():
             raise InvalidInput("the request is not valid", violations=violations)
@@ -222,6 +107,7 @@ class Accepting:
         tier = self._policies.current.tier(self._settings.policy_set, principal.tier)
         if self.tools is not None:
             await self.tools.check(principal, agent, request.idempotency_key)
+        answers = await self._said.check(principal, request, agent)
         await self._keep(agent)
         ref = RunRef(principal.tenant, request.thread_id or f"th_{uuid.uuid4().hex}", request.run_id or f"run_{uuid.uuid4().hex}")
         # A run that waits for its child has given its slot back, and would wait for ever behind those that wait for one.
@@ -251,7 +137,11 @@ class Accepting:
         if tier.thread_ttl_days and self.on_mortal is not None:
             await self.on_mortal(ref)
         spec = replace(
-            self._spec(principal, request, ref, agent, tier), schedule=schedule, child_of=child_of or {}, **arm_of(agent, child_of)
+            self._spec(principal, request, ref, agent, tier),
+            schedule=schedule,
+            child_of=child_of or {},
+            answers=answers,
+            **arm_of(agent, child_of),
         )
         queued = orjson.dumps({**spec.works(), "input": list(request.input), **waits(reservation, schedule, behind)})
         # A caller who leaves between what makes this process the owner and the work on it would leave a run at which nobody works.
@@ -271,7 +161,7 @@ class Accepting:
             if own_for_s:
                 self._worker.free_room()
         verdict, record = accepted.verdict, accepted.record
-        if verdict in ("foreign", "changing", "busy") and reservation.verdict == "new":
+        if verdict in ("foreign", "changing", "busy", "unasked", "answered") and reservation.verdict == "new":
             # The slot goes back, where it is ours: an older reservation may be that of a run at work.
             await self._store.settle(ref)
         if verdict == "foreign":
@@ -280,6 +170,8 @@ class Accepting:
             raise Conflict("the thread is being rolled back; try again", reason="THREAD_CHANGING")
         if verdict == "busy":
             raise thread_busy(accepted.at_work)
+        if verdict in ("unasked", "answered"):
+            raise Conflict("the calls that the input answers do not wait any more", reason="TOOL_CALLS_ANSWERED")
         if verdict == "late":
             raise Overloaded("accepting the run took too long", reason="ACCEPT_TIMED_OUT", retry_after_s=1.0)
         assert record is not None
@@ -314,7 +206,8 @@ class Accepting:
             request_id=context.request_id if context else "", canary=bool(context and context.canary),
             trace=dict(inject_trace()), append_only=request.append_only, temperature=request.temperature,
             max_tokens=request.max_tokens, on_disconnect=request.on_disconnect, metadata=dict(request.metadata),
-            continues=request.continues, reset_memory=request.reset_memory,
+            continues=request.continues, reset_memory=request.reset_memory, client_tools=request.client_tools,
+            tool_choice=request.tool_choice, response_format=request.response_format,
         )  # fmt: skip
 
     async def _accepted(self, ref: RunRef, accepted: Accepted, queued: bytes, trace_id: str, held: bool) -> None:

@@ -245,7 +245,7 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
     if not version.parallel_tool_calls and (version.tool_concurrency or 1) > 1:
         found.append("tool_concurrency: must be 1 or absent where parallel_tool_calls is false")
     for name in names:
-        if strategy := _brought_by(name):
+        if strategy := brought_by(name):
             found.append(
                 f"tools: {name!r} is the name of a tool that the strategy {strategy} brings itself: have the tool executor serve this one"
                 " under another name"
@@ -273,7 +273,7 @@ def _contradictions(version: _Version, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _brought_by(name: str) -> str:
+def brought_by(name: str) -> str:
     """The strategy that brings a tool of this name itself, '' where none does. Such a name is no other tool's, whatever the agent's own
     strategy: what was written down of a call is read by its name, also by a later version of the agent."""
     if name.startswith((DELEGATE, HAND_OVER)):

@@ -69,6 +69,7 @@ from services.orchestrator.outbox import Outbox
 from services.orchestrator.quota import Quotas
 from services.orchestrator.reach import Reach
 from services.orchestrator.results_tending import ResultTending
+from services.orchestrator.said_check import SaidCheck
 from services.orchestrator.schedules.firing import Firing
 from services.orchestrator.schedules.keeping import Schedules
 from services.orchestrator.segments_moving import SegmentMover
@@ -143,7 +144,8 @@ def build(settings: Settings) -> Service:
     # An absence that keeps every owner from prolonging its lease in time.
     silent_s = max(settings.lease_s - settings.heartbeat_s, 2 * settings.sweep_s)
     sweeper = Sweeper(settings, store, worker, outbox, Reach(silent_s, settings.lease_s))
-    accepting = Accepting(settings, store, hub, worker, agents, policies)
+    kept_threads = ValkeyThreads(client, owner, settings.state_replicas, store.sealing, store.results)
+    accepting = Accepting(settings, store, hub, worker, agents, policies, SaidCheck(store, kept_threads.state, blobs))
     accepting.tools = ToolCheck(services.tools, store, minter)
     timed = ValkeySchedules(client, owner, settings.state_replicas, store.sealing)
     firing = Firing(
@@ -164,7 +166,7 @@ def build(settings: Settings) -> Service:
     erasures = ValkeyErasures(client, owner, settings.state_replicas)
     erasing = Erasing(erasures, accepting, timed, Erasers(dialer), minter, store.segments, envelope, blobs=blob_tending, hooks=kept_hooks)
     threads = Threads(
-        store, ValkeyThreads(client, owner, settings.state_replicas, store.sealing, store.results), memory, accepting, agents, minter,
+        store, kept_threads, memory, accepting, agents, minter,
         hub, segments,
         lambda tier: (policies.current.tier(settings.policy_set, tier).thread_ttl_days or 0) * DAY_MS,
         outbox.tell,

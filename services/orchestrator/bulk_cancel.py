@@ -13,8 +13,9 @@ import orjson
 from services.common.errors import FieldViolation, IdempotencyMismatch, InvalidInput, NotFound
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
-from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id
+from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.run_request import MOST_KEY
 from services.orchestrator.run_store import RunStore
 
 PAGE = 100

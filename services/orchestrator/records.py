@@ -8,11 +8,14 @@ from urllib.parse import quote, unquote
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Bumped when what a run record or an event holds changes its meaning; this version reads it and the one before.
-SCHEMA_VERSION = 3
-# Of what is written: the second version is that of runs that have been parked, the third of those with results that were put aside.
+SCHEMA_VERSION = 4
+# Of what is written: the second version is that of runs that have been parked, the third of those with results that were put aside, the
+# fourth of those whose input, or whose answer, is more than text.
+CLIENT_SCHEMA = 4
 EVENT_SCHEMA = 1
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 TERMINAL_EVENTS = frozenset({"run_finished", "run_failed", "run_cancelled"})
+_TEXT = ("role", "text")
 # An event of the thread and of none of its runs: the log has skipped ahead, and what was shown from its `from_seq` on is void.
 LOG_GAP = "log_gap"
 
@@ -108,7 +111,8 @@ class RunSpec:
     agent: str
     agent_version: str
     agent_digest: str
-    input: Sequence[Mapping[str, str]]
+    # As of turn/said.py.
+    input: Sequence[Mapping[str, Any]]
     limits: Limits
     principal: Mapping[str, Any]
     request_id: str = ""
@@ -128,6 +132,19 @@ class RunSpec:
     # The experiment that it is part of, and as which arm; both empty: none.
     experiment: str = ""
     arm: str = ""
+    # Tools that its client calls: name, description and parameters (JSON Schema as text), and strict where that is so.
+    client_tools: Sequence[Mapping[str, Any]] = ()
+    # OpenAI's, as JSON.
+    tool_choice: str = ""
+    response_format: str = ""
+    # Where its input answers calls of the client's tools: from which event of its thread on these wait; else 0.
+    answers: int = 0
+
+    @property
+    def schema(self) -> int:
+        """The schema that its owners have to know: who does not would ask its model for less than was asked of it."""
+        more = self.client_tools or self.tool_choice or self.response_format or self.answers
+        return CLIENT_SCHEMA if more or any(len(message) > len(_TEXT) for message in self.input) else 1
 
     def works(self) -> dict[str, str]:
         """Who works on it, JSON-ready: what its answer, and what users think of it, is to be put down to."""
@@ -145,6 +162,9 @@ class RunSpec:
             del found["child_of"]
         if not self.experiment:
             del found["experiment"], found["arm"]
+        for name in ("client_tools", "tool_choice", "response_format", "answers"):
+            if not found[name]:
+                del found[name]
         if self.schedule != UNSCHEDULED:
             found["schedule"] = self.schedule.encode()
         found["limits"] = [self.limits.deadline_s, self.limits.max_steps, self.limits.max_tool_calls, self.limits.max_cost_microusd]
@@ -293,6 +313,8 @@ class Terminal:
     event: str
     data: bytes
     outbox: bytes = b""
+    # What it leaves to the next run of its thread, as of turn/carried.py.
+    carry: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +350,9 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What came of writing a run: new, existing, late (its reservation is too old), foreign (another user's thread) or busy (the run
-    `at_work` has not ended, and this one was to be accepted only then). `cut` are the runs that were cut off for it."""
+    """What came of writing a run: new, existing, late (its reservation is too old), foreign (another user's thread), busy (the run
+    `at_work` has not ended, and this one was to be accepted only then), unasked (the calls that it answers do not wait) or answered
+    (another run that has not ended answers them). `cut` are the runs that were cut off for it."""
 
     verdict: str
     record: RunRecord | None = None

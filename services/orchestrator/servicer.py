@@ -1,7 +1,7 @@
 """Proto to domain and back, nothing else."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -24,6 +24,8 @@ PAGE_SIZE = 100
 MOST_PAGE_SIZE = 1000
 MOST_BATCH_BYTES = 1024 * 1024
 NOWHERE = Place()
+# Of a tool that takes none.
+NO_PARAMETERS = '{"type":"object","properties":{}}'
 _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED, "waiting": pb.RUN_STATUS_WAITING,
@@ -62,8 +64,8 @@ def usage_message(usage: dict[str, Any]) -> common_pb2.Usage:
     return common_pb2.Usage(**{name: usage[name] for name in _USAGE if name in usage})
 
 
-def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
-    """A run as it travels; `place` where it waits."""
+def run_message(record: RunRecord, place: Place = NOWHERE, *, labels: bool = True) -> pb.Run:
+    """A run as it travels; `place` where it waits, its caller's `labels` where they are wanted."""
     result = record.result
     message = pb.Run(
         run_id=record.run_id, thread_id=record.spec.thread_id, agent=record.spec.agent, agent_version=record.spec.agent_version,
@@ -72,9 +74,13 @@ def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
         usage=usage_message((result or record.state).get("usage", {})),
         citations=[common_pb2.Citation(**{k: c[k] for k in _CITATION if k in c}) for c in result.get("citations", ())],
     )  # fmt: skip
+    for call in result.get("client_tool_calls", ()):
+        _add_call(message.client_tool_calls, call)
     message.queue_position, message.priority = place.position, record.spec.schedule.priority
     message.rolled_back_seq = record.rolled_back
     message.experiment, message.arm = record.spec.experiment, record.spec.arm
+    if labels:
+        message.metadata.update(record.spec.metadata)
     if place.wait_ms:
         message.expected_wait.FromMilliseconds(place.wait_ms)
     if record.spec.schedule.start_ms:
@@ -87,6 +93,41 @@ def run_message(record: RunRecord, place: Place = NOWHERE) -> pb.Run:
         if at_ms := getattr(record, f"{name}_ms"):
             getattr(message, f"{name}_at").FromMilliseconds(at_ms)
     return message
+
+
+def input_message(said: Mapping[str, Any]) -> pb.InputMessage:
+    """A message of an input as it travels."""
+    message = pb.InputMessage(role=said["role"], text=said["text"], tool_call_id=said.get("tool_call_id", ""))
+    for image in said.get("images", ()):
+        message.images.add(blob_id=image["blob_id"], detail=image["detail"])
+    for call in said.get("tool_calls", ()):
+        _add_call(message.tool_calls, call)
+    return message
+
+
+def _add_call(calls: Any, call: Mapping[str, str]) -> None:
+    calls.add(tool_call_id=call["tool_call_id"], name=call["name"], arguments_json=call["arguments"].encode())
+
+
+def _said(message: pb.InputMessage) -> dict[str, Any]:
+    """As of turn/said.py; what is not given is not there, so that the same request keeps its digest."""
+    said: dict[str, Any] = {"role": message.role, "text": message.text}
+    if message.images:
+        said["images"] = [{"blob_id": image.blob_id, "detail": image.detail} for image in message.images]
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {"tool_call_id": call.tool_call_id, "name": call.name, "arguments": call.arguments_json.decode("utf-8", "replace")}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id or message.role == "tool":
+        said["tool_call_id"] = message.tool_call_id
+    return said
+
+
+def _client_tool(tool: pb.ClientTool) -> dict[str, Any]:
+    parameters = tool.parameters_json.decode("utf-8", "replace") or NO_PARAMETERS
+    found: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {**found, "strict": True} if tool.strict else found
 
 
 def batches(events: list[Event]) -> Iterator[pb.StreamEventsResponse]:
@@ -144,7 +185,7 @@ class RunServicer(rpc.RunServiceServicer):
             RunRequest(
                 thread_id=request.thread_id,
                 agent=request.agent,
-                input=tuple({"role": m.role, "text": m.text} for m in request.input),
+                input=tuple(map(_said, request.input)),
                 limits=limits,
                 run_id=request.run_id,
                 idempotency_key=request.idempotency_key,
@@ -156,6 +197,9 @@ class RunServicer(rpc.RunServiceServicer):
                 on_disconnect=_ON_DISCONNECT.get(request.on_disconnect, ""),
                 priority=request.priority,
                 on_busy=_ON_BUSY.get(request.on_busy, ""),
+                client_tools=tuple(map(_client_tool, request.client_tools)),
+                tool_choice=request.tool_choice_json.decode("utf-8", "replace"),
+                response_format=request.response_format_json.decode("utf-8", "replace"),
                 start_ms=max(1, request.start_at.ToMilliseconds()) if request.HasField("start_at") else 0,
             ),
         )
@@ -185,7 +229,7 @@ class RunServicer(rpc.RunServiceServicer):
             members = await self._store.list_members("runs", caller.tenant, caller.user, before, size + 1)
             refs = [RunRef(caller.tenant, *member.split("/")) for member, _ in members[:size]]
         token = page_token(members[size - 1][1]) if len(members) > size else ""
-        return pb.ListRunsResponse(runs=[run_message(r) for r in await self._store.runs(refs)], next_page_token=token)
+        return pb.ListRunsResponse(runs=[run_message(r, labels=False) for r in await self._store.runs(refs)], next_page_token=token)
 
     async def WaitRun(self, request, context):
         """Waits for the end of a run."""

@@ -86,7 +86,7 @@ async def test_a_run_id_is_taken_once(client):
         ({"input": []}, "input"),
         ({"input": [pb.InputMessage(role="assistant", text="x")]}, "input"),
         ({"input": [pb.InputMessage(role="user", text="  ")]}, "input"),
-        ({"input": [pb.InputMessage(role="tool", text="x"), pb.InputMessage(role="user", text="x")]}, "input[0].role"),
+        ({"input": [pb.InputMessage(role="poet", text="x"), pb.InputMessage(role="user", text="x")]}, "input[0].role"),
         ({"input": [pb.InputMessage(role="user", text="x" * 600_000)]}, "input"),
         ({"temperature": 3.0}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

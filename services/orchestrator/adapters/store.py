@@ -125,7 +125,7 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
             ref.tenant, user, ref.thread_id, ref.run_id, sealed_spec, track, "1" if spec.append_only else "0",
             "1" if reservation.cancelled else "0", reservation.not_after_ms, trace_id, channel_of(ref), self._instance, queued,
             sealed_cancelled, self._instance if own_for_s else "", int(own_for_s * 1000), spec.schedule.encode(),
-            "1" if reservation.held else "0",
+            "1" if reservation.held else "0", spec.schema, spec.answers or "",
         ]  # fmt: skip
 
         async def undo(answer: Any) -> None:
@@ -214,6 +214,7 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         """As RunStore.write."""
         events, messages, schema = await self._parted(ref, events, messages)
         events, state, messages, terminal = await self.sealing.written(ref, events, state, messages, terminal)
+        carry = terminal.carry if terminal is not None else b""
         args: list[Any] = [epoch, number, ref.run_id, trace_id, channel_of(ref), self._instance, mode, state, len(messages), *messages]
         if terminal is not None:
             args += [terminal.status, terminal.result, terminal.outbox, terminal.event, terminal.data]
@@ -222,8 +223,10 @@ class Store(ApprovalsStore, FeedbackStore, ReadingStore, QueueStore, Controlling
         args.append(len(events))
         for event in events:
             args += (event.type, "1" if event.provisional else "0", event.data)
-        if schema:
-            args.append(schema)
+        if schema or carry:
+            args.append(schema or 1)
+        if carry:
+            args.append(carry)
         try:
             if mode == "e":
                 answer = await self._ask(self._library.batched("run_write_v1", thread_keys(ref), args))

@@ -7,10 +7,11 @@ from opentelemetry import trace
 
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound
 from services.common.identity import Principal
-from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id
+from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.commanding import Commanding
 from services.orchestrator.records import Posted, RunRecord, RunRef
+from services.orchestrator.run_request import MOST_KEY
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.turn import orders, plan_execute, steering, stopping, supervisor
 from services.orchestrator.watching import Watching

@@ -11,8 +11,9 @@ from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFo
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
-from services.orchestrator.accepting import MOST_KEY, MOST_LABELS, Accepting, RunRequest
+from services.orchestrator.accepting import Accepting, RunRequest
 from services.orchestrator.agents import AgentCatalog
+from services.orchestrator.run_request import MOST_KEY, MOST_LABELS
 from services.orchestrator.schedules.cron import Cron
 from services.orchestrator.schedules.ports import ScheduleStore
 from services.orchestrator.schedules.records import (

@@ -7,10 +7,11 @@ from google.protobuf.duration_pb2 import Duration
 from services.common.errors import InvalidInput, NotFound
 from services.common.identity import Principal
 from services.common.rpc.context import principal
-from services.orchestrator.accepting import MOST_KEY, Accepting, checked_id, checked_labels
+from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.records import ThreadRecord
+from services.orchestrator.run_request import MOST_KEY, checked_labels
 from services.orchestrator.run_store import RunStore
-from services.orchestrator.servicer import page, page_token, run_message
+from services.orchestrator.servicer import input_message, page, page_token, run_message
 from services.orchestrator.servicers.approvals import approval_message
 from services.orchestrator.snapshots import Snapshot, Snapshots
 from services.orchestrator.threads.checkpoints import Asked
@@ -38,9 +39,7 @@ def snapshot_message(found: Snapshot) -> pb.ThreadSnapshot:
     return pb.ThreadSnapshot(
         thread=thread_message(found.thread), resume_after_seq=found.resume_after_seq,
         runs=[
-            pb.SnapshotRun(
-                run=run_message(record), input=[pb.InputMessage(role=said["role"], text=said["text"]) for said in record.spec.input]
-            )
+            pb.SnapshotRun(run=run_message(record, labels=False), input=[input_message(said) for said in record.spec.input])
             for record in found.runs
         ],
         approvals=[approval_message(seen) for seen in found.approvals],

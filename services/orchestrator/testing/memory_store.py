@@ -120,7 +120,10 @@ class MemoryStore(MemoryApprovals):
         """As RunStore.accept."""
         steps, owner = await self._steps(ref), self._instance if own_for_s else ""
         accepted = partial(steps.accept, user, spec, track, reservation, trace_id, events, owner, int(own_for_s * 1000))
-        return steps.accept_busy(on_busy, user, reservation, trace_id, events[1], accepted) if on_busy else accepted()
+        if not on_busy:
+            return accepted()
+        refused = steps.not_asked(spec) if spec.answers else ""
+        return steps.accept_busy(on_busy, user, reservation, trace_id, events[1], refused, accepted)
 
     async def save_definition(self, digest: str, definition: bytes) -> None:
         """As RunStore.save_definition."""

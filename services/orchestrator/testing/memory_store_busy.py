@@ -23,7 +23,14 @@ class BusySteps(ControlSteps):
         return line.index(run_id) if run_id in line else -1, len(line), line[0], head.status if head is not None else ""
 
     def accept_busy(
-        self, policy: str, user: str, reservation: Reservation, trace_id: str, cancelled: bytes, accept: Callable[[], Accepted]
+        self,
+        policy: str,
+        user: str,
+        reservation: Reservation,
+        trace_id: str,
+        cancelled: bytes,
+        refused: str,
+        accept: Callable[[], Accepted],
     ) -> Accepted:
         """As thread_accept_busy."""
         thread, run_id, now = self._thread, self._ref.run_id, self._clock.now_ms
@@ -33,6 +40,8 @@ class BusySteps(ControlSteps):
             return accept()
         if policy in ("reject", "steer"):
             return Accepted("busy", at_work=line[0])
+        if refused:
+            return Accepted(refused)
         cut = []
         for other in line:
             thread.runs[other].cut = policy

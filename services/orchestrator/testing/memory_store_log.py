@@ -36,6 +36,7 @@ class LogSteps:
         _, last, _ = self.append(run.attempt, trace_id, [*dropped, Draft(terminal.event, terminal.data)])
         run.status, run.result, run.ended_ms, run.terminal_seq = terminal.status, terminal.result, self._clock.now_ms, last
         run.owner, run.lease_until, run.prov_from, run.messages = "", 0, 0, []
+        self._thread.carry_open = self._thread.carry_open and terminal.status != "succeeded"
         first = self._head == self._ref.run_id
         if self._ref.run_id in self._thread.pending:
             self._thread.pending.remove(self._ref.run_id)

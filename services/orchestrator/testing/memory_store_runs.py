@@ -47,6 +47,9 @@ class ThreadSteps(BusySteps):
             return Accepted("existing", known.record(run_id), Written(0, 0, now, ""), [])
         if now > reservation.not_after_ms:
             return Accepted("late")
+        if spec.answers and (refused := self.not_asked(spec)):
+            return Accepted(refused)
+        thread.answered_by = run_id if spec.answers else thread.answered_by
         self.open(user, b"{}")
         cancelled = thread.tombstones.pop(run_id, 0) > now or reservation.cancelled
         owned = bool(owner) and not reservation.held and not cancelled and not thread.pending
@@ -55,7 +58,8 @@ class ThreadSteps(BusySteps):
             orjson.dumps(spec.as_dict()), track, spec.append_only, "running" if owned else "queued", epoch=int(owned), attempt=int(owned),
             owner=owner if owned else "", lease_until=now + lease_ms if owned else 0, created_ms=now, queued_ms=now,
             started_ms=now if owned else 0, first_seq=first, cancel=cancelled, schedule=spec.schedule.encode(),
-            held="1" if reservation.held else "", active_from=now if owned else 0,
+            held="1" if reservation.held else "", active_from=now if owned else 0, schema_version=spec.schema,
+            carry=thread.carry if owned and thread.carry_open else b"{}",
         )  # fmt: skip
         if not run.held:
             thread.pending.append(run_id)
@@ -64,6 +68,14 @@ class ThreadSteps(BusySteps):
         elif cancelled:
             last, _ = self.terminate(run, trace_id, Terminal("cancelled", events[1], "run_cancelled", events[1]))
         return Accepted("new", run.record(run_id), Written(first, last, now, ""), list(thread.outbox))
+
+    def not_asked(self, spec: RunSpec) -> str:
+        """As not_asked of lua/thread.lua."""
+        thread = self._thread
+        if not thread.carry_open or thread.carry_seq != spec.answers:
+            return "unasked"
+        other = thread.runs.get(thread.answered_by)
+        return "answered" if other is not None and not other.ended else ""
 
     def claim(self, owner: str, lease_ms: int, crash_budget: int, suspect: bool = True) -> Claim:
         """As run_claim."""
@@ -92,7 +104,7 @@ class ThreadSteps(BusySteps):
         run.attempt += not rested
         if run.attempt == 1 and not rested:
             first, last, _ = self.append(1, "", [Draft("run_started", b"{}")])
-            run.started_ms = now
+            run.started_ms, run.carry = now, self._thread.carry if self._thread.carry_open else b"{}"
         elif run.prov_from and not run.append_only and not run.cancel and not run.stopping:
             void = Draft("attempt_superseded", orjson.dumps({"from_seq": run.prov_from}))
             first, last, _ = self.append(run.attempt, "", [void])
@@ -152,6 +164,8 @@ class ThreadSteps(BusySteps):
             if terminal.outbox and run.cut != "rollback":
                 self._thread.outbox[self._ref.run_id] = terminal.outbox
             last, following = self.terminate(run, trace_id, terminal)
+            if terminal.carry and run.cut != "rollback":
+                self._thread.carry, self._thread.carry_seq, self._thread.carry_open = terminal.carry, last, True
             first = first or last
         run.number, run.reply = number, Written(first, last, self._clock.now_ms, following, run.cancel)
         return run.reply

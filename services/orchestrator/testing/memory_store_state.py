@@ -64,6 +64,7 @@ class StoredRun:
     stopping: bool = False
     cut: str = ""
     interrupts: dict[str, Interrupt] = field(default_factory=dict)
+    carry: bytes = b"{}"
 
     @property
     def inbox(self) -> int:
@@ -81,6 +82,7 @@ class StoredRun:
         return RunRecord(**{
             **same, "run_id": run_id, "spec": RunSpec.from_dict(orjson.loads(self.spec)), "cancel_requested": self.cancel,
             "result": orjson.loads(self.result or b"{}"), "state": orjson.loads(self.state or b"{}"), "provisional_from": self.prov_from,
+            "carry": orjson.loads(self.carry),
         })  # fmt: skip
 
 
@@ -97,6 +99,11 @@ class StoredThread:
     pending: list[str] = field(default_factory=list)
     outbox: dict[str, bytes] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
+    # What the last run left that asked its client, from which number on, whether it is open, and the run that answers it.
+    carry: bytes = b""
+    carry_seq: int = 0
+    carry_open: bool = False
+    answered_by: str = ""
     oldest_seq: int = 1
 
     def record(self, thread_id: str, user: str) -> ThreadRecord | None:

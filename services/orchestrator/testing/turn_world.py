@@ -15,6 +15,7 @@ import orjson
 
 from services.common.identity import Principal
 from services.orchestrator.agents import AgentDefinition
+from services.orchestrator.blobs.ports import Keeper
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition, ToolOutcome, ToolRequest
 from services.orchestrator.records import Command, Draft, Fenced, Limits, Park, RunRef, RunSpec, Terminal, Written
 from services.orchestrator.turn.guardrails import AllowAll, Guardrails
@@ -106,6 +107,10 @@ class World:
     at_work: Turn | None = None
     text: str = "go"
     guardrails: Guardrails = field(default_factory=AllowAll)
+    # What more the run was asked, as of RunSpec; what it was given of the run before; and who keeps its images.
+    asked_for: Mapping[str, Any] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    blobs: Keeper | None = None
 
     # --- the model ---
 
@@ -154,7 +159,7 @@ class World:
             # Its calls are numbered together with those of other steps.
             known = (name, orjson.loads(arguments)) in [(data["tool"], data["arguments"]) for data in announced]
         else:
-            known = "s{}c{}".format(*key.split("/")[1:]) in [data["call_id"] for data in announced]
+            known = key in [data["idempotency_key"] for data in announced]
         if not known:
             self.faults.append(f"{key} was sent before its start was written")
         if self.running and (name == "mail" or "mail" in self.running.values()):
@@ -240,7 +245,9 @@ class World:
         """What the next owner takes up; `on_lost` as of RunWriter."""
         journal = self.journal
         journal.epoch += 1
-        spec = RunSpec("t", self.agent.name, "1", "d", [{"role": "user", "text": self.text}], self.limits, {})
+        said = self.asked_for.get("input") or [{"role": "user", "text": self.text}]
+        more = {name: value for name, value in self.asked_for.items() if name != "input"}
+        spec = RunSpec("t", self.agent.name, "1", "d", said, self.limits, {}, **more)
         state = TurnState.decode(orjson.loads(journal.state) if journal.state else {})
         store: Any = journal
         hub: Any = Watchers()
@@ -254,9 +261,10 @@ class World:
             state,
             messages,
             writer,
-            Services(world, world, world, guardrails=self.guardrails),
+            Services(world, world, world, guardrails=self.guardrails, blobs=self.blobs),
             PRINCIPAL,
             lambda: "token",
+            carried=self.carried,
         )
         turn.hear([command for command in self.inbox if command.number > state.inbox])
         return turn

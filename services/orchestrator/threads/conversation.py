@@ -15,8 +15,10 @@ from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.checkpoints import OF_THREAD, Position, log_of
 from services.orchestrator.threads.ports import ThreadState, ThreadStore
 from services.orchestrator.threads.rebuilding import Rebuilt, rebuild
-from services.orchestrator.turn.carried import joined
+from services.orchestrator.turn.carried import conversation, forgotten, joined
+from services.orchestrator.turn.client_tools import logged_before, open_end
 from services.orchestrator.turn.guarding import may_be_known
+from services.orchestrator.turn.said import in_words, question_of
 
 # More than the window of any session holds; what is older is not given to a model.
 MOST_TURNS = 50
@@ -56,16 +58,18 @@ class Conversation:
                 forgets_before_ms = max(forgets_before_ms, rebuilt.forgets_before_ms)
                 if record.ended_ms < forgets_before_ms or not remembered or not await self._said(ref, record):
                     continue
-                asked = joined(record.carry, _question(record), continues=record.spec.continues)
+                kept = {} if forgotten(record.carry, record.spec) else record.carry
+                asked = joined(kept, in_words(record.spec.input, _question(record)), continues=record.spec.continues)
                 answer = record.result.get("output_text", "")
-                turn_bytes = sum(len(text) for text in (asked.encode(), answer.encode(), orjson.dumps(rebuilt.tool_log)))
+                logged = [*logged_before(kept, record.spec.input), *rebuilt.tool_log]
+                turn_bytes = sum(len(text) for text in (asked.encode(), answer.encode(), orjson.dumps(logged)))
                 if turn_bytes > MOST_TURN_BYTES:
                     continue
                 size += turn_bytes
                 if len(found) == MOST_TURNS or (found and size > MOST_BYTES):
                     return found[::-1]
                 found.append({
-                    "run_id": record.run_id, "user_text": asked, "assistant_text": answer, "tool_calls": rebuilt.tool_log,
+                    "run_id": record.run_id, "user_text": asked, "assistant_text": answer, "tool_calls": logged,
                     "ended_ms": record.ended_ms,
                 })  # fmt: skip
         return found[::-1]
@@ -79,7 +83,8 @@ class Conversation:
 
     async def _said(self, ref: RunRef, record: RunRecord) -> bool:
         """Whether memory got a turn of the run: also that of one which a next message interrupted, not of one that it replaced."""
-        if record.status == "failed":
+        # What a run asked its client for is a part of the turn that goes on from the results.
+        if record.status == "failed" or asks_client(record):
             return False
         cut = await self._store.cut_by(ref._replace(run_id=record.run_id))
         if record.status == "cancelled":
@@ -132,10 +137,12 @@ class Conversation:
             if newest and (state.carry_open or not state.carry):
                 return state.carry
             last = await self._last_given(ref, at.seq, max(state.oldest_seq, state.carry_seq if newest else 1))
+            if last is not None and last.seq == state.carry_seq:
+                return state.carry
+            if last is not None and last.type == "run_finished":
+                return await self._asked(ref, last)
             if last is None or last.type not in OF_THREAD:
                 return {}
-            if last.seq == state.carry_seq:
-                return state.carry
             data = orjson.loads(last.data)
             if last.type == "thread_forked":
                 return (await self._threads.bases(ref)).get(data["forked_at_seq"], {})
@@ -159,6 +166,16 @@ class Conversation:
             start = max(since_seq, before)
         return None
 
+    async def _asked(self, ref: RunRef, end: Event) -> dict[str, Any]:
+        """What a run left that ended with calls for its client; empty for any other."""
+        record = await self._store.run(ref._replace(run_id=end.run_id))
+        if record is None or not asks_client(record):
+            return {}
+        rebuilt = await self.rebuilt(ref, record, end.seq)
+        left = await self._cut(ref, record, Position(end.seq, record.run_id, rebuilt.step))
+        messages = [Message.decode(raw.encode()) for raw in left["messages"]]
+        return {**left, **open_end(messages, record.result["client_tool_calls"])}
+
     async def _cut_again(self, ref: RunRef, at: Position, state: ThreadState) -> dict[str, Any]:
         """As _cut, of a run that is none of this thread: a fork that it was cut off in took over its first steps and no record of it."""
         bases = await self._threads.bases(ref)
@@ -177,16 +194,19 @@ class Conversation:
         rebuilt = await self.rebuilt(ref, record, at.seq)
         if rebuilt.lost:
             raise lost()
-        before: list[str] = list(record.carry.get("messages", ()))
-        given = [Message(m["role"], m["text"]) for m in ([] if record.spec.continues else record.spec.input)]
-        said = [record.carry["said"]] if record.carry else []
-        said += [] if record.spec.continues else [_question(record)]
-        return {
-            "run_id": record.run_id, "step": rebuilt.step, "agent": record.spec.agent, "input": [dict(m) for m in record.spec.input],
-            "said": "\n\n".join(said), "messages": before + [m.encode().decode() for m in (*given, *rebuilt.messages)],
-            "plan": rebuilt.plan or record.carry.get("plan", {}),
-            "citations": {**record.carry.get("citations", {}), **_citations(record.state)},
+        spec, kept = record.spec, {} if forgotten(record.carry, record.spec) else record.carry
+        said = joined(kept, in_words(spec.input, _question(record)), continues=spec.continues)
+        found = {
+            "run_id": record.run_id, "step": rebuilt.step, "agent": spec.agent, "input": [dict(m) for m in spec.input],
+            "said": said, "messages": [m.encode().decode() for m in (*conversation(kept, spec), *rebuilt.messages)],
+            "plan": rebuilt.plan or kept.get("plan", {}),
+            "citations": {**kept.get("citations", {}), **_citations(record.state)},
         }  # fmt: skip
+        if logged := [*logged_before(kept, spec.input), *(rebuilt.tool_log if rebuilt.asks else ())]:
+            found["tool_log"] = logged
+        # Whoever goes on with the same step asks for the same.
+        asked = {name: getattr(spec, name) for name in ("client_tools", "tool_choice", "response_format") if getattr(spec, name)}
+        return {**found, "terms": asked} if asked else found
 
 
 def answered(record: RunRecord, at_seq: int, statuses: Collection[str] = ("succeeded",)) -> bool:
@@ -195,8 +215,13 @@ def answered(record: RunRecord, at_seq: int, statuses: Collection[str] = ("succe
     return record.status in statuses and 0 < record.terminal_seq <= at_seq and not taken_out
 
 
+def asks_client(record: RunRecord) -> bool:
+    """Whether a run has ended with calls for its client to make."""
+    return record.status == "succeeded" and bool(record.result.get("client_tool_calls"))
+
+
 def _question(record: RunRecord) -> str:
-    return may_be_known(record.state.get("parts", {}), record.spec.input[-1]["text"])
+    return may_be_known(record.state.get("parts", {}), question_of(record.spec.input))
 
 
 def _citations(state: Mapping[str, Any]) -> Mapping[str, Any]:

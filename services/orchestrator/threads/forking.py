@@ -18,7 +18,7 @@ from services.orchestrator.run_store import RunStore
 from services.orchestrator.threads.changing import AGAIN_S, NOTED_S, Changing, changing, settled
 from services.orchestrator.threads.checkpoints import Asked, Position, log_of, resolve
 from services.orchestrator.threads.conversation import RUNS_AT_ONCE, Conversation, encoded
-from services.orchestrator.threads.deleting import Deleting
+from services.orchestrator.threads.deleting import Deleting, ThreadBlobs
 from services.orchestrator.threads.ports import Begun, ThreadStore
 
 # Of forks of forks: each adds one, and each may be as large as all that a run was given and said.
@@ -55,9 +55,10 @@ class Forking:
         changing: Changing,
         deleting: Deleting,
         accepting: Accepting,
+        blobs: ThreadBlobs | None = None,
     ) -> None:
         self._store, self._threads, self._conversation = store, threads, conversation
-        self._changing, self._deleting, self._accepting = changing, deleting, accepting
+        self._changing, self._deleting, self._accepting, self._blobs = changing, deleting, accepting, blobs
 
     async def fork(self, principal: Principal, request: ForkRequest) -> tuple[ThreadRecord, RunRecord | None]:
         """Makes a fork, or answers the one that this request made before; and the run that goes on in it, where that is asked for.
@@ -97,7 +98,7 @@ class Forking:
             await self._store.read(parent, 0, 1, False)
         if request.continue_run:
             carry = await self._conversation.carry(parent, at, state)
-            if not carry:
+            if not carry or carry.get("asks"):
                 raise InvalidInput("the checkpoint is not within a run", reason="NOTHING_TO_CONTINUE")
             self._conversation.check_agent(carry["agent"])
         not_after_ms = await self._threads.note(ref, NOTED_S)
@@ -133,6 +134,9 @@ class Forking:
             if not await self._copy(parent, ref, principal.user, at):
                 return
             last_run = await self._copy_runs(parent, ref, principal.user, at)
+            if self._blobs is not None:
+                # Its events name them, and the thread that it is made of may be deleted before it.
+                await self._blobs.share(ref.tenant, parent.thread_id, ref.thread_id)
             carry = await self._conversation.carry(parent, at, state)
             turns = await self._conversation.turns(parent, at)
         except (Gone, NotFound):
@@ -179,10 +183,16 @@ class Forking:
         # Of the thread, so that asking again answers the same run.
         request = RunRequest(
             thread_id=ref.thread_id, agent=state.carry["agent"], input=tuple(state.carry["input"]),
-            idempotency_key=f"fork/{ref.thread_id}", continues=True,
+            idempotency_key=f"fork/{ref.thread_id}", continues=True, **_terms(state.carry),
         )  # fmt: skip
         record, _ = await self._accepting.create_run(principal, request)
         return record
+
+
+def _terms(carry: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run that was cut off asked beside its input."""
+    terms = dict(carry.get("terms", {}))
+    return {**terms, "client_tools": tuple(terms["client_tools"])} if "client_tools" in terms else terms
 
 
 def _id_of(principal: Principal, request: ForkRequest) -> str:

@@ -1,7 +1,7 @@
 """A run as its events tell it: what was said, step by step. The log has all of it; checkpoints are deleted with the run's end."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -9,6 +9,7 @@ import orjson
 from services.orchestrator.ports import Message, ToolRequest
 from services.orchestrator.records import TERMINAL_EVENTS, Event
 from services.orchestrator.results import is_lost
+from services.orchestrator.turn.client_tools import PART as CLIENT_TOOLS
 from services.orchestrator.turn.results import cut, output_of
 
 MOST_LOGGED_CHARS = 2_000
@@ -28,6 +29,8 @@ class Rebuilt:
     forgets_before_ms: int = 0
     # A result among the messages is lost, and only its beginning stands there.
     lost: bool = False
+    # Calls that the run's client is asked for, with which it ended; its last message asks for them too.
+    asks: Sequence[Mapping[str, str]] = ()
 
 
 def rebuild(events: Iterable[Event]) -> Rebuilt:
@@ -64,8 +67,13 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
             found.forgets_before_ms = max(found.forgets_before_ms, data["ended_before_ms"])
         elif event.type == "plan_updated":
             plan = data
+        elif event.type == "interrupt_raised":
+            if data["kind"] == CLIENT_TOOLS:
+                _ask(found, data["calls"])
         elif event.type == "step_completed":
-            found.messages += [*steered, Message("assistant", text, tuple(calls.values())), *results]
+            # An answer that was not of the form that was asked for was shown to nobody.
+            said = [Message("assistant", text, tuple(calls.values()))] if text or calls else []
+            found.messages += [*steered, *said, *results]
             found.tool_log += logged
             found.step, found.plan, found.lost = data["step"], plan or found.plan, lost or found.lost
             text, calls, results, logged, steered = "", {}, [], [], []
@@ -77,9 +85,21 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
 _READ = frozenset(
     {
         "run_queued", "message_completed", "tool_call_started", "tool_call_completed", "tool_call_failed", "steer_applied", "plan_updated",
-        "memory_reset", "step_completed",
+        "memory_reset", "step_completed", "interrupt_raised",
     }
 )  # fmt: skip
+
+
+def _ask(found: Rebuilt, asks: Sequence[Mapping[str, str]]) -> None:
+    """Puts the client's calls where they were asked for: behind the results of the same step stands nothing yet."""
+    place = next((i for i in reversed(range(len(found.messages))) if found.messages[i].role == "assistant"), None)
+    own = tuple(ToolRequest(call["tool_call_id"], call["name"], call["arguments"].encode()) for call in asks)
+    found.asks = asks
+    if place is None or (place < len(found.messages) - 1 and found.messages[-1].role != "tool"):
+        found.messages.append(Message("assistant", "", own))
+    else:
+        said = found.messages[place]
+        found.messages[place] = replace(said, tool_calls=(*said.tool_calls, *own))
 
 
 def _arguments(arguments: Any) -> bytes:

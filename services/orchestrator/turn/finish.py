@@ -9,7 +9,7 @@ import orjson
 
 from services.orchestrator.ports import ModelFinished
 from services.orchestrator.records import Event, Terminal
-from services.orchestrator.turn import degradation, forgetting, handoff
+from services.orchestrator.turn import client_tools, degradation, forgetting, handoff
 from services.orchestrator.turn.carried import user_text
 from services.orchestrator.turn.citations import resolve
 from services.orchestrator.turn.degradation import Concluded
@@ -30,16 +30,36 @@ def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
     writer = turn.writer
     if text:
         writer.emit("message_completed", {"text": text, "message_id": f"{turn.ref.run_id}/{step}"})
-    cited, unknown = resolve(text, turn.state.citations)
-    for citation in cited:
-        writer.emit("citation", citation)
-    for mark in unknown:
-        message = f"The answer cites [{mark}], which is no source that it was given."
-        degradation.warn(turn, "citation_unresolved", reason="unknown_source", user_message=message, citation_id=mark)
+    cited = _cited(turn, text)
     writer.emit("step_completed", {"step": step, "usage": turn.state.usage})
     finish_reason = _FINISH_REASONS.get(answer.finish_reason, answer.finish_reason)
     data = orjson.dumps({"output_text": text, "finish_reason": finish_reason, "usage": turn.state.usage, "citations": cited})
     return Terminal("succeeded", data, "run_finished", data, _outbox(turn, text))
+
+
+def ask_client(turn: Turn) -> Terminal:
+    """The end of a turn whose step asks for tools of the client, and has nothing else to do any more: what it said goes to the next run of
+    its thread and not to memory."""
+    text, calls = client_tools.text(turn), client_tools.waiting(turn)
+    cited = _cited(turn, text)
+    turn.writer.emit("interrupt_raised", {"kind": client_tools.PART, "calls": calls})
+    data = orjson.dumps({
+        "output_text": text, "finish_reason": client_tools.FINISH_REASON, "client_tool_calls": calls, "usage": turn.state.usage,
+        "citations": cited,
+    })  # fmt: skip
+    left = client_tools.carry(turn, user_text(turn, question(turn)))
+    return Terminal("succeeded", data, "run_finished", data, _only_forgetting(turn), left)
+
+
+def _cited(turn: Turn, text: str) -> list[Mapping[str, Any]]:
+    """The sources that a text cites, each told by an event, as is what it cites and was not given."""
+    cited, unknown = resolve(text, turn.state.citations)
+    for citation in cited:
+        turn.writer.emit("citation", citation)
+    for mark in unknown:
+        message = f"The answer cites [{mark}], which is no source that it was given."
+        degradation.warn(turn, "citation_unresolved", reason="unknown_source", user_message=message, citation_id=mark)
+    return cited
 
 
 def fail(turn: Turn, stop: RunStopped) -> Terminal:
@@ -96,12 +116,17 @@ def _outbox(turn: Turn, text: str) -> bytes:
     entry: dict[str, Any] = {
         "v": 1, "principal": turn.spec.principal, "request_id": turn.spec.request_id, "canary": turn.spec.canary,
         "trace": dict(turn.spec.trace), "user_text": user_text(turn, question(turn)),
-        "assistant_text": text, "tool_calls": turn.state.tool_log,
-        "remember": to_remember(question(turn)), "ended_ms": int(time.time() * 1000),
+        "assistant_text": text, "tool_calls": client_tools.logged(turn),
+        "remember": to_remember(_asked(turn)), "ended_ms": int(time.time() * 1000),
     }  # fmt: skip
     if before_ms := forgetting.pending(turn):
         entry["forget_before_ms"] = before_ms
     return orjson.dumps(entry)
+
+
+def _asked(turn: Turn) -> str:
+    """What the user said last, also before calls whose results the run goes on from: memory has heard nothing of that yet."""
+    return question(turn) or (str(turn.carried.get("said", "")) if turn.spec.answers else "")
 
 
 def _only_forgetting(turn: Turn) -> bytes:

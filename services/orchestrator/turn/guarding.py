@@ -16,6 +16,7 @@ from opentelemetry.metrics import get_meter
 from services.orchestrator.ports import Message, Recalled, ToolOutcome, ToolRequest
 from services.orchestrator.turn.degradation import Concluded
 from services.orchestrator.turn.guardrails import ALLOWED, ARGUMENTS, CONTEXT, INPUT, OUTPUT, RESULT, Examined, Verdict
+from services.orchestrator.turn.said import question_of
 from services.orchestrator.turn.state import PendingCall, RunStopped, Turn
 
 # Name of what is kept among the parts of a turn's state: `verdicts`, and the text that stands in for what the user `said`.
@@ -50,7 +51,7 @@ def verdicts_of(state: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def question(turn: Turn) -> str:
     """What the user just said, as the run may know it."""
-    return may_be_known(turn.state.parts, turn.spec.input[-1]["text"])
+    return may_be_known(turn.state.parts, question_of(turn.spec.input))
 
 
 def may_be_known(parts: Mapping[str, Any], text: str) -> str:
@@ -61,20 +62,33 @@ def may_be_known(parts: Mapping[str, Any], text: str) -> str:
 
 async def said(turn: Turn, messages: Sequence[Message]) -> list[Message]:
     """What was said before the first model call, as the model may read it. Raises RunStopped."""
-    if INPUT not in turn.services.guardrails.stages:
+    stages = turn.services.guardrails.stages
+    if INPUT not in stages and RESULT not in stages:
         return list(messages)
-    found = []
+    fresh = {said.get("tool_call_id") for said in turn.spec.input if said["role"] == "tool"}
+    names = {call.call_id: call.name for message in messages for call in message.tool_calls}
+    asked, found = question_of(turn.spec.input), []
     for message in messages:
-        # What tools gave to a run that was cut off, it was given by then.
-        verdict = ALLOWED if message.role == "tool" else await _verdict(turn, INPUT, message.text, kind=message.role)
+        if message.role == "tool":
+            # What tools gave to a run that was cut off, it was given by then.
+            found.append(await _client_result(turn, message, names) if message.tool_call_id in fresh and RESULT in stages else message)
+            continue
+        verdict = await _verdict(turn, INPUT, message.text, kind=message.role) if INPUT in stages else ALLOWED
         if verdict.action == "refuse":
             raise _stopped(turn, INPUT, verdict)
         if verdict.action == "replace":
-            if message.text == turn.spec.input[-1]["text"]:
+            if message.text == asked:
                 _part(turn)["said"] = verdict.text
             message = replace(message, text=verdict.text)
         found.append(message)
     return found
+
+
+async def _client_result(turn: Turn, message: Message, names: Mapping[str, str]) -> Message:
+    """What the run's client brings of a call, as the model may read it."""
+    tool = names.get(message.tool_call_id, "")
+    verdict = await _verdict(turn, RESULT, message.text, tool=tool, call_id=message.tool_call_id)
+    return replace(message, text=_instead(verdict, message.text, _NOT_SHOWN))
 
 
 async def steered(turn: Turn, text: str, number: int) -> str:

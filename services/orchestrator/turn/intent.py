@@ -16,12 +16,15 @@ from services.orchestrator.turn.state import Turn
 
 
 def of_call(
-    turn: Turn, key: str, model: str, tools: Sequence[ToolDefinition], notes: Sequence[str], shown: str, bounds: Sequence[float | None]
-) -> dict[str, str]:
+    turn: Turn, key: str, model: str, tools: Sequence[ToolDefinition], notes: Sequence[str], shown: str, bounds: Sequence[float | None],
+    forms: Sequence[bytes] = (),
+) -> dict[str, str]:  # fmt: skip
     """The key of a call and the SHA-256, in hex, of what it asks: the conversation, then the rest. `shown` is text that the model is to
-    go on from; `bounds` are temperature and most tokens of the answer."""
+    go on from; `bounds` are temperature and most tokens of the answer, `forms` what it may answer in, as OpenAI's tool_choice and
+    response_format."""
     hasher = _conversation(turn)
-    hasher.update(orjson.dumps([model, *bounds, [[tool.name, tool.version] for tool in tools], list(notes), shown]))
+    asked = [model, *bounds, [[tool.name, tool.version] for tool in tools], list(notes), shown]
+    hasher.update(orjson.dumps([*asked, *(form.decode() for form in forms)] if any(forms) else asked))
     return {"idempotency_key": key, "request_digest": hasher.hexdigest()}
 
 

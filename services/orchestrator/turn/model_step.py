@@ -13,7 +13,19 @@ import structlog
 from services.common.errors import BulkheadError
 from services.orchestrator.agents import HAND_OFF
 from services.orchestrator.ports import Message, ModelCall, ModelFinished, TextDelta, ToolDefinition
-from services.orchestrator.turn import degradation, forgetting, guarding, handoff, intent, limits, lost, steering
+from services.orchestrator.turn import (
+    answer_format,
+    client_tools,
+    degradation,
+    forgetting,
+    guarding,
+    handoff,
+    images,
+    intent,
+    limits,
+    lost,
+    steering,
+)
 from services.orchestrator.turn.missing_tools import tell_missing
 from services.orchestrator.turn.state import RunStopped, Turn
 
@@ -49,7 +61,7 @@ async def model_step(turn: Turn, asked: Asked) -> ModelFinished:
         turn.enter_call()
         try:
             answer = _unfiltered(turn, await _stream(turn, descent))
-            if guarding.holds(turn):
+            if _holds(turn):
                 answer = await _allowed(turn, answer)
             if (reason := descent.poison()) is not None:
                 forgetting.by_ladder(turn, reason)
@@ -101,21 +113,29 @@ def _unfiltered(turn: Turn, answer: ModelFinished) -> ModelFinished:
     added = degradation.filtered(turn, answer)
     if not added:
         return answer
-    if not guarding.holds(turn):
+    if not _holds(turn):
         turn.writer.delta(f"{turn.ref.run_id}/{turn.state.step + 1}", added)
         turn.delivered += added
     return replace(answer, message=replace(answer.message, text=answer.message.text + added))
 
 
+def _holds(turn: Turn) -> bool:
+    """Whether answers are looked at before they are shown."""
+    return guarding.holds(turn) or answer_format.holds(turn)
+
+
 async def _allowed(turn: Turn, answer: ModelFinished) -> ModelFinished:
-    """The answer as it may be shown, and is shown now. Raises RunStopped."""
+    """The answer as it may be shown, and is shown now, unless it does not have the form that is wanted. Raises RunStopped."""
     text = answer.message.text
     try:
-        text = await guarding.answered(turn, text)
+        if guarding.holds(turn):
+            text = await guarding.answered(turn, text)
     except (RunStopped, asyncio.CancelledError):
         # Paid for all the same.
         count(turn, answer)
         raise
+    if misfits := answer_format.misfits(turn, replace(answer, message=replace(answer.message, text=text))):
+        return replace(answer, message=replace(answer.message, text=text), misfits=misfits)
     if turn.spec.append_only and not text.startswith(turn.delivered):
         raise _diverged()
     if len(text) > len(turn.delivered):
@@ -153,13 +173,16 @@ def _call(turn: Turn, asked: degradation.Descent) -> tuple[ModelCall, Mapping[st
     # Under the key of the first that would be refused.
     model = degradation.model_of(turn)
     key = f"{turn.ref.run_id}/{turn.state.step + 1}" + ("/noted" if asked.notes else "") + (f"/{len(shown)}" if shown else "")
+    tool_choice = client_tools.choice(turn, asked.tools)
     call = ModelCall(
         model=model, messages=(), tools=asked.tools, temperature=agent.temperature if spec.temperature is None else spec.temperature,
         max_tokens=limits.most_output(turn, agent.max_tokens if spec.max_tokens is None else spec.max_tokens, asked.most_output),
         run_id=turn.ref.run_id, thread_id=turn.ref.thread_id, key=key + asked.marks() + steering.mark(turn),
         stale_s=agent.degradation.stale_answers_s, budget_microusd=limits.money(turn),
+        tool_choice=tool_choice, response_format=answer_format.of_call(turn, tool_choice),
     )  # fmt: skip
-    return call, intent.of_call(turn, call.key, model, call.tools, asked.notes, shown, (call.temperature, call.max_tokens))
+    bounds, forms = (call.temperature, call.max_tokens), (call.tool_choice, call.response_format)
+    return call, intent.of_call(turn, call.key, model, call.tools, asked.notes, shown, bounds, forms)
 
 
 def _continued(turn: Turn) -> str:
@@ -169,9 +192,9 @@ def _continued(turn: Turn) -> str:
 
 async def _stream(turn: Turn, asked: degradation.Descent) -> ModelFinished:
     message_id = f"{turn.ref.run_id}/{turn.state.step + 1}"
-    shown, continues, held = turn.delivered, bool(_continued(turn)), guarding.holds(turn)
+    shown, continues, held = turn.delivered, bool(_continued(turn)), _holds(turn)
     call, turn.called = _call(turn, asked)
-    messages = _noted(degradation.conversation(turn), asked.notes)
+    messages = await images.shown(turn, _noted(degradation.conversation(turn), asked.notes), call)
     call = replace(call, messages=[*messages, Message("assistant", shown)] if continues else messages)
     said = shown if continues else ""
     try:

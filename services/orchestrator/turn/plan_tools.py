@@ -10,19 +10,26 @@ from services.orchestrator.ports import ModelFinished, ToolDefinition, ToolReque
 from services.orchestrator.turn import approvals, arguments, guard, limits
 from services.orchestrator.turn.state import PendingCall, Turn
 
+MOST_ID_CHARS = 128
 Unwanted = Mapping[int, Sequence[str]]
 _UNREADABLE = "input.malformed_json", "The arguments are not valid JSON, or nested too deeply. Send one JSON object."
 
 
 def with_ids(turn: Turn, answer: ModelFinished) -> ModelFinished:
-    """The answer with ids for its tool calls that are unique within the run; providers may leave them empty or repeat them."""
+    """The answer with ids for its tool calls that are unique within the conversation, and not too long for others to keep; providers may
+    leave them empty or repeat them."""
     if not answer.message.tool_calls:
         return answer
     step = turn.state.step + 1
     used = {call.call_id for message in turn.messages for call in message.tool_calls}
     calls = []
     for number, call in enumerate(answer.message.tool_calls):
-        call_id = call.call_id if call.call_id and call.call_id not in used else f"call_{step}_{number}"
+        call_id = call.call_id if call.call_id and len(call.call_id) <= MOST_ID_CHARS else f"call_{step}_{number}"
+        if call_id in used:
+            call_id = f"call_{step}_{number}"
+        while call_id in used:
+            # Of a run that this one goes on from.
+            call_id += "_"
         used.add(call_id)
         calls.append(call if call_id == call.call_id else replace(call, call_id=call_id))
     if calls == list(answer.message.tool_calls):

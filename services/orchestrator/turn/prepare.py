@@ -2,15 +2,17 @@
 
 from services.common.errors import BulkheadError
 from services.orchestrator.ports import Message, Recalled
-from services.orchestrator.turn import carried, degradation, forgetting, guarding
+from services.orchestrator.turn import carried, client_tools, degradation, forgetting, guarding
 from services.orchestrator.turn.context import context_message, earlier_turns
 from services.orchestrator.turn.intent import start_step
 from services.orchestrator.turn.model_step import find_tools
+from services.orchestrator.turn.said import in_words
 from services.orchestrator.turn.state import Turn
 
 
 async def prepare(turn: Turn) -> None:
     """Fills the messages. Memory that is down costs the turn its context and nothing else."""
+    client_tools.check_waiting(turn)
     prompt = Message("system", turn.agent.prompt)
     said = await guarding.said(turn, carried.said(turn))
     carried.take_over(turn)
@@ -48,6 +50,12 @@ async def prepare(turn: Turn) -> None:
     await turn.writer.checkpoint(turn.snapshot(), turn.unstored())
 
 
+def _query(turn: Turn) -> str:
+    """What is recalled for: what the user said last, which stands before the calls where the run goes on from their results."""
+    asked = in_words(turn.spec.input, guarding.question(turn))
+    return asked or (str(turn.carried.get("said", "")) if turn.spec.answers else "")
+
+
 async def _recall(turn: Turn) -> Recalled:
     # What is forgotten need not be waited for.
     if turn.wait_for_memory is not None and not turn.spec.reset_memory and not await turn.wait_for_memory():
@@ -57,7 +65,7 @@ async def _recall(turn: Turn) -> Recalled:
     assert recall is not None
     try:
         recalled = await turn.services.memory.recall(
-            turn.ref.thread_id, guarding.question(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
+            turn.ref.thread_id, _query(turn), recall.token_budget, recall.documents, recall.memories, turn.ref.run_id
         )
         if turn.spec.reset_memory:
             # Memory that could not be told yet would still give them.

@@ -13,7 +13,7 @@ from services.common.errors import UpstreamFailed
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.driving import Owned
 from services.orchestrator.ports import Message, ModelFinished
-from services.orchestrator.records import Limits, RunRef
+from services.orchestrator.records import Limits, RunRef, RunSpec
 from services.orchestrator.sweeper import Sweeper
 from services.orchestrator.testing.runs import CANCELLED, CRASHES, accept, done, new_ref
 from services.orchestrator.testing.turn_world import agent
@@ -108,7 +108,7 @@ async def test_a_long_answer_that_is_lost_is_asked_for_again(monkeypatch):
     monkeypatch.setattr(model_step, "PATIENCE_S", 0.05)
     models = LateLoss(after_s=0.2)
     turn = SimpleNamespace(
-        state=TurnState(started_step=1), spec=SimpleNamespace(limits=Limits(), append_only=False, temperature=None, max_tokens=None),
+        state=TurnState(started_step=1), spec=RunSpec("t", "a", "1", "d", [], Limits(), {}),
         agent=agent(), tools=[], messages=[], delivered="",
         ref=RunRef("acme", "t", "r"), services=SimpleNamespace(models=models, guardrails=AllowAll()), hashed=None,
         check_time=lambda: None, enter_call=lambda: None,

@@ -149,7 +149,8 @@ class Process:
         ref = RunRef("acme", f"t-{run_id}", run_id)
         schedule = Schedule(slots=SLOTS)
         reservation = await self.store.reserve(ref, "ana", SLOTS, "", "", queued=100, schedule=schedule)
-        made = SimpleNamespace(**{name: getattr(spec(ref.thread_id), name) for name in ("append_only", "as_dict")}, schedule=schedule)
+        taken = ("append_only", "as_dict", "schema", "answers")
+        made = SimpleNamespace(**{name: getattr(spec(ref.thread_id), name) for name in taken}, schedule=schedule)
         accepted = await self.store.accept(ref, "ana", made, "stable", reservation, "", (QUEUED, CANCELLED), 0.0)
         if accepted.verdict == "new" and not reservation.held:
             await self.store.wake(ref, "stable", 0, schedule=schedule)

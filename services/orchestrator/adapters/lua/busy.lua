@@ -12,6 +12,9 @@ local function accept_busy(keys, args)
   local plain = #line == 0 or user ~= rest[2] or known[1] or known[2] == '1' or rest[8] == '1' or now_ms() > tonumber(rest[9])
   local cut = {}
   if not plain and (policy == 'reject' or policy == 'steer') then return {{'busy', line[1]}, cut} end
+  -- Before anything is cut off for what is not taken.
+  local refused = not plain and not_asked(keys, rest)
+  if refused then return {{refused}, cut} end
   if not plain then
     local prefix = string.sub(keys[3], 1, -#run_id - 1)
     for _, other in ipairs(line) do

@@ -79,7 +79,8 @@ end
 
 -- KEYS: as claim. ARGV: epoch, number of this write, run id, trace, channel, origin, mode, state ('' : as it was), messages,
 --       message…, [finish: status, result, outbox entry ('' : none), terminal type, terminal data,] [park: until ms (0: no time),
---       commands absorbed,] events, {type, provisional, data}…, [schema that it takes to read these messages]
+--       commands absorbed,] events, {type, provisional, data}…, [schema that it takes to read these messages, [what a run that ends
+--       leaves to the next one of its thread]]
 -- Modes: e events, c checkpoint, s what was provisional is superseded, r release, f finish, p park. Answers {first, last, now, next
 -- run, 1 where a cancel was asked for}; where a command has come that a run which parks has not absorbed, it is released instead, and
 -- the next run is itself.
@@ -150,6 +151,8 @@ local function write(keys, args)
     end
     local terminal
     terminal, following = terminate(keys, run_id, run[3], args[4], now, args[finish], args[finish + 1], args[finish + 3], args[finish + 4])
+    local carry = args[at + count * 3 + 2]
+    if carry and run[10] ~= 'rollback' then carry_on(keys[1], carry, terminal) end
     if first == 0 then first = terminal end
     last = terminal
   end

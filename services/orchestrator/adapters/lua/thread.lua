@@ -54,6 +54,16 @@ local function ended(status)
   return status == 'succeeded' or status == 'failed' or status == 'cancelled'
 end
 
+-- That nothing was given is known from `carry_seq` on as well; without it all that came before would have to be read again.
+local function carry_on(meta, carry, seq)
+  redis.call('HSET', meta, 'carry_seq', string.format('%.0f', seq))
+  if carry == '' then
+    redis.call('HDEL', meta, 'carry', 'carry_open')
+  else
+    redis.call('HSET', meta, 'carry', carry, 'carry_open', '1')
+  end
+end
+
 -- Writes the terminal event and state in this one step; answers its number and the run that is next in the thread.
 local function terminate(keys, run_id, attempt, trace, now, status, result, kind, data)
   local events = {}
@@ -91,13 +101,24 @@ local function open(keys, args)
   return {user and 0 or 1, redis.call('HMGET', keys[1], unpack(args, 5))}
 end
 
+-- KEYS and ARGV as accept. Answers the verdict on a run that answers calls which do not wait, or wait for another one; else nothing.
+local function not_asked(keys, args)
+  if (args[20] or '') == '' then return end
+  local asks = redis.call('HMGET', keys[1], 'carry_open', 'carry_seq', 'answered_by')
+  if not asks[1] or asks[2] ~= args[20] then return 'unasked' end
+  local status = asks[3] and redis.call('HGET', string.sub(keys[3], 1, -#args[4] - 1) .. asks[3], 'status')
+  if status and not ended(status) then return 'answered' end
+end
+
 -- KEYS: meta, log, run, pending, outbox, messages, runs.
 -- ARGV: tenant, user, thread id, run id, spec, track, append only '0'|'1', cancel was asked for '0'|'1', not after ms, trace,
---       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms, schedule, held '0'|'1'.
+--       channel, origin, data of run_queued, data of run_cancelled, owner ('' : nobody yet), lease ms, schedule, held '0'|'1',
+--       schema that its owners have to know, from which number on what it answers waits ('' : it answers nothing).
 -- A run that is held is in no line of its thread, so that nobody of any version takes it before run_enter.
 -- The process that accepts a run may own it in the same step, where nothing stands before it in the thread.
 -- Answers {verdict, run fields ('new': none), first seq, last seq, now, status, runs whose outbox waits};
--- verdict: new, existing, late, foreign, changing (the thread is being rolled back).
+-- verdict: new, existing, late, foreign, changing (the thread is being rolled back), unasked (what it answers does not wait), answered
+-- (another run that has not ended answers that).
 local function accept(keys, args)
   local now = now_ms()
   local thread = redis.call('HMGET', keys[1], 'user', 'of', 'ttl_ms', 'carry_open')
@@ -112,6 +133,9 @@ local function accept(keys, args)
     return {'existing', redis.call('HGETALL', keys[3]), 0, 0, now, known[1], {}}
   end
   if now > tonumber(args[9]) then return {'late'} end
+  local refused = not_asked(keys, args)
+  if refused then return {refused} end
+  if (args[20] or '') ~= '' then redis.call('HSET', keys[1], 'answered_by', args[4]) end
   if not user then
     redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'tenant', args[1], 'user', args[2], 'thread', args[3], 'metadata', '{}',
       'created_ms', now, 'seq', 0)
@@ -126,6 +150,8 @@ local function accept(keys, args)
     'started_ms', owned and now or 0, 'first_seq', first, 'terminal_seq', 0, 'cancel', cancelled and '1' or '0', 'w', 0,
     'active_from', owned and '1 ' .. string.format('%.0f', now) or '')
   redis.call('PERSIST', keys[3])
+  -- The version before knows nothing of what asks for a newer schema, and leaves alone what has it.
+  if args[19] and args[19] ~= '1' then redis.call('HSET', keys[3], 'schema_version', args[19]) end
   if thread[3] then redis.call('HSET', keys[1], 'expires_ms', string.format('%.0f', now + tonumber(thread[3]))) end
   redis.call('ZADD', keys[7], first, args[4])
   if args[17] and args[17] ~= '' then redis.call('HSET', keys[3], 'schedule', args[17]) end

@@ -70,16 +70,6 @@ local function copy_run(keys, args)
   return 1
 end
 
--- That nothing was given is known from `carry_seq` on as well; without it all that came before would have to be read again.
-local function carry_on(meta, carry, seq)
-  redis.call('HSET', meta, 'carry_seq', string.format('%.0f', seq))
-  if carry == '' then
-    redis.call('HDEL', meta, 'carry', 'carry_open')
-  else
-    redis.call('HSET', meta, 'carry', carry, 'carry_open', '1')
-  end
-end
-
 -- KEYS: meta, log. ARGV: data of thread_forked, carry ('' : none), channel, origin, trace, parent, forked at seq, ttl ms (0: none),
 -- bases ('' : none).
 -- Answers the thread's last number, 0 where nobody builds it any more.

@@ -1,0 +1,312 @@
+"""Tools that a run's client calls itself: how a run ends with their calls, and how the next one of its thread goes on from the results."""
+
+import asyncio
+import json
+
+import pytest
+from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.common import testing
+from services.common.errors import Conflict, FailedPrecondition, IdempotencyMismatch, InvalidInput
+from services.orchestrator import segments_moving
+from services.orchestrator.adapters.store_keys import thread_keys
+from services.orchestrator.records import RunRef
+from services.orchestrator.testing.harness import data_of, root_keys, served, settings_for, types, write_config
+from services.orchestrator.testing.whole_threads import fork, roll_back
+
+SUM = 'tool calculator {"expression": "2+3"}'
+ASK = 'tool ask_user {"question": "which one?"}'
+MIXED = f"tools\n{ASK}\n{SUM}\ntool show {{}}"
+PLAN = 'tool update_plan {"steps": [{"title": "do it", "status": "pending"}]}'
+TOOLS = [
+    pb.ClientTool(name="ask_user", description="Asks.", parameters_json=b'{"type":"object","properties":{"question":{"type":"string"}}}'),
+    pb.ClientTool(name="show", strict=True),
+]
+ECHO = "echo context"
+
+
+@pytest.fixture
+def settings(identities, behind, state_url, tmp_path):
+    return settings_for(identities, behind, state_url, write_config(tmp_path / "config"), envelope_keys_file=root_keys(tmp_path))
+
+
+@pytest.fixture
+async def client(settings, identities):
+    async with served(settings, identities) as made:
+        yield made
+
+
+async def made(client, *said, agent="quick", **fields):
+    with client.calling():
+        return await client.runs.CreateRun(pb.CreateRunRequest(agent=agent, input=said, **fields))
+
+
+async def ended(client, *said, **fields):
+    return await client.wait((await made(client, *said, **fields)).run.run_id)
+
+
+def user(text):
+    return pb.InputMessage(role="user", text=text)
+
+
+def results(run, *texts):
+    return [
+        pb.InputMessage(role="tool", text=text, tool_call_id=call.tool_call_id)
+        for call, text in zip(run.client_tool_calls, texts, strict=True)
+    ]  # fmt: skip
+
+
+def hold(behind):
+    """Has the model say nothing until its gate is opened."""
+    behind.models.hold_after = 0
+    behind.models.gate.close()
+
+
+def given(behind):
+    """What the last model call was given but for the prompt."""
+    return [(m.role, m.text, m.tool_call_id) for m in behind.models.calls[-1].request.messages if m.role != "system"]
+
+
+@pytest.mark.parametrize("agent", ["quick", "helper", "planner"])
+async def test_a_step_with_both_does_its_own_first_and_ends_the_run_and_the_next_goes_on(client, behind, agent):
+    said = f"{PLAN}\n{ASK}" if agent == "planner" else MIXED
+    first = await ended(client, user(said), agent=agent, thread_id="t", client_tools=TOOLS, append_only_output=True)
+    assert (first.status, first.finish_reason) == (pb.RUN_STATUS_SUCCEEDED, "tool_calls")
+    names = ["ask_user"] if agent == "planner" else ["ask_user", "show"]
+    assert [call.name for call in first.client_tool_calls] == names
+    assert json.loads(first.client_tool_calls[0].arguments_json) == {"question": "which one?"}
+    log = await client.log(first.run_id)
+    assert types(log)[-2:] == ["interrupt_raised", "run_finished"]
+    raised, finished = data_of(log[-2]), data_of(log[-1])
+    assert (raised["kind"], finished["finish_reason"]) == ("client_tools", "tool_calls")
+    assert (
+        raised["calls"]
+        == finished["client_tool_calls"]
+        == [{"tool_call_id": c.tool_call_id, "name": c.name, "arguments": c.arguments_json.decode()} for c in first.client_tool_calls]
+    )
+    assert types(log).count("step_started") == types(log).count("step_completed")
+    texts = ["the red one"] if agent == "planner" else ["the red one", ""]
+    second = await ended(client, *results(first, *texts), agent=agent, thread_id="t", client_tools=TOOLS)
+    assert second.finish_reason == "stop"
+    if agent != "planner":
+        assert second.output_text == 'Results: {"result": 5} ; the red one ; '
+        assert [call.executions for call in behind.tools.calls.values()] == [1]
+    seen = given(behind)
+    assert seen[0][:2] == ("user", said)
+    answered = {call_id: text for role, text, call_id in seen if role == "tool"}
+    assert [answered[call.tool_call_id] for call in first.client_tool_calls] == texts
+    assert "gave no result" not in str(seen)
+    if agent == "helper":
+        await testing.eventually_async(lambda: behind.sessions.turns["acme", "t"], "the turn is in memory")
+        (turn,) = behind.sessions.turns["acme", "t"].values()
+        assert (turn.user_text, turn.assistant_text) == (said, second.output_text)
+
+
+async def test_a_user_who_says_something_else_has_the_model_told_that_nothing_came(client, behind):
+    first = await ended(client, user(MIXED), thread_id="t", client_tools=TOOLS)
+    await ended(client, user("never mind"), thread_id="t")
+    seen = given(behind)
+    assert (seen[0][1], seen[-1][1]) == (MIXED, "never mind")
+    told = {call_id: text for role, text, call_id in seen if role == "tool"}
+    assert all("gave no result" in told[call.tool_call_id] for call in first.client_tool_calls)
+    assert '{"result": 5}' in told.values()
+    with pytest.raises(InvalidInput) as caught:
+        await made(client, *results(first, "a", "b"), thread_id="t")
+    assert caught.value.reason == "TOOL_CALL_UNKNOWN"
+
+
+async def test_calls_are_answered_once(client, behind):
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    hold(behind)
+    answer = {"thread_id": "t", "idempotency_key": "k"}
+    second = await made(client, *results(first, "blue"), **answer)
+    # While the first answer is worked on.
+    with pytest.raises(Conflict) as caught:
+        await made(client, *results(first, "red"), thread_id="t")
+    assert caught.value.reason == "TOOL_CALLS_ANSWERED"
+    again = await made(client, *results(first, "blue"), **answer)
+    assert (again.created, again.run.run_id) == (False, second.run.run_id)
+    behind.models.gate.open()
+    assert (await client.wait(second.run.run_id)).output_text == "Results: blue"
+    # And behind it.
+    again = await made(client, *results(first, "blue"), **answer)
+    assert (again.created, again.run.run_id) == (False, second.run.run_id)
+    with pytest.raises(IdempotencyMismatch):
+        await made(client, *results(first, "red"), **answer)
+    with pytest.raises(InvalidInput) as caught:
+        await made(client, *results(first, "red"), thread_id="t")
+    assert caught.value.reason == "TOOL_CALL_UNKNOWN"
+    assert "red" not in str([m.text for call in behind.models.calls for m in call.request.messages])
+
+
+async def test_an_answer_that_failed_can_be_given_again(client, behind):
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    hold(behind)
+    second = await made(client, *results(first, "blue"), thread_id="t")
+    await client.cancel(second.run.run_id)
+    behind.models.gate.open()
+    await client.wait(second.run.run_id)
+    third = await ended(client, *results(first, "green"), thread_id="t")
+    assert third.output_text == "Results: green"
+
+
+async def test_two_answers_at_once_make_one_run(client):
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    tried = await asyncio.gather(*(made(client, *results(first, str(i)), thread_id="t") for i in range(5)), return_exceptions=True)
+    assert sum(isinstance(found, pb.CreateRunResponse) for found in tried) == 1
+    assert {found.reason for found in tried if isinstance(found, Exception)} <= {"TOOL_CALLS_ANSWERED", "TOOL_CALL_UNKNOWN"}
+
+
+async def test_a_user_who_was_faster_leaves_an_answer_in_the_queue_without_calls(client, behind):
+    """Both were accepted while the calls waited: whoever comes second in the thread finds them answered."""
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    hold(behind)
+    other = await made(client, user("say never mind"), thread_id="t")
+    second = await made(client, *results(first, "blue"), thread_id="t")
+    behind.models.gate.open()
+    assert (await client.wait(other.run.run_id)).output_text == "never mind"
+    failed = await client.wait(second.run.run_id)
+    assert failed.error.reason == "TOOL_CALLS_NOT_WAITING"
+
+
+async def test_round_after_round_all_of_it_stays_in_the_conversation(client, behind):
+    run = await ended(client, user(f"{ASK}\n{SUM}\n{ASK}"), thread_id="t", client_tools=TOOLS)
+    ids = [run.client_tool_calls[0].tool_call_id]
+    run = await ended(client, *results(run, "one"), thread_id="t", client_tools=TOOLS)
+    ids.append(run.client_tool_calls[0].tool_call_id)
+    run = await ended(client, *results(run, "two"), thread_id="t", client_tools=TOOLS)
+    assert run.output_text == 'Results: one ; {"result": 5} ; two'
+    assert len(set(ids)) == 2
+    assert [role for role, _, _ in given(behind)] == ["user", "assistant", "tool", "assistant", "tool", "assistant", "tool"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_fork_and_a_rollback_to_the_end_of_such_a_run_can_be_answered(
+    identities, behind, state_url, tmp_path, valkey, monkeypatch, moved
+):
+    monkeypatch.setattr(segments_moving, "TURN_S", 0.05)
+    config = write_config(tmp_path / "config")
+    fields = {"segments_dir": tmp_path / "segments", "segments_after_s": 0.2} if moved else {}
+    async with served(settings_for(identities, behind, state_url, config, **fields), identities) as client:
+        first = await ended(client, user(MIXED), thread_id="t", client_tools=TOOLS)
+
+        async def gone():
+            return not moved or not await valkey.exists(thread_keys(RunRef("acme", "t", first.run_id))[1])
+
+        await testing.eventually_async(gone, "the log left the state store")
+        before = (await fork(client, "t")).thread.thread_id
+        second = await ended(client, *results(first, "one", "two"), thread_id="t")
+        seen = given(behind)
+        # Of a thread that has gone on since: out of the log.
+        later = (await fork(client, "t", pb.Checkpoint(run_id=first.run_id))).thread.thread_id
+        for thread_id in (before, later):
+            run = await ended(client, *results(first, "one", "two"), thread_id=thread_id)
+            assert (run.output_text, given(behind)) == (second.output_text, seen)
+            with pytest.raises(InvalidInput):
+                await made(client, *results(first, "one", "two"), thread_id=thread_id)
+        await roll_back(client, "t", pb.Checkpoint(run_id=first.run_id))
+        run = await ended(client, *results(first, "three", "four"), thread_id="t")
+        assert run.output_text == 'Results: {"result": 5} ; three ; four'
+        # Out of the thread that has answered: within the run that did.
+        answering = await ended(client, user(f"{ASK}\n{SUM}"), thread_id="u", client_tools=TOOLS)
+        run = await ended(client, *results(answering, "one"), thread_id="u", client_tools=TOOLS)
+        within = (await fork(client, "u", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True)).run
+        assert (await client.wait(within.run_id)).output_text == run.output_text == 'Results: one ; {"result": 5}'
+
+
+async def test_the_whole_conversation_may_stand_in_an_input(client, behind):
+    call = pb.ClientToolCall(tool_call_id="a", name="ask_user", arguments_json=b'{"question": "?"}')
+    said = [
+        user(ASK), pb.InputMessage(role="assistant", tool_calls=[call]), pb.InputMessage(role="tool", text="red", tool_call_id="a"),
+    ]  # fmt: skip
+    run = await ended(client, *said, client_tools=TOOLS)
+    assert run.output_text == "Results: red"
+    (asked,) = [m for m in behind.models.calls[-1].request.messages if m.tool_calls]
+    assert [(c.tool_call_id, c.name, c.arguments_json) for c in asked.tool_calls] == [("a", "ask_user", b'{"question": "?"}')]
+
+
+BAD = [
+    ([pb.InputMessage(role="tool", text="x", tool_call_id="nope")], {}, "input[0].tool_call_id"),
+    ([pb.InputMessage(role="tool", text="x")], {}, "input[0].tool_call_id"),
+    ([user("a"), pb.InputMessage(role="tool", text="x", tool_call_id="a")], {}, "input[1].tool_call_id"),
+    (
+        [user("a"), pb.InputMessage(role="assistant", tool_calls=[pb.ClientToolCall(tool_call_id="a", name="b")]), user("c")], {},
+        "input[1].tool_calls",
+    ),
+    ([pb.InputMessage(role="user", text="a", tool_call_id="x")], {}, "input[0].tool_call_id"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="calculator")]}, "client_tools[0].name"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a"), pb.ClientTool(name="a")]}, "client_tools[1].name"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a b")]}, "client_tools[0].name"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="delegate_to_x")]}, "client_tools[0].name"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b"[]")]}, "client_tools[0].parameters_json"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"type":"string"}')]}, "client_tools[0].parameters_json"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"type":7}')]}, "client_tools[0].parameters_json"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b"[" * 2000)]}, "client_tools[0].parameters_json"),
+    (
+        [user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"x":"%s"}' % (b"y" * 33_000))]},
+        "client_tools[0].parameters_json",
+    ),
+    ([user("a")], {"client_tools": [pb.ClientTool(name="a", description="d" * 4097)]}, "client_tools[0].description"),
+    ([user("a")], {"client_tools": [pb.ClientTool(name=f"t{i}") for i in range(65)]}, "client_tools"),
+    ([user("a")], {"tool_choice_json": b'"sometimes"'}, "tool_choice_json"),
+    ([user("a")], {"tool_choice_json": b'{"type":"function","function":{"name":"nobody"}}'}, "tool_choice_json"),
+    ([user("a")], {"response_format_json": b'{"type":"xml"}'}, "response_format_json"),
+    ([user("a")], {"response_format_json": b"{"}, "response_format_json"),
+    (
+        [user("a")], {"response_format_json": b'{"type":"json_schema","json_schema":{"name":"n","schema":{"type":7}}}'},
+        "response_format_json.json_schema.schema",
+    ),
+    ([user("a")], {"response_format_json": b'{"type":"json_schema","json_schema":{"schema":{}}}'}, "response_format_json.json_schema.name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+async def test_what_is_wrong_is_named(client, number):
+    said, fields, field = BAD[number]
+    with pytest.raises(InvalidInput) as caught:
+        await made(client, *said, thread_id="t", run_id="r", **fields)
+    assert field in [violation.field for violation in caught.value.violations]
+    # Nothing was begun.
+    await ended(client, user("say hi"), thread_id="t", run_id="r")
+
+
+async def test_each_call_that_waits_has_to_be_answered(client):
+    first = await ended(client, user(MIXED), thread_id="t", client_tools=TOOLS)
+    both = results(first, "one", "two")
+    for said in (both[:1], [both[0], both[0]]):
+        with pytest.raises(InvalidInput):
+            await made(client, *said, thread_id="t")
+    # Another user's thread tells nothing.
+    with pytest.raises(InvalidInput) as caught:
+        await made(client, *both, thread_id="t2")
+    assert caught.value.reason == "TOOL_CALL_UNKNOWN"
+    assert (await ended(client, *both, thread_id="t")).status == pb.RUN_STATUS_SUCCEEDED
+
+
+@pytest.mark.parametrize("agent", ["lead", "flow"])
+async def test_strategies_that_cannot_offer_them_say_so(client, agent):
+    for fields in ({"client_tools": TOOLS}, {"response_format_json": b'{"type":"json_object"}'}):
+        with pytest.raises(FailedPrecondition) as caught:
+            await made(client, user("say hi"), agent=agent, **fields)
+        assert caught.value.reason == "UNSUPPORTED"
+
+
+async def test_the_choice_holds_for_the_first_call_and_tools_go_as_they_were_given(client, behind):
+    choice = b'{"type":"function","function":{"name":"show"}}'
+    await ended(client, user(f"{SUM}\n{SUM}"), client_tools=TOOLS, tool_choice_json=choice)
+    asked = [call.request for call in behind.models.calls]
+    assert [request.tool_choice_json for request in asked] == [choice, b"", b""]
+    tools = {tool.name: tool for tool in asked[0].tools}
+    assert set(tools) == {"calculator", "send_mail", "ask_user", "show"}
+    assert json.loads(tools["show"].tool_json)["function"]["strict"] is True
+    assert json.loads(tools["ask_user"].parameters_json)["properties"]["question"] == {"type": "string"}
+
+
+async def test_labels_of_a_run_are_told_but_not_in_lists(client):
+    created = (await made(client, user("say hi"), thread_id="t", metadata={"team": "blue"})).run
+    waited = await client.wait(created.run_id)
+    got = await client.get(created.run_id)
+    assert [dict(run.metadata) for run in (created, waited, got)] == [{"team": "blue"}] * 3
+    with client.calling():
+        (listed,) = (await client.runs.ListRuns(pb.ListRunsRequest(thread_id="t"))).runs
+    assert not listed.metadata
