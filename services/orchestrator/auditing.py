@@ -16,6 +16,7 @@ from services.common.identity import Principal
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.approvals.records import Interrupt
 from services.orchestrator.records import RunRecord, RunRef
+from services.orchestrator.turn.execute_tools import LEFT
 from services.orchestrator.turn.guarding import verdicts_of
 
 AUDIT_SCHEMA = 1
@@ -85,7 +86,8 @@ def record_of(ref: RunRef, record: RunRecord, model: str, interrupts: Sequence[I
     """The record: ids, digests, numbers, and names of the configuration; nothing that a person has written."""
     spec, result, state = record.spec, record.result, record.state
     usage: Mapping[str, Any] = (result or state).get("usage", {})
-    tools = state.get("tool_log", [])
+    # With those that were at work at its end.
+    tools = [*state.get("tool_log", []), *state.get("parts", {}).get(LEFT, [])]
     return {
         "schema_version": AUDIT_SCHEMA, "kind": "run", "run_id": ref.run_id, "session": ref.thread_id, "request_id": spec.request_id,
         **whom(Principal.from_dict(dict(spec.principal))), "agent": spec.agent, "agent_version": spec.agent_version,

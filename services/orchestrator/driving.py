@@ -182,8 +182,8 @@ class Driver:
                 await self.store.wake(ref, owned.record.track, 0, schedule=owned.record.spec.schedule)
                 log.info("run_released", run_id=ref.run_id)
                 return Left("released")
-            # What a child has used of its parent's time, the last step included; and what its audit record says of guardrails.
-            told = turn.spec.child_of or turn.state.parts.get(guarding.PART)
+            # What a child has used of its parent's time, the last step included; and what its audit record is made of.
+            told = turn.spec.child_of or self.settings.audit_days or turn.state.parts.get(guarding.PART)
             written = await writer.finish(terminal, turn.snapshot() if told else b"")
         except (Fenced, Overloaded):
             return Left("lost")

@@ -107,6 +107,29 @@ async def test_every_end_of_a_run_leaves_one_record_without_its_words(identities
     assert "ana" not in repr(records)
 
 
+async def test_calls_at_work_at_the_end_and_the_time_of_the_last_step_are_in_the_record(identities, state_url, tmp_path, behind, stream):
+    settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"), audit_days=1)
+    async with served(settings, identities) as caller:
+        behind.tools.gate.close()
+        run = await caller.start('tool calculator {"expression": "1+1"}', agent="helper")
+        await testing.eventually_async(lambda: behind.tools.gate.waiting, "the call is at work")
+        await caller.cancel(run.run_id)
+        await caller.wait(run.run_id)
+        behind.tools.gate.open()
+        behind.models.gate.close()
+        slow = await caller.start("say one two three")
+        await testing.eventually_async(lambda: behind.models.gate.waiting, "the model is asked")
+        await asyncio.sleep(0.1)
+        behind.models.gate.open()
+        await caller.wait(slow.run_id)
+        records = {record["run_id"]: record for record in await settled(stream, 2)}
+    told = records[run.run_id]
+    assert [tool["name"] for tool in told["tools"]] == ["calculator"]
+    assert (told["tool_count"], told["usage"]["tool_calls"]) == (1, 1)
+    assert told["tools"][0]["arguments_hash"] == digest('{"expression": "1+1"}')
+    assert records[slow.run_id]["active_ms"] >= 100
+
+
 async def test_who_decided_what_of_a_run_is_in_its_record(identities, state_url, tmp_path, behind, stream):
     settings = settings_for(identities, behind, state_url, write_config(tmp_path / "config"), audit_days=1)
     async with served(settings, identities) as caller:

@@ -163,7 +163,7 @@ class Approving(World):
         interrupts = Raising(losing, losing, Watchers(), self.minter, lambda tier: TierPolicy())  # type: ignore[arg-type]
         agents = SimpleNamespace(agents=SimpleNamespace(get=lambda name: self.agent, by_digest={"d": self.agent}))
         driver: Any = Driver(
-            SimpleNamespace(delta_batch_s=0.001, store_patience_s=1.0), losing, Watchers(), agents,
+            SimpleNamespace(delta_batch_s=0.001, store_patience_s=1.0, audit_days=0), losing, Watchers(), agents,
             Services(world, world, world, interrupts), SimpleNamespace(), self.minter, should_hand_over=self.leaving,
         )  # type: ignore[arg-type]  # fmt: skip
         assert claim.record is not None

@@ -36,6 +36,8 @@ AWAY_WAIT_S = 0.25
 # A run that is cancelled waits so long to hear what became of its calls; what is not known by then is told as unknown.
 ENDED_WITHIN_S = 3.0
 UNKNOWN = "tool_outcome_unknown"
+# Name, among the parts of a turn's state, of the calls that were at work when the run ended, as the tool_log has the others.
+LEFT = "left"
 # The outcome of a call that comes from elsewhere, later, as a command; until then it stays pending and nothing is done for it.
 DEFERRED = ToolOutcome("deferred")
 log = structlog.get_logger("bulkhead.turn")
@@ -370,10 +372,13 @@ def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = 
         if call.started:
             known = became.get(call.number)
             told = {"call_id": call.call_id, "tool": call.name}
+            ended = {"name": call.name, "arguments": call.arguments[:2_000]}
+            left = turn.state.parts.setdefault(LEFT, [])
             if known is not None and known.outcome == "done":
                 shown = orjson.Fragment(known.output or b"null")
                 turn.writer.emit("tool_call_completed", {**told, "output": shown, "duration_ms": known.duration_ms})
                 content.tell(turn, known)
+                left.append({**ended, "output": (known.output or b"null").decode("utf-8", "replace")[:2_000]})
                 continue
             certain = call.repeatable if known is None else known.outcome == "failed"
             error = {"code": "cancelled" if certain else UNKNOWN, "message": f"The run was {how} while this call was at work."}
@@ -381,3 +386,4 @@ def report_unfinished(turn: Turn, how: str, became: Mapping[int, ToolOutcome] = 
             if (refused := _refusal(call) or approvals.refusal(turn, call) or withheld) is not None:
                 error = {"code": refused.code, "message": refused.message}
             turn.writer.emit("tool_call_failed", {**told, "error": error})
+            left.append({**ended, "output": orjson.dumps({"error": error}).decode()[:2_000]})
