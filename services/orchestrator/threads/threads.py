@@ -30,7 +30,7 @@ class Threads:
         self.ttl_ms, self._threads = ttl_ms, threads
         changing, conversation = Changing(store, accepting, sessions, minter), Conversation(store, threads, agents)
         self.deleting = Deleting(store, threads, changing, conversation, hub, segments, tell, blobs)
-        self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting)
+        self.forking = Forking(store, threads, conversation, changing, self.deleting, accepting, blobs)
         self.rolling_back = RollingBack(store, threads, conversation, changing, hub)
         self.tending = Tending(store, threads, changing, self.forking, self.rolling_back, self.deleting, ttl_ms)
 
