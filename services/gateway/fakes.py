@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from bulkhead.orchestrator.v1 import blobs_pb2_grpc
+from bulkhead.orchestrator.v1 import blobs_pb2_grpc, hooks_pb2_grpc
 
 from services.common import testing
 from services.common.accounts import Accounts
@@ -26,6 +26,7 @@ from services.gateway import fake_stores
 from services.gateway.app import build
 from services.gateway.fake_admin import budget_adders
 from services.gateway.fake_blobs import FakeBlobs
+from services.gateway.fake_hooks import FakeHooks
 from services.gateway.fake_log import FakeLog
 from services.gateway.fake_orchestrator import FakeOrchestrator, orchestrator_adders
 from services.gateway.settings import Settings
@@ -40,6 +41,7 @@ class Gateway:
     accounts: Accounts
     log: FakeLog
     blobs: FakeBlobs
+    hooks: FakeHooks
     replicas: list[FakeOrchestrator]
     stops: list[asyncio.Event]
     settings: Settings
@@ -69,12 +71,16 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway over fakes, each a real gRPC server on a port of its own."""
     log, blobs = FakeLog(), FakeBlobs()
+    hooks = FakeHooks(log.records)
     orchestrators = [FakeOrchestrator(log, cut_after=cut_after) for _ in range(replicas)]
     stops: list[asyncio.Event] = []
     async with AsyncExitStack() as stack:
         addresses = []
         for orchestrator in orchestrators:
-            adders = [*orchestrator_adders(orchestrator), partial(blobs_pb2_grpc.add_BlobServiceServicer_to_server, blobs)]
+            adders = [
+                *orchestrator_adders(orchestrator), partial(blobs_pb2_grpc.add_BlobServiceServicer_to_server, blobs),
+                partial(hooks_pb2_grpc.add_HookServiceServicer_to_server, hooks),
+            ]  # fmt: skip
             address, stop = await _serve(stack, "orchestrator", adders, identities)
             addresses.append(address)
             stops.append(stop)
@@ -92,7 +98,7 @@ async def gateway(
         state = connect(state_url)
         stack.push_async_callback(state.aclose)
         accounts = Accounts(state)
-        served = Gateway(f"http://127.0.0.1:{made.http_port}", "", accounts, log, blobs, orchestrators, stops, made)
+        served = Gateway(f"http://127.0.0.1:{made.http_port}", "", accounts, log, blobs, hooks, orchestrators, stops, made)
         served.key = await served.issue()
         stack.callback(lambda: [run.cancelled.set() for run in log.runs.values()])
         yield served

@@ -37,6 +37,8 @@ BODIES = [
     ("PATCH", "/v1/schedules/s", {"name": "x"}),
     ("POST", "/v1/webhooks", {"url": "https://example.com/", "event_types": ["run.failed"]}),
     ("POST", "/v1/webhooks/w/rotate", {"overlap_ms": 0}),
+    ("POST", "/v1/hooks", {"agent": "assistant"}),
+    ("POST", "/v1/hooks/h/secret", {"overlap_ms": 0}),
     ("POST", "/v1/erasures", {"user": "x"}),
     ("POST", "/v1/keys", {"scopes": []}),
     ("PATCH", "/v1/keys/k", {"name": "x"}),
@@ -50,7 +52,7 @@ READS = [
     "/replay/t", "/v1/documents", "/v1/memories", "/v1/memories/m", "/v1/agents", "/v1/agents/assistant", "/v1/tools", "/v1/models",
     "/v1/models/assistant", "/v1/approvals", "/v1/approvals/r/1/0", "/v1/feedback", "/v1/schedules", "/v1/schedules/s",
     "/v1/schedules/s/ticks", "/v1/webhooks", "/v1/webhooks/w", "/v1/webhooks/w/deliveries", "/v1/quota", "/v1/erasures/e",
-    "/v1/keys", "/v1/keys/k",
+    "/v1/hooks", "/v1/hooks/h", "/v1/keys", "/v1/keys/k",
     "/v1/responses/resp_r", "/v1/responses/resp_r/input_items", "/v1/conversations/conv_t", "/v1/conversations/conv_t/items",
     "/v1/conversations/conv_t/items/msg_r.0",
 ]  # fmt: skip
@@ -66,11 +68,12 @@ LISTS = [
     "/v1/feedback",
     "/v1/schedules",
     "/v1/webhooks",
+    "/v1/hooks",
     "/v1/keys",
 ]
 DELETES = [
     ("DELETE", f"/v1/{path}")
-    for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w", "keys/k", "responses/resp_r", "conversations/conv_t")
+    for path in ("documents/d", "threads/t", "schedules/s", "webhooks/w", "hooks/h", "keys/k", "responses/resp_r", "conversations/conv_t")
 ]
 NATIVE = [entry for entry in BODIES if not is_openai(entry[1])]
 
@@ -179,7 +182,7 @@ async def test_unknown_fields_are_named(http, method, path, good):
         ("/v1/threads/t/runs", {"input": 5}, "input"),
         ("/v1/threads/t/runs", {"input": ""}, "input"),
         ("/v1/threads/t/runs", {"input": []}, "input"),
-        ("/v1/threads/t/runs", {"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
+        ("/v1/threads/t/runs", {"input": [{"role": "function", "content": "x"}]}, "input.0.role"),
         ("/v1/threads/t/runs", {"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ("/v1/threads/t/runs", {"input": "x", "limits": {"deadline_ms": "5"}}, "limits.deadline_ms"),
         ("/v1/threads/t/runs", {"input": "x", "limits": {"max_steps": 2**40}}, "limits.max_steps"),

@@ -74,6 +74,9 @@ ROWS: Mapping[str, Row] = {
         path="/v1/deliveries/{delivery}/redeliver", elsewhere="/v1/deliveries/{later}/redeliver", same=("delivery_id",)
     ),
     "DELETE /v1/webhooks/{webhook_id}": Row(path="/v1/webhooks/{webhook}", elsewhere="/v1/webhooks/wh_none"),
+    "POST /v1/hooks": Row({"agent": "quick"}, {"agent": "quick", "description": "other"}, same=("hook_id", "secret")),
+    "POST /v1/hooks/{hook}/secret": Row({}, {"overlap_ms": 60_000}, "/v1/hooks/{inbound}/secret", same=("secret",)),
+    "DELETE /v1/hooks/{hook}": Row(path="/v1/hooks/{inbound}", elsewhere="/v1/hooks/hk_none"),
     "POST /v1/memories": Row({"text": "likes tea"}, {"text": "likes rain"}, same=("memory_id",)),
     "DELETE /v1/memories/{memory_id}": Row(path="/v1/memories/{memory}", elsewhere="/v1/memories/mem_none"),
     "POST /v1/documents": Row(
@@ -108,7 +111,7 @@ ROWS: Mapping[str, Row] = {
 MAKING = {
     "POST /v1/threads", "POST /v1/threads/{thread_id}/runs", "POST /v1/threads/{thread_id}/fork", "POST /v1/agents/{agent}/chat",
     "POST /v1/feedback", "POST /v1/schedules", "POST /v1/webhooks", "POST /v1/memories", "POST /v1/documents", "POST /v1/erasures",
-    "POST /v1/runs/{run_id}/steer", "POST /v1/keys", "POST /v1/keys/{key_id}/rotate",
+    "POST /v1/runs/{run_id}/steer", "POST /v1/hooks", "POST /v1/keys", "POST /v1/keys/{key_id}/rotate",
 }  # fmt: skip
 
 
@@ -123,6 +126,7 @@ async def prepared(whole, ana, hooked):
     client, names = whole.client, {"hook": hooked.url()}
     made = await answered(ana.post("/v1/webhooks", json={"url": hooked.url(), "event_types": ["run.finished"]}), 201)
     names["webhook"] = made["webhook_id"]
+    names["inbound"] = (await answered(ana.post("/v1/hooks", json={"agent": "quick"}), 201))["hook_id"]
     for name, run_id in (("mine", "done"), ("back", "back")):
         await client.wait((await client.start("say hi", thread_id=name, run_id=run_id)).run_id)
     for name in ("schedule", "spare"):

@@ -13,8 +13,8 @@ from tests.integration.whole_gateway import native_routes, whole_gateway
 
 SCOPES = (
     "threads:read", "threads:write", "runs:read", "runs:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
-    "webhooks:read", "webhooks:write", "documents:read", "documents:write", "memories:read", "memories:write", "erasures:write",
-    "keys:read", "keys:write", "admin",
+    "webhooks:read", "webhooks:write", "hooks:read", "hooks:write", "documents:read", "documents:write", "memories:read", "memories:write",
+    "erasures:write", "keys:read", "keys:write", "admin",
 )  # fmt: skip
 # Each route and the scopes without any of which it refuses; a route that is not here is one that somebody forgot.
 NEEDED = {
@@ -62,6 +62,11 @@ NEEDED = {
     "POST /v1/webhooks/{webhook_id}/rotate": ("webhooks:write",),
     "GET /v1/webhooks/{webhook_id}/deliveries": ("webhooks:read",),
     "POST /v1/deliveries/{delivery_id}/redeliver": ("webhooks:write",),
+    "GET /v1/hooks": ("hooks:read",),
+    "POST /v1/hooks": ("hooks:write", "runs:write"),
+    "GET /v1/hooks/{hook}": ("hooks:read",),
+    "DELETE /v1/hooks/{hook}": ("hooks:write",),
+    "POST /v1/hooks/{hook}/secret": ("hooks:write",),
     "GET /v1/quota": ("runs:read",),
     "POST /v1/erasures": ("admin",),
     "GET /v1/keys": ("keys:read",),
@@ -86,11 +91,11 @@ HIDDEN = {"GET /v1/erasures/{erasure_id}"}
 IDS = {
     "thread_id": "mine", "run_id": "done", "call_id": "c1", "approval_id": "{approval}", "schedule_id": "{schedule}",
     "webhook_id": "{webhook}", "delivery_id": "{delivery}", "document_id": "{document}", "memory_id": "{memory}", "agent": "quick",
-    "erasure_id": "{erasure}", "key_id": "{key}",
+    "erasure_id": "{erasure}", "key_id": "{key}", "hook": "{inbound}",
 }  # fmt: skip
 EMPTY = MappingProxyType({})
 # Of the tenant: whoever of it has the scope has them all; keys whoever has `admin`.
-SHARED = ("/v1/webhooks", "/v1/deliveries", "/v1/documents", "/v1/keys")
+SHARED = ("/v1/webhooks", "/v1/hooks", "/v1/deliveries", "/v1/documents", "/v1/keys")
 # Nothing is there under the id for the caller, and these make it: a thread, and a wish for a run that may come.
 OWN = {"POST /v1/threads/{thread_id}/runs", "POST /v1/runs/{run_id}/cancel"}
 

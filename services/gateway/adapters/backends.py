@@ -8,6 +8,7 @@ from bulkhead.orchestrator.v1 import (
     admin_pb2_grpc,
     approvals_pb2_grpc,
     blobs_pb2_grpc,
+    hooks_pb2_grpc,
     orchestrator_pb2_grpc,
     schedules_pb2_grpc,
     webhooks_pb2_grpc,
@@ -27,6 +28,7 @@ class Backends:
     approvals: approvals_pb2_grpc.ApprovalServiceStub
     schedules: schedules_pb2_grpc.ScheduleServiceStub
     webhooks: webhooks_pb2_grpc.WebhookServiceStub
+    hooks: hooks_pb2_grpc.HookServiceStub
     blobs: blobs_pb2_grpc.BlobServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
     models: llm_pb2_grpc.LlmServiceStub
@@ -45,6 +47,7 @@ def backends(dialer: Dialer) -> Backends:
         approvals=approvals_pb2_grpc.ApprovalServiceStub(orchestrator),
         schedules=schedules_pb2_grpc.ScheduleServiceStub(orchestrator),
         webhooks=webhooks_pb2_grpc.WebhookServiceStub(orchestrator),
+        hooks=hooks_pb2_grpc.HookServiceStub(orchestrator),
         blobs=blobs_pb2_grpc.BlobServiceStub(orchestrator),
         admin=admin_pb2_grpc.AdminServiceStub(orchestrator),
         models=llm_pb2_grpc.LlmServiceStub(dialer.channel("llm_gateway")),

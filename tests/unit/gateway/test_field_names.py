@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from bulkhead.memory.v1 import memory_pb2
-from bulkhead.orchestrator.v1 import admin_pb2, approvals_pb2, orchestrator_pb2, schedules_pb2, webhooks_pb2
+from bulkhead.orchestrator.v1 import admin_pb2, approvals_pb2, hooks_pb2, orchestrator_pb2, schedules_pb2, webhooks_pb2
 from bulkhead.tools.v1 import tools_pb2
 from fastapi import FastAPI
 
@@ -16,7 +16,7 @@ from services.gateway.edge.route import GuardedRoute
 from services.gateway.surfaces.native import routers
 from services.gateway.surfaces.native.models import DocumentCreate
 
-PROTOS = (orchestrator_pb2, approvals_pb2, admin_pb2, schedules_pb2, webhooks_pb2, memory_pb2, tools_pb2)
+PROTOS = (orchestrator_pb2, approvals_pb2, admin_pb2, schedules_pb2, webhooks_pb2, hooks_pb2, memory_pb2, tools_pb2)
 RAISING = {"field": 0, "FieldViolation": 0, "checked_id": 0}
 
 

@@ -41,10 +41,11 @@ _WITH_DELAY = frozenset({409, 429, 503})
 
 def changes(route: GuardedRoute, method: str) -> bool:
     """Whether a route changes something, and with it takes an idempotency key. Whoever needs nothing but to read changes nothing, where
-    the route does not keep keys all the same."""
+    the route does not keep keys all the same; of visitors nobody knows whose keys theirs would be."""
     scopes = route.needs.scopes
     reads = bool(scopes) and all(scope.endswith(":read") for scope in scopes)
-    return method != "GET" and (route.needs.keyed or not reads) and f"{method} {route.path_format}" not in _CHANGE_NOTHING
+    changing = method != "GET" and (route.needs.keyed or not reads) and not route.needs.visitors
+    return changing and f"{method} {route.path_format}" not in _CHANGE_NOTHING
 
 
 def headers_of(status: int, *, guarded: bool) -> dict[str, Any]:

@@ -88,6 +88,11 @@ _WEBHOOK = {
     "webhook_id": "wh_0cc175b9", "url": "https://example.com/hook", "event_types": ["run.finished", "run.failed"],
     "description": "ticket system", "created_at": _AT, "disabled_reason": None, "disabled_at": None, "earlier_secret_until": None,
 }  # fmt: skip
+_HOOK = {
+    "hook_id": "hk_7cb67b82237d48768ebeb4a1daa18099", "agent": "assistant",
+    "url": "/v1/hooks/assistant?hook_id=hk_7cb67b82237d48768ebeb4a1daa18099", "thread_id": None, "instructions": "Sort this ticket.",
+    "description": "ticket system", "created_at": _AT, "earlier_secret_until": None,
+}  # fmt: skip
 _DELIVERY = {
     "delivery_id": "dl_92eb5ffe", "webhook_id": "wh_0cc175b9", "message_id": "msg_4a8a08f0", "event_type": "run.finished", "run_id": _RUN,
     "status": "delivered", "created_at": _AT, "next_attempt_at": None, "attempt_count": 1,
@@ -165,6 +170,10 @@ ANSWERS: Mapping[str, Any] = {
     "WebhookOut": _WEBHOOK,
     "WebhookPage": _page(_WEBHOOK),
     "WebhookSecretOut": {**_WEBHOOK, "secret": "whsec_C2FtcGxlIHNlY3JldCBvZiBhbiBlbmRwb2ludA=="},
+    "HookOut": _HOOK,
+    "HookPage": _page(_HOOK),
+    "HookSecretOut": {**_HOOK, "secret": "whsec_C2FtcGxlIHNlY3JldCBvZiBhbiBlbmRwb2ludA=="},
+    "HookTaken": {"run_id": _RUN, "thread_id": _THREAD, "created": True},
     "DeliveryOut": _DELIVERY,
     "DeliveryPage": _page(_DELIVERY),
     "KeyOut": _KEY,

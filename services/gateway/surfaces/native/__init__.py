@@ -11,6 +11,7 @@ from services.gateway.surfaces.native.documents import Documents
 from services.gateway.surfaces.native.erasures import Erasures
 from services.gateway.surfaces.native.events import Events
 from services.gateway.surfaces.native.feedback import Feedback
+from services.gateway.surfaces.native.hooks import Hooks
 from services.gateway.surfaces.native.keys import ApiKeys
 from services.gateway.surfaces.native.memories import Memories
 from services.gateway.surfaces.native.models import DocumentCreate
@@ -42,6 +43,7 @@ def routers(wiring: Wiring) -> list[APIRouter]:
         Feedback,
         Schedules,
         Webhooks,
+        Hooks,
         Quota,
         Erasures,
         ApiKeys,
