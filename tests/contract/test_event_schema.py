@@ -100,6 +100,45 @@ def test_what_is_listed_is_held(changes):
     assert not OPEN.is_valid({**EVENT, **changes})
 
 
+CALL = {"tool_call_id": "c0", "name": "look", "arguments": '{"at": 1}'}
+ASKED = {
+    "interrupt_id": "run_1/1/0", "kind": "tool_call", "call_id": "c0", "tool": "send_mail", "version": "1", "arguments": {},
+    "arguments_digest": "a" * 64, "schema": {}, "reason": "r", "expires_at_ms": 1, "on_expiry": "reject", "four_eyes": False,
+    "approvers": {"users": [], "scopes": [], "requester": True},
+}  # fmt: skip
+SHOWN = {"content_id": "c0/0", "call_id": "c0", "title": ""}
+BLOB = {"blob_id": "blob_1", "mime_type": "image/png", "size": 3, "sha256": "a" * 64}
+CHART = {
+    **SHOWN, "chart_type": "line", "x_label": "", "y_label": "", "alt": "", "series": [{"name": "s", "points": [["a", 1.5], [2, 3]]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "wrong"),
+    [
+        ("interrupt_raised", ASKED, [{"kind": "client_tools"}, {"interrupt_id": None}, {"arguments_digest": "x"}]),
+        (
+            "interrupt_raised",
+            {"kind": "client_tools", "calls": [CALL]},
+            [{"kind": "tool_call"}, {"calls": "c0"}, {"calls": [{"name": "x"}]}],
+        ),
+        ("image", {**SHOWN, **BLOB, "name": "", "alt": "", "width": 2, "height": 1}, [{"width": 0}, {"sha256": "x"}, {"blob_id": None}]),
+        (
+            "table",
+            {**SHOWN, "columns": ["a"], "rows": [["x"], [1.5], [True], [None]], "total_rows": 4},
+            [{"rows": [[{}]]}, {"columns": [1]}],
+        ),
+        ("chart", CHART, [{"chart_type": "radar"}, {"series": [{"name": "s", "points": [[1, "x"]]}]}, {"series": [{"points": []}]}]),
+    ],
+)
+def test_what_tools_show_and_ask_of_clients_has_its_members(kind, data, wrong):
+    event = {**EVENT, "type": kind, "data": data}
+    assert problems([event]) == {}
+    assert problems([{**event, "data": {**data, "more": 1}}]).total() > 0
+    for changes in wrong:
+        assert not OPEN.is_valid({**event, "data": {**data, **changes}}), changes
+
+
 @pytest.mark.parametrize("member", sorted(EVENT))
 def test_the_envelope_is_always_whole(member):
     assert not OPEN.is_valid({name: value for name, value in EVENT.items() if name != member})

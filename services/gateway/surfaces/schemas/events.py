@@ -171,16 +171,23 @@ DATA: Mapping[str, Shape] = {
     ),
     "handoff_requested": members("A person is to take over.", _HANDOFF),
     "memory_reset": members("Earlier turns are forgotten.", {"reason": TEXT, "ended_before_ms": COUNT}),
-    "interrupt_raised": members(
-        "Something is asked of people; or, of the kind client_tools and with `calls` alone, of the run's client.",
-        {
-            "interrupt_id": TEXT, "kind": one_of("tool_call", "outcome_unknown", "client_tools"), "call_id": TEXT, "tool": TEXT,
-            "version": TEXT, "arguments": ANY,
-            "arguments_digest": DIGEST, "schema": ANY, "reason": TEXT, "expires_at_ms": COUNT, "on_expiry": TEXT, "four_eyes": FLAG,
-            "approvers": members("Who may answer.", {"users": TEXTS, "scopes": TEXTS, "requester": FLAG}),
-        },
-        calls=many(shared("ClientToolCall")),
-    ),
+    "interrupt_raised": {
+        "description": "The run waits for somebody.",
+        "anyOf": [
+            members(
+                "Something is asked of people.",
+                {
+                    "interrupt_id": TEXT, "kind": _KIND, "call_id": TEXT, "tool": TEXT, "version": TEXT, "arguments": ANY,
+                    "arguments_digest": DIGEST, "schema": ANY, "reason": TEXT, "expires_at_ms": COUNT, "on_expiry": TEXT, "four_eyes": FLAG,
+                    "approvers": members("Who may answer.", {"users": TEXTS, "scopes": TEXTS, "requester": FLAG}),
+                },
+            ),
+            members(
+                "The run's client is to make these calls; the run ends with it, and the thread's next one brings their results.",
+                {"kind": {"const": "client_tools"}, "calls": many(shared("ClientToolCall"))},
+            ),
+        ],
+    },
     "interrupt_updated": members(
         "Somebody did something with it, and it is open still.",
         {"interrupt_id": TEXT, "kind": _KIND, "outcome": TEXT, "by": TEXT, **_DECIDED},
