@@ -19,7 +19,8 @@ from starlette.responses import Response
 
 from services.gateway.edge.document import _openai, _things
 from services.gateway.edge.document._bodies import BODIES
-from services.gateway.edge.document._promises import HEADERS, IDEMPOTENCY_KEY, LAST_EVENT_ID, changes, headers_of
+from services.gateway.edge.document._headers import GIVEN, TAKEN, TIMEOUT, given
+from services.gateway.edge.document._promises import HEADERS, IDEMPOTENCY_KEY, LAST_EVENT_ID, changes, headers_of, references
 from services.gateway.edge.document._refusals import Refusals
 from services.gateway.edge.route import GuardedRoute
 
@@ -69,8 +70,10 @@ def document(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
                     operation["responses"][status] = refusals.reference(path, int(status), answer, limited=limited)
                 else:
                     answer["headers"] = headers_of(int(status), guarded=limited)
+                    if route is not None:
+                        answer["headers"] |= references(given(name, int(status), operation, route))
                     _answer(answer, name, used)
-    parts["headers"] = dict(HEADERS)
+    parts["headers"] = {**HEADERS, **GIVEN}
     parts["responses"] = refusals.responses
     parts["examples"] = used | refusals.examples
     return made
@@ -78,7 +81,9 @@ def document(app: FastAPI, models: Sequence[type[BaseModel]]) -> dict[str, Any]:
 
 def _parameters(operation: dict[str, Any], route: GuardedRoute, method: str) -> None:
     known = operation.setdefault("parameters", [])
-    wanted = [IDEMPOTENCY_KEY] if changes(route, method) else []
+    wanted = [*([IDEMPOTENCY_KEY] if changes(route, method) else []), *TAKEN.get(f"{method} {route.path_format}", ())]
+    if not route.needs.visitors:
+        wanted.append(TIMEOUT)
     if method == "GET" and _EVENTS in operation["responses"]["200"].get("content", {}) and any(one["name"] == "after" for one in known):
         wanted.append(LAST_EVENT_ID)
     known += [dict(one) for one in wanted if one["name"] not in [before["name"] for before in known]]

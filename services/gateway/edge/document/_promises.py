@@ -1,6 +1,6 @@
 """What holds for many routes and is declared at none: headers of requests and of answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from services.gateway.edge.route import GuardedRoute
@@ -56,4 +56,9 @@ def headers_of(status: int, *, guarded: bool) -> dict[str, Any]:
         names += ["RateLimit-Policy", "RateLimit"]
     if guarded and status in _WITH_DELAY:
         names.append("Retry-After")
+    return references(names)
+
+
+def references(names: Iterable[str]) -> dict[str, Any]:
+    """Headers of an answer, as they refer to those of the components."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
