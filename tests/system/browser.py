@@ -4,7 +4,7 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,22 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en",
     "--remote-debugging-port=0",
 ]  # fmt: skip
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "Space": 32}
+_KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "Space": 32,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 _TEXT = {"Enter": "\r", "Space": " "}
+_ALT, _SHIFT = 1, 8
+# Pictures of the main states, for people to look at; git ignores the folder.
+PICTURES = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 
 
 class Page:
@@ -33,6 +47,9 @@ class Page:
         self._answers: dict[int, asyncio.Future] = {}
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self.served: list[str] = []
+        self._serving: Callable[[str, str], tuple[int, str, bytes]] | None = None
+        self._tasks: set[asyncio.Task] = set()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -53,6 +70,23 @@ class Page:
             self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Fetch.requestPaused":
+            task = asyncio.create_task(self._fulfil(params))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _fulfil(self, params: dict[str, Any]) -> None:
+        assert self._serving is not None
+        self.served.append(params["request"]["url"])
+        status, kind, body = self._serving(params["request"]["url"], params["request"]["headers"].get("authorization", ""))
+        headers = [{"name": "content-type", "value": kind}]
+        encoded = base64.b64encode(body).decode()
+        await self.call("Fetch.fulfillRequest", requestId=params["requestId"], responseCode=status, responseHeaders=headers, body=encoded)
+
+    async def serve(self, pattern: str, serving: Callable[[str, str], tuple[int, str, bytes]]) -> None:
+        """Requests that fit the pattern are answered by `serving(url, authorization)`, which gives status, type and bytes."""
+        self._serving = serving
+        await self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol; AssertionError with what Chromium says when it is refused."""
@@ -102,14 +136,14 @@ class Page:
         """Text into what has the focus."""
         await self.call("Input.insertText", text=text)
 
-    async def press(self, key: str, *, shift: bool = False) -> None:
+    async def press(self, key: str, *, shift: bool = False, alt: bool = False) -> None:
         """One key down and up: a character, or one of the named ones."""
-        text = _TEXT.get(key, key if len(key) == 1 else "")
+        text = "" if alt else _TEXT.get(key, key if len(key) == 1 else "")
         held = {
             "key": key if key != "Space" else " ",
-            "code": key,
+            "code": f"Key{key.upper()}" if len(key) == 1 and key.isalpha() else key,
             "windowsVirtualKeyCode": _KEYS.get(key, 0),
-            "modifiers": 8 if shift else 0,
+            "modifiers": (_SHIFT if shift else 0) | (_ALT if alt else 0),
         }
         if text:
             held["text"] = text
@@ -139,6 +173,19 @@ class Page:
         """What is seen now."""
         file.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"]))
         return file
+
+    async def picture(self, name: str) -> Path:
+        """What is seen now, kept under `build/screenshots`."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        return await self.screenshot(PICTURES / f"{name}.png")
+
+    async def accessible(self) -> dict[str, list[str]]:
+        """Names in the accessibility tree by role, of what assistive software is told."""
+        roles: dict[str, list[str]] = {}
+        for node in (await self.call("Accessibility.getFullAXTree"))["nodes"]:
+            if not node.get("ignored"):
+                roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+        return roles
 
     async def close(self) -> None:
         """Stops listening."""

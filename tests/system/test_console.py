@@ -36,6 +36,7 @@ async def sign_in(page, platform) -> None:
     await page.press("Enter")
     await page.until("document.querySelector('#agent').options.length > 1 && !document.querySelector('#send').disabled", "the agents")
     await page.until("document.activeElement.id === 'input'", "the message field has the focus")
+    assert await page.js("document.querySelector('#key').value") == "", "the key is nowhere on the page"
 
 
 async def ask(page, text: str) -> None:
@@ -71,7 +72,7 @@ async def test_a_turn_with_a_tool_is_seen_as_it_happens(platform, browser, tmp_p
                 }).observe(document.querySelector('#log'), {subtree: true, childList: true, characterData: true});""")
             await ask(page, QUESTION)
             await page.until("window.seen.length > 1", "text is on the page before the answer is whole")
-            assert await page.js("document.querySelector('#state').dataset.state") == "working"
+            assert await page.js("document.querySelector('#state').dataset.state") == "writing"
             assert not await page.js("document.querySelector('#stop').hidden")
             await page.screenshot(tmp_path / "streaming-light.png")
             await answered(page)
@@ -127,19 +128,27 @@ async def test_everything_works_with_the_keyboard_alone(platform, browser, tmp_p
     async with browser.page() as page:
         await page.size(WIDTH, HEIGHT)
         await sign_in(page, platform)
-        # The first stop of the page, before the key, leads past the side to the message field.
-        await page.js("document.querySelector('#key').focus()")
+        # The first stop of the page leads past the side to the message field.
+        await page.js("document.querySelector('#nav a').focus()")
         await page.press("Tab", shift=True)
         assert await page.js("document.activeElement.className") == "skip"
         assert await page.js("document.activeElement.getBoundingClientRect().top >= 0"), "it is seen while it has the focus"
-        assert await page.tab_to("agent") == ["key"]
+        await page.press("Enter")
+        assert await page.js("document.activeElement.id") == "input"
+        assert await page.tab_to("agent") == []
         for letter in "plain":
             await page.press(letter)
         assert await page.js("document.querySelector('#agent').value") == "plain"
+        await page.js("document.querySelector('.skip').focus()")
         passed = await page.tab_to("input")
-        assert {"thread", "new-thread", "theme", "log"} <= set(passed), passed
+        assert {"thread", "open-name", "new-thread", "theme", "show-keys", "sign-out", "replay-link", "log"} <= set(passed), passed
         outlines = "getComputedStyle(document.activeElement).outlineStyle"
         assert await page.js(outlines) != "none", "what has the focus is marked"
+        edge = "getComputedStyle(document.querySelector('#input')).borderTopColor"
+        marked = await page.js(edge)
+        await page.press("Tab")
+        assert await page.js(edge) != marked, "and so is the box around the message"
+        await page.press("Tab", shift=True)
         await page.type("Hello")
         await page.press("Enter", shift=True)
         assert "\n" in await page.js("document.querySelector('#input').value"), "shift makes a line"
@@ -176,7 +185,9 @@ async def test_a_wrong_key_is_told_and_mended(platform, browser):
         assert "not valid" in await page.js("document.querySelector('#alert').innerText"), "and to a screen reader"
         # 401 is what the browser itself notes; the page must add nothing.
         assert all("401" in complaint for complaint in page.complaints), page.complaints
-        await page.js("document.querySelector('#key').select(), document.querySelector('#key').focus()")
+        await page.js("document.querySelector('#key').select()")
+        assert await page.js("document.activeElement.id") == "key", "the focus is where it can be mended"
+        assert await page.js("sessionStorage.length") == 0, "a key that is not valid is not kept"
         await page.type(platform.key)
         await page.press("Enter")
         await page.until("document.querySelector('#agent').options.length > 1", "the agents")
@@ -185,18 +196,21 @@ async def test_a_wrong_key_is_told_and_mended(platform, browser):
 
 async def test_the_page_has_names_for_assistive_software(platform, browser):
     async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await page.open(platform.url + "/")
+        await page.until("document.activeElement.id === 'key'", "the key has the focus")
+        roles = await page.accessible()
+        assert {"API key"} <= set(roles["textbox"]), roles["textbox"]
         await sign_in(page, platform)
         await ask(page, QUESTION)
         await answered(page)
-        nodes = (await page.call("Accessibility.getFullAXTree"))["nodes"]
-        roles: dict[str, list[str]] = {}
-        for node in nodes:
-            if not node.get("ignored"):
-                roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-        for role in ("button", "textbox", "combobox", "link", "log", "complementary", "heading"):
+        roles = await page.accessible()
+        for role in ("button", "textbox", "combobox", "link", "log", "navigation", "heading", "article", "group"):
             assert roles.get(role), (role, sorted(roles))
+        for role in ("button", "textbox", "combobox", "link", "log", "navigation", "heading"):
             assert all(roles[role]), (role, roles[role])
-        assert {"API key", "Thread", "Message"} <= set(roles["textbox"]), roles["textbox"]
+        assert {"Thread by name", "Message"} <= set(roles["textbox"]), roles["textbox"]
+        assert len(roles["main"]) == 1
         assert await page.js("document.querySelector('#announce').innerText.includes('391')"), "the answer is announced"
 
 
@@ -262,7 +276,7 @@ async def test_the_theme_button_changes_and_is_remembered(platform, browser):
         await page.open(platform.url + "/")
         theme = "document.documentElement.dataset.theme"
         assert await page.until(theme, "a theme") == "light"
-        await page.tab_to("theme")
+        await page.tab_to("theme-gate")
         await page.press("Enter")
         assert await page.js(theme) == "dark"
         await page.open(platform.url + "/?again")
@@ -275,7 +289,7 @@ async def test_the_policy_of_the_page_refuses_foreign_and_inline_code(platform, 
         await page.open(platform.url + "/")
         tried = await page.js("""
             (async () => {
-                const script = document.createElement('script'); script.textContent = 'window.injected = true';
+                const script = document.createElement('script'); script.append('window.injected = true');
                 document.body.append(script);
                 const fetched = await fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused');
                 return JSON.stringify({injected: window.injected === true, fetched});

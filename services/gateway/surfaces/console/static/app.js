@@ -1,204 +1,171 @@
-// The page: one state machine (idle, working, stopping, trouble) over the session form, the log and the composer.
+// The page as a whole: who is signed in, and which view the address names.
 
-import { get, key, post, Problem, run } from "./api.js";
+import { get, key, list } from "./api.js";
+import { Chat, freshThread, threadList } from "./chat.js";
+import { $, announce, explain, plain } from "./dom.js";
+import { release } from "./media.js";
+import { ReplayView } from "./replay.js";
+import { RunView } from "./run.js";
+import { RunsView } from "./runs.js";
 import { toggle } from "./theme.js";
-import { money, Turn } from "./turn.js";
+import { UsageView } from "./usage.js";
 
-const $ = (id) => document.getElementById(id);
-const log = $("log");
-let state = "idle";
-let active = null; // the run id of the turn at work
-let turns = [];
-let unused = ""; // the thread that this page has named and nobody has written to
+const chat = new Chat({ listed: () => listThreads() });
+const views = {
+  runs: new RunsView($("view-runs")), run: new RunView($("view-run")), replay: new ReplayView($("view-replay")), usage: new UsageView($("view-usage")),
+};
+const TITLES = { chat: "Chat", runs: "Runs", run: "Run", replay: "Replay", usage: "Usage" };
+let current = "";
 
-function enter(next, words = next) {
-  state = next;
-  $("state").dataset.state = next;
-  $("state").lastElementChild.textContent = words;
-  const busy = next === "working" || next === "stopping";
-  $("stop").hidden = !busy;
-  $("stop").disabled = next === "stopping";
-  $("send").disabled = busy || !key.get();
-  for (const id of ["agent", "thread", "new-thread"]) $(id).disabled = busy || (id === "agent" && !key.get());
-}
-
-function announce(text, urgent = false) {
-  $(urgent ? "alert" : "announce").textContent = text;
-}
-
-// Follows the end of the log unless the reader has scrolled away from it.
-function follow() {
-  if (log.scrollHeight - log.scrollTop - log.clientHeight < 160) log.scrollTop = log.scrollHeight;
-}
-
-function totals() {
-  const sum = (name) => turns.reduce((total, turn) => total + (turn.usage?.[name] || 0), 0);
-  $("total-turns").textContent = turns.length;
-  $("total-tokens").textContent = (sum("input_tokens") + sum("output_tokens")).toLocaleString("en");
-  $("total-tools").textContent = turns.reduce((total, turn) => total + turn.tools.size, 0);
-  $("total-cost").textContent = sum("cost_microusd") ? money(sum("cost_microusd")) : "$0";
-}
-
-function newTurn() {
-  $("welcome").hidden = true;
-  const turn = new Turn(log, $("agent").value, (words) => {
-    if (words && state === "working" && turn === turns.at(-1)) enter("working", words);
-    follow();
-  });
-  turns.push(turn);
-  return turn;
-}
-
-function explain(error) {
-  if (error instanceof Problem && error.status === 401) return "The API key is not valid.";
-  return error instanceof Problem && error.requestId ? `${error.message} (request ${error.requestId})` : error.message;
-}
-
-async function send(text) {
-  const thread = $("thread").value;
-  unused = "";
-  const turn = newTurn();
-  turn.said(text);
-  enter("working", "starting");
-  announce("The agent is working.");
-  log.scrollTop = log.scrollHeight;
-  $("title").textContent = thread;
+// `#/runs/run_1` is the view `run` with `run_1`.
+function route() {
+  const [, name = "", rest = ""] = /^#\/([a-z]+)(?:\/(.*))?$/.exec(location.hash) || [];
+  let id = "";
   try {
-    const body = { input: text, on_disconnect: "continue" };
-    if ($("agent").value) body.agent = $("agent").value;
-    for await (const event of run(thread, body, (times) => enter("working", `reconnecting (${times})`))) {
-      if (event.type === "accepted") {
-        active = event.run_id;
-        if (state === "stopping") stop();
-      } else turn.take(event);
-    }
-    enter("idle");
-    announce(`The agent has answered: ${turn.answer.slice(0, 400) || "no text"}`);
-  } catch (error) {
-    turn.notice(explain(error), "bad");
-    turn.finish();
-    enter("trouble", "trouble");
-    announce(explain(error), true);
+    id = decodeURIComponent(rest);
+  } catch {
+    id = "";
   }
-  active = null;
-  totals();
-  follow();
+  if (name === "runs" && id) return ["run", id];
+  return Object.hasOwn(TITLES, name) && name !== "run" ? [name, id] : ["chat", id];
 }
 
-async function stop() {
-  if (state !== "working" && state !== "stopping") return;
-  enter("stopping", "stopping");
-  if (!active) return;
-  try {
-    await post(`/v1/runs/${encodeURIComponent(active)}/cancel`, { reason: "stopped in the console" });
-  } catch (error) {
-    enter("working", "could not stop");
-    announce(explain(error), true);
+async function show() {
+  if (!key.get()) return;
+  const [name, id] = route();
+  if (current && current !== "chat" && current !== name) views[current].leave();
+  current = name;
+  for (const view of Object.keys(TITLES)) $(`view-${view}`).hidden = view !== name;
+  for (const link of document.querySelectorAll("#nav a")) {
+    const here = link.dataset.view === (name === "run" ? "runs" : name);
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${TITLES[name]}, Bulkhead console`;
+  $("threads").closest("details").open = innerWidth > 860;
+  if (name !== "chat") return views[name].open(id);
+  const opened = chat.open(id || chat.thread);
+  $("input").focus();
+  await opened;
+  markThread();
+}
+
+function markThread() {
+  for (const link of document.querySelectorAll("#threads a")) {
+    if (link.hash === `#/chat/${encodeURIComponent(chat.thread)}`) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
   }
 }
 
-function clear() {
-  for (const turn of turns) turn.node.remove();
-  turns = [];
-  $("welcome").hidden = false;
-  totals();
-}
-
-// Reads a thread back from its log, through the same drawing as live events.
-async function open() {
-  const thread = $("thread").value;
-  clear();
-  $("title").textContent = thread || "New conversation";
-  if (!key.get() || !thread || thread === unused) return;
+async function listThreads() {
   try {
-    const { events } = await get(`/replay/${encodeURIComponent(thread)}`);
-    const byRun = new Map();
-    for (const event of events) {
-      if (!event.run_id) continue;
-      if (!byRun.has(event.run_id)) byRun.set(event.run_id, newTurn());
-      byRun.get(event.run_id).take(event);
-    }
-    for (const turn of turns) if (!turn.ended) turn.note("still at work when this page was opened");
-    announce(`${turns.length} turns read back.`);
+    const threads = await list("/v1/threads", 50);
+    $("threads-note").textContent = threads.length ? "" : "Threads stand here once there are some.";
+    await threadList($("threads"), chat.thread, threads);
   } catch (error) {
-    if (!(error instanceof Problem && error.status === 404)) {
-      enter("trouble", "trouble");
-      announce(explain(error), true);
-    }
+    $("threads-note").textContent = explain(error);
   }
-  totals();
-  log.scrollTop = log.scrollHeight;
 }
 
 async function agents() {
   const select = $("agent");
-  if (!key.get()) return enter("idle");
+  const { data } = await get("/v1/agents?limit=200");
+  const chosen = select.value;
+  select.replaceChildren(...data.map((agent) => new Option(plain(agent.name, 60), agent.name)));
+  if (data.some((agent) => agent.name === chosen)) select.value = chosen;
+  const describe = () => ($("agent-note").textContent = plain(data.find((agent) => agent.name === select.value)?.description, 200));
+  select.onchange = describe;
+  describe();
+}
+
+function gate(open) {
+  $("gate").hidden = open;
+  $("shell").hidden = !open;
+  document.body.classList.toggle("signed-in", open);
+}
+
+async function signIn() {
+  $("sign-in").disabled = true;
   try {
-    const { data } = await get("/v1/agents");
-    const chosen = select.value;
-    select.replaceChildren(...data.map((agent) => new Option(agent.name, agent.name)));
-    if (data.some((agent) => agent.name === chosen)) select.value = chosen;
-    const describe = () => ($("agent-note").textContent = data.find((agent) => agent.name === select.value)?.description || "");
-    select.onchange = describe;
-    describe();
-    $("key-note").textContent = "Kept in this tab only.";
-    enter("idle");
+    await agents();
+    gate(true);
+    $("key").value = "";
+    $("key-note").textContent = "Kept in this tab only, until you sign out or close it.";
+    chat.machine.take("sign_in");
+    listThreads();
+    await show();
   } catch (error) {
-    select.replaceChildren(new Option("—", ""));
+    gate(false);
+    if (error.status === 401) key.set("");
     $("key-note").textContent = explain(error);
-    enter("trouble", error.status === 401 ? "no access" : "trouble");
+    $("key").setAttribute("aria-invalid", "true");
+    $("key").focus();
     announce(explain(error), true);
   }
+  $("sign-in").disabled = false;
 }
 
-function freshThread() {
-  const bytes = crypto.getRandomValues(new Uint8Array(4));
-  unused = `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
-  return unused;
+function signOut() {
+  key.set("");
+  chat.signOut();
+  Object.values(views).forEach((view) => (view.signOut ?? view.leave).call(view));
+  release();
+  $("view-run").replaceChildren();
+  $("threads").replaceChildren();
+  $("agent").replaceChildren();
+  current = "";
+  history.replaceState(null, "", location.pathname);
+  document.title = "Bulkhead console";
+  gate(false);
+  $("key").focus();
+  announce("Signed out. What this tab kept is gone.");
 }
 
-function grow() {
-  const input = $("input");
-  input.style.height = "auto";
-  input.style.height = `${Math.min(input.scrollHeight + 2, 200)}px`;
+function newThread() {
+  // Nobody has written to it: there is no log to ask for.
+  chat.unused = freshThread();
+  location.hash = `#/chat/${chat.unused}`;
 }
 
-function submit() {
-  const text = $("input").value.trim();
-  if (!text || state === "working" || state === "stopping") return;
-  if (!key.get()) return $("key").focus();
-  if (!$("thread").value) $("thread").value = freshThread();
-  if (!$("thread").reportValidity()) return;
-  $("input").value = "";
-  grow();
-  send(text);
-}
+const SHORTCUTS = {
+  KeyC: () => (location.hash = "#/chat"), KeyR: () => (location.hash = "#/runs"), KeyP: () => (location.hash = `#/replay/${encodeURIComponent(chat.thread)}`),
+  KeyU: () => (location.hash = "#/usage"), KeyN: newThread, KeyT: toggle, KeyK: () => $("keys").showModal(),
+};
 
-$("composer").addEventListener("submit", (event) => (event.preventDefault(), submit()));
-$("input").addEventListener("input", grow);
-$("input").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), submit());
-});
-document.addEventListener("keydown", (event) => event.key === "Escape" && stop());
-$("stop").addEventListener("click", stop);
-$("prompts").addEventListener("click", (event) => {
-  if (event.target instanceof HTMLButtonElement) ($("input").value = event.target.textContent), grow(), $("input").focus();
-});
-$("key").addEventListener("change", () => (key.set($("key").value.trim()), agents()));
-$("session").addEventListener("submit", async (event) => {
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && current === "chat" && !$("keys").open) chat.stop();
+  if (!event.altKey || event.ctrlKey || event.metaKey || !key.get() || !Object.hasOwn(SHORTCUTS, event.code)) return;
   event.preventDefault();
-  key.set($("key").value.trim());
-  await agents();
-  await open();
-  if (key.get()) $("input").focus();
+  SHORTCUTS[event.code]();
 });
-$("new-thread").addEventListener("click", () => (($("thread").value = freshThread()), clear(), ($("title").textContent = "New conversation"), $("input").focus()));
-$("theme").addEventListener("click", toggle);
+$("session").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("key").removeAttribute("aria-invalid");
+  key.set($("key").value.trim());
+  if (key.get()) signIn();
+});
+$("open-thread").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if ($("thread").value.trim() && $("thread").reportValidity()) location.hash = `#/chat/${encodeURIComponent($("thread").value.trim())}`;
+});
+$("new-thread").addEventListener("click", newThread);
+$("sign-out").addEventListener("click", signOut);
+$("show-keys").addEventListener("click", () => $("keys").showModal());
+$("close-keys").addEventListener("click", () => $("keys").close());
+for (const button of document.querySelectorAll(".theme")) button.addEventListener("click", toggle);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  if (!key.get()) return $("key").focus();
+  if (current === "chat") return $("input").focus();
+  return document.querySelector(`#view-${current} h1`)?.focus();
+});
+addEventListener("hashchange", show);
 
 const wanted = new URLSearchParams(location.search).get("thread");
-$("thread").value = wanted || freshThread();
-$("key").value = key.get();
-enter("idle");
-await agents();
-if (wanted) await open();
-(key.get() ? $("input") : $("key")).focus();
+if (wanted) history.replaceState(null, "", `${location.pathname}#/chat/${encodeURIComponent(wanted)}`);
+if (key.get()) await signIn();
+else {
+  gate(false);
+  $("key").focus();
+}
+document.documentElement.dataset.ready = "";

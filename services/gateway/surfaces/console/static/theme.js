@@ -1,10 +1,14 @@
-// Light or dark: what the reader chose, else what the system says.
+// Light or dark: what the reader chose, else what the system says, also when the system changes its mind.
 
 const STORED = "bulkhead.theme";
+const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function set(name) {
   document.documentElement.dataset.theme = name;
+  document.getElementById("theme")?.setAttribute("aria-pressed", String(name === "dark"));
 }
+
+const wanted = () => localStorage.getItem(STORED) || (dark.matches ? "dark" : "light");
 
 export function toggle() {
   const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
@@ -12,4 +16,5 @@ export function toggle() {
   set(next);
 }
 
-set(localStorage.getItem(STORED) || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+dark.addEventListener("change", () => set(wanted()));
+set(wanted());

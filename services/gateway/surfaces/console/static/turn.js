@@ -1,73 +1,66 @@
-// One turn of a conversation, drawn from the events of its run. Live and replayed turns take the same way.
+// One turn of a conversation, drawn from the events of its run. Live, cached and replayed turns take the same way.
 
-import { element, json, prose } from "./markup.js";
+import { ApprovalCard } from "./approvals.js";
+import { button, count, element, icon, json, lasting, money, plain } from "./dom.js";
+import { prose } from "./markup.js";
+import { has, render } from "./renderers.js";
+import { childLine, PlanBox, ToolCard } from "./steps.js";
 
-const STATUS = {
-  thinking: "thinking", searching: "searching", calling_tool: "calling a tool", writing: "writing", waiting_approval: "waiting for approval",
-};
+const LONG = 8000;
+const SLOWLY_MS = 150;
+const STEERED = ["sent", "received", "applied", "dropped"];
+const words = (name) => plain(name, 80).replace(/_/g, " ");
+
+let turns = 0;
 
 export class Turn {
-  constructor(log, agent, changed) {
-    this.log = log;
-    this.changed = changed;
-    this.usage = null;
-    this.ended = false;
+  // `live`: approvals can be decided and feedback given. `changed` is told after each thing that alters what is seen.
+  constructor(log, { agent = "", live = false, changed = () => {}, feedback = null } = {}) {
+    Object.assign(this, { log, live, changed, feedback, usage: null, ended: false, begun: 0, answer: "", simulated: false, runId: "", said: "" });
     this.deltas = []; // {seq, message, text}, so that superseded text can be taken back
     this.messages = new Map();
     this.tools = new Map();
     this.sources = new Map();
-    this.begun = 0;
-    this.answer = "";
-    this.simulated = false;
-    this.body = element("div", { class: "agent" }, element("p", { class: "who" }, element("b", {}, agent || "agent"), (this.meta = element("i"))));
+    this.approvals = new Map();
+    this.steers = new Map();
+    this.spent = { input_tokens: 0, output_tokens: 0, cost_microusd: 0 };
+    this.name = element("b", { dir: "auto" }, plain(agent, 60) || "agent");
+    this.body = element("div", { class: "agent" }, element("p", { class: "who" }, icon("agent"), this.name));
     this.node = element("article", { class: "turn", "data-live": "" }, this.body);
-    this.anchor = `t${log.childElementCount}`;
+    this.anchor = `t${(turns += 1)}`;
     log.append(this.node);
   }
 
-  said(text) {
-    if (this.user) return;
-    this.user = element("p", { class: "user" }, text);
-    this.node.prepend(this.user);
+  say(text) {
+    if (this.said) return;
+    this.said = text;
+    this.node.prepend(element("p", { class: "user", dir: "auto" }, text));
   }
 
-  // Takes one event. Unknown types are ignored: newer services may send more.
   take(event) {
-    const { type, data, seq } = event;
     this.begun ||= event.ts ? Date.parse(event.ts) : 0;
-    switch (type) {
-      case "accepted": this.runId = event.run_id; return;
-      case "run_queued": return this.queued(data);
-      case "message_delta": return this.delta(seq, data);
-      case "message_completed": return this.completed(seq, data);
-      case "attempt_superseded": return this.superseded(data.from_seq, "taken over by another worker");
-      case "log_gap": return this.superseded(data.from_seq, "the store lost what was shown last");
-      case "tool_call_started": return this.tool(data);
-      case "tool_call_progress": return this.progress(data);
-      case "tool_call_completed": return this.toolEnded(data, "done", data.output);
-      case "tool_call_failed": return this.toolEnded(data, "failed", data.error);
-      case "usage": this.simulated ||= data.provider === "simulator"; return;
-      case "memory_recalled": return this.note(recalled(data));
-      case "citation": return this.source(data);
-      case "warning": return this.notice(data.user_message || data.code, "", data.code);
-      case "agent_status": return this.changed(STATUS[data.status] || data.status);
-      case "run_finished": return this.end(event, "finished", "ok");
-      case "run_cancelled": return this.end(event, "stopped", "no");
-      case "run_failed": return this.end(event, "failed", "no");
-    }
+    this.runId ||= event.run_id || "";
+    const data = event.data ?? {};
+    if (Object.hasOwn(TAKE, event.type)) TAKE[event.type](this, data, event);
+    else if (has(event.type) || !QUIET.has(event.type)) this.put(render(event.type, data, this.anchor));
   }
 
-  queued(data) {
-    const last = (data.input || []).at(-1);
-    const text = Array.isArray(last) ? last[1] : last && (last.text ?? last.content);
-    if (text) this.said(text);
-    if (data.agent) this.body.querySelector(".who b").textContent = data.agent;
-    if (data.position > 0) this.changed(`queued, position ${data.position}`);
+  // Below what is there; the sources of a turn at work stay last.
+  put(node) {
+    this.body.querySelector(".tail")?.classList.remove("tail");
+    if (this.list?.isConnected) this.list.before(node);
+    else this.body.append(node);
+    this.changed();
+    return node;
   }
 
-  delta(seq, { text, message_id: message = "" }) {
-    this.deltas.push({ seq, message, text });
-    this.draw(message);
+  note(text) {
+    if (text) this.put(element("p", { class: "trace" }, text));
+  }
+
+  notice(title, text, kind = "", code = "") {
+    this.put(element("div", { class: `notice ${kind}` }, icon("warning"),
+      element("div", {}, element("b", {}, title), text ? element("p", {}, text) : null, code ? element("code", {}, plain(code, 60)) : null)));
   }
 
   completed(seq, { text, message_id: message = "" }) {
@@ -87,91 +80,107 @@ export class Turn {
   draw(message) {
     let box = this.messages.get(message);
     if (!box) {
-      this.body.querySelector(".tail")?.classList.remove("tail");
-      box = element("div", { class: "prose tail" });
+      box = element("div", { class: "prose", dir: "auto" });
       box.due = false;
+      box.length = 0;
       this.messages.set(message, box);
-      this.body.append(box);
+      this.put(box);
     }
+    box.classList.add("tail");
     if (box.due) return;
     box.due = true;
-    // Once a frame, however fast the words come.
-    requestAnimationFrame(() => {
+    // Once a frame, however fast the words come; of a long text less often, since all of it is read again.
+    const paint = () => {
       box.due = false;
       const text = this.deltas.filter((delta) => delta.message === message).map((delta) => delta.text).join("");
+      box.length = text.length;
       box.replaceChildren(...prose(text, this.anchor));
-      this.changed(this.ended ? "" : "writing");
-    });
-  }
-
-  tool({ call_id: id, tool, version, arguments: given }) {
-    const time = element("time");
-    const node = element(
-      "details",
-      { class: "tool" },
-      element("summary", {}, element("b", {}, tool), element("span", { class: "brief" }, brief(given)), time),
-      element("dl", {}, element("dt", {}, "version"), element("dd", {}, version || "—"), element("dt", {}, "arguments"), element("dd", {}, element("pre", { tabIndex: 0 }, json(given ?? {})))),
-    );
-    this.tools.set(id, { node, time });
-    this.body.append(node);
-    this.changed(`calling ${tool}`);
-  }
-
-  progress({ call_id: id, message, fraction }) {
-    const known = this.tools.get(id);
-    if (known) known.time.textContent = message || (fraction >= 0 ? `${Math.round(fraction * 100)} %` : "");
-  }
-
-  toolEnded({ call_id: id, duration_ms: took }, outcome, result) {
-    const known = this.tools.get(id);
-    if (!known) return;
-    known.node.dataset.outcome = outcome;
-    known.time.textContent = took === undefined ? "" : `${took} ms`;
-    const title = outcome === "done" ? "result" : "error";
-    known.node.lastChild.append(element("dt", {}, title), element("dd", {}, element("pre", { tabIndex: 0 }, json(result ?? ""))));
-    known.node.querySelector(".brief").append(`  →  ${brief(result)}`);
-    this.changed();
+      this.changed();
+    };
+    if (box.length > LONG && !this.ended) setTimeout(paint, SLOWLY_MS);
+    else requestAnimationFrame(paint);
   }
 
   source(data) {
     if (this.sources.has(data.citation_id)) return;
-    this.list ||= element("ul", { class: "sources", "aria-label": "Sources" });
-    const where = data.heading ? element("span", {}, data.heading) : null;
-    const item = element("li", { id: `${this.anchor}-${data.citation_id}` }, element("span", { class: "cite" }, data.citation_id), element("b", {}, data.title || data.document_id), where);
+    this.list ||= element("ol", { class: "sources", "aria-label": "Sources" });
+    const where = [data.heading, data.char_end > data.char_start ? `characters ${count(data.char_start)}–${count(data.char_end)}` : ""];
+    const item = element("li", { id: `${this.anchor}-${data.citation_id}`, tabIndex: -1 },
+      element("span", { class: "cite" }, plain(data.citation_id, 12)), element("b", { dir: "auto" }, plain(data.title || data.document_id)),
+      ...where.filter(Boolean).map((part) => element("span", { dir: "auto" }, plain(part))));
     this.sources.set(data.citation_id, item);
     this.list.append(item);
-    if (this.ended) return;
     this.body.append(this.list);
-  }
-
-  notice(text, kind = "", code = "") {
-    this.body.append(element("p", { class: `notice ${kind}` }, element("span", {}, text, code ? " " : null, code ? element("code", {}, code) : null)));
     this.changed();
   }
 
-  note(text) {
-    if (text) this.body.append(element("p", { class: "trace" }, text));
+  steer(number, text, state) {
+    let box = this.steers.get(number);
+    if (!box) {
+      box = this.put(element("p", { class: "user steer", dir: "auto" }, element("span", {}, text || "A message for the run at work"), element("i")));
+      this.steers.set(number, box);
+    }
+    if (text) box.firstChild.textContent = text;
+    // The answer to the sender and the events of the run may come in either order.
+    if (STEERED.indexOf(state) < STEERED.indexOf(box.dataset.state)) return;
+    box.dataset.state = state;
+    box.lastChild.textContent = { sent: "sent", received: "waits for the next step", applied: "read by the agent", dropped: "came too late" }[state];
+    this.changed();
+  }
+
+  ask(data) {
+    if (data.kind === "client_tools") {
+      const calls = (data.calls || []).map((call) => element("li", {}, element("code", {}, plain(call.name, 80)), " ", plain(json(call.arguments), 300)));
+      this.put(element("div", { class: "notice" }, icon("wait"), element("div", {},
+        element("b", {}, "This run waits for tools of the program that began it."), element("ul", {}, ...calls))));
+      return;
+    }
+    if (this.approvals.has(data.interrupt_id)) return;
+    const card = new ApprovalCard(data, { live: this.live && !this.ended });
+    this.approvals.set(data.interrupt_id, card);
+    this.put(card.node);
   }
 
   end(event, word, tone) {
-    const { data } = event;
     if (this.ended) return;
-    if (!this.messages.size && data.output_text) this.completed(event.seq, { text: data.output_text, message_id: "final" });
+    const { data = {} } = event;
+    this.ended = true;
+    if (!this.deltas.length && data.output_text) this.completed(event.seq, { text: data.output_text, message_id: "final" });
     for (const citation of data.citations || []) this.source(citation);
-    if (data.error) this.notice(data.error.message || "The run failed.", "bad", data.error.reason);
-    for (const { node } of this.tools.values()) if (!node.dataset.outcome) node.dataset.outcome = "failed";
+    if (data.error) this.notice("The run failed", data.error.message || "It does not say why.", "bad", data.error.reason);
+    for (const tool of this.tools.values()) tool.abandon();
+    for (const card of this.approvals.values()) card.close();
     this.usage = data.usage || {};
     this.answer = data.output_text || "";
     const tokens = (this.usage.input_tokens || 0) + (this.usage.output_tokens || 0);
-    const parts = [element("span", { class: tone }, word)];
-    if (this.begun && event.ts) parts.push(element("span", {}, `${((Date.parse(event.ts) - this.begun) / 1000).toFixed(2)} s`));
-    if (tokens) parts.push(element("span", {}, `${tokens.toLocaleString("en")} tokens`));
-    if (this.usage.cost_microusd) parts.push(element("span", {}, money(this.usage.cost_microusd)));
-    if (this.simulated) parts.push(element("span", {}, "simulator, no real model"));
-    parts.push(element("span", {}, event.run_id || ""));
-    if (this.list) this.body.append(this.list);
-    this.body.append(element("p", { class: "foot" }, ...parts));
+    const facts = [[word, tone]];
+    if (this.begun && event.ts) facts.push([lasting(Date.parse(event.ts) - this.begun)]);
+    if (tokens) facts.push([`${count(tokens)} tokens`]);
+    if (this.usage.cost_microusd) facts.push([money(this.usage.cost_microusd)]);
+    if (this.simulated) facts.push(["simulator, no real model"]);
+    const run = element("a", { href: `#/runs/${encodeURIComponent(event.run_id || this.runId)}`, class: "run-link" }, "Timeline");
+    this.foot = element("footer", { class: "foot" }, ...facts.map(([text, kind]) => element("span", kind ? { class: kind } : {}, text)), run);
+    if (this.live && this.feedback) this.foot.append(this.thumbs());
+    this.body.append(this.foot);
     this.finish();
+  }
+
+  thumbs() {
+    const row = element("span", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
+    const made = ["up", "down"].map((thumb) => button(thumb === "up" ? "Good answer" : "Bad answer", {
+      kind: "small ghost", symbol: `thumb-${thumb}`, quiet: true, "aria-pressed": "false", "data-thumb": thumb,
+      onclick: async () => {
+        made.forEach((one) => (one.disabled = true));
+        if (await this.feedback(this.runId, thumb)) this.rated(thumb);
+        made.forEach((one) => (one.disabled = false));
+      },
+    }));
+    row.append(...made);
+    return row;
+  }
+
+  rated(thumb) {
+    for (const one of this.node.querySelectorAll(".thumbs button")) one.setAttribute("aria-pressed", String(one.dataset.thumb === thumb));
   }
 
   finish() {
@@ -179,21 +188,125 @@ export class Turn {
     this.node.removeAttribute("data-live");
     this.changed();
   }
-}
 
-export function money(microusd) {
-  return `$${(microusd / 1e6).toFixed(microusd < 10_000 ? 6 : 4)}`;
-}
-
-function brief(value) {
-  if (value === undefined || value === null) return "";
-  if (typeof value === "object") value = value.result ?? value.value ?? value.message ?? value;
-  const text = typeof value === "string" ? value : typeof value === "object" && Object.keys(value).length === 1 ? json(Object.values(value)[0]) : JSON.stringify(value);
-  return text.replace(/\s+/g, " ").slice(0, 120);
+  // What a thread's rollback took out of the conversation.
+  takenBack() {
+    this.node.classList.add("gone");
+    this.note("Taken back: this turn is no longer part of the conversation.");
+  }
 }
 
 function recalled({ parts, kinds }) {
   if (!parts) return "";
-  const names = Array.isArray(kinds) ? kinds.join(", ") : Object.entries(kinds || {}).map(([kind, count]) => `${count} ${kind}`).join(", ");
-  return `recalled ${parts} ${parts === 1 ? "part" : "parts"}${names ? ` (${names})` : ""}`;
+  const names = Array.isArray(kinds) ? kinds.join(", ") : Object.entries(kinds || {}).map(([kind, many]) => `${many} ${words(kind)}`).join(", ");
+  return `Recalled ${parts} ${parts === 1 ? "part" : "parts"}${names ? ` (${names})` : ""}`;
+}
+
+const FINISH = { stopped: ["stopped", "no"], length: ["cut off at a limit", "no"], tool_calls: ["waits for tools", "no"] };
+
+const TAKE = {
+  run_queued(turn, data) {
+    const last = (data.input || []).at(-1);
+    const text = Array.isArray(last) ? last[1] : last?.text ?? last?.content;
+    if (text) turn.say(String(text));
+    if (data.agent) turn.name.textContent = plain(data.agent, 60);
+    if (data.queue_position) turn.note(`Waits for a slot, at position ${data.queue_position}`);
+  },
+  message_delta(turn, { text, message_id: message = "" }, { seq }) {
+    turn.deltas.push({ seq, message, text: String(text ?? "") });
+    turn.draw(message);
+  },
+  message_completed: (turn, data, { seq }) => turn.completed(seq, data),
+  attempt_superseded: (turn, data) => turn.superseded(data.from_seq, "Another worker took the run over and goes on here"),
+  log_gap: (turn, data) => turn.superseded(data.from_seq, "The store lost what was shown last"),
+  tool_call_started(turn, data) {
+    const card = new ToolCard(data);
+    turn.tools.set(data.call_id, card);
+    turn.put(card.node);
+  },
+  tool_call_progress: (turn, data) => turn.tools.get(data.call_id)?.progress(data),
+  tool_call_completed(turn, data) {
+    turn.tools.get(data.call_id)?.end("done", data);
+    turn.changed();
+  },
+  tool_call_failed(turn, data) {
+    turn.tools.get(data.call_id)?.end("failed", data);
+    turn.changed();
+  },
+  usage(turn, data) {
+    turn.simulated ||= data.provider === "simulator";
+    for (const name of ["input_tokens", "output_tokens", "cost_microusd"]) turn.spent[name] += data[name] || 0;
+    turn.changed();
+  },
+  memory_recalled: (turn, data) => turn.note(recalled(data)),
+  memory_reset: (turn) => turn.note("Earlier turns are forgotten from here on"),
+  citation: (turn, data) => turn.source(data),
+  warning(turn, data) {
+    const lost = data.capability_lost ? `Without ${words(data.capability_lost)}` : "Not everything worked";
+    const instead = data.fallback && data.fallback !== "none" ? `Instead: ${words(data.fallback)}.` : "";
+    turn.notice(lost, [data.user_message, instead].filter(Boolean).join(" "), "", data.code);
+  },
+  guard_triggered: (turn, data) => data.action !== "allow"
+    && turn.notice(`A guard had something against this ${words(data.stage)}`, words(data.reason), "", data.detector),
+  handoff_requested: (turn, data) => turn.notice(`Handed over to ${plain(data.label || data.target)}`, plain(data.reason, 500)),
+  plan_updated(turn, data) {
+    if (!turn.plan) turn.put((turn.plan = new PlanBox()).node);
+    turn.plan.show(data.steps || []);
+  },
+  child_run_started: (turn, data) => turn.put(childLine(data)),
+  child_run_finished(turn, data) {
+    const line = [...turn.body.querySelectorAll(".child")].find((one) => one.dataset.run === data.run_id);
+    if (line) line.querySelector("i").textContent = plain(data.status, 20);
+  },
+  interrupt_raised: (turn, data) => turn.ask(data),
+  interrupt_updated: (turn, data) => turn.approvals.get(data.interrupt_id)?.update(data),
+  interrupt_resolved: (turn, data) => turn.approvals.get(data.interrupt_id)?.resolve(data),
+  steer_received: (turn, data) => turn.steer(data.number, "", "received"),
+  steer_applied: (turn, data) => turn.steer(data.number, data.text, "applied"),
+  steer_dropped: (turn, data) => turn.steer(data.number, "", "dropped"),
+  feedback: (turn, data) => data.thumbs && turn.rated(data.thumbs),
+  run_finished: (turn, data, event) => turn.end(event, ...(FINISH[data.finish_reason] || ["finished", "ok"])),
+  run_cancelled: (turn, data, event) => turn.end(event, "stopped", "no"),
+  run_failed: (turn, data, event) => turn.end(event, "failed", "no"),
+};
+
+// Events that a conversation does not show; the timeline of the run has them.
+const QUIET = new Set([
+  "run_started", "step_started", "step_completed", "agent_status", "plan_update_dropped", "stop_received", "tool_cancel_received",
+  "tool_cancel_ignored", "tool_call_retried", "tool_call_arguments", "thread_forked", "thread_rolled_back", "thread_deleted", "guard_verdict",
+  "memory_stored", "agent_decision", "heartbeat",
+]);
+
+// All turns of a list of events, in the order of their runs; of a thread's own events what concerns a turn.
+export class Conversation {
+  constructor(log, options) {
+    Object.assign(this, { log, options, turns: new Map() });
+  }
+
+  get all() {
+    return [...this.turns.values()];
+  }
+
+  of(runId, agent = "") {
+    if (!this.turns.has(runId)) this.turns.set(runId, new Turn(this.log, { ...this.options, agent }));
+    return this.turns.get(runId);
+  }
+
+  // The turn of words that are on their way: its run has no name yet.
+  begin(agent, text) {
+    const turn = new Turn(this.log, { ...this.options, agent });
+    turn.say(text);
+    return turn;
+  }
+
+  take(event) {
+    if (event.type === "thread_rolled_back") (event.data.run_ids || []).forEach((id) => this.turns.get(id)?.takenBack());
+    else if (event.type === "feedback") this.turns.get(event.data.run_id)?.take(event);
+    else if (event.run_id) this.of(event.run_id).take(event);
+  }
+
+  clear() {
+    this.all.forEach((turn) => turn.node.remove());
+    this.turns.clear();
+  }
 }
