@@ -19,6 +19,7 @@ from services.common.rpc import context as call_context
 from services.common.rpc.wire import inject_trace
 from services.common.tasks import Whole
 from services.orchestrator.agents import AgentCatalog, AgentDefinition, arm_of
+from services.orchestrator.client_asks import told
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import (
@@ -143,7 +144,8 @@ class Accepting:
             answers=answers,
             **arm_of(agent, child_of),
         )
-        queued = orjson.dumps({**spec.works(), "input": list(request.input), **waits(reservation, schedule, behind)})
+        asked = told(request.client_tools, request.tool_choice, request.response_format)
+        queued = orjson.dumps({**spec.works(), "input": list(request.input), **asked, **waits(reservation, schedule, behind)})
         # A caller who leaves between what makes this process the owner and the work on it would leave a run at which nobody works.
         return await self._whole(self._write(principal, request, ref, reservation, spec, queued))
 

@@ -20,6 +20,14 @@ DETAILS = ("", "low", "high", "auto")
 _CHOICES = ("none", "auto", "required")
 
 
+def told(tools: Sequence[Mapping[str, Any]], choice: str, form: str) -> dict[str, Any]:
+    """What the acceptance of a run tells of its client's tools and of the form of its answer, for whoever shows the run."""
+    found: dict[str, Any] = {name: orjson.loads(raw) for name, raw in (("tool_choice", choice), ("response_format", form)) if raw}
+    if tools:
+        found["client_tools"] = [{**tool, "parameters": orjson.loads(tool["parameters"] or "{}")} for tool in tools]
+    return found
+
+
 def size_of(said: Mapping[str, Any]) -> int:
     """Bytes of a message's texts."""
     calls = said.get("tool_calls", ())
@@ -40,15 +48,16 @@ def leading_results(said: Sequence[Mapping[str, Any]]) -> list[int]:
 def message_violations(said: Sequence[Mapping[str, Any]]) -> Iterator[FieldViolation]:
     """What is wrong with messages in themselves, and with calls and results that belong together."""
     waiting: dict[str, int] = {}
-    seen = {said[place]["tool_call_id"] for place in leading_results(said)}
-    leading = set(leading_results(said))
+    leading = leading_results(said)
+    results = [said[place].get("tool_call_id", "") for place in leading]
+    seen = set(results)
     for place, message in enumerate(said):
         at = f"input[{place}]"
         yield from _one(message, at)
         if place in leading:
             continue
         if message["role"] == "tool":
-            if message["tool_call_id"] and waiting.pop(message["tool_call_id"], None) is None:
+            if (call_id := message.get("tool_call_id")) and waiting.pop(call_id, None) is None:
                 yield FieldViolation(f"{at}.tool_call_id", "answers no call of the messages before it, or one that is answered")
             continue
         if waiting:
@@ -61,7 +70,6 @@ def message_violations(said: Sequence[Mapping[str, Any]]) -> Iterator[FieldViola
             waiting[call["tool_call_id"]] = place
     if waiting:
         yield _unanswered(waiting)
-    results = [said[place]["tool_call_id"] for place in sorted(leading)]
     if len(set(results)) < len(results):
         yield FieldViolation("input", "answers a call twice")
 

@@ -24,8 +24,6 @@ PAGE_SIZE = 100
 MOST_PAGE_SIZE = 1000
 MOST_BATCH_BYTES = 1024 * 1024
 NOWHERE = Place()
-# Of a tool that takes none.
-NO_PARAMETERS = '{"type":"object","properties":{}}'
 _STATUS = {
     "queued": pb.RUN_STATUS_QUEUED, "running": pb.RUN_STATUS_RUNNING, "succeeded": pb.RUN_STATUS_SUCCEEDED,
     "failed": pb.RUN_STATUS_FAILED, "cancelled": pb.RUN_STATUS_CANCELLED, "waiting": pb.RUN_STATUS_WAITING,
@@ -113,7 +111,7 @@ def _said(message: pb.InputMessage) -> dict[str, Any]:
     """As of turn/said.py; what is not given is not there, so that the same request keeps its digest."""
     said: dict[str, Any] = {"role": message.role, "text": message.text}
     if message.images:
-        said["images"] = [{"blob_id": image.blob_id, "detail": image.detail} for image in message.images]
+        said["images"] = [{"blob_id": image.blob_id, "detail": image.detail or "auto"} for image in message.images]
     if message.tool_calls:
         said["tool_calls"] = [
             {"tool_call_id": call.tool_call_id, "name": call.name, "arguments": call.arguments_json.decode("utf-8", "replace")}
@@ -125,7 +123,7 @@ def _said(message: pb.InputMessage) -> dict[str, Any]:
 
 
 def _client_tool(tool: pb.ClientTool) -> dict[str, Any]:
-    parameters = tool.parameters_json.decode("utf-8", "replace") or NO_PARAMETERS
+    parameters = tool.parameters_json.decode("utf-8", "replace") or "{}"
     found: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {**found, "strict": True} if tool.strict else found
 

@@ -204,12 +204,22 @@ async def test_a_fork_and_a_rollback_to_the_end_of_such_a_run_can_be_answered(
             assert (run.output_text, given(behind)) == (second.output_text, seen)
             with pytest.raises(InvalidInput):
                 await made(client, *results(first, "one", "two"), thread_id=thread_id)
+        # The end of its last step is the end of the run.
+        step = (await fork(client, "t", pb.Checkpoint(run_id=first.run_id, step=1))).thread.thread_id
+        assert (await ended(client, *results(first, "one", "two"), thread_id=step)).output_text == second.output_text
         await roll_back(client, "t", pb.Checkpoint(run_id=first.run_id))
         run = await ended(client, *results(first, "three", "four"), thread_id="t")
         assert run.output_text == 'Results: {"result": 5} ; three ; four'
         # Out of the thread that has answered: within the run that did.
         answering = await ended(client, user(f"{ASK}\n{SUM}"), thread_id="u", client_tools=TOOLS)
         run = await ended(client, *results(answering, "one"), thread_id="u", client_tools=TOOLS)
+        # A step that says nothing and has no call of the agent's own.
+        asking = await ended(client, user(f"{SUM}\n{ASK}"), thread_id="v", client_tools=TOOLS)
+        run_of = await ended(client, *results(asking, "one"), thread_id="v")
+        seen = given(behind)
+        later = (await fork(client, "v", pb.Checkpoint(run_id=asking.run_id))).thread.thread_id
+        assert (await ended(client, *results(asking, "one"), thread_id=later)).output_text == run_of.output_text
+        assert given(behind) == seen
         within = (await fork(client, "u", pb.Checkpoint(run_id=run.run_id, step=1), continue_run=True)).run
         assert (await client.wait(within.run_id)).output_text == run.output_text == 'Results: one ; {"result": 5}'
 
@@ -293,9 +303,11 @@ async def test_strategies_that_cannot_offer_them_say_so(client, agent):
 
 async def test_the_choice_holds_for_the_first_call_and_tools_go_as_they_were_given(client, behind):
     choice = b'{"type":"function","function":{"name":"show"}}'
-    await ended(client, user(f"{SUM}\n{SUM}"), client_tools=TOOLS, tool_choice_json=choice)
+    run = await ended(client, user(f"{SUM}\n{SUM}"), client_tools=TOOLS, tool_choice_json=choice)
     asked = [call.request for call in behind.models.calls]
     assert [request.tool_choice_json for request in asked] == [choice, b"", b""]
+    told = data_of((await client.log(run.run_id))[0])
+    assert (told["tool_choice"]["function"]["name"], [tool["name"] for tool in told["client_tools"]]) == ("show", ["ask_user", "show"])
     tools = {tool.name: tool for tool in asked[0].tools}
     assert set(tools) == {"calculator", "send_mail", "ask_user", "show"}
     assert json.loads(tools["show"].tool_json)["function"]["strict"] is True

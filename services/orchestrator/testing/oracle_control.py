@@ -30,7 +30,9 @@ def control_violations(history: History) -> list[Violation]:
 def _by_id(history: History, kind: str) -> dict[str, list[tuple[pb.Event, Any]]]:
     found: dict[str, list[tuple[pb.Event, Any]]] = defaultdict(list)
     for event, data in history.told(kind):
-        found[data["interrupt_id"]].append((event, data))
+        # What the client of a run is asked for is answered by the next run, and has no id.
+        if "interrupt_id" in data:
+            found[data["interrupt_id"]].append((event, data))
     return found
 
 

@@ -11,6 +11,7 @@ from services.common.errors import Conflict, InvalidInput, NotFound
 from services.orchestrator.hub import PAGE
 from services.orchestrator.records import ID_PATTERN, TERMINAL_EVENTS, Event, RunRef
 from services.orchestrator.run_store import RunStore
+from services.orchestrator.turn.client_tools import PART as CLIENT_TOOLS
 
 OF_THREAD = frozenset({"thread_forked", "thread_rolled_back"})
 BOUNDARIES = TERMINAL_EVENTS | OF_THREAD | {"step_completed"}
@@ -80,7 +81,7 @@ async def _at(store: RunStore, ref: RunRef, last_seq: int, seq: int) -> Position
     _, _, _, events = await store.read(ref, seq - 1, 2, False)
     if not events or events[0].seq != seq or events[0].type not in BOUNDARIES:
         raise InvalidInput("seq is not the end of a step or of a run", reason="SEQ_INSIDE_STEP", metadata={"seq": str(seq)})
-    return _settled(events[0], events[1] if len(events) > 1 else None)
+    return await _settled(store, ref, events[0], events[1] if len(events) > 1 else None)
 
 
 async def _of_run(store: RunStore, ref: RunRef, last_seq: int, step: int) -> Position:
@@ -96,12 +97,12 @@ async def _of_run(store: RunStore, ref: RunRef, last_seq: int, step: int) -> Pos
         async for page in pages:
             for event in page:
                 if found is not None:
-                    return _settled(found, event)
+                    return await _settled(store, ref, found, event)
                 if event.run_id == ref.run_id and event.type == "step_completed" and orjson.loads(event.data)["step"] == step:
                     found = event
     if found is None:
         raise NotFound("the run has no such step, or it has not ended", reason="STEP_NOT_FOUND", metadata={"step": str(step)})
-    return _settled(found, None)
+    return await _settled(store, ref, found, None)
 
 
 async def _last(store: RunStore, ref: RunRef, last_seq: int) -> Position:
@@ -120,15 +121,20 @@ async def _last(store: RunStore, ref: RunRef, last_seq: int) -> Position:
                     elif following is None:
                         following = event
         if found is not None:
-            return _settled(found, following)
+            return await _settled(store, ref, found, following)
         before, until = start + 1, start
     return Position()
 
 
-def _settled(event: Event, following: Event | None) -> Position:
-    """The last step of a run that answered ends with the run: both are written at once."""
+async def _settled(store: RunStore, ref: RunRef, event: Event, following: Event | None) -> Position:
+    """The last step of a run that answered, or that asks its client, ends with the run: nothing but that comes behind it."""
     if event.type != "step_completed":
         return Position(event.seq)
-    if following is not None and following.run_id == event.run_id and following.type == "run_finished":
-        return Position(following.seq)
+    if following is not None and following.run_id == event.run_id:
+        if following.type == "run_finished":
+            return Position(following.seq)
+        if following.type == "interrupt_raised" and orjson.loads(following.data)["kind"] == CLIENT_TOOLS:
+            record = await store.run(ref._replace(run_id=event.run_id))
+            if record is not None and record.terminal_seq:
+                return Position(record.terminal_seq)
     return Position(event.seq, event.run_id, orjson.loads(event.data)["step"])

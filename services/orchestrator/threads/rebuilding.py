@@ -31,6 +31,18 @@ class Rebuilt:
     lost: bool = False
     # Calls that the run's client is asked for, with which it ended; its last message asks for them too.
     asks: Sequence[Mapping[str, str]] = ()
+    # Where the message of the last step stands, None where it said and called nothing.
+    said_at: int | None = None
+
+    def ask(self, calls: Sequence[Mapping[str, str]]) -> None:
+        """Puts the client's calls where they were asked for, beside those of the same step that were made here."""
+        self.asks = calls
+        asked = tuple(ToolRequest(call["tool_call_id"], call["name"], call["arguments"].encode()) for call in calls)
+        if self.said_at is None:
+            self.messages.append(Message("assistant", "", asked))
+        else:
+            said = self.messages[self.said_at]
+            self.messages[self.said_at] = replace(said, tool_calls=(*said.tool_calls, *asked))
 
 
 def rebuild(events: Iterable[Event]) -> Rebuilt:
@@ -69,10 +81,11 @@ def rebuild(events: Iterable[Event]) -> Rebuilt:
             plan = data
         elif event.type == "interrupt_raised":
             if data["kind"] == CLIENT_TOOLS:
-                _ask(found, data["calls"])
+                found.ask(data["calls"])
         elif event.type == "step_completed":
             # An answer that was not of the form that was asked for was shown to nobody.
             said = [Message("assistant", text, tuple(calls.values()))] if text or calls else []
+            found.said_at = len(found.messages) + len(steered) if said else None
             found.messages += [*steered, *said, *results]
             found.tool_log += logged
             found.step, found.plan, found.lost = data["step"], plan or found.plan, lost or found.lost
@@ -88,18 +101,6 @@ _READ = frozenset(
         "memory_reset", "step_completed", "interrupt_raised",
     }
 )  # fmt: skip
-
-
-def _ask(found: Rebuilt, asks: Sequence[Mapping[str, str]]) -> None:
-    """Puts the client's calls where they were asked for: behind the results of the same step stands nothing yet."""
-    place = next((i for i in reversed(range(len(found.messages))) if found.messages[i].role == "assistant"), None)
-    own = tuple(ToolRequest(call["tool_call_id"], call["name"], call["arguments"].encode()) for call in asks)
-    found.asks = asks
-    if place is None or (place < len(found.messages) - 1 and found.messages[-1].role != "tool"):
-        found.messages.append(Message("assistant", "", own))
-    else:
-        said = found.messages[place]
-        found.messages[place] = replace(said, tool_calls=(*said.tool_calls, *own))
 
 
 def _arguments(arguments: Any) -> bytes:

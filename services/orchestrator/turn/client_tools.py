@@ -16,8 +16,8 @@ from services.orchestrator.records import RunSpec
 from services.orchestrator.turn.degradation import PART as LADDER
 from services.orchestrator.turn.state import RunStopped, Turn
 
-# Name of what is kept among the parts of a turn's state: the calls that `wait` for the client ({tool_call_id, name, arguments}), and the
-# `text` of their step. It is also the kind of the interrupt that tells of them.
+# Name of what is kept among the parts of a turn's state: the calls that `wait` for the client ({tool_call_id, name, arguments}), the
+# `text` of their step and what that has `cited`. It is also the kind of the interrupt that tells of them.
 PART = "client_tools"
 FINISH_REASON = "tool_calls"
 NOT_WAITING = "TOOL_CALLS_NOT_WAITING"
@@ -26,6 +26,7 @@ NO_RESULT = "The client gave no result of this call. It is not known whether it 
 _GONE = "The calls that this input answers do not wait for an answer any more."
 # Strategies whose steps are not the model's alone.
 _WITHOUT = frozenset({"supervisor", "workflow"})
+_NOTHING = b'{"type":"object","properties":{}}'
 Call = Mapping[str, str]
 
 
@@ -36,13 +37,18 @@ def definitions(spec: RunSpec) -> list[ToolDefinition]:
             tool["name"],
             "client",
             tool["description"],
-            tool["parameters"].encode(),
+            _schema(tool["parameters"]),
             own=True,
             client=True,
             strict=tool.get("strict", False),
         )
         for tool in spec.client_tools
     ]
+
+
+def _schema(parameters: str) -> bytes:
+    # Some providers want to be told of a tool that takes nothing that it takes an object.
+    return _NOTHING if parameters == "{}" else parameters.encode()
 
 
 def offers(agent: AgentDefinition) -> bool:
@@ -102,9 +108,9 @@ def divided(
     return here, refused, waiting
 
 
-def hold(turn: Turn, calls: Sequence[Call], text: str) -> None:
-    """Notes the calls that the run ends with once its own of this step are done."""
-    turn.state.parts[PART] = {"wait": [dict(call) for call in calls], "text": text}
+def hold(turn: Turn, calls: Sequence[Call], text: str, cited: Sequence[Mapping[str, Any]]) -> None:
+    """Notes the calls that the run ends with once its own of this step are done, what was said with them, and the sources of that."""
+    turn.state.parts[PART] = {"wait": [dict(call) for call in calls], "text": text, "cited": list(cited)}
 
 
 def waiting(turn: Turn) -> list[Call]:
@@ -113,10 +119,10 @@ def waiting(turn: Turn) -> list[Call]:
     return found
 
 
-def text(turn: Turn) -> str:
-    """What the model said with them."""
-    found: str = turn.state.parts.get(PART, {}).get("text", "")
-    return found
+def said_with(turn: Turn) -> tuple[str, list[Mapping[str, Any]]]:
+    """What the model said with them, and the sources of that."""
+    part = turn.state.parts.get(PART, {})
+    return part.get("text", ""), part.get("cited", [])
 
 
 def carry(turn: Turn, said: str) -> bytes:

@@ -30,7 +30,7 @@ def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
     writer = turn.writer
     if text:
         writer.emit("message_completed", {"text": text, "message_id": f"{turn.ref.run_id}/{step}"})
-    cited = _cited(turn, text)
+    cited = tell_cited(turn, text)
     writer.emit("step_completed", {"step": step, "usage": turn.state.usage})
     finish_reason = _FINISH_REASONS.get(answer.finish_reason, answer.finish_reason)
     data = orjson.dumps({"output_text": text, "finish_reason": finish_reason, "usage": turn.state.usage, "citations": cited})
@@ -40,8 +40,7 @@ def succeed(turn: Turn, answer: ModelFinished) -> Terminal:
 def ask_client(turn: Turn) -> Terminal:
     """The end of a turn whose step asks for tools of the client, and has nothing else to do any more: what it said goes to the next run of
     its thread and not to memory."""
-    text, calls = client_tools.text(turn), client_tools.waiting(turn)
-    cited = _cited(turn, text)
+    (text, cited), calls = client_tools.said_with(turn), client_tools.waiting(turn)
     turn.writer.emit("interrupt_raised", {"kind": client_tools.PART, "calls": calls})
     data = orjson.dumps({
         "output_text": text, "finish_reason": client_tools.FINISH_REASON, "client_tool_calls": calls, "usage": turn.state.usage,
@@ -51,7 +50,7 @@ def ask_client(turn: Turn) -> Terminal:
     return Terminal("succeeded", data, "run_finished", data, _only_forgetting(turn), left)
 
 
-def _cited(turn: Turn, text: str) -> list[Mapping[str, Any]]:
+def tell_cited(turn: Turn, text: str) -> list[Mapping[str, Any]]:
     """The sources that a text cites, each told by an event, as is what it cites and was not given."""
     cited, unknown = resolve(text, turn.state.citations)
     for citation in cited:

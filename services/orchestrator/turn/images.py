@@ -48,7 +48,7 @@ async def _with_images(turn: Turn, message: Message, room: int) -> tuple[Message
             parts.append({"type": "text", "text": _WORDS[why]})
             continue
         room -= len(url)
-        image = {"url": url, "detail": detail} if detail else {"url": url}
+        image = {"url": url, "detail": detail} if detail not in ("", "auto") else {"url": url}
         parts.append({"type": "image_url", "image_url": image})
     parts.reverse()
     if message.text:

@@ -101,13 +101,13 @@ class ReAct:
         here, unwanted, clients = client_tools.divided(requests, offered, unwanted)
         calls = plan(turn, here, offered, last, unwanted) if here else []
         state.step += 1
-        if clients:
-            client_tools.hold(turn, clients, answer.message.text)
         state.phase, state.pending = ("tools" if calls else "model"), calls
         turn.messages.append(replace(answer.message, tool_calls=tuple(requests)))
         if answer.message.text:
             message_id = f"{turn.ref.run_id}/{state.step}"
             turn.writer.emit("message_completed", {"text": answer.message.text, "message_id": message_id})
+        if clients:
+            client_tools.hold(turn, clients, answer.message.text, finish.tell_cited(turn, answer.message.text))
         turn.delivered = ""
         if not calls:
             turn.writer.emit("step_completed", {"step": state.step, "usage": state.usage})
