@@ -35,12 +35,22 @@ OVER_HTTP = [
     ("GET", "/v1/threads/theirs", None, 404, "THREAD_NOT_FOUND", ""),
     ("POST", "/v1/runs/theirs/cancel", {}, 404, "RUN_NOT_FOUND", ""),
     ("POST", "/v1/runs/theirs/steer", {"text": "x"}, 404, "RUN_NOT_FOUND", ""),
+    ("POST", "/v1/runs/theirs/stop", {}, 404, "RUN_NOT_FOUND", ""),
+    ("PUT", "/v1/runs/theirs/plan", {"steps": [{"title": "x", "status": "pending"}], "version": 1}, 404, "RUN_NOT_FOUND", ""),
+    ("POST", "/v1/runs/theirs/tool-calls/c/cancel", {"continuation": "skip"}, 404, "RUN_NOT_FOUND", ""),
+    ("POST", "/v1/feedback", {"run_id": "theirs", "rating": 1}, 404, "RUN_NOT_FOUND", ""),
     ("POST", "/v1/runs/done/steer", {"text": "x"}, 409, "RUN_ENDED", ""),
     ("GET", f"/v1/runs/done/events?after={FAR}", None, 400, "INVALID_INPUT", "after"),
     ("GET", f"/v1/threads/mine/events?after={FAR}", None, 400, "INVALID_INPUT", "after"),
     ("POST", "/v1/threads/mine/fork", {"at": {"seq": FAR}}, 400, "SEQ_FROM_THE_FUTURE", ""),
     ("POST", "/v1/threads/mine/rollback", {"to": {"seq": FAR}}, 400, "SEQ_FROM_THE_FUTURE", ""),
     ("POST", "/v1/threads/theirs/fork", {}, 404, "THREAD_NOT_FOUND", ""),
+    ("POST", "/v1/threads/theirs/rollback", {"to": {"beginning": True}}, 404, "THREAD_NOT_FOUND", ""),
+    ("DELETE", "/v1/threads/theirs", None, 404, "THREAD_NOT_FOUND", ""),
+    ("GET", "/v1/approvals/foreign/1/0", None, 403, "NOT_AN_APPROVER", ""),
+    ("POST", "/v1/approvals/foreign/1/0/decision", {"verb": "approve"}, 403, "NOT_AN_APPROVER", ""),
+    ("POST", "/v1/approvals/asking/1/0/decision", {"verb": "edit", "arguments": {"wrong": 7}}, 400, "ARGUMENTS_INVALID", "arguments.wrong"),
+    ("POST", "/v1/approvals/asking/1/0/decision", {"verb": "edit", "arguments": [1]}, 422, "INVALID_INPUT", "arguments"),
     ("POST", "/v1/approvals/asking/9/9/decision", {"verb": "approve"}, 404, "APPROVAL_NOT_FOUND", ""),
     ("POST", "/v1/approvals/done/1/0/decision", {"verb": "approve"}, 404, "APPROVAL_NOT_FOUND", ""),
     ("POST", "/v1/approvals/answered/1/0/decision", {"verb": "approve"}, 409, "ALREADY_DECIDED", ""),
@@ -79,7 +89,7 @@ def over_grpc(client):
         return approvals.DecideApproval(approvals_pb2.DecideApprovalRequest(approval_id=approval_id, **decision))
 
     approve = {"approve": approvals_pb2.Approve()}
-    far = pb.Checkpoint(seq=FAR)
+    far, plan = pb.Checkpoint(seq=FAR), pb.PlanStep(title="x", status="pending")
     return [
         (run(limits=pb.RunLimits(max_steps=0)), "INVALID_INPUT", "limits.max_steps"),
         (run(limits=pb.RunLimits(deadline=Duration())), "INVALID_INPUT", "limits.deadline"),
@@ -93,6 +103,13 @@ def over_grpc(client):
         (client.threads.DeleteThread(pb.DeleteThreadRequest(thread_id="theirs")), "THREAD_NOT_FOUND", ""),
         (decide("asking/9/9", **approve), "APPROVAL_NOT_FOUND", ""),
         (decide("done/1/0", **approve), "APPROVAL_NOT_FOUND", ""),
+        (decide("foreign/1/0", **approve), "NOT_AN_APPROVER", ""),
+        (decide("asking/1/0", edit=approvals_pb2.Edit(arguments_json=b'{"wrong":7}')), "ARGUMENTS_INVALID", "decision.edit.arguments_json/wrong"),
+        (decide("asking/1/0", edit=approvals_pb2.Edit(arguments_json=b'{"to"')), "INVALID_INPUT", "decision"),
+        (client.runs.StopGeneration(pb.StopGenerationRequest(run_id="theirs")), "RUN_NOT_FOUND", ""),
+        (client.runs.UpdatePlan(pb.UpdatePlanRequest(run_id="theirs", steps=[plan], version=1)), "RUN_NOT_FOUND", ""),
+        (client.runs.CancelToolCall(pb.CancelToolCallRequest(run_id="theirs", call_id="c", continuation=1)), "RUN_NOT_FOUND", ""),
+        (client.runs.RecordFeedback(pb.RecordFeedbackRequest(run_id="theirs", rating=1)), "RUN_NOT_FOUND", ""),
         (decide("answered/1/0", **approve), "ALREADY_DECIDED", ""),
         (schedule(cron="0 0 31 2 *", one="fresh"), "SCHEDULE_NEVER_FIRES", ""),
         (schedule(interval=Duration()), "INVALID_INPUT", "timing"),
@@ -112,6 +129,8 @@ async def prepare(client, other):
     for run_id in ("asking", "answered"):
         await client.start('tool send_mail {"to":"ana"}', agent="careful", thread_id=f"t-{run_id}", run_id=run_id)
         (question,) = await testing.eventually_async(lambda run_id=run_id: client.asked(run_id), "it asks")
+    await other.start('tool send_mail {"to":"cy"}', agent="careful", thread_id="t-foreign", run_id="foreign")
+    await testing.eventually_async(lambda: other.asked("foreign"), "it asks")
     await client.decide(question.approval_id, reject=approvals_pb2.Reject())
     await client.wait("answered")
 
