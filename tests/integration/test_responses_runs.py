@@ -83,11 +83,8 @@ async def test_a_run_with_tools_is_the_same_from_every_event_on_and_through_anot
     assert [item["type"] for item in final["output"]] == ["mcp_call", "mcp_call", "message"]
     assert [item["status"] for item in final["output"]] == ["completed"] * 3
     assert final["usage"]["output_tokens"] > 0
-    for event in whole:
-        if "response" in event:
-            event["response"]["background"] = None
     other = await front.sdk(1)
-    assert {**(await other.responses.retrieve(final["id"])).to_dict()} == final
+    assert (await other.responses.retrieve(final["id"])).to_dict() == final
     for position in range(len(whole) + 1):
         after = {"starting_after": whole[position - 1]["sequence_number"]} if position else {}
         tail = await all_of(await other.responses.retrieve(final["id"], stream=True, **after))

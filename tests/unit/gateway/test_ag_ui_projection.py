@@ -45,9 +45,14 @@ ENTRIES = st.one_of(
     told("interrupt_raised", interrupt_id=CALLS, call_id=CALLS, tool="calc", arguments=JSON, expires_at_ms=1),
     told("interrupt_resolved", interrupt_id=CALLS, outcome="approved", verb="approve"),
     told("unheard_of", what=JSON),
+    told("image", content_id=CALLS, call_id=CALLS),
 )
+CLIENT_CALLS = [{"tool_call_id": f"call_{number}", "name": "ask", "arguments": "{}"} for number in range(3)]
 ENDS = st.one_of(
-    told("run_finished", output_text=TEXTS, finish_reason="stop"), told("run_cancelled", output_text=TEXTS), told("run_failed", error={})
+    told("run_finished", output_text=TEXTS, finish_reason="tool_calls", client_tool_calls=CLIENT_CALLS),
+    told("run_finished", output_text=TEXTS, finish_reason="stop"),
+    told("run_cancelled", output_text=TEXTS),
+    told("run_failed", error={}),
 )
 
 

@@ -9,7 +9,10 @@ BODIES: Mapping[str, Any] = {
     "ThreadRollback": {"to": {"beginning": True}},
     "RunCreate": {
         "input": "How does a pod drain?", "agent": "assistant", "limits": {"deadline_ms": 60000, "max_steps": 10},
-        "metadata": {"ticket": "4711"}, "on_busy": "enqueue",
+        "metadata": {"ticket": "4711"}, "on_busy": "enqueue", "tool_choice": "auto",
+        "client_tools": [
+            {"name": "pick_date", "description": "Asks the user for a day.", "parameters": {"type": "object", "properties": {}}}
+        ],
     },
     "RunCancel": {"reason": "asked twice"},
     "RunStop": {},
@@ -42,6 +45,7 @@ BODIES: Mapping[str, Any] = {
     "ErasureCreate": {"user": "zoe"},
     "POST /v1/chat/completions": {
         "model": "assistant", "messages": [{"role": "user", "content": "What is 6 * 7?"}], "metadata": {"thread_id": "support-4711"},
+        "tools": [{"type": "function", "function": {"name": "pick_date", "parameters": {"type": "object", "properties": {}}}}],
     },
     "POST /v1/responses": {"model": "assistant", "input": "What is 6 * 7?", "metadata": {"ticket": "4711"}},
     "POST /v1/conversations": {"metadata": {"ticket": "4711"}},

@@ -29,7 +29,7 @@ RUN = {
     "created_at": _AT, "started_at": _AT, "ended_at": _LATER, "output_text": "A pod drains within 25 s [d1].", "finish_reason": "stop",
     "error": None, "usage": USAGE, "citations": [CITATION], "attempt": 1, "first_seq": 1, "terminal_seq": 9, "queue_position": None,
     "expected_wait_ms": None, "start_at": None, "priority": 0, "rolled_back_seq": None, "parent_run_id": None, "experiment": None,
-    "arm": None,
+    "arm": None, "client_tool_calls": None, "metadata": {"ticket": "4711"},
 }  # fmt: skip
 APPROVAL = {
     "approval_id": f"{_RUN}/1/0", "kind": "tool_call", "state": "open", "run_id": _RUN, "thread_id": _THREAD, "requester": "ana",

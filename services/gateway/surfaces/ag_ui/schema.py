@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.gateway.client_tools import MOST_TOOLS, NAME_PATTERN
+from services.gateway.client_tools import MOST_TOOLS
 from services.gateway.surfaces.native.models import ID_PATTERN
 
 _ERROR = {
@@ -49,16 +49,6 @@ _ANSWER = {
         "payload": {"description": "With `resolved`: what the interrupt's responseSchema describes."},
     },
 }
-_TOOL = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "name": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
-        "description": _TEXT,
-        "parameters": {"type": ["object", "null"], "description": "JSON Schema of an object, at most 32 KiB."},
-        "metadata": {"type": ["object", "null"], "description": "Without effect."},
-    },
-}
 RUN_INPUT = {
     "requestBody": {
         "required": True,
@@ -77,8 +67,7 @@ RUN_INPUT = {
                         "tools": {
                             "type": ["array", "null"],
                             "maxItems": MOST_TOOLS,
-                            "items": _TOOL,
-                            "description": "Tools that the application runs, beside the agent's own, which run on the server.",
+                            "description": "Tools that the application runs, each {name, description, parameters: JSON Schema}.",
                         },
                         "context": {
                             "type": "array",

@@ -1,12 +1,18 @@
 """Bodies and parameters that the native API takes. Unknown fields and wrong types are refused, nothing is converted."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from services.common.errors import InvalidInput
+from services.gateway.client_tools import MOST_DESCRIPTION_BYTES, MOST_TOOLS, Call
+from services.gateway.client_tools import NAME_PATTERN as TOOL_PATTERN
+from services.gateway.inputs import MOST_ID_CHARS, MOST_IMAGES, Image, Said, check_answers
 
 ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 DOCUMENT_ID_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
@@ -56,6 +62,8 @@ def _since_1970(value: datetime) -> datetime:
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN), AfterValidator(_not_only_dots)]
 DocumentId = Annotated[str, StringConstraints(pattern=DOCUMENT_ID_PATTERN), AfterValidator(_not_only_dots)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+ToolName = Annotated[str, StringConstraints(pattern=f"^{TOOL_PATTERN}$")]
+CallId = Annotated[str, StringConstraints(min_length=1, max_length=MOST_ID_CHARS)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
 IdPath = Annotated[str, Path(pattern=ID_PATTERN)]
 DocumentIdPath = Annotated[str, Path(pattern=DOCUMENT_ID_PATTERN)]
@@ -88,6 +96,44 @@ class InputMessage(Body):
     content: Annotated[str, Field(max_length=MAX_TEXT_BYTES)]
 
 
+class InputImage(Body):
+    """An image of an input."""
+
+    blob_id: Id
+    detail: Literal["low", "high", "auto"] = "auto"
+
+
+class ClientToolCall(Body):
+    """A call that the client was asked to make."""
+
+    tool_call_id: CallId
+    name: ToolName
+    arguments: Annotated[str, Field(max_length=MAX_TEXT_BYTES, description="As the model wrote them.")]
+
+
+class RunMessage(Body):
+    """One message of a run's input."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[str, Field(max_length=MAX_TEXT_BYTES)] = ""
+    images: Annotated[list[InputImage], Field(max_length=MOST_IMAGES, description="Of role user; blobs of at most 2 MiB.")] = Field(
+        default_factory=list
+    )
+    tool_calls: Annotated[list[ClientToolCall], Field(description="Of role assistant: calls of the client's tools.")] = Field(
+        default_factory=list
+    )
+    tool_call_id: CallId | None = Field(None, description="Of role tool: the call that gave the content.")
+
+
+class ClientTool(Body):
+    """A tool that the client calls itself."""
+
+    name: ToolName
+    description: Annotated[str, Field(max_length=MOST_DESCRIPTION_BYTES)] = ""
+    parameters: dict[str, Any] | None = Field(None, description="JSON Schema of its arguments, an object; at most 32 KiB.")
+    strict: bool = Field(False, description="The model's provider is to hold the arguments to the schema.")
+
+
 class RunLimits(Body):
     """Bounds of one run; what is absent is the agent's, and the tier's bounds hold in any case."""
 
@@ -106,6 +152,35 @@ def _messages(value: Any) -> Any:
     return value
 
 
+def _goes_together(value: list[RunMessage]) -> list[RunMessage]:
+    last = value[-1]
+    if last.role not in ("user", "tool"):
+        raise ValueError("the last message must be of role user, or of role tool")
+    if last.role == "user" and not last.content.strip() and not last.images:
+        raise ValueError("the last message must not be empty")
+    for at, message in enumerate(value):
+        if (message.role == "tool") != (message.tool_call_id is not None):
+            raise ValueError(f"message {at}: tool_call_id goes with the role tool, which needs it")
+        if (message.images and message.role != "user") or (message.tool_calls and message.role != "assistant"):
+            raise ValueError(f"message {at}: images go with the role user, tool_calls with the role assistant")
+    try:
+        check_answers(said(value), "tool_call_id", whole=False)
+    except InvalidInput as error:
+        raise ValueError(error.message) from error
+    return value
+
+
+def said(messages: Sequence[RunMessage]) -> list[Said]:
+    """The messages as every surface has them."""
+    return [
+        Said(
+            one.role, one.content, f"message {at}", tuple(Image("", image.detail, image.blob_id) for image in one.images),
+            tuple(Call(call.tool_call_id, call.name, call.arguments) for call in one.tool_calls), one.tool_call_id or "",
+        )
+        for at, one in enumerate(messages)
+    ]  # fmt: skip
+
+
 def _ends_with_user(value: list[InputMessage]) -> list[InputMessage]:
     if value[-1].role != "user":
         raise ValueError("the last message must be of role user")
@@ -122,10 +197,19 @@ Input = Annotated[
 ]
 
 
+RunInput = Annotated[
+    list[RunMessage],
+    Field(min_length=1, max_length=1000),
+    BeforeValidator(_messages, json_schema_input_type=str | list[RunMessage]),
+    AfterValidator(_goes_together),
+]
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
+
+
 class RunCreate(Body):
     """A new run."""
 
-    input: Input
+    input: RunInput
     agent: Name | None = Field(None, description="Absent: the first agent of the configuration.")
     limits: RunLimits | None = None
     run_id: Id | None = Field(None, description="Chosen by the caller, so that it can be cancelled before the answer.")
@@ -141,6 +225,9 @@ class RunCreate(Body):
     priority: int = Field(0, ge=-MOST_PRIORITY, le=MOST_PRIORITY, description="Higher goes first among the tenant's runs that wait.")
     reset_memory: bool = Field(False, description="The thread's earlier turns are forgotten. Long-term memories and documents stay.")
     append_only_output: bool = Field(False, description="Text once sent is never taken back by `attempt_superseded`.")
+    client_tools: list[ClientTool] = Field(default_factory=list, max_length=MOST_TOOLS, description="Tools that the client calls itself.")
+    tool_choice: ToolChoice | None = Field(None, description="As OpenAI's, for the first model call.")
+    response_format: dict[str, Any] | None = Field(None, description="As OpenAI's: text, json_object or json_schema; at most 64 KiB.")
 
 
 class RunCancel(Body):

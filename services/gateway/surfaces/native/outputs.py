@@ -75,6 +75,14 @@ class RunErrorOut(Out):
     retryable: bool
 
 
+class ClientToolCallOut(Out):
+    """A call that the client of a run is asked to make; its arguments are as the model wrote them."""
+
+    tool_call_id: str
+    name: str
+    arguments: str
+
+
 class RunOut(Out):
     """A run."""
 
@@ -103,6 +111,11 @@ class RunOut(Out):
     parent_run_id: str | None
     experiment: str | None
     arm: str | None
+    client_tool_calls: list[ClientToolCallOut] | None = Field(
+        None,
+        description="With the finish_reason `tool_calls`: what the client is asked to call. The next run of the thread brings the results.",
+    )
+    metadata: dict[str, str] | None = Field(None, description="The caller's labels; null in lists.")
     steer_number: int = Field(0, description="Where no run was made: number of the message that steers this one.")
 
 

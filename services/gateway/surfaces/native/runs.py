@@ -1,6 +1,7 @@
 """Runs: start, look, wait, cancel."""
 
 import re
+from collections.abc import Sequence
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from fastapi import APIRouter, Query
@@ -8,13 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.common.rpc import context as call_context
+from services.gateway.client_tools import client_tools, response_format, tool_choice
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import idempotency_key, needs
+from services.gateway.inputs import input_of
 from services.gateway.ports import Subject
+from services.gateway.refusals import InvalidBody
 from services.gateway.running import cancel_on_leaving
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.events import event_stream
-from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate
+from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate, said
 from services.gateway.surfaces.native.outputs import CancelOut, RunOut, RunPage
 from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
 from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, waited_for
@@ -67,7 +71,9 @@ class Runs:
         if streams or wait_s:
             # Asked for before the run is made: what is refused has started nothing.
             call_context.principal().require("runs:read")
-        answer = await self._runs.CreateRun(_create_request(thread_id, body, idempotency_key(request)))
+        key = idempotency_key(request)
+        told = await input_of(self._wiring.backends.blobs, said(body.input), key)
+        answer = await self._runs.CreateRun(_create_request(thread_id, body, told, key))
         run = answer.run
         about.about(run_id=run.run_id)
         headers = shapes.run_headers(run)
@@ -91,13 +97,13 @@ class Runs:
         """Runs of a thread, newest first."""
         exchange(request).about(thread_id=thread_id)
         answer = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=limit, page_token=after))
-        return shapes.page(request, map(shapes.run, answer.runs), answer.next_page_token)
+        return shapes.page(request, map(shapes.listed_run, answer.runs), answer.next_page_token)
 
     @needs("runs:read")
     async def list(self, request: Request, limit: Limit = 100, after: After = "") -> Response:
         """The caller's runs, newest first."""
         answer = await self._runs.ListRuns(pb.ListRunsRequest(page_size=limit, page_token=after))
-        return shapes.page(request, map(shapes.run, answer.runs), answer.next_page_token)
+        return shapes.page(request, map(shapes.listed_run, answer.runs), answer.next_page_token)
 
     @needs("runs:read")
     async def get(self, request: Request, run_id: IdPath) -> Response:
@@ -134,11 +140,12 @@ def _preferred_wait_s(prefer: str) -> int:
     return min(int(found.group(1)), LONGEST_WAIT_S) if found else 0
 
 
-def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRequest:
+def _create_request(thread_id: str, body: RunCreate, told: Sequence[pb.InputMessage], key: str) -> pb.CreateRunRequest:
+    tools = client_tools([tool.model_dump() for tool in body.client_tools], at="client_tools", wrong=InvalidBody)
     asked = pb.CreateRunRequest(
         thread_id=thread_id,
         agent=body.agent or "",
-        input=[pb.InputMessage(role=m.role, text=m.content) for m in body.input],
+        input=told,
         run_id=body.run_id or "",
         idempotency_key=key,
         metadata=body.metadata,
@@ -149,6 +156,9 @@ def _create_request(thread_id: str, body: RunCreate, key: str) -> pb.CreateRunRe
         priority=body.priority,
         reset_memory=body.reset_memory,
         append_only_output=body.append_only_output,
+        client_tools=tools,
+        tool_choice_json=tool_choice(body.tool_choice, tools, inner="function", of_agent=True, wrong=InvalidBody),
+        response_format_json=response_format(body.response_format, "response_format", inner="json_schema", wrong=InvalidBody),
     )
     if body.start_at is not None:
         asked.start_at.FromDatetime(body.start_at)

@@ -146,7 +146,20 @@ def run(message: orchestrator_pb2.Run) -> dict[str, Any]:
         "parent_run_id": message.parent_run_id or None,
         "experiment": message.experiment or None,
         "arm": message.arm or None,
+        "client_tool_calls": [client_tool_call(call) for call in message.client_tool_calls] or None,
+        "metadata": dict(message.metadata),
     }
+
+
+def listed_run(message: orchestrator_pb2.Run) -> dict[str, Any]:
+    """A run of a list, in which labels are not told."""
+    return {**run(message), "metadata": None}
+
+
+def client_tool_call(message: orchestrator_pb2.ClientToolCall) -> dict[str, Any]:
+    """A call that the client of a run is asked to make."""
+    arguments = message.arguments_json.decode("utf-8", "replace")
+    return {"tool_call_id": message.tool_call_id, "name": message.name, "arguments": arguments}
 
 
 def agent(message: orchestrator_pb2.Agent) -> dict[str, Any]:
