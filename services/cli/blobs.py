@@ -18,11 +18,10 @@ MOST_BYTES = 25 * 1024 * 1024
 ANY = "application/octet-stream"
 TYPES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp", ".mp3": "audio/mpeg",
-    ".wav": "audio/wav", ".ogg": "audio/ogg", ".pdf": "application/pdf", ".txt": "text/plain", ".csv": "text/csv", ".md": "text/markdown",
-    ".json": "application/json", ".zip": "application/zip",
+    ".wav": "audio/wav", ".ogg": "audio/ogg", ".oga": "audio/ogg", ".opus": "audio/ogg", ".pdf": "application/pdf",
+    ".txt": "text/plain", ".csv": "text/csv", ".md": "text/markdown", ".json": "application/json", ".zip": "application/zip",
 }  # fmt: skip
 STDIO = "-"
-SECOND_MS = 1_000
 MOST_NAME_CHARS = 200
 
 
