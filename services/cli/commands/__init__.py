@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.cli.commands import approvals, blobs, completing, erasures, feedback, keys, memories, runs, schedules, threads, webhooks
+from services.cli.commands import (
+    approvals,
+    blobs,
+    completing,
+    erasures,
+    feedback,
+    hooks,
+    keys,
+    memories,
+    runs,
+    schedules,
+    threads,
+    webhooks,
+)
 from services.cli.commands.options import DEFAULT_DATA_DIR, Agent, AsJson, DataDir, ThreadId
 
 
@@ -148,6 +161,7 @@ app.add_typer(approvals.app, name="approvals")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(memories.app, name="memories")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(hooks.app, name="hooks")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(blobs.app, name="blobs")
 app.add_typer(erasures.app, name="erasures")

@@ -32,6 +32,7 @@ finally:
         "schedules",
         "memories",
         "webhooks",
+        "hooks",
         "feedback",
         "blobs",
         "erasures",
