@@ -18,7 +18,7 @@ from services.common.valkey import connect
 # Everything but `admin`.
 SCOPES = (
     "runs:read", "runs:write", "threads:read", "threads:write", "documents:read", "documents:write",
-    "memories:read", "memories:write", "tools:execute", "models:invoke", "webhooks:read", "webhooks:write",
+    "memories:read", "memories:write", "blobs:read", "blobs:write", "tools:execute", "models:invoke", "webhooks:read", "webhooks:write",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 # runs of all users, and no document, which all of them find.
 DEFAULT_SCOPES = (
     "threads:read", "threads:write", "runs:read", "runs:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
-    "memories:read", "memories:write", "documents:read", "tools:execute", "models:invoke",
+    "memories:read", "memories:write", "blobs:read", "blobs:write", "documents:read", "tools:execute", "models:invoke",
 )  # fmt: skip
 TITLES = ("KEY", "NAME", "USER", "TIER", "SCOPES", "CREATED", "EXPIRES", "BUDGET", "LIMITS", "MODELS")
 MICRO_PER_USD = 10**6

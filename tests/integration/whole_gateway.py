@@ -43,7 +43,7 @@ async def whole_gateway(
 ) -> AsyncIterator[Whole]:
     """Everything real but models and tools, which are those of `behind`."""
     config = write_config(folder / "config", AGENTS + PLANNER)
-    below = settings_for(identities, behind, state_url, config, webhook_allow_private=True)
+    below = settings_for(identities, behind, state_url, config, webhook_allow_private=True, segments_dir=folder / "segments")
     records = FakeRecords()
     records.budget = GetBudgetResponse()
     money = ServiceSettings(grpc_port=testing.free_port(), drain_grace_s=0.2)

@@ -55,6 +55,7 @@ async def test_a_key_without_scopes_serves_a_products_user_and_administers_nothi
         plain = await accounts.resolve(bulkhead("create", "--user", "ana").stdout.strip())
         named = await accounts.resolve(bulkhead("create", "--user", "ana", "--scope", "admin", "--scope", "runs:read").stdout.strip())
         needed = ["runs:write", "runs:read", "threads:write", "memories:read", "documents:read", "tools:execute", "models:invoke"]
+        needed += ["blobs:read", "blobs:write"]
         assert plain.missing(needed) == []
         withheld = ["admin", "*", "erasures:write", "webhooks:read", "webhooks:write", "documents:write"]
         assert plain.missing(withheld) == withheld
