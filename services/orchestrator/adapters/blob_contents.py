@@ -36,9 +36,9 @@ class SealedContents:
         if await self._blobs.get(_place(ref), NAME) != sealed:
             raise BlobsUnavailable("what was read back is not what was written")
 
-    async def get(self, ref: BlobRef) -> bytes | None:
+    async def get(self, ref: BlobRef, size: int) -> bytes | None:
         """As Contents.get."""
-        sealed = await self._asked(self._blobs.get(_place(ref), NAME), 0)
+        sealed = await self._asked(self._blobs.get(_place(ref), NAME), size)
         return None if sealed is None else await self._sealing.open(ref.tenant, CONTENT, sealed)
 
     async def drop(self, ref: BlobRef) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 from opentelemetry.metrics import get_meter
 
-from services.common.errors import Internal, InvalidInput, NotFound, Overloaded, QuotaExceeded
+from services.common.errors import BulkheadError, Internal, InvalidInput, NotFound, Overloaded, QuotaExceeded
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.identity import Principal
 from services.orchestrator.blobs import kinds, links
@@ -23,8 +23,11 @@ from services.orchestrator.records import ThreadRecord
 MOST_KEY = 255
 DEFAULT_LIFETIME = timedelta(hours=1)
 LEAST_LIFETIME, MOST_LIFETIME = timedelta(seconds=1), timedelta(days=7)
-# Of contents that come and go, in one process; each is in memory several times over while it is sealed.
-MOST_AT_HAND_BYTES = 128 * 1024 * 1024
+# Of contents that come, in one process, each of which is in memory several times over while it is sealed; and of those that go, which
+# stay for as long as their reader takes.
+MOST_COMING_BYTES, MOST_GOING_BYTES = 128 * 1024 * 1024, 256 * 1024 * 1024
+# Longer than keeping one takes.
+LEASE_S = 45.0
 # What nobody knows is compared like what somebody does.
 _NO_SECRET = secrets.token_bytes(32)
 log = structlog.get_logger("bulkhead.blobs")
@@ -44,7 +47,7 @@ class Threads(Protocol):
 class Room:
     """Bytes that may be at hand at the same time."""
 
-    def __init__(self, most_bytes: int = MOST_AT_HAND_BYTES) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self._most, self._taken = most_bytes, 0
 
     def take(self, size: int) -> None:
@@ -77,11 +80,10 @@ class BlobKeeping:
         threads: Threads,
         keys: IdempotencyStore,
         most_bytes: int,
-        room: Room | None = None,
     ) -> None:
         """`most_bytes` is what all blobs of a tenant may take."""
         self._store, self._maybe, self._threads, self._keys, self._most_bytes = store, contents, threads, keys, most_bytes
-        self.room = room or Room()
+        self.coming, self.leaving = Room(MOST_COMING_BYTES), Room(MOST_GOING_BYTES)
 
     @property
     def _contents(self) -> Contents:
@@ -113,7 +115,7 @@ class BlobKeeping:
         tenant, user = principal.tenant, principal.user
         digest = await _sha256(content)
         print_ = fingerprint("PutBlob", mime_type, name, thread_id, digest)
-        claim = await self._keys.begin(tenant, "PutBlob", f"{user}/{key}" if key else "", print_)
+        claim = await self._keys.begin(tenant, "PutBlob", f"{user}/{key}" if key else "", print_, lease_s=LEASE_S)
         if claim.answer is not None:
             return (await self._seen(principal, claim.answer.decode())).told()
         # A process that died after it had kept the blob and before it could say so leaves it where this one finds it.
@@ -121,7 +123,7 @@ class BlobKeeping:
         new = NewBlob(BlobRef(tenant, f"blob_{made[:32]}"), user, mime_type, len(content), digest, name, thread_id)
         try:
             found = await self._keep(new, content, "caller")
-        except (QuotaExceeded, Overloaded):
+        except BulkheadError:
             await self._keys.abandon(claim)
             raise
         await self._keys.finish(claim, new.ref.blob_id.encode())
@@ -170,7 +172,7 @@ class BlobKeeping:
 
     async def content(self, found: KeptBlob) -> bytes:
         """The content of a blob that was opened. Raises NotFound where it was deleted meanwhile, Internal (BLOB_DAMAGED), Overloaded."""
-        content = await self._contents.get(found.ref)
+        content = await self._contents.get(found.ref, found.size)
         if content is not None and await _sha256(content) == found.sha256:
             return content
         again = await self._store.get(found.ref)
@@ -193,7 +195,7 @@ class BlobKeeping:
     async def read(self, tenant: str, user: str, blob_id: str) -> tuple[BlobRecord, bytes]:
         """As Keeper.read. Raises also Internal (BLOB_DAMAGED) and FailedPrecondition (BLOBS_NOT_CONFIGURED)."""
         found = await self.open(Principal(tenant, user), blob_id)
-        with self.room.of(found.size):
+        with self.leaving.of(found.size):
             return found.told(), await self.content(found)
 
     # --- for both, and for whoever looks ---

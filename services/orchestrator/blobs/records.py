@@ -152,8 +152,8 @@ class Contents(Protocol):
         """Keeps a content; on return it survives a power failure and was read back."""
         ...
 
-    async def get(self, ref: BlobRef) -> bytes | None:
-        """A content; None where there is none, or its key is destroyed."""
+    async def get(self, ref: BlobRef, size: int) -> bytes | None:
+        """A content of so many bytes; None where there is none, or its key is destroyed."""
         ...
 
     async def drop(self, ref: BlobRef) -> None:

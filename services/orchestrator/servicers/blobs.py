@@ -43,7 +43,7 @@ class BlobServicer(rpc.BlobServiceServicer):
             raise InvalidInput.field("start", "must be the first message")
         start = first.start
         await self._keeping.check(caller, start.mime_type, start.name, start.thread_id, start.idempotency_key)
-        async with received(_chunks(request_iterator), self._keeping.room) as content:
+        async with received(_chunks(request_iterator), self._keeping.coming) as content:
             found = await self._keeping.put(caller, content, start.mime_type, start.name, start.thread_id, start.idempotency_key)
         return pb.PutBlobResponse(blob=blob_message(found))
 
@@ -83,7 +83,7 @@ class BlobServicer(rpc.BlobServiceServicer):
             yield pb.ReadSignedBlobResponse(**item)
 
     async def _content(self, found: KeptBlob) -> AsyncIterator[dict[str, Any]]:
-        with self._keeping.room.of(found.size):
+        with self._keeping.leaving.of(found.size):
             content = await self._keeping.content(found)
             yield {"blob": blob_message(found.told())}
             for at in range(0, len(content), CHUNK_BYTES):

@@ -79,7 +79,11 @@ async def taken(turn: Turn, call: PendingCall, outcome: ToolOutcome, within_s: f
     # Most results are none of these, and need not be parsed.
     if outcome.outcome != "done" or not outcome.output.startswith(b"{") or b'"content"' not in outcome.output:
         return outcome
-    output = orjson.loads(outcome.output)
+    try:
+        output = orjson.loads(outcome.output)
+    except orjson.JSONDecodeError:
+        # An output that is no JSON after all is told as it is.
+        return outcome
     parts = output.get("content")
     if not isinstance(parts, list):
         return outcome
@@ -243,7 +247,8 @@ _MAKERS: Mapping[str, Callable] = {
 def _stands_for(kind: str, blob: BlobRecord | None, mime_type: str, size: int, more: Mapping[str, str]) -> dict[str, Any]:
     """What the model gets of a part that is no text."""
     where = {"unavailable": _NOT_KEPT} if blob is None else {"blob_id": blob.blob_id}
-    return {"type": kind, **where, "mimeType": mime_type, "size": size, **{name: value for name, value in more.items() if value}}
+    told = {name: value for name, value in more.items() if value or name == "alt"}
+    return {"type": kind, **where, "mimeType": mime_type, "size": size, **told}
 
 
 def _of(blob: BlobRecord) -> dict[str, Any]:
