@@ -53,7 +53,7 @@ class ChatCompletions:
         asked = ChatRequest(request.parsed, exchange(request).headers)
         key = idempotency_key(request)
         told = await input_of(self._blobs, asked.said, key)
-        answer = await create_run(self._runs, asked.create_run(told, key), _NAMES, [one.where for one in asked.said])
+        answer = await create_run(self._runs, asked.create_run(told, key), _NAMES, asked.said)
         run = answer.run
         about_run(request, run)
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.edge.route import GuardedRoute, needs
+from services.gateway.inputs import Said
 from services.gateway.surfaces.openai import schema
 from services.gateway.surfaces.wiring import Wiring
 
@@ -61,9 +62,9 @@ def no_model() -> NotFound:
     return NotFound("there is no agent of this name; GET /v1/models lists them", reason="MODEL_NOT_FOUND")
 
 
-async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[str, str], where: Sequence[str]) -> pb.CreateRunResponse:
+async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[str, str], said: Sequence[Said]) -> pb.CreateRunResponse:
     """Starts a run whose agent is named by `model`. `names` says how the route calls fields of the request: patterns, and what stands for
-    them; `where` what it calls each message of the input.
+    them; what it calls a message of the input, and an image in it, is what was `said`.
 
     Raises NotFound with MODEL_NOT_FOUND, and what refuses the run.
     """
@@ -74,7 +75,7 @@ async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[
     except InvalidInput as error:
         told = []
         for one in error.violations:
-            field = _named(one.field, names, where)
+            field = _named(one.field, names, said)
             if error.message.startswith(f"{one.field}: "):
                 error.message = f"{field}: {one.description}"
             told.append(replace(one, field=field))
@@ -86,10 +87,14 @@ async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[
         raise
 
 
-def _named(field: str, names: Mapping[str, str], where: Sequence[str]) -> str:
+def _named(field: str, names: Mapping[str, str], said: Sequence[Said]) -> str:
     message = re.match(r"input\[(\d{1,4})\]", field)
-    if message and int(message.group(1)) < len(where):
-        return where[int(message.group(1))] + field[message.end() :]
+    if message and int(message.group(1)) < len(said):
+        one, rest = said[int(message.group(1))], field[message.end() :]
+        image = re.match(r"\.images\[(\d{1,2})\]", rest)
+        if image and int(image.group(1)) < len(one.images):
+            return one.images[int(image.group(1))].where
+        return one.where + names.get(rest, rest)
     for pattern, name in names.items():
         if found := re.match(pattern, field):
             return found.expand(name) + field[found.end() :]

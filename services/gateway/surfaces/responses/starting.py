@@ -21,7 +21,8 @@ SHOWN_REASON = 256
 # Fields of a run as this route has them.
 _NAMES = {
     r"client_tools(\[\d+\])\.parameters_json": r"tools\1.parameters", r"client_tools": "tools", r"tool_choice_json": "tool_choice",
-    r"response_format_json": "text.format",
+    r"response_format_json\.json_schema": "text.format", r"response_format_json": "text.format",
+    ".tool_call_id": ".call_id",
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ class Starting:
     async def _create(
         self, asked: ResponseRequest, told: Sequence[pb.InputMessage], thread_id: str, key: str, run_id: str = ""
     ) -> pb.CreateRunResponse:
-        return await create_run(self._runs, asked.create_run(told, thread_id, key, run_id), _NAMES, [one.where for one in asked.said])
+        return await create_run(self._runs, asked.create_run(told, thread_id, key, run_id), _NAMES, asked.said)
 
     async def _check_conversation(self, thread_id: str) -> None:
         try:
