@@ -19,6 +19,7 @@ from services.common.valkey import connect
 SCOPES = (
     "runs:read", "runs:write", "threads:read", "threads:write", "documents:read", "documents:write",
     "memories:read", "memories:write", "blobs:read", "blobs:write", "tools:execute", "models:invoke", "webhooks:read", "webhooks:write",
+    "hooks:read", "hooks:write",
 )  # fmt: skip
 
 
