@@ -66,6 +66,12 @@ def test_the_catalogue_and_the_schema_name_the_same_types():
     assert set(named) ^ set(DATA) == set()
 
 
+def test_names_that_others_use_lead_to_types_that_there_are():
+    (section,) = re.findall(r"^## Names that others use\n(.*?)^## ", (ROOT / "docs/api.md").read_text(), re.M | re.S)
+    ours = [name for cell in re.findall(r"^\|[^|]+\|([^|]+)\|$", section, re.M) for name in re.findall(r"`(\w+)`", cell)]
+    assert {"image", "table", "code_block", "chart", "audio", "file", "feedback"} <= set(ours) <= set(DATA)
+
+
 def test_whatever_the_orchestrator_writes_is_in_the_schema():
     found = written()
     assert len(found) > 30

@@ -103,6 +103,10 @@ ROWS: Mapping[str, Row] = {
     "PATCH /v1/keys/{key_id}": Row({"name": "c"}, {"name": "d"}, "/v1/keys/{key}", same=("name", "key_id")),
     "POST /v1/keys/{key_id}/rotate": Row({}, {"overlap_ms": 60_000}, "/v1/keys/{key}/rotate", same=("key_id", "hint")),
     "DELETE /v1/keys/{key_id}": Row(path="/v1/keys/{key}", elsewhere="/v1/keys/key_none"),
+    # Whatever is sent is a content: here one of JSON.
+    "POST /v1/blobs": Row({"n": 1}, {"n": 2}, "/v1/blobs?name=n.json", same=("blob_id", "sha256", "created_at")),
+    "POST /v1/blobs/{blob_id}/links": Row({"lifetime_s": 60}, {"lifetime_s": 90}, "/v1/blobs/{blob}/links"),
+    "DELETE /v1/blobs/{blob_id}": Row(path="/v1/blobs/{blob}", elsewhere="/v1/blobs/blob_none"),
     "POST /v1/erasures": Row({"user": "zoe"}, {"user": "yan"}, same=("erasure_id",)),
     "DELETE /v1/threads/{thread_id}": Row(path="/v1/threads/back", elsewhere="/v1/threads/mine"),
 }  # fmt: skip
@@ -111,7 +115,7 @@ ROWS: Mapping[str, Row] = {
 MAKING = {
     "POST /v1/threads", "POST /v1/threads/{thread_id}/runs", "POST /v1/threads/{thread_id}/fork", "POST /v1/agents/{agent}/chat",
     "POST /v1/feedback", "POST /v1/schedules", "POST /v1/webhooks", "POST /v1/memories", "POST /v1/documents", "POST /v1/erasures",
-    "POST /v1/runs/{run_id}/steer", "POST /v1/hooks", "POST /v1/keys", "POST /v1/keys/{key_id}/rotate",
+    "POST /v1/runs/{run_id}/steer", "POST /v1/hooks", "POST /v1/keys", "POST /v1/keys/{key_id}/rotate", "POST /v1/blobs",
 }  # fmt: skip
 
 
@@ -134,6 +138,7 @@ async def prepared(whole, ana, hooked):
     names["memory"] = (await answered(ana.post("/v1/memories", json={"text": "sails a boat"}), 201))["memory_id"]
     names["document"] = (await answered(ana.post("/v1/documents", json={"title": "D", "text": "to be gone"}), 201))["document_id"]
     names["key"] = (await answered(ana.post("/v1/keys", json={"scopes": ["keys:write"]}), 201))["key_id"]
+    names["blob"] = (await answered(ana.post("/v1/blobs", json={"n": 0}), 201))["blob_id"]
     asking = await client.start('tool send_mail {"to":"ana"}', agent="careful", thread_id="asking", run_id="asking")
     (question,) = await testing.eventually_async(lambda: client.asked(asking.run_id), "it asks")
     names["approval"] = question.approval_id
