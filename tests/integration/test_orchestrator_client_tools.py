@@ -9,6 +9,8 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import Conflict, FailedPrecondition, IdempotencyMismatch, InvalidInput
 from services.orchestrator import segments_moving
+from services.orchestrator.adapters import store as adapter
+from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.store_keys import thread_keys
 from services.orchestrator.records import RunRef
 from services.orchestrator.testing.harness import data_of, root_keys, served, settings_for, types, write_config
@@ -322,3 +324,51 @@ async def test_labels_of_a_run_are_told_but_not_in_lists(client):
     with client.calling():
         (listed,) = (await client.runs.ListRuns(pb.ListRunsRequest(thread_id="t"))).runs
     assert not listed.metadata
+
+
+async def test_the_version_before_leaves_what_it_does_not_know_alone(client, behind, settings, valkey, monkeypatch):
+    hold(behind)
+    await made(client, user("say hi"), thread_id="t")
+    for run_id, fields in {
+        "tools": {"client_tools": TOOLS},
+        "form": {"response_format_json": b'{"type":"json_object"}'},
+        "plain": {},
+    }.items():
+        await made(client, user("say hi"), thread_id="t", run_id=run_id, **fields)
+    keys = {run_id: thread_keys(RunRef("acme", "t", run_id))[2] for run_id in ("tools", "form", "plain")}
+    assert {run_id: int(await valkey.hget(key, "schema_version")) for run_id, key in keys.items()} == {"tools": 4, "form": 4, "plain": 1}
+    store = Store(valkey, "other")
+    await store.load()
+    monkeypatch.setattr(adapter, "SCHEMA_VERSION", 3)
+    # As if it were its turn.
+    await valkey.lpush(thread_keys(RunRef("acme", "t", "tools"))[3], "tools")
+    assert (await store.claim(RunRef("acme", "t", "tools"), 1.0, 3)).verdict == "waiting"
+    await valkey.lpop(thread_keys(RunRef("acme", "t", "tools"))[3])
+    monkeypatch.undo()
+    behind.models.gate.open()
+    for run_id in keys:
+        await client.wait(run_id)
+
+
+async def test_an_answer_that_steers_or_interrupts_cuts_nothing_off_that_it_cannot_answer(client, behind):
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    hold(behind)
+    second = await made(client, *results(first, "blue"), thread_id="t")
+    for on_busy in (pb.ON_BUSY_INTERRUPT, pb.ON_BUSY_ROLLBACK):
+        with pytest.raises(Conflict) as caught:
+            await made(client, *results(first, "red"), thread_id="t", on_busy=on_busy)
+        assert caught.value.reason == "TOOL_CALLS_ANSWERED"
+    behind.models.gate.open()
+    assert (await client.wait(second.run.run_id)).output_text == "Results: blue"
+
+
+async def test_an_answer_of_a_form_goes_to_the_gateway_as_it_was_asked_for(client, behind):
+    form = b'{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object","required":["a"]}}}'
+    behind.models.reply = lambda request: type(request.messages[0])(
+        role="assistant", text='{"a": 1}' if len(behind.models.calls) > 1 else "not yet"
+    )
+    run = await ended(client, user("go"), response_format_json=form, append_only_output=True)
+    assert (run.output_text, run.usage.model_calls) == ('{"a": 1}', 2)
+    assert [call.request.response_format_json for call in behind.models.calls] == [form, form]
+    deltas = [data_of(event)["text"] for event in await client.log(run.run_id) if event.type == "message_delta"]
+    assert deltas == ['{"a": 1}']
