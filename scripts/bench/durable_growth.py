@@ -1,12 +1,13 @@
 """What a run costs as a platform fills: with the length of its thread, with threads that lie idle, with clients that watch.
 
-Each curve should be flat. CPU is of the orchestrator and the state store together, a run; the time is that of a one-step run alone.
+Each curve should be flat. CPU is of all processes but the simulator, a run; the time is that of a one-step run alone. Whoever watches the
+very thread is told of each run, which is work: its figures have no target, and are told for the gateway and for what is behind it.
 """
 
 import asyncio
 import statistics
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -18,6 +19,7 @@ SAMPLE = 60
 LENGTHS = (0, 100, 400, 1_000)
 IDLE = (0, 2_000, 10_000, 30_000)
 WATCHERS = (0, 100, 500, 1_000)
+OWN_WATCHERS = 100
 PARALLEL = 40
 
 
@@ -27,11 +29,11 @@ class Sampler:
     def __init__(self, made: Platform, client: Client) -> None:
         self._made, self._client = made, client
 
-    async def cost(self, agent: str, thread: str = "") -> tuple[float, float]:
-        """(ms of CPU a run of orchestrator and store, p50 in ms) of runs one after the other."""
+    async def cost(self, agent: str, thread: str = "", names: Collection[str] = ()) -> tuple[float, float]:
+        """(ms of CPU a run of these processes, p50 in ms) of runs one after the other."""
         for _ in range(5):
             await self._client.run(agent, "Say hello", thread)
-        pids = [self._made.pids[name] for name in ("orchestrator", "valkey_state")]
+        pids = [pid for name, pid in self._made.pids.items() if name in (names or self._made.pids.keys() - {"simulator"})]
         before = sum(map(cpu_seconds, pids))
         times = [(await self._client.run(agent, "Say hello", thread))[1] for _ in range(SAMPLE)]
         return (sum(map(cpu_seconds, pids)) - before) / SAMPLE * 1000, statistics.median(times) * 1000
@@ -99,8 +101,32 @@ async def watchers(sampler: Sampler, session: aiohttp.ClientSession, made: Platf
     return _figures("idle watchers", points)
 
 
+async def own_watchers(sampler: Sampler, session: aiohttp.ClientSession, made: Platform) -> list[Figure]:
+    """Runs of a thread that many follow."""
+    thread, found = f"watched-{uuid.uuid4().hex}", []
+    headers = {"authorization": f"Bearer {made.key}", "accept": "text/event-stream"}
+    async with session.post(f"{made.url}/v1/threads", json={"thread_id": thread}, headers=headers) as answer:
+        answer.raise_for_status()
+
+    async def follow() -> None:
+        url = f"{made.url}/v1/threads/{thread}/events"
+        async with session.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+            async for _ in answer.content.iter_any():
+                pass
+
+    for size in (0, OWN_WATCHERS):
+        following = [asyncio.create_task(follow()) for _ in range(size)]
+        for names in (("gateway",), ("orchestrator", "valkey_state")):
+            cpu, _ = await sampler.cost("plain", thread, names)
+            found.append(Figure(f"watchers of the thread {size}: CPU a run, {' and '.join(names)}", cpu, "ms"))
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+    return found
+
+
 async def measure(made: Platform) -> list[Figure]:
-    """All three curves."""
+    """All curves."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
         client = Client(session, made.url, made.key)
@@ -108,4 +134,5 @@ async def measure(made: Platform) -> list[Figure]:
         await sampler.cost("plain")
         return [
             *await thread_length(sampler, client), *await idle_threads(sampler, session, made), *await watchers(sampler, session, made),
+            *await own_watchers(sampler, session, made),
         ]  # fmt: skip

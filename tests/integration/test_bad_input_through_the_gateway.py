@@ -89,6 +89,7 @@ def over_grpc(client):
         return approvals.DecideApproval(approvals_pb2.DecideApprovalRequest(approval_id=approval_id, **decision))
 
     approve = {"approve": approvals_pb2.Approve()}
+    wrong = approvals_pb2.Edit(arguments_json=b'{"wrong":7}')
     far, plan = pb.Checkpoint(seq=FAR), pb.PlanStep(title="x", status="pending")
     return [
         (run(limits=pb.RunLimits(max_steps=0)), "INVALID_INPUT", "limits.max_steps"),
@@ -104,7 +105,7 @@ def over_grpc(client):
         (decide("asking/9/9", **approve), "APPROVAL_NOT_FOUND", ""),
         (decide("done/1/0", **approve), "APPROVAL_NOT_FOUND", ""),
         (decide("foreign/1/0", **approve), "NOT_AN_APPROVER", ""),
-        (decide("asking/1/0", edit=approvals_pb2.Edit(arguments_json=b'{"wrong":7}')), "ARGUMENTS_INVALID", "decision.edit.arguments_json/wrong"),
+        (decide("asking/1/0", edit=wrong), "ARGUMENTS_INVALID", "decision.edit.arguments_json/wrong"),
         (decide("asking/1/0", edit=approvals_pb2.Edit(arguments_json=b'{"to"')), "INVALID_INPUT", "decision"),
         (client.runs.StopGeneration(pb.StopGenerationRequest(run_id="theirs")), "RUN_NOT_FOUND", ""),
         (client.runs.UpdatePlan(pb.UpdatePlanRequest(run_id="theirs", steps=[plan], version=1)), "RUN_NOT_FOUND", ""),
