@@ -13,6 +13,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.common.errors import NotFound
 from services.gateway.surfaces.schemas.events import SCHEMA
+from services.orchestrator.adapters import blob_contents
 from services.orchestrator.testing.fakes import DONE
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import delete, fork, remembered
@@ -264,7 +265,7 @@ async def test_without_a_folder_the_run_goes_on_and_says_what_is_missing(identit
 
 async def test_a_folder_that_hangs_holds_no_run_up(scene, monkeypatch):
     monkeypatch.setattr(content, "KEEP_WITHIN_S", 0.3)
-    monkeypatch.setattr("services.orchestrator.turn.content.taken.__defaults__", (0.3,))
+    monkeypatch.setattr(blob_contents, "ASK_WITHIN_S", 600.0)
     monkeypatch.setattr("services.orchestrator.adapters.blob_folder.FolderBlobs.put", lambda *_: asyncio.sleep(600))
     scene.gives(*PARTS)
     _, events = await scene.asked()

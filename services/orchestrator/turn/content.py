@@ -74,8 +74,9 @@ class _Taking:
         return None
 
 
-async def taken(turn: Turn, call: PendingCall, outcome: ToolOutcome, within_s: float = KEEP_WITHIN_S) -> ToolOutcome:
-    """The outcome of a call with ids in the place of bytes, and the events that are to follow its own as its `content`."""
+async def taken(turn: Turn, call: PendingCall, outcome: ToolOutcome, within_s: float | None = None) -> ToolOutcome:
+    """The outcome of a call with ids in the place of bytes, and the events that are to follow its own as its `content`. Blobs are waited
+    for `within_s`, else KEEP_WITHIN_S."""
     # Most results are none of these, and need not be parsed.
     if outcome.outcome != "done" or not outcome.output.startswith(b"{") or b'"content"' not in outcome.output:
         return outcome
@@ -87,7 +88,7 @@ async def taken(turn: Turn, call: PendingCall, outcome: ToolOutcome, within_s: f
     parts = output.get("content")
     if not isinstance(parts, list):
         return outcome
-    taking = _Taking(turn, call, asyncio.get_running_loop().time() + within_s)
+    taking = _Taking(turn, call, asyncio.get_running_loop().time() + (KEEP_WITHIN_S if within_s is None else within_s))
     output["content"] = [await _part(taking, number, part) for number, part in enumerate(parts)]
     changed = output["content"] != parts
     events = taking.events + _warnings(taking)
