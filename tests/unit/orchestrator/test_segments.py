@@ -70,8 +70,8 @@ async def one_run(store, ref, events=3, data=b"{}"):
 
 
 @pytest.fixture
-def store(valkey, tmp_path):
-    found = Store(valkey, "one")
+def store(either, tmp_path):
+    found = Store(either, "one")
     found.segments = SegmentFiles(FolderBlobs(tmp_path / "segments"))
     return found
 
@@ -100,12 +100,12 @@ def test_a_segment_is_bounded_in_bytes_and_never_empty():
     assert len(fitting([[b"%d-0" % seq, [b"d", b"x"]] for seq in range(1, 10)])) == 9
 
 
-async def test_a_moved_log_reads_as_before_and_the_thread_goes_on(store, valkey):
+async def test_a_moved_log_reads_as_before_and_the_thread_goes_on(store, either):
     first = new_ref()
     await one_run(store, first, data='{"text":"数据 \u2028"}'.encode())
     before, record = await log_of(store, first), await store.run(first)
     assert await mover(store).turn() == 1
-    assert await valkey.exists(log_key(first)) == 0
+    assert await either.exists(log_key(first)) == 0
     assert [await store.read(first, after, 2, False) for after in range(record.terminal_seq)] == [
         (len(before), 1, len(before), before[after : after + 2]) for after in range(record.terminal_seq)
     ]
@@ -119,17 +119,17 @@ async def test_a_moved_log_reads_as_before_and_the_thread_goes_on(store, valkey)
     assert (await store.read(second, 0, 100, True))[3] == after[len(before) :]
     await mover(store).turn()
     assert await log_of(store, second) == after
-    assert await valkey.zcard(segments_key(first)) == 2
+    assert await either.zcard(segments_key(first)) == 2
 
 
-async def test_what_only_served_the_owner_is_dropped_with_the_move_and_the_answer_stays(store, valkey):
+async def test_what_only_served_the_owner_is_dropped_with_the_move_and_the_answer_stays(store, either):
     ref = new_ref()
     await one_run(store, ref)
     record = await store.run(ref)
     await SegmentMover(store, None, 0.0, lambda tier: None).turn()
-    fields = await valkey.hkeys(thread_keys(ref)[2])
+    fields = await either.hkeys(thread_keys(ref)[2])
     assert not {b"reply", b"state", b"w"} & set(fields)
-    assert await valkey.exists(thread_keys(ref)[5]) == 0
+    assert await either.exists(thread_keys(ref)[5]) == 0
     kept = await store.run(ref)
     assert (kept.status, kept.result, kept.first_seq, kept.terminal_seq) == ("succeeded", record.result, 1, record.terminal_seq)
     # Whoever comes late is answered as before: the sweeper, a claimer, a caller, the former owner.
@@ -139,10 +139,10 @@ async def test_what_only_served_the_owner_is_dropped_with_the_move_and_the_answe
     with pytest.raises(Fenced):
         await store.write(ref, 1, 3, "", [], mode="f", terminal=done())
     # Nothing but that: without a folder the log stays where it is.
-    assert await valkey.xlen(log_key(ref)) == record.terminal_seq
+    assert await either.xlen(log_key(ref)) == record.terminal_seq
 
 
-async def test_a_young_run_and_one_at_work_are_left_alone(store, valkey):
+async def test_a_young_run_and_one_at_work_are_left_alone(store, either):
     young, working = new_ref(), new_ref()
     await one_run(store, young)
     await accept(store, working)
@@ -152,11 +152,11 @@ async def test_a_young_run_and_one_at_work_are_left_alone(store, valkey):
     for ref in (young, working):
         await patient.look(ref)
         await mover(store).look(working)
-    assert await valkey.xlen(log_key(young)) == 6
-    assert await valkey.xlen(log_key(working)) == 1
+    assert await either.xlen(log_key(young)) == 6
+    assert await either.xlen(log_key(working)) == 1
 
 
-async def test_a_mover_that_comes_late_with_old_news_changes_nothing(store, valkey):
+async def test_a_mover_that_comes_late_with_old_news_changes_nothing(store, either):
     first = new_ref()
     await one_run(store, first)
     _, _, stale = await store.movable(first, 0.0, 100)
@@ -168,7 +168,7 @@ async def test_a_mover_that_comes_late_with_old_news_changes_nothing(store, valk
         segment, content = pack(entries)
         await store.segments.put("acme", first.thread_id, segment, content)
         assert await store.moved(first, segment) is False
-    assert await valkey.zcard(segments_key(first)) == 1
+    assert await either.zcard(segments_key(first)) == 1
     assert await log_of(store, first) == whole
 
 
@@ -182,7 +182,7 @@ async def test_more_segments_than_one_answer_names_fill_a_page_all_the_same(stor
         assert (await store.read(ref, after, most, False))[3] == before[after : after + most]
 
 
-async def test_deleted_events_are_an_error_that_names_the_oldest(store, valkey, tmp_path):
+async def test_deleted_events_are_an_error_that_names_the_oldest(store, either, tmp_path):
     first = new_ref()
     second = first._replace(run_id=uuid.uuid4().hex)
     await one_run(store, first)
@@ -200,7 +200,7 @@ async def test_deleted_events_are_an_error_that_names_the_oldest(store, valkey, 
     assert (await store.read(second, boundary - 1, 100, False))[3] == before[boundary - 1 :]
     assert (await store.read(second, 0, 100, True))[3] == before[boundary - 1 :]
     assert await store.run(first) is None
-    assert await valkey.zcard(segments_key(first)) == 1
+    assert await either.zcard(segments_key(first)) == 1
     # That process died before it took the files and the lists; the next look does.
     await mover(store).look(first)
     assert await store.locate("acme", "ana", first.run_id) is None
@@ -221,10 +221,10 @@ async def test_a_run_id_that_was_taken_again_stays_listed(store):
     assert await store.locate("acme", "ana", ref.run_id) is None
 
 
-async def test_what_is_not_delivered_yet_is_not_deleted(store, valkey):
+async def test_what_is_not_delivered_yet_is_not_deleted(store, either):
     ref = new_ref()
     await one_run(store, ref)
-    await valkey.hset(thread_keys(ref)[4], ref.run_id, "entry")
+    await either.hset(thread_keys(ref)[4], ref.run_id, "entry")
     await mover(store, retention_s=0.0).look(ref)
     assert await store.run(ref) is not None
     await store.outbox_done(ref, True)
@@ -272,7 +272,7 @@ async def test_a_lost_or_damaged_segment_is_an_error_and_no_gap(store, tmp_path)
     assert unset.value.reason == "SEGMENTS_UNAVAILABLE"
 
 
-async def test_a_folder_that_cannot_be_used_leaves_the_log_where_it_is(store, valkey, tmp_path):
+async def test_a_folder_that_cannot_be_used_leaves_the_log_where_it_is(store, either, tmp_path):
     (tmp_path / "file").write_text("no folder")
     broken = SegmentFiles(folder := FolderBlobs(tmp_path / "file" / "segments"))
     with pytest.raises(OSError, match=os.strerror(20)):
@@ -282,9 +282,9 @@ async def test_a_folder_that_cannot_be_used_leaves_the_log_where_it_is(store, va
         await one_run(store, ref)
     # One turn with all of them, none of which stops the others.
     assert await mover(store, segments=broken).turn() == 3 < MOST_AT_ONCE
-    assert [await valkey.xlen(log_key(ref)) for ref in refs] == [6, 6, 6]
+    assert [await either.xlen(log_key(ref)) for ref in refs] == [6, 6, 6]
     await mover(store).look(refs[0])
-    assert await valkey.exists(log_key(refs[0])) == 0
+    assert await either.exists(log_key(refs[0])) == 0
 
 
 STEPS = [("put", False), ("put", True), ("moved", False), ("moved", True), ("expire", False), ("expire", True), ("unlist", False),
@@ -383,8 +383,8 @@ async def _same(store, thread, model, open_run):
             assert (await store.read(thread, after, 5, False))[3] == model[after : after + 5]
 
 
-async def test_a_file_that_a_mover_writes_behind_the_erasure_of_its_thread_does_not_stay(valkey, tmp_path):
-    store, erasures, files = Store(valkey, "one"), ValkeyErasures(valkey, "one"), SegmentFiles(FolderBlobs(tmp_path / "segments"))
+async def test_a_file_that_a_mover_writes_behind_the_erasure_of_its_thread_does_not_stay(either, tmp_path):
+    store, erasures, files = Store(either, "one"), ValkeyErasures(either, "one"), SegmentFiles(FolderBlobs(tmp_path / "segments"))
     await one_run(store, ref := new_ref())
 
     class Overtaken:
