@@ -1,11 +1,13 @@
 """Composition root of the gateway."""
 
+from datetime import timedelta
 from functools import partial
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
 from services.common.accounts import Accounts
+from services.common.audit import AuditStream, KeyAudit
 from services.common.config import ConfigFile
 from services.common.health import Health
 from services.common.http import UvicornListener
@@ -58,7 +60,8 @@ def build(settings: Settings) -> Service:
     health = Health({"state": partial(ping, state), "orchestrator": partial(dialer.reachable, "orchestrator")}, [policies, issuers])
     admission = Admission(accounts, Tokens(issuers), minter, TokenBuckets(state), policies, settings.policy_set)
     keys = Keys(IdempotencyStore(state, settings.state_replicas))
-    wiring = Wiring(stubs, follower, streams, settings, accounts, policies)
+    records = AuditStream(state, timedelta(days=settings.audit_days), settings.state_replicas) if settings.audit_days else None
+    wiring = Wiring(stubs, follower, streams, settings, accounts, policies, KeyAudit(records))
     app = application(wiring, Doorkeeper(admission, settings, keys), health)
     watching = Background(policies.watch, "policies")
     watching_issuers = Background(issuers.watch, "issuers")

@@ -31,6 +31,7 @@ class Settings(ServiceSettings):
         le=5,
         description="Replicas that must have an idempotency record or a change of an API key on disk (WAITAOF), before it counts.",
     )
+    audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
     config_dir: Path = Field(Path("k8s/environments/local/config"), description="Folder with policies.yaml.")
     body_limit_bytes: Annotated[int, Field(ge=1024)] = Field(4 * 1024 * 1024, description="Largest request body, in bytes.")
     body_timeout_s: PositiveSeconds = Field(20.0, description="Time for a client to send its whole body, in seconds.")

@@ -6,6 +6,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bulkhead.llm.v1 import llm_pb2_grpc
 
 from services.common import valkey
 from services.common.accounts import Accounts
+from services.common.audit import AuditStream, KeyAudit
 from services.common.config import ConfigFile
 from services.common.health import Health
 from services.common.http import Share, UvicornListener
@@ -138,7 +140,8 @@ async def build(settings: Settings) -> Service:
         keys = PortKeys(accounts, master_key=settings.master_key or models.current.master_key)
         # What the environment says wins over the file, so a change of the file changes nothing then.
         models.on_change(lambda registry: keys.change_master(settings.master_key or registry.master_key))
-        surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger))
+        records = AuditStream(state, timedelta(days=settings.audit_days), settings.state_replicas) if settings.audit_days else None
+        surfaces.append(AdminSurface(keys, lambda: models.current, money.ledger, KeyAudit(records)))
         port = ModelPort(lambda: models.current, surfaces, keys, health, money.allows)
         share = Share.WORKER if settings.http_worker else Share.FIRST if settings.http_workers > 1 else Share.NONE
         listeners.append(UvicornListener(port, settings.host, settings.http_port, share=share))

@@ -56,6 +56,7 @@ class Settings(ReplicatedSettings):
     least_state_replicas: int = Field(
         0, ge=0, le=5, description="Refuses to start with a lower BULKHEAD_STATE_REPLICAS: money that was spent must not be there again."
     )
+    audit_days: int = Field(0, ge=0, le=3650, description="Days that audit records are kept in the state store; 0 keeps none.")
     cache_url: str = Field("", description="Valkey for cached answers; empty: in the process and in cache_dir only.")
     cache_ttl_s: PositiveSeconds = Field(3600.0, description="Life of a cached answer; cache_params.ttl of models.yaml wins.")
     cache_l1_entries: Annotated[int, Field(ge=0)] = Field(1000, description="Answers that a process keeps in its own memory.")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from services.common.accounts import Accounts
+from services.common.audit import KeyAudit
 from services.common.config import ConfigFile
 from services.common.limits import Policies
 from services.gateway.adapters.backends import Backends
@@ -21,3 +22,4 @@ class Wiring:
     settings: Settings
     accounts: Accounts
     policies: ConfigFile[Policies]
+    key_audit: KeyAudit

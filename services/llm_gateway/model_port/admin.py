@@ -1,6 +1,6 @@
 """The admin API of the model port, in the shape that LiteLLM's clients and scripts know.
 
-surface = AdminSurface(PortKeys(accounts, master_key=...), lambda: models.current, ledger)
+surface = AdminSurface(PortKeys(accounts, master_key=...), lambda: models.current, ledger, KeyAudit(stream))
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from services.common.audit import KeyAudit
 from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.admin_book import SpendBook
 from services.llm_gateway.model_port.admin_desk import AdminDesk
@@ -26,8 +27,8 @@ log = structlog.get_logger("bulkhead.admin")
 class AdminSurface:
     """Keys, teams, users, tenants, spend and models. A key with the scope `admin` acts on its tenant, the master key on all."""
 
-    def __init__(self, keys: PortKeys, registry: Callable[[], Registry], book: SpendBook) -> None:
-        desk = AdminDesk(keys, book)
+    def __init__(self, keys: PortKeys, registry: Callable[[], Registry], book: SpendBook, audit: KeyAudit) -> None:
+        desk = AdminDesk(keys, book, audit)
         self._parts = (
             KeyRoutes(desk),
             TeamRoutes(desk),

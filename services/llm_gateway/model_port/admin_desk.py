@@ -3,6 +3,7 @@
 from typing import Any
 
 from services.common.accounts import KeyRecord, TeamRecord, TenantRecord, UserRecord
+from services.common.audit import KeyAudit
 from services.common.identity import Principal
 from services.llm_gateway.model_port.admin_access import PortKeys
 from services.llm_gateway.model_port.admin_book import SpendBook, spent_by
@@ -14,8 +15,9 @@ from services.llm_gateway.model_port.exchange import Exchange
 class AdminDesk:
     """Takes in requests of administrators, and shows records in LiteLLM's shape."""
 
-    def __init__(self, keys: PortKeys, book: SpendBook) -> None:
+    def __init__(self, keys: PortKeys, book: SpendBook, audit: KeyAudit) -> None:
         self.keys = keys
+        self.audit = audit
         self.accounts = keys.accounts
         self._book = book
 

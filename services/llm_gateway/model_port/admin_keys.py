@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from services.common.accounts import KeyRecord
+from services.common.audit import BLOCKED, CHANGED, ENDED, MADE, ROTATED, UNBLOCKED
 from services.common.errors import InvalidInput, NotFound, PermissionDenied
 from services.common.identity import Principal
 from services.llm_gateway.model_port.admin_access import ADMIN
@@ -71,6 +72,7 @@ class KeyRoutes:
         unsupported = fields.finish()
         principal.require(*record.scopes)
         issued = await self._accounts.keys.create(record, strict=True)
+        await self._desk.audit.append(principal, MADE, issued.record)
         await exchange.answer(200, orjson.dumps(_issued(issued.secret, issued.record, unsupported)))
 
     async def update(self, exchange: Exchange) -> None:
@@ -81,6 +83,7 @@ class KeyRoutes:
         unsupported = fields.finish()
         key_id = await self._accounts.keys.find_id(reference, tenant)
         record = await self._accounts.keys.update(key_id, tenant, change, strict=True)
+        await self._desk.audit.append(principal, CHANGED, record)
         await exchange.answer(200, orjson.dumps({"key": key_id, **await self._desk.key(record), **named(unsupported)}))
 
     def _change(self, principal: Principal, fields: Fields, tenant: str) -> Callable[[KeyRecord], KeyRecord]:
@@ -99,7 +102,7 @@ class KeyRoutes:
 
     async def delete(self, exchange: Exchange) -> None:
         """Ends keys at once, in every process. All must be there before any is ended."""
-        _, fields, tenant = await self._desk.take(exchange)
+        principal, fields, tenant = await self._desk.take(exchange)
         references, names = fields.texts("keys"), fields.texts("key_aliases")
         if not references and not names:
             fields.wrong("keys", "keys or key_aliases is needed")
@@ -109,7 +112,7 @@ class KeyRoutes:
         found = [await self._accounts.keys.find_id(reference, tenant) for reference in references]
         found += [await self._accounts.keys.find_name(name, tenant) for name in names]
         for key_id in dict.fromkeys(found):
-            await self._accounts.keys.delete(key_id, tenant)
+            await self._desk.audit.append(principal, ENDED, await self._accounts.keys.delete(key_id, tenant))
         await exchange.answer(200, orjson.dumps({"deleted_keys": found}))
 
     async def _set_blocked(self, blocked: bool, exchange: Exchange) -> None:
@@ -126,6 +129,7 @@ class KeyRoutes:
 
         key_id = await self._accounts.keys.find_id(reference, tenant)
         record = await self._accounts.keys.update(key_id, tenant, change)
+        await self._desk.audit.append(principal, BLOCKED if blocked else UNBLOCKED, record)
         await exchange.answer(200, orjson.dumps({"key": key_id, **await self._desk.key(record)}))
 
     async def regenerate(self, exchange: Exchange) -> None:
@@ -141,6 +145,7 @@ class KeyRoutes:
         key_id = await self._accounts.keys.find_id(reference, tenant)
         lasting = None if grace is None else timedelta(seconds=grace.seconds)
         issued = await self._accounts.keys.rotate(key_id, tenant, grace=lasting, change=change)
+        await self._desk.audit.append(principal, ROTATED, issued.record)
         await exchange.answer(200, orjson.dumps(_issued(issued.secret, issued.record, unsupported)))
 
     async def info(self, exchange: Exchange) -> None:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.common.accounts import Asked, DoneBefore, KeyRecord, LimitSet, digest_of
+from services.common.audit import CHANGED, ENDED, MADE, ROTATED
 from services.common.errors import InvalidInput, PermissionDenied
 from services.common.idempotency import fingerprint
 from services.common.identity import Principal
@@ -43,6 +44,7 @@ class ApiKeys:
 
     def __init__(self, wiring: Wiring) -> None:
         self._keys = wiring.accounts.keys
+        self._audit = wiring.key_audit
         self._policies = wiring.policies
         self._policy_set = wiring.settings.policy_set
 
@@ -85,12 +87,14 @@ class ApiKeys:
             reach.require_reach(reach.maker_of(who, own, time.time()), record, tiers)
 
         secret: str | None = None
+        asked = _asked(request, who, body, allow)
         try:
-            issued = await self._keys.create(record, asked=_asked(request, who, body, allow))
+            issued = await self._keys.create(record, asked=asked)
             record, secret = issued.record, issued.secret
             log.info("key_made", tenant=who.tenant, key_id=record.key_id, made_by=who.key_id)
         except DoneBefore as done:
             record = await self._again(request, who, done)
+        await self._note(request, MADE, record, asked)
         headers = {**_SECRET, **shapes.location("/v1/keys", record.key_id)}
         return shapes.reply({**key(record), "secret": secret}, 201, headers)
 
@@ -120,19 +124,23 @@ class ApiKeys:
                 raise PermissionDenied("a key is not prolonged: make another one", reason="KEY_OUTLASTS_ITSELF")
             return replace(old, name=old.name if body.name is None else body.name, expires_at=ends_at or old.expires_at)
 
+        asked = _asked(request, who, body, _hold(who))
         try:
-            record = await self._keys.update(key_id, who.tenant, change, asked=_asked(request, who, body, _hold(who)))
+            record = await self._keys.update(key_id, who.tenant, change, asked=asked)
         except DoneBefore as done:
             record = await self._again(request, who, done)
+        await self._note(request, CHANGED, record, asked)
         return shapes.reply(key(record))
 
     @needs(WRITE)
     async def delete(self, request: Request, key_id: IdPath) -> Response:
         """Ends a key, with each of its secrets, at once and in every replica. A key may end itself."""
         who = call_context.principal()
+        asked = _asked(request, who, None, _hold(who))
         try:
-            await self._keys.delete(key_id, who.tenant, asked=_asked(request, who, None, _hold(who)))
+            record = await self._keys.delete(key_id, who.tenant, asked=asked)
             log.info("key_ended", tenant=who.tenant, key_id=key_id, ended_by=who.key_id)
+            await self._note(request, ENDED, record, asked)
         except DoneBefore:
             exchange(request).answer(REPLAYED, "true")
         return Response(status_code=204)
@@ -151,14 +159,20 @@ class ApiKeys:
 
         grace = timedelta(milliseconds=body.overlap_ms) if body.overlap_ms else None
         secret: str | None = None
+        asked = _asked(request, who, body, allow)
         try:
-            asked = _asked(request, who, body, allow)
             issued = await self._keys.rotate(key_id, who.tenant, grace=grace, asked=asked)
             record, secret = issued.record, issued.secret
             log.info("key_rotated", tenant=who.tenant, key_id=key_id, rotated_by=who.key_id)
         except DoneBefore as done:
             record = await self._again(request, who, done)
+        await self._note(request, ROTATED, record, asked)
         return shapes.reply({**key(record), "secret": secret}, headers=_SECRET)
+
+    async def _note(self, request: Request, action: str, record: KeyRecord, asked: Asked) -> None:
+        # Of a request that comes again: its first may have ended between the change and the record.
+        about = exchange(request)
+        await self._audit.append(call_context.principal(), action, record, request_id=about.request_id, once=asked.once)
 
     async def _seen(self, who: Principal, key_id: str) -> KeyRecord:
         record = await self._keys.find(key_id, who.tenant)
