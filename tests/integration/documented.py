@@ -16,10 +16,17 @@ from tests.integration.real_gateway import gateway_before
 
 @asynccontextmanager
 async def platform_of_a_reader(
-    identities: testing.Identities, state_url: str, behind: Fakes, folder: Path, monkeypatch: pytest.MonkeyPatch, agents: str
+    identities: testing.Identities,
+    state_url: str,
+    behind: Fakes,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agents: str,
+    **fields: Any,
 ) -> AsyncIterator[None]:
-    """A platform with these agents too, where the environment has what the pages say that it has."""
-    settings = settings_for(identities, behind, state_url, write_config(folder / "config", AGENTS + agents))
+    """A platform with these agents too, where the environment has what the pages say that it has. `fields` are settings of the
+    orchestrator."""
+    settings = settings_for(identities, behind, state_url, write_config(folder / "config", AGENTS + agents), **fields)
     async with served(settings, identities), gateway_before(identities, state_url, settings.grpc_port) as people:
         session = await people.session()
         async with session.get("/health") as response:

@@ -15,6 +15,11 @@ ASSISTANT = '  assistant:\n    current: "1"\n    versions:\n      "1": {prompt: 
 def talkative(request):
     """Sends mail when it is told to, and else has something to say."""
     said = request.messages[-1]
+    if said.role == "user" and said.text.startswith("How is the weather"):
+        call = llm_pb2.ToolCall(tool_call_id="c1", name="weather", arguments_json=b'{"city":"Lisbon"}')
+        return llm_pb2.Message(role="assistant", tool_calls=[call])
+    if said.role == "user" and said.text.startswith("Work out "):
+        return llm_pb2.Message(role="assistant", text='{"result":42}')
     if said.role == "user" and said.text.startswith("Send "):
         call = llm_pb2.ToolCall(tool_call_id="c0", name="send_mail", arguments_json=b'{"to":"bo"}')
         return llm_pb2.Message(role="assistant", tool_calls=[call])
@@ -28,6 +33,8 @@ async def test_the_examples_run_as_they_stand(identities, state_url, behind, tmp
     shown = capsys.readouterr().out
     assert "This is what I have to say about it: What is 6 * 7?" in shown
     assert 'send_mail {"to":"bo"}' in shown
+    assert "what I have to say about it: sunny in Lisbon\n" in shown
+    assert "\n42\n" in shown
     assert names["seen"][-1].type == "response.completed"
     assert names["job"].status == "completed"
 
