@@ -14,7 +14,7 @@ MOST_TOOLS, MOST_DESCRIPTION_BYTES, MOST_PARAMETERS_BYTES = 64, 4 * 1024, 32 * 1
 # They stand in the record of the run, as its input does.
 MOST_TOOLS_BYTES = 512 * 1024
 MOST_CHOICE_BYTES, MOST_FORMAT_BYTES = 16 * 1024, 64 * 1024
-MOST_CALL_ID, MOST_BLOB_ID, MOST_IMAGES = 128, 128, 8
+MOST_CALL_ID, MOST_BLOB_ID, MOST_IMAGES, MOST_IMAGES_IN_ALL = 128, 128, 8, 64
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DETAILS = ("", "low", "high", "auto")
 _CHOICES = ("none", "auto", "required")
@@ -70,6 +70,8 @@ def message_violations(said: Sequence[Mapping[str, Any]]) -> Iterator[FieldViola
             waiting[call["tool_call_id"]] = place
     if waiting:
         yield _unanswered(waiting)
+    if sum(len(message.get("images", ())) for message in said) > MOST_IMAGES_IN_ALL:
+        yield FieldViolation("input", f"must hold at most {MOST_IMAGES_IN_ALL} images")
     if len(set(results)) < len(results):
         yield FieldViolation("input", "answers a call twice")
 

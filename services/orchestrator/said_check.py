@@ -1,14 +1,14 @@
 """What has to be looked up before more than text is taken: whether calls wait in the thread, whether images are there."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from services.common.errors import FailedPrecondition, FieldViolation, InvalidInput, NotFound
 from services.common.identity import Principal
 from services.orchestrator.agents import AgentDefinition
-from services.orchestrator.blobs.ports import Keeper
+from services.orchestrator.blobs.ports import BlobRecord
 from services.orchestrator.client_asks import leading_results
 from services.orchestrator.records import RunRef
 from services.orchestrator.run_request import RunRequest
@@ -23,11 +23,19 @@ MOST_IMAGE_BYTES = 2 * 1024 * 1024
 NEVER = -1
 
 
+class Blobs(Protocol):
+    """What keeps images."""
+
+    async def get(self, principal: Principal, blob_id: str) -> BlobRecord:
+        """What a blob of the caller's is. Raises NotFound, Overloaded."""
+        ...
+
+
 class SaidCheck:
     """Refuses what a run could not be given. `state` reads a thread, `blobs` has the images; without them there are none."""
 
     def __init__(
-        self, store: RunStore, state: Callable[[RunRef], Awaitable[ThreadState | None]] | None = None, blobs: Keeper | None = None
+        self, store: RunStore, state: Callable[[RunRef], Awaitable[ThreadState | None]] | None = None, blobs: Blobs | None = None
     ) -> None:
         self._store, self._state, self._blobs = store, state, blobs
 
@@ -78,7 +86,7 @@ class SaidCheck:
         if self._blobs is None:
             raise FailedPrecondition("no images are taken here: nothing keeps blobs", reason=UNSUPPORTED, metadata={"fields": "input"})
         try:
-            record, _ = await self._blobs.read(principal.tenant, principal.user, blob_id)
+            record = await self._blobs.get(principal, blob_id)
         except NotFound as error:
             raise InvalidInput(
                 f"{field}: there is no such blob", reason=error.reason, violations=[FieldViolation(field, "there is no such blob")]

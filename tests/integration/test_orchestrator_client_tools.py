@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from bulkhead.orchestrator.v1 import approvals_pb2 as approvals_pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
@@ -13,6 +14,7 @@ from services.orchestrator.adapters import store as adapter
 from services.orchestrator.adapters.store import Store
 from services.orchestrator.adapters.store_keys import thread_keys
 from services.orchestrator.records import RunRef
+from services.orchestrator.said_check import SaidCheck
 from services.orchestrator.testing.harness import data_of, root_keys, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import fork, roll_back
 
@@ -102,6 +104,7 @@ async def test_a_step_with_both_does_its_own_first_and_ends_the_run_and_the_next
         await testing.eventually_async(lambda: behind.sessions.turns["acme", "t"], "the turn is in memory")
         (turn,) = behind.sessions.turns["acme", "t"].values()
         assert (turn.user_text, turn.assistant_text) == (said, second.output_text)
+        assert [call["name"] for call in json.loads(turn.tool_calls_json)] == ["calculator", "ask_user", "show"]
 
 
 async def test_a_user_who_says_something_else_has_the_model_told_that_nothing_came(client, behind):
@@ -169,6 +172,42 @@ async def test_a_user_who_was_faster_leaves_an_answer_in_the_queue_without_calls
     assert (await client.wait(other.run.run_id)).output_text == "never mind"
     failed = await client.wait(second.run.run_id)
     assert failed.error.reason == "TOOL_CALLS_NOT_WAITING"
+
+
+async def test_a_user_who_is_faster_by_a_moment_leaves_nothing_to_answer(client, monkeypatch):
+    """Between the look at the calls and the write that accepts."""
+    first = await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)
+    look = SaidCheck._waiting
+
+    async def looked(*args):
+        found = await look(*args)
+        await ended(client, user("say never mind"), thread_id="t")
+        return found
+
+    monkeypatch.setattr(SaidCheck, "_waiting", looked)
+    with pytest.raises(Conflict) as caught:
+        await made(client, *results(first, "blue"), thread_id="t", run_id="late")
+    assert caught.value.reason == "TOOL_CALLS_ANSWERED"
+    # It holds no slot, and its id is free.
+    monkeypatch.undo()
+    with client.calling():
+        listed = (await client.runs.ListRuns(pb.ListRunsRequest(thread_id="t"))).runs
+    assert len(listed) == 2
+
+
+async def test_calls_wait_behind_an_approval_as_behind_any_call(client):
+    said = 'tools\ntool send_mail {"to": "bob"}\n' + ASK
+    run = (await made(client, user(said), agent="careful", thread_id="t", client_tools=TOOLS)).run
+
+    async def parked():
+        return await client.asked(run.run_id)
+
+    (question,) = await testing.eventually_async(parked, "a person is asked")
+    await client.decide(question.approval_id, approve=approvals_pb.Approve())
+    run = await client.wait(run.run_id)
+    assert (run.finish_reason, [call.name for call in run.client_tool_calls]) == ("tool_calls", ["ask_user"])
+    after = await ended(client, *results(run, "red"), agent="careful", thread_id="t")
+    assert after.output_text == 'Results: {"sent":true} ; red'
 
 
 async def test_round_after_round_all_of_it_stays_in_the_conversation(client, behind):

@@ -92,11 +92,13 @@ async def test_what_is_no_image_of_the_callers_is_refused_with_its_field(client,
         (seen(large.blob_id), "input[0].images[0].blob_id"),
         (seen(""), "input[0].images[0].blob_id"),
         (seen(*[own.blob_id] * 9), "input[0].images"),
+        (seen(*[own.blob_id] * 8), "input"),
         (seen(own.blob_id, detail="very"), "input[0].images[0].detail"),
         (pb.InputMessage(role="system", text="x", images=[pb.InputImage(blob_id=own.blob_id)]), "input[0].images"),
     ):
         with pytest.raises(InvalidInput) as caught:
-            await made(client, said, pb.InputMessage(role="user", text="say hi"), run_id="r")
+            more = [said] * 8 if field == "input" else []
+            await made(client, said, *more, pb.InputMessage(role="user", text="say hi"), run_id="r")
         assert field in [violation.field for violation in caught.value.violations]
     with pytest.raises(FailedPrecondition) as caught:
         await made(client, seen(own.blob_id), agent="flow")

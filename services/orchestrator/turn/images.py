@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from services.common.errors import NotFound, Overloaded
+from services.common.errors import BulkheadError, Overloaded
+from services.orchestrator.blobs.ports import BlobRecord
 from services.orchestrator.ports import Message, ModelCall, ToolDefinition
 from services.orchestrator.turn import degradation
 from services.orchestrator.turn.patience import patiently
@@ -41,11 +42,14 @@ async def shown(turn: Turn, messages: Sequence[Message], call: ModelCall) -> lis
 async def _with_images(turn: Turn, message: Message, room: int) -> tuple[Message, int]:
     parts: list[dict[str, Any]] = []
     for blob_id, detail in reversed(message.images):
-        url = await _read(turn, blob_id)
-        why = GONE if url is None else LEFT_OUT if len(url) > room else ""
-        if url is None or why:
-            _tell(turn, blob_id, why)
-            parts.append({"type": "text", "text": _WORDS[why]})
+        # Behind the first that there was no room for, the older ones are not even read.
+        url, why = await _read(turn, blob_id) if room > 0 else ("", "")
+        if why:
+            parts.append(_instead(turn, blob_id, GONE, why))
+            continue
+        if len(url) > room or not url:
+            room = 0
+            parts.append(_instead(turn, blob_id, LEFT_OUT, "too_many"))
             continue
         room -= len(url)
         image = {"url": url, "detail": detail} if detail not in ("", "auto") else {"url": url}
@@ -56,30 +60,33 @@ async def _with_images(turn: Turn, message: Message, room: int) -> tuple[Message
     return replace(message, content=orjson.dumps(parts)), room
 
 
-async def _read(turn: Turn, blob_id: str) -> str | None:
-    """An image as a data: URL, None where it is there no more. A store that is away is waited for."""
+async def _read(turn: Turn, blob_id: str) -> tuple[str, str]:
+    """An image as a data: URL, or why there is none. A store that is away is waited for. Raises RunStopped."""
     keeper = turn.services.blobs
     if keeper is None:
-        return None
+        return "", "not_kept"
 
-    async def read() -> tuple[Any, bytes]:
+    async def read() -> tuple[BlobRecord, bytes]:
         turn.enter_call()
         return await keeper.read(turn.principal.tenant, turn.principal.user, blob_id)
 
     try:
         record, content = await patiently(turn, read)
-    except NotFound:
-        return None
     except Overloaded as error:
         raise RunStopped(error.reason, _AWAY, retryable=True) from error
-    return f"data:{record.mime_type};base64,{base64.b64encode(content).decode()}"
+    except BulkheadError as error:
+        # Deleted, or damaged: it will not come back.
+        return "", error.reason.lower()
+    return f"data:{record.mime_type};base64,{base64.b64encode(content).decode()}", ""
 
 
-def _tell(turn: Turn, blob_id: str, code: str) -> None:
+def _instead(turn: Turn, blob_id: str, code: str, reason: str) -> dict[str, Any]:
+    """What the model is told in the place of an image; the user is told once."""
     told: list[str] = turn.state.parts.setdefault(PART, {}).setdefault("told", [])
     if blob_id not in told:
         told.append(blob_id)
-        degradation.warn(turn, code, reason=code, blob_id=blob_id)
+        degradation.warn(turn, code, reason=reason, blob_id=blob_id)
+    return {"type": "text", "text": _WORDS[code]}
 
 
 def _size(message: Message) -> int:

@@ -81,13 +81,15 @@ def test_an_owner_lost_anywhere_gives_the_same_calls_under_the_same_ids(lost):
 
 
 def test_an_id_that_stands_in_the_conversation_already_is_given_to_no_other_call():
-    first = World(scripted([["pick"]]), agent(), asked_for={"client_tools": CLIENTS})
-    call = first.run()["client_tool_calls"][0]
-    said = [{"role": "tool", "text": "x", "tool_call_id": call["tool_call_id"]}]
-    more = {"client_tools": CLIENTS, "input": said, "answers": 1}
-    second = World(scripted([["pick"], ["pick"]]), agent(), asked_for=more, carried=orjson.loads(first.journal.terminals[0].carry))
-    again = second.run()["client_tool_calls"][0]
-    assert (call["tool_call_id"], again["tool_call_id"]) == ("s1c0", "call_1_0")
+    ids, carried, said = [], {}, None
+    for _ in range(4):
+        more = {"client_tools": CLIENTS, "input": said, "answers": len(ids)}
+        # Whose ids count from anew in each run.
+        world = World(scripted([["pick"]] * 4), agent(), asked_for=more, carried=carried)
+        (call,) = world.run()["client_tool_calls"]
+        ids.append(call["tool_call_id"])
+        carried, said = orjson.loads(world.journal.terminals[0].carry), [{"role": "tool", "text": "x", "tool_call_id": ids[-1]}]
+    assert ids == ["s1c0", "call_1_0", "call_1_0_", "call_1_0__"]
 
 
 def test_in_the_last_step_the_clients_tools_are_left():

@@ -82,6 +82,10 @@ def test_the_oldest_are_left_out_where_a_request_would_not_hold_them_all():
     assert kinds == [["text", "image_url", "text"], ["image_url", "text"]]
     assert sum(len(m.content or m.text.encode()) for m in call.messages) < 4 * 1024 * 1024
     assert [data["code"] for data in world.journal.of("warning")] == ["image_left_out"]
+    # Those behind it are not even read, small as they may be.
+    blobs = Blobs(tiny=PNG, a=large, b=large, c=large)
+    seeing(blobs, said("tiny", "a", "b", "c")).run()
+    assert {blob_id for _, _, blob_id in blobs.read_by} == {"a", "b", "c"}
 
 
 def test_a_store_that_is_away_is_waited_for_and_one_that_stays_away_ends_the_run(monkeypatch):
