@@ -1,5 +1,6 @@
 """The commands over the API at the real platform: a run is watched, forked and taken back, and its thread becomes a test."""
 
+import datetime
 import json
 
 import aiohttp
@@ -97,3 +98,50 @@ async def test_schedules_memories_and_a_judgement_reach_the_services(platform):
     await command("memories", "delete", memory_id, "--yes")
     assert memory_id not in [one["memory_id"] for one in (await command("memories", "list", "--json")).json()]
     await command("threads", "delete", "cli-judged", "--yes")
+
+
+async def test_schedules_runs_files_and_users_are_changed_ended_kept_and_forgotten_at_the_services(platform, tmp_path, monkeypatch):
+    schedule_id = (await command("schedules", "create", "What is new?", "--cron", "0 9 1 1 *", "--time-zone", "Europe/Lisbon")).out.strip()
+    await command("schedules", "update", schedule_id, "--cron", "0 10 1 1 *", "--name", "late news", "--label", "team=news")
+    changed = json.loads((await command("schedules", "show", schedule_id)).out)
+    assert (changed["timing"]["cron"], changed["timing"]["time_zone"], changed["name"]) == ("0 10 1 1 *", "Europe/Lisbon", "late news")
+    lost = await command("schedules", "update", schedule_id, "--name", "x", "--version", "1", status=6)
+    assert "`bulkhead schedules show ID`" in lost.err
+    await command("schedules", "delete", schedule_id, "--yes")
+
+    headers = {"authorization": f"Bearer {platform.key}"}
+    tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    async with aiohttp.ClientSession(platform.url, headers=headers) as http:
+        for number in range(3):
+            body = {"input": "Hello", "agent": "plain", "metadata": {"team": "blue"}, "start_at": tomorrow.isoformat()}
+            async with http.post(f"/v1/threads/cli-late-{number}/runs", json=body) as answer:
+                assert answer.status == 202, await answer.text()
+    (told,) = (await command("runs", "cancel", "--all", "--label", "team=blue", "--key", "cli-tour-cancel", "--json")).json()
+    assert (told["matched_count"], told["requested_count"], told["done"]) == (3, 3, True)
+    # The same operation again is done, and does nothing more.
+    assert (await command("runs", "cancel", "--all", "--label", "team=blue", "--key", "cli-tour-cancel", "--json")).json() == [told]
+
+    run_id = await asked(platform, "cli-judged-too", "Hello")
+    await command("runs", "feedback", run_id, "--rating", "4")
+    (judged,) = (await command("feedback", "list", "--run", run_id, "--json")).json()
+    assert (judged["rating"], judged["run_id"]) == (4, run_id)
+    assert "has no plan" in (await command("runs", "plan", run_id, status=1)).err
+    await command("runs", "cancel-tool", run_id, "call_1", "skip", status=6)
+
+    monkeypatch.chdir(tmp_path)
+    content = b"a;b\n1;2\n" * 200_000
+    (tmp_path / "table.csv").write_bytes(content)
+    blob_id = (await command("blobs", "upload", "table.csv")).out.strip()
+    await command("blobs", "download", blob_id, "-o", "back.csv")
+    assert (tmp_path / "back.csv").read_bytes() == content
+    link = (await command("blobs", "link", blob_id)).out.strip()
+    async with aiohttp.ClientSession() as stranger, stranger.get(link) as answer:
+        assert (answer.status, await answer.read()) == (200, content)
+    await command("blobs", "delete", blob_id, "--yes")
+    async with aiohttp.ClientSession() as stranger, stranger.get(link) as answer:
+        assert answer.status == 404
+
+    erasure_id = (await command("erasures", "create", "nobody-known", "--confirm", "nobody-known")).out.strip()
+    told = (await command("erasures", "watch", erasure_id)).out
+    assert all(f"{service}: done" in told for service in ("memory", "llm_gateway", "tool_executor", "orchestrator")), told
+    assert json.loads((await command("erasures", "show", erasure_id)).out)["state"] == "done"
