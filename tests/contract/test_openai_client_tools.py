@@ -161,6 +161,28 @@ async def test_the_agents_own_calls_never_show(sdk):
     assert "clock" in raw
 
 
+@pytest.mark.parametrize("more", [{"tools": [WEATHER, CLOCK]}, {"model": "structured", "response_format": {"type": "json_object"}}])
+async def test_a_stream_that_is_cut_anywhere_is_told_again_under_its_key(sdk, served, more):
+    asked = {"model": "caller", "messages": ASKED, "stream": True, **more}
+    key = {"Idempotency-Key": f"cut-{len(more)}"}
+
+    async def chunks(at=None):
+        found = []
+        async with await sdk.chat.completions.create(**asked, extra_headers=key) as stream:
+            async for chunk in stream:
+                found.append(chunk.to_dict())
+                if len(found) == at:
+                    break
+        return found
+
+    whole = await chunks()
+    before = len(served.log.runs)
+    for at in range(1, len(whole) + 1):
+        assert await chunks(at) == whole[:at]
+        assert await chunks() == whole
+    assert len(served.log.runs) == before
+
+
 async def test_one_call_after_the_other_cannot_be_had_and_that_is_told(sdk):
     answer = await sdk.chat.completions.create(model="caller", messages=ASKED, tools=[CLOCK], parallel_tool_calls=False)
     assert answer.model_extra["bulkhead"]["warnings"][-1]["capability_lost"] == "parallel_tool_calls"

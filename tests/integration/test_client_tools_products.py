@@ -257,4 +257,8 @@ async def test_native_runs_ask_and_go_on(http):
     async with http.post("/v1/threads/native-calls/runs", json={"agent": "quick", "input": said[:1]}) as response:
         assert (response.status, (await response.json())["reason"]) == (400, "TOOL_CALL_UNANSWERED")
     second = await run(input=[*said, {"role": "user", "content": "echo context"}])
+    async with http.get("/v1/threads/native-calls/snapshot") as response:
+        known = {one["run_id"]: one for one in (await response.json())["runs"]}
+    assert known[first["run_id"]]["client_tool_calls"] == first["client_tool_calls"]
+    assert known[second["run_id"]]["input"] == [*said, {"role": "user", "content": "echo context"}]
     assert second["output_text"].endswith('tool:{"result": 0}|tool:ask_user|tool:show|user:echo context')

@@ -5,14 +5,22 @@ from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from pydantic import Field
 
 from services.common.errors import Gone
 from services.gateway.refusals import ResumeGap
 from services.gateway.surfaces.native import approvals_shapes, shapes
 from services.gateway.surfaces.native.approvals_shapes import ApprovalOut
-from services.gateway.surfaces.native.outputs import Out, Problem, RunOut, ThreadOut
+from services.gateway.surfaces.native.outputs import ClientToolCallOut, Out, Problem, RunOut, ThreadOut
 
 Item = TypeVar("Item")
+
+
+class ImageOut(Out):
+    """An image of an input."""
+
+    blob_id: str
+    detail: str
 
 
 class SaidOut(Out):
@@ -20,6 +28,9 @@ class SaidOut(Out):
 
     role: str
     content: str
+    images: list[ImageOut] | None = Field(None, description="Of a message that has some.")
+    tool_calls: list[ClientToolCallOut] | None = Field(None, description="Of role assistant: calls of the client's tools.")
+    tool_call_id: str | None = Field(None, description="Of role tool: the call that gave the content.")
 
 
 class SnapshotRunOut(RunOut):
@@ -59,12 +70,21 @@ async def snapshot(threads: SnapshotCalls, thread_id: str) -> dict[str, Any]:
     return {
         "thread": shapes.thread(found.thread),
         "resume_after": found.resume_after_seq,
-        "runs": [
-            {**shapes.run(one.run), "input": [{"role": said.role, "content": said.text} for said in one.input]} for one in found.runs
-        ],
+        "runs": [{**shapes.listed_run(one.run), "input": list(map(_said, one.input))} for one in found.runs],
         "approvals": [approvals_shapes.approval(one) for one in found.approvals],
         "runs_after": found.runs_page_token or None,
     }  # fmt: skip
+
+
+def _said(message: pb.InputMessage) -> dict[str, Any]:
+    found: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.images:
+        found["images"] = [{"blob_id": image.blob_id, "detail": image.detail or "auto"} for image in message.images]
+    if message.tool_calls:
+        found["tool_calls"] = list(map(shapes.client_tool_call, message.tool_calls))
+    if message.tool_call_id:
+        found["tool_call_id"] = message.tool_call_id
+    return found
 
 
 async def resume_gap(threads: SnapshotCalls, thread_id: str) -> ResumeGap:
