@@ -8,7 +8,7 @@ from bulkhead.orchestrator.v1 import approvals_pb2 as approvals_pb
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
-from services.common.errors import Conflict, FailedPrecondition, IdempotencyMismatch, InvalidInput
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput
 from services.orchestrator import segments_moving
 from services.orchestrator.adapters import store as adapter
 from services.orchestrator.adapters.store import Store
@@ -17,16 +17,7 @@ from services.orchestrator.records import RunRef
 from services.orchestrator.said_check import SaidCheck
 from services.orchestrator.testing.harness import data_of, root_keys, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import fork, roll_back
-
-SUM = 'tool calculator {"expression": "2+3"}'
-ASK = 'tool ask_user {"question": "which one?"}'
-MIXED = f"tools\n{ASK}\n{SUM}\ntool show {{}}"
-PLAN = 'tool update_plan {"steps": [{"title": "do it", "status": "pending"}]}'
-TOOLS = [
-    pb.ClientTool(name="ask_user", description="Asks.", parameters_json=b'{"type":"object","properties":{"question":{"type":"string"}}}'),
-    pb.ClientTool(name="show", strict=True),
-]
-ECHO = "echo context"
+from tests.integration.client_calls import ASK, MIXED, PLAN, SUM, TOOLS, ended, given, hold, made, results, user
 
 
 @pytest.fixture
@@ -38,37 +29,6 @@ def settings(identities, behind, state_url, tmp_path):
 async def client(settings, identities):
     async with served(settings, identities) as made:
         yield made
-
-
-async def made(client, *said, agent="quick", **fields):
-    with client.calling():
-        return await client.runs.CreateRun(pb.CreateRunRequest(agent=agent, input=said, **fields))
-
-
-async def ended(client, *said, **fields):
-    return await client.wait((await made(client, *said, **fields)).run.run_id)
-
-
-def user(text):
-    return pb.InputMessage(role="user", text=text)
-
-
-def results(run, *texts):
-    return [
-        pb.InputMessage(role="tool", text=text, tool_call_id=call.tool_call_id)
-        for call, text in zip(run.client_tool_calls, texts, strict=True)
-    ]  # fmt: skip
-
-
-def hold(behind):
-    """Has the model say nothing until its gate is opened."""
-    behind.models.hold_after = 0
-    behind.models.gate.close()
-
-
-def given(behind):
-    """What the last model call was given but for the prompt."""
-    return [(m.role, m.text, m.tool_call_id) for m in behind.models.calls[-1].request.messages if m.role != "system"]
 
 
 @pytest.mark.parametrize("agent", ["quick", "helper", "planner"])
@@ -274,72 +234,6 @@ async def test_the_whole_conversation_may_stand_in_an_input(client, behind):
     assert run.output_text == "Results: red"
     (asked,) = [m for m in behind.models.calls[-1].request.messages if m.tool_calls]
     assert [(c.tool_call_id, c.name, c.arguments_json) for c in asked.tool_calls] == [("a", "ask_user", b'{"question": "?"}')]
-
-
-BAD = [
-    ([pb.InputMessage(role="tool", text="x", tool_call_id="nope")], {}, "input[0].tool_call_id"),
-    ([pb.InputMessage(role="tool", text="x")], {}, "input[0].tool_call_id"),
-    ([user("a"), pb.InputMessage(role="tool", text="x", tool_call_id="a")], {}, "input[1].tool_call_id"),
-    (
-        [user("a"), pb.InputMessage(role="assistant", tool_calls=[pb.ClientToolCall(tool_call_id="a", name="b")]), user("c")], {},
-        "input[1].tool_calls",
-    ),
-    ([pb.InputMessage(role="user", text="a", tool_call_id="x")], {}, "input[0].tool_call_id"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="calculator")]}, "client_tools[0].name"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a"), pb.ClientTool(name="a")]}, "client_tools[1].name"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a b")]}, "client_tools[0].name"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="delegate_to_x")]}, "client_tools[0].name"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b"[]")]}, "client_tools[0].parameters_json"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"type":"string"}')]}, "client_tools[0].parameters_json"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"type":7}')]}, "client_tools[0].parameters_json"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b"[" * 2000)]}, "client_tools[0].parameters_json"),
-    (
-        [user("a")], {"client_tools": [pb.ClientTool(name="a", parameters_json=b'{"x":"%s"}' % (b"y" * 33_000))]},
-        "client_tools[0].parameters_json",
-    ),
-    ([user("a")], {"client_tools": [pb.ClientTool(name="a", description="d" * 4097)]}, "client_tools[0].description"),
-    ([user("a")], {"client_tools": [pb.ClientTool(name=f"t{i}") for i in range(65)]}, "client_tools"),
-    ([user("a")], {"tool_choice_json": b'"sometimes"'}, "tool_choice_json"),
-    ([user("a")], {"tool_choice_json": b'{"type":"function","function":{"name":"nobody"}}'}, "tool_choice_json"),
-    ([user("a")], {"response_format_json": b'{"type":"xml"}'}, "response_format_json"),
-    ([user("a")], {"response_format_json": b"{"}, "response_format_json"),
-    (
-        [user("a")], {"response_format_json": b'{"type":"json_schema","json_schema":{"name":"n","schema":{"type":7}}}'},
-        "response_format_json.json_schema.schema",
-    ),
-    ([user("a")], {"response_format_json": b'{"type":"json_schema","json_schema":{"schema":{}}}'}, "response_format_json.json_schema.name"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("number", range(len(BAD)))
-async def test_what_is_wrong_is_named(client, number):
-    said, fields, field = BAD[number]
-    with pytest.raises(InvalidInput) as caught:
-        await made(client, *said, thread_id="t", run_id="r", **fields)
-    assert field in [violation.field for violation in caught.value.violations]
-    # Nothing was begun.
-    await ended(client, user("say hi"), thread_id="t", run_id="r")
-
-
-async def test_each_call_that_waits_has_to_be_answered(client):
-    first = await ended(client, user(MIXED), thread_id="t", client_tools=TOOLS)
-    both = results(first, "one", "two")
-    for said in (both[:1], [both[0], both[0]]):
-        with pytest.raises(InvalidInput):
-            await made(client, *said, thread_id="t")
-    # Another user's thread tells nothing.
-    with pytest.raises(InvalidInput) as caught:
-        await made(client, *both, thread_id="t2")
-    assert caught.value.reason == "TOOL_CALL_UNKNOWN"
-    assert (await ended(client, *both, thread_id="t")).status == pb.RUN_STATUS_SUCCEEDED
-
-
-@pytest.mark.parametrize("agent", ["lead", "flow"])
-async def test_strategies_that_cannot_offer_them_say_so(client, agent):
-    for fields in ({"client_tools": TOOLS}, {"response_format_json": b'{"type":"json_object"}'}):
-        with pytest.raises(FailedPrecondition) as caught:
-            await made(client, user("say hi"), agent=agent, **fields)
-        assert caught.value.reason == "UNSUPPORTED"
 
 
 async def test_the_choice_holds_for_the_first_call_and_tools_go_as_they_were_given(client, behind):
