@@ -198,7 +198,8 @@ async def test_a_fork_and_a_rollback_to_the_end_of_such_a_run_can_be_answered(
         before = (await fork(client, "t")).thread.thread_id
         second = await ended(client, *results(first, "one", "two"), thread_id="t")
         seen = given(behind)
-        # Of a thread that has gone on since: out of the log.
+        # Of a thread that has gone on since, and asks for something else now: out of the log.
+        assert (await ended(client, user(ASK), thread_id="t", client_tools=TOOLS)).client_tool_calls
         later = (await fork(client, "t", pb.Checkpoint(run_id=first.run_id))).thread.thread_id
         for thread_id in (before, later):
             run = await ended(client, *results(first, "one", "two"), thread_id=thread_id)
@@ -218,6 +219,7 @@ async def test_a_fork_and_a_rollback_to_the_end_of_such_a_run_can_be_answered(
         asking = await ended(client, user(f"{SUM}\n{ASK}"), thread_id="v", client_tools=TOOLS)
         run_of = await ended(client, *results(asking, "one"), thread_id="v")
         seen = given(behind)
+        assert (await ended(client, user(ASK), thread_id="v", client_tools=TOOLS)).client_tool_calls
         later = (await fork(client, "v", pb.Checkpoint(run_id=asking.run_id))).thread.thread_id
         assert (await ended(client, *results(asking, "one"), thread_id=later)).output_text == run_of.output_text
         assert given(behind) == seen
