@@ -6,6 +6,7 @@ import uuid
 import zlib
 from typing import Any
 
+from bulkhead.orchestrator.v1 import approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.gateway.fake_scripts import FakeRun
@@ -186,6 +187,27 @@ def week() -> list[tuple[str, dict[str, Any]]]:
         ("step_completed", {"step": 2, "usage": USAGE}),
         finished(ANSWER, citations=[CITED]),
     ]
+
+
+def asked(front: Gateway, kind: type) -> list[Any]:
+    """What the orchestrator was asked of this kind."""
+    return [request for request in front.log.desk.asked if isinstance(request, kind)]
+
+
+def ask_for(front: Gateway, run_id: str, thread: str, number: int = 0, **arguments: Any) -> str:
+    """A run asks for an approval, in its log and in the list."""
+    approval_id, digest = f"{run_id}/1/{number}", "d" * 64
+    front.log.desk.raise_approval(TENANT, approvals_pb2.Approval(
+        approval_id=approval_id, run_id=run_id, thread_id=thread, tool="wipe", arguments_json=json.dumps(arguments).encode(),
+        arguments_digest=digest, decidable=True, state=approvals_pb2.APPROVAL_STATE_OPEN, input_schema_json=b"{}",
+        kind=approvals_pb2.APPROVAL_KIND_TOOL_CALL,
+    ))  # fmt: skip
+    asking = {"interrupt_id": approval_id, "kind": "tool_call", "call_id": f"c{number}", "tool": "wipe", "version": "1"}
+    rules = {"schema": {}, "reason": "tool", "expires_at_ms": 4_000_000_000_000, "on_expiry": "reject", "four_eyes": False}
+    approvers = {"users": [], "scopes": [], "requester": True}
+    data = {**asking, **rules, "arguments": arguments, "arguments_digest": digest, "approvers": approvers}
+    front.log.append(TENANT, thread, run_id, "interrupt_raised", data)
+    return approval_id
 
 
 def blobs(url: str, authorization: str) -> tuple[int, str, bytes]:

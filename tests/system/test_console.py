@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+import signal
 
 import httpx2 as httpx
 import pytest
@@ -157,6 +159,39 @@ async def test_everything_works_with_the_keyboard_alone(platform, browser, tmp_p
         assert await page.js("document.querySelector('.turn .who b').innerText") == "plain"
         assert await page.js("document.activeElement.id") == "input", "the focus stays for the next message"
         nothing_wrong(page, platform)
+
+
+async def test_a_turn_goes_on_where_the_gateway_was_killed_in_its_middle(platform, browser):
+    fault = {"match": {"contains": "lighthouse"}, "fault": {"tokens_per_s": 8}}
+    httpx.post(f"{platform.simulator}/sim/faults", json=fault).raise_for_status()
+    try:
+        async with browser.page() as page:
+            await sign_in(page, platform)
+            await page.js("""
+                window.states = []; new MutationObserver(() => states.push(document.querySelector('#state').dataset.state))
+                    .observe(document.querySelector('#state'), {attributes: true});
+                window.shown = []; new MutationObserver(() => shown.push(document.querySelector('.prose')?.textContent || ''))
+                    .observe(document.querySelector('#log'), {subtree: true, childList: true, characterData: true});""")
+            await ask(page, "Write 60 words about the lighthouse.")
+            await page.until("document.querySelector('.prose')?.textContent.split(' ').length > 5", "it has begun to answer")
+            gateway = platform.pid("gateway")
+            os.kill(gateway, signal.SIGKILL)
+            await page.until("states.includes('reconnecting')", "the page says that it has lost the gateway")
+            await testing.eventually_async(lambda: platform.replaced("gateway", gateway), "another one stands in its place", timeout_s=60)
+            await answered(page)
+            states, shown = await page.js("[states, shown]")
+            assert "writing" in states[states.index("reconnecting") :], "words came also after it"
+            text = await page.js("document.querySelector('.prose').textContent")
+            assert all(text.startswith(part.rstrip()) for part in shown), "nothing was lost, repeated or taken back"
+            assert len(text.split()) >= 60
+            thread = await page.js("document.querySelector('#title').title")
+            whole = httpx.get(f"{platform.url}/replay/{thread}", headers={"authorization": f"Bearer {platform.key}"}).json()["events"]
+            ends = [event["data"]["output_text"] for event in whole if event["type"] == "run_finished"]
+            assert [" ".join(end.split()) for end in ends] == [" ".join(text.split())], "one run, and its whole answer"
+            # The browser itself notes connections that broke; the page adds nothing.
+            assert all("ERR_" in complaint for complaint in page.complaints), page.complaints
+    finally:
+        httpx.delete(f"{platform.simulator}/sim/faults").raise_for_status()
 
 
 async def test_escape_stops_a_turn(platform, browser):

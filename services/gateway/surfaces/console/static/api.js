@@ -42,7 +42,13 @@ async function call(method, url, body, { accept = "application/json", signal, he
   return response;
 }
 
-export const get = async (url, options) => (await call("GET", url, undefined, options)).json();
+// An answer that comes after its reader has signed out is nobody's.
+export async function get(url, options) {
+  const reader = key.get();
+  const answer = await (await call("GET", url, undefined, options)).json();
+  if (key.get() !== reader) throw new Error("You have signed out.");
+  return answer;
+}
 export const bytesOf = async (url, options) => (await call("GET", url, undefined, { ...options, accept: "*/*" })).arrayBuffer();
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));

@@ -30,8 +30,9 @@ function route() {
   return Object.hasOwn(TITLES, name) && name !== "run" ? [name, id] : ["chat", id];
 }
 
-async function show() {
-  if (!key.get()) return;
+// A view opens in its own time, and says itself what went wrong.
+function show() {
+  if (!key.get()) return undefined;
   const [name, id] = route();
   if (current && current !== "chat" && current !== name) views[current].leave();
   current = name;
@@ -43,11 +44,10 @@ async function show() {
   }
   document.title = `${TITLES[name]}, Bulkhead console`;
   $("threads").closest("details").open = innerWidth > 860;
-  if (name !== "chat") return views[name].open(id);
-  const opened = chat.open(id || chat.thread);
+  if (name !== "chat") return void views[name].open(id);
+  chat.open(id || chat.thread);
   $("input").focus();
-  await opened;
-  markThread();
+  return markThread();
 }
 
 function markThread() {
@@ -63,7 +63,7 @@ async function listThreads() {
     $("threads-note").textContent = threads.length ? "" : "Threads stand here once there are some.";
     await threadList($("threads"), chat.thread, threads);
   } catch (error) {
-    $("threads-note").textContent = explain(error);
+    if (key.get()) $("threads-note").textContent = explain(error);
   }
 }
 
@@ -93,7 +93,7 @@ async function signIn() {
     $("key-note").textContent = "Kept in this tab only, until you sign out or close it.";
     chat.machine.take("sign_in");
     listThreads();
-    await show();
+    show();
   } catch (error) {
     gate(false);
     if (error.status === 401) key.set("");

@@ -27,6 +27,8 @@ export class Chat {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), this.submit());
     });
     $("stop").addEventListener("click", () => this.stop());
+    // What is at work is kept as well when the page goes away; at sign-out there is no thread any more.
+    addEventListener("pagehide", () => this.thread && this.events.length && cache.keep(this.thread, this.events));
     $("prompts").addEventListener("click", (event) => {
       const chosen = event.target.closest("button");
       if (chosen) ($("input").value = chosen.textContent), this.grow(), $("input").focus();
@@ -239,6 +241,7 @@ export class Chat {
     this.log.querySelectorAll(".placeholder").forEach((node) => node.remove());
     const agent = $("agent").value;
     const turn = this.conversation.begin(agent, text);
+    if (!this.events.length) $("title").textContent = plain(text, 80);
     this.machine.take("send");
     announce("The agent is working.");
     this.totals();
@@ -307,7 +310,9 @@ export class Chat {
   signOut() {
     this.clear();
     cache.forget();
-    this.thread = "";
+    Object.assign(this, { thread: "", unused: "" });
+    $("title").textContent = $("title").title = $("thread").value = $("input").value = $("announce").textContent = $("alert").textContent = "";
+    $("replay-link").href = "#/replay";
     this.machine.take("sign_out");
   }
 }

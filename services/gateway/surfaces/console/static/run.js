@@ -39,8 +39,13 @@ export class RunView {
       }
       if (signal.aborted) return;
       if (run.status !== "succeeded" && run.status !== "failed" && run.status !== "cancelled") this.facts(await get(path`/v1/runs/${runId}`, { signal }));
+      performance.clearMarks("run-read");
+      performance.mark("run-read");
       this.paint();
-      requestAnimationFrame(() => setTimeout(() => performance.measure("run-paint", "run-open")));
+      requestAnimationFrame(() => setTimeout(() => {
+        performance.measure("run-open-to-paint", "run-open");
+        performance.measure("run-paint", "run-read");
+      }));
     } catch (error) {
       if (signal.aborted) return;
       this.node.replaceChildren(this.back(), state("failed", error.status === 404 ? "There is no such run" : "The run could not be read", explain(error),
@@ -53,8 +58,7 @@ export class RunView {
   }
 
   show(run) {
-    this.events = [];
-    this.run = run;
+    Object.assign(this, { events: [], drawn: false, run });
     this.head = element("dl", { class: "facts" });
     this.place = element("div");
     this.answer = element("div", { class: "log-like" });
@@ -63,7 +67,7 @@ export class RunView {
     this.chip = element("span");
     const pages = tabs("Of this run", [
       ["Timeline", (panel) => panel.append(this.place)],
-      ["Conversation", (panel) => panel.append(this.answer)],
+      ["Conversation", (panel) => (panel.append(this.answer), this.draw())],
       ["Events", (panel) => (panel.append(this.raw), this.list())],
     ]);
     this.node.replaceChildren(
@@ -98,10 +102,16 @@ export class RunView {
     const made = build(this.events);
     if (this.events.length) this.place.replaceChildren(...paint(made));
     else this.place.replaceChildren(state("empty", "No events yet", "The run has not begun to tell anything."));
+    // What nobody has opened yet is not drawn.
+    if (this.answer.isConnected && this.drawn) this.draw();
+    if (this.raw.hasChildNodes()) this.list();
+  }
+
+  draw() {
+    this.drawn = true;
     this.answer.replaceChildren();
     const conversation = new Conversation(this.answer, { live: false });
     this.events.forEach((event) => conversation.take(event));
-    if (this.raw.hasChildNodes()) this.list();
   }
 
   // Raw events, some at a time; the JSON of one is written when it is opened.

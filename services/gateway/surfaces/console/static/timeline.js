@@ -113,7 +113,6 @@ export function build(events, now = Date.now()) {
 }
 
 const KIND = { queue: "Queue", step: "Step", model: "Model", tool: "Tool", child: "Agent", wait: "Person" };
-const SYMBOL = { queue: "wait", step: "step", model: "model", tool: "tool", child: "agent", wait: "hand" };
 const WORD = { done: "", open: "at work", failed: "failed", stopped: "stopped", lost: "taken over" };
 
 function bar(made, { from, to, first, kind, status }) {
@@ -129,26 +128,28 @@ function bar(made, { from, to, first, kind, status }) {
   return element("span", { class: "track", "aria-hidden": "true" }, box);
 }
 
+// What a row has to tell is written below it when it is asked for.
+function disclose(line, one, event) {
+  const open = event.currentTarget.getAttribute("aria-expanded") !== "true";
+  event.currentTarget.setAttribute("aria-expanded", String(open));
+  if (!open) return line.nextElementSibling.remove();
+  const shown = element("pre", { tabIndex: 0 }, json(one.detail).slice(0, 40_000));
+  return line.after(element("tr", { class: "detail" }, element("td", { colSpan: 5 }, shown)));
+}
+
 function row(made, one) {
-  const detail = one.detail === undefined ? null : element("tr", { class: "detail", hidden: true }, element("td", { colSpan: 5 }));
-  const name = detail
-    ? element("button", {
-      type: "button", class: "disclose", "aria-expanded": "false",
-      onclick: (event) => {
-        detail.hidden = !detail.hidden;
-        event.currentTarget.setAttribute("aria-expanded", String(!detail.hidden));
-        if (!detail.firstChild.hasChildNodes()) detail.firstChild.append(element("pre", { tabIndex: 0 }, json(one.detail).slice(0, 40_000)));
-      },
-    }, icon(SYMBOL[one.kind]), one.label)
-    : element("span", {}, icon(SYMBOL[one.kind]), one.run ? element("a", { href: `#/runs/${encodeURIComponent(one.run)}` }, one.label) : one.label);
+  const line = element("tr", { class: `row ${one.kind}` });
+  const name = one.detail === undefined ? element("span", {}, one.label)
+    : element("button", { type: "button", class: "disclose", "aria-expanded": "false", onclick: (event) => disclose(line, one, event) }, one.label);
+  const run = one.run ? element("a", { class: "note", href: `#/runs/${encodeURIComponent(one.run)}` }, "its run") : null;
   const model = one.model ? element("span", { class: "note" }, plain(one.model, 60)) : null;
   const word = WORD[one.status] ? element("span", { class: "note", "data-status": one.status }, WORD[one.status]) : null;
-  const line = element("tr", { class: `row ${one.kind}` },
-    element("th", { scope: "row" }, element("span", { class: "hidden" }, `${KIND[one.kind]}: `), name, model, word),
+  line.append(
+    element("th", { scope: "row" }, element("i", { class: "kind", "data-kind": one.kind, "aria-hidden": "true" }, KIND[one.kind]), name, ...[run, model, word].filter(Boolean)),
     element("td", { class: "number" }, `+${lasting(one.from - made.start)}`), element("td", { class: "bars" }, bar(made, one)),
     element("td", { class: "number" }, lasting(one.to - one.from)),
     element("td", { class: "number" }, one.tokens ? `${count(one.tokens)} tok` : "", one.cost ? ` ${money(one.cost)}` : ""));
-  return detail ? [line, detail] : [line];
+  return line;
 }
 
 function ruler(made) {
@@ -164,9 +165,9 @@ function ruler(made) {
 
 export function paint(made) {
   const shown = made.bars.slice(0, FIRST_ROWS);
-  const body = element("tbody", {}, ...shown.flatMap((one) => row(made, one)));
+  const body = element("tbody", {}, ...shown.map((one) => row(made, one)));
   const rest = made.bars.length - shown.length;
-  const more = rest > 0 ? button(`Show ${count(rest)} more`, { kind: "small ghost", onclick: () => (body.append(...made.bars.slice(FIRST_ROWS).flatMap((one) => row(made, one))), more.remove()) }) : null;
+  const more = rest > 0 ? button(`Show ${count(rest)} more`, { kind: "small ghost", onclick: () => (body.append(...made.bars.slice(FIRST_ROWS).map((one) => row(made, one))), more.remove()) }) : null;
   const told = made.marks.slice(0, 200).map(({ at, kind, text }) => element("li", { "data-kind": kind }, icon(kind === "warning" ? "warning" : "dot"), element("time", {}, `+${lasting(at - made.start)}`), element("span", { dir: "auto" }, text)));
   return [
     element("div", { class: "scroller timeline", tabIndex: 0, role: "region", "aria-label": "Timeline" },
