@@ -125,7 +125,7 @@ def _outbox(turn: Turn, text: str) -> bytes:
 
 def _asked(turn: Turn) -> str:
     """What the user said last, also before calls whose results the run goes on from: memory has heard nothing of that yet."""
-    return question(turn) or (str(turn.carried.get("said", "")) if turn.spec.answers else "")
+    return question(turn) or str(turn.carried.get("said", ""))
 
 
 def _only_forgetting(turn: Turn) -> bytes:

@@ -53,7 +53,7 @@ async def prepare(turn: Turn) -> None:
 def _query(turn: Turn) -> str:
     """What is recalled for: what the user said last, which stands before the calls where the run goes on from their results."""
     asked = in_words(turn.spec.input, guarding.question(turn))
-    return asked or (str(turn.carried.get("said", "")) if turn.spec.answers else "")
+    return asked or str(turn.carried.get("said", ""))
 
 
 async def _recall(turn: Turn) -> Recalled:

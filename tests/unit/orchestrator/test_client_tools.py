@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.orchestrator.ports import ToolDefinition, ToolRequest
+from services.orchestrator.agents import Recall
+from services.orchestrator.ports import Recalled, RecalledPart, ToolDefinition, ToolRequest
 from services.orchestrator.records import CLIENT_SCHEMA, SCHEMA_VERSION, Limits, RunSpec
 from services.orchestrator.testing.turn_world import Journal, World, agent, notes
 from services.orchestrator.turn.client_tools import FINISH_REASON, NO_RESULT, divided
@@ -178,3 +179,40 @@ def test_a_refused_call_of_the_clients_is_answered_here():
     assert [request.call_id for request in here] == ["1", "2", "3"]
     assert {here[place].call_id: why[0] for place, why in refused.items()} == {"2": "guard.x", "3": "guard.y"}
     assert [call["tool_call_id"] for call in waiting] == ["0"]
+
+
+def remembering(world):
+    """The world with a memory; what is asked of it."""
+    queries = []
+
+    async def recall(session_id, query, *_):
+        queries.append(query)
+        return Recalled([RecalledPart("turn", "before", "long ago")], [])
+
+    world.recall = recall
+    return queries
+
+
+def test_memory_is_asked_for_what_the_user_said_and_hears_of_it_with_the_answer():
+    text = "Please remember that I like tea"
+    first = World(scripted([["look", "pick"]]), agent(recall=Recall()), asked_for={"client_tools": CLIENTS}, text=text)
+    remembering(first)
+    call = first.run()["client_tool_calls"][0]
+    (left,) = first.journal.terminals
+    assert left.outbox == b""
+    # What memory gave is asked for again, and is not a part of what is left.
+    assert "long ago" not in left.carry.decode()
+    said = [{"role": "tool", "text": "green", "tool_call_id": call["tool_call_id"]}]
+    second = World(scripted([["pick"]]), agent(recall=Recall()), asked_for={"input": said, "answers": 1}, carried=orjson.loads(left.carry))
+    queries = remembering(second)
+    second.run()
+    entry = orjson.loads(second.journal.terminals[0].outbox)
+    assert (queries, entry["user_text"], entry["remember"]) == ([text], text, "I like tea")
+    assert [(logged["name"], logged["output"]) for logged in entry["tool_calls"]] == [("look", "{}"), ("pick", "green")]
+    assert [message.text for message in second.asked[0].messages].count("long ago") == 1
+    # Of a fork within the run that answers, nobody says anything new.
+    cut = {name: value for name, value in orjson.loads(left.carry).items() if name != "asks"}
+    third = World(lambda call: "done", agent(recall=Recall()), asked_for={"input": said, "continues": True}, carried=cut)
+    queries = remembering(third)
+    third.run()
+    assert queries == [text]
