@@ -138,3 +138,21 @@ async def test_a_stream_sends_what_a_replay_has(world):
     assert streamed[-1]["type"] == "run_finished"
     assert problems(streamed) == {}
     assert streamed == (await answered(http.get("/replay/t"), 200))["events"]
+
+
+async def test_calls_that_a_client_is_to_make_are_told_as_the_schema_says(world):
+    _, http = world
+    tool = {"name": "ask_user", "description": "Asks.", "parameters": {"type": "object", "properties": {"question": {"type": "string"}}}}
+    asking = {"input": 'tool ask_user {"question":"which one?"}', "agent": "quick", "client_tools": [tool], "tool_choice": "auto"}
+
+    async def run(body):
+        return await answered(http.post("/v1/threads/asks/runs", json=body, headers={"prefer": "wait=30"}), 200)
+
+    (call,) = (await run(asking))["client_tool_calls"]
+    results = [{"role": "tool", "tool_call_id": call["tool_call_id"], "content": "the red one"}]
+    assert (await run({**asking, "input": results}))["finish_reason"] == "stop"
+    events = (await answered(http.get("/replay/asks"), 200))["events"]
+    assert problems(events) == {}
+    (raised,) = [event["data"] for event in events if event["type"] == "interrupt_raised"]
+    assert (raised["kind"], [one["name"] for one in raised["calls"]]) == ("client_tools", ["ask_user"])
+    assert [event["data"].get("client_tool_calls") for event in events if event["type"] == "run_finished"] == [raised["calls"], None]

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import BulkheadError, InvalidInput, NotFound, PermissionDenied, Unauthenticated, UpstreamFailed
+from services.common.errors import BulkheadError, NotFound, UpstreamFailed
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import Doorkeeper, idempotency_key, needs
 from services.gateway.surfaces.native import shapes
@@ -128,12 +128,9 @@ class Blobs:
     async def linked(self, request: Request, token: Annotated[str, Path()]) -> Response:
         """The content that a link leads to. A link that does not hold, never did or leads to what is deleted is not there."""
         if _LINK_TOKEN.fullmatch(token) is None:
-            raise _no_link()
+            raise NotFound("there is no such link, or it has ended", reason="LINK_NOT_FOUND")
         source = self._blobs.ReadSignedBlob(pb.ReadSignedBlobRequest(token=token), timeout=self._settings.stream_max_age_s)
-        try:
-            found = await _first(source)
-        except (NotFound, InvalidInput, Unauthenticated, PermissionDenied):
-            raise _no_link() from None
+        found = await _first(source)
         keeper: Doorkeeper = request.app.state.doorkeeper
         try:
             await keeper.admission.visit(exchange(request), hashlib.sha256(found.blob_id.encode()).hexdigest()[:32])
@@ -150,7 +147,3 @@ async def _first(source: AsyncGenerator[Any, None]) -> pb.Blob:
         await source.aclose()
         raise UpstreamFailed("the orchestrator does not say what the content is")
     return message.blob
-
-
-def _no_link() -> NotFound:
-    return NotFound("there is no such link", reason="LINK_NOT_FOUND")
