@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from services.common import testing
-from tests.system.browser import Browser
+from tests.system.browser import CONTRAST, Browser
 
 pytestmark = pytest.mark.system
 
@@ -247,36 +247,6 @@ async def test_the_page_has_names_for_assistive_software(platform, browser):
         assert {"Thread by name", "Message"} <= set(roles["textbox"]), roles["textbox"]
         assert len(roles["main"]) == 1
         assert await page.js("document.querySelector('#announce').innerText.includes('391')"), "the answer is announced"
-
-
-CONTRAST = """
-(() => {
-  const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
-  const lum = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const over = (top, under) => top.slice(0, 3).map((v, i) => v * (top[3] ?? 1) + under[i] * (1 - (top[3] ?? 1)));
-  const behind = (node) => {
-    const layers = [];
-    for (let at = node; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length && colour[3] !== 0) { layers.push(colour); if ((colour[3] ?? 1) === 1) break; }
-    }
-    return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
-  };
-  const found = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const text = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    const box = node.getBoundingClientRect();
-    if (!text || !box.width || !box.height || node.disabled || node.closest(".hidden, :disabled") || !node.checkVisibility()) continue;
-    const style = getComputedStyle(node), colour = parse(style.color);
-    if (style.color.startsWith("color(")) continue;
-    const under = behind(node), front = over([...colour.slice(0, 3), (colour[3] ?? 1) * style.opacity], under);
-    const [hi, lo] = [lum(front), lum(under)].sort((a, b) => b - a);
-    const ratio = (hi + 0.05) / (lo + 0.05), large = parseFloat(style.fontSize) >= 24;
-    if (ratio < (large ? 3 : 4.5)) found.push(`${node.tagName} ${node.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
-  }
-  return found;
-})()"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

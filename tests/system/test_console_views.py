@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 import pytest_asyncio
-from bulkhead.orchestrator.v1 import approvals_pb2
+from bulkhead.llm.v1 import llm_pb2
+from bulkhead.orchestrator.v1 import admin_pb2, approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.gateway.fakes import gateway
-from tests.system.browser import Browser
+from tests.system.browser import CONTRAST, Browser
 from tests.system.console_runs import TENANT, ask_for, asked, call, drawn, enter, finished, quiet, record, step, usage, week
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
@@ -39,6 +40,7 @@ async def test_each_view_fits_its_screen(front, browser, scheme, width):
         await page.open(front.url + "/")
         await page.until("document.documentElement.dataset.ready !== undefined", "the page is up")
         await page.picture(f"sign-in-{scheme}-{width}")
+        assert await page.js(CONTRAST) == []
         await enter(page, front, "#/chat", scheme=scheme, width=width)
         await page.picture(f"welcome-{scheme}-{width}")
         for view, place, what in [
@@ -52,6 +54,7 @@ async def test_each_view_fits_its_screen(front, browser, scheme, width):
             wide = "[...document.querySelectorAll('main *')].filter((one) => one.getBoundingClientRect().right > innerWidth + 1"
             sticking = f"{wide} && !one.closest('.scroller, pre, svg, .hidden')).map((one) => one.outerHTML.slice(0, 120))"
             assert await page.js(sticking) == []
+            assert await page.js(CONTRAST) == []
         quiet(page, front)
 
 
@@ -190,11 +193,27 @@ async def test_quota_and_queue_are_shown_and_no_key(front, browser):
     run = record(front, "queue", [])
     waiting = front.log.runs[(TENANT, run)].run
     waiting.status, waiting.queue_position = pb.RUN_STATUS_QUEUED, 3
+    spent = llm_pb2.BudgetState(scope="user", scope_id="ana", period="1d", limit_microusd=2_000_000, spent_microusd=1_700_000)
+    rate = llm_pb2.RateLimitState(scope="key", scope_id="k_1", kind="tokens_per_minute", limit=40_000, remaining=0)
+    runs = admin_pb2.Allowance(used=3, limit=8)
+    records = front.log.records
+    records.quota = admin_pb2.GetQuotaResponse(tier="team", concurrent_runs=runs, queued_runs=admin_pb2.Allowance(used=1))
+    records.budget = llm_pb2.GetBudgetResponse(budgets=[spent], limits=[rate])
     async with browser.page() as page:
         await enter(page, front, "#/usage")
         await drawn(page, ".meter")
         await page.until("document.querySelector('#view-usage tbody')?.innerText.includes('#3')", "its place in the queue")
-        assert "enterprise tier" in await page.js("document.querySelector('#view-usage').innerText")
+        assert "team tier" in await page.js("document.querySelector('#view-usage').innerText")
+        meters = await page.js("[...document.querySelectorAll('[role=meter]')].map((one) => [one.ariaLabel, one.ariaValueText])")
+        assert meters == [
+            ["At work", "3 of 8"],
+            ["user ana, 1d", "$1.70 of $2.00"],
+            ["tokens per minute, key k_1", "0 of 40,000 left"],
+        ]
+        assert await page.js("[...document.querySelectorAll('.meter')].map((one) => one.className.trim())") == [
+            "meter", "meter", "meter", "meter warn", "meter bad",
+        ]  # fmt: skip
+        await page.picture("usage-limits")
         assert front.key not in await page.js("document.documentElement.outerHTML")
         waiting.queue_position = 2
         await page.until("document.querySelector('#view-usage tbody').innerText.includes('#2')", "it moves up")

@@ -26,7 +26,7 @@ function budget({ scope, scope_id: id, period, limit_microusd: limit, spent_micr
 
 function rate({ scope, scope_id: id, kind, limit, remaining, reset_after_ms: reset }) {
   return meter(`${words(kind)}, ${words(scope)} ${plain(id, 60)}`, limit - remaining, limit, `${count(remaining)} of ${count(limit)} left`,
-    reset ? `one more in ${lasting(reset)}` : "");
+    reset ? `full again in ${lasting(reset)}` : "");
 }
 
 function card(title, rows, empty) {
