@@ -8,7 +8,7 @@ from services.common.accounts import Accounts
 from services.common.config import ConfigFile
 from services.common.errors import Unauthenticated
 from services.common.identity import Minter, Principal
-from services.common.limits import Bucket, BucketsShort, Level, Policies, TierPolicy, TokenBuckets
+from services.common.limits import Bucket, BucketsShort, Level, Policies, TokenBuckets, request_buckets
 from services.common.rpc import context as call_context
 from services.gateway.edge import limit_headers
 from services.gateway.edge.exchange import Exchange
@@ -18,7 +18,6 @@ from services.gateway.oidc import Tokens, is_token
 MINUTE_S = 60
 # Of one blob through all of its links: pages that show it to many have it from a cache of their own.
 VISITS_PER_MINUTE = 300
-DAY_S = 86_400
 
 
 class Admission:
@@ -75,7 +74,7 @@ class Admission:
         return principal
 
     async def _take(self, principal: Principal, exchange: Exchange) -> None:
-        buckets = _buckets(principal, self._policies.current.tier(self._policy_set, principal.tier))
+        buckets = request_buckets(principal, self._policies.current.tier(self._policy_set, principal.tier))
         if not buckets:
             return
         exchange.answer(limit_headers.POLICY, limit_headers.policies(buckets))
@@ -87,17 +86,6 @@ class Admission:
             exchange.answer(limit_headers.LEFT, limit_headers.left(buckets, error.levels))
             raise
         exchange.answer(limit_headers.LEFT, limit_headers.left(buckets, levels))
-
-
-def _buckets(principal: Principal, policy: TierPolicy) -> list[Bucket]:
-    # One hash tag, so that a clustered store takes from both in one step.
-    owner = f"rate:{{{principal.tenant}:{principal.user}}}"
-    found = []
-    if policy.requests_per_minute:
-        found.append(Bucket(f"{owner}:minute", policy.requests_per_minute, MINUTE_S, "requests_per_minute"))
-    if policy.requests_per_day:
-        found.append(Bucket(f"{owner}:day", policy.requests_per_day, DAY_S, "requests_per_day"))
-    return found
 
 
 def credential(headers: dict[str, str]) -> str:

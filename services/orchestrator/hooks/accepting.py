@@ -24,7 +24,7 @@ from services.common.errors import (
     Unauthenticated,
 )
 from services.common.identity import Principal
-from services.common.limits import Bucket, TierPolicy, TokenBuckets, owner_key, request_buckets
+from services.common.limits import Bucket, TierPolicy, TokenBuckets, request_buckets
 from services.common.rpc import context as call_context
 from services.orchestrator.accepting import RunRequest
 from services.orchestrator.hooks.ports import HookStore, RunRecords, Runs
@@ -94,10 +94,11 @@ class TakingMessages:
         return record, created
 
     async def _limit(self, principal: Principal, hook: Hook) -> None:
-        buckets = request_buckets(principal, self._policy_of(principal.tier))
-        key = f"{owner_key(principal)}:hook:{hook.hook_id}"
+        # The hook's own first: one that floods uses up no request of its maker's beyond it. And without the maker's name.
+        own = Bucket(f"rate:{{hook:{hook.hook_id}}}:minute", self._per_minute, MINUTE_S, "hook_messages_per_minute")
         try:
-            await self._buckets.take([Bucket(key, self._per_minute, MINUTE_S, "hook_messages_per_minute"), *buckets], when_full=True)
+            for buckets in ([own], request_buckets(principal, self._policy_of(principal.tier))):
+                await self._buckets.take(buckets, when_full=True)
         except QuotaExceeded:
             _messages.add(1, {"outcome": "limited"})
             raise
