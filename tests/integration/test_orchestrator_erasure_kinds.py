@@ -15,10 +15,11 @@ from services.orchestrator.testing.receivers import receiver
 from services.orchestrator.testing.stores import cluster_of_one
 from services.orchestrator.testing.whole_threads import fork, roll_back, said
 from tests import raw_content
+from tests.integration.hook_sender import Keeper
 
 KINDS = {
     "said", "label", "empty", "asked", "edited", "reason", "steered", "child", "liked", "corrected", "schedule", "tick", "told", "forked",
-    "branch", "undone",
+    "branch", "undone", "hook", "message",
 }  # fmt: skip
 
 
@@ -56,6 +57,9 @@ class Scene:
         await said(client, f"say {user}undone", f"{thread}-back")
         await roll_back(client, f"{thread}-back", pb.Checkpoint(run_id=first))
         await self._scheduled(client, dialer, user)
+        keeper = Keeper(dialer, client)
+        hooked = await keeper.hook(instructions=f"{user}hook", description=f"{user}hook")
+        await client.wait((await hooked.send({"text": f"{user}message"})).run.run_id)
 
     async def _approved(self, client, user):
         run = await client.start(f'tool send_mail {{"to": "{user}asked"}}', agent="careful", thread_id=f"t-{user}-mail")
