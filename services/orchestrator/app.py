@@ -177,7 +177,7 @@ def build(settings: Settings) -> Service:
     double_texting = DoubleTexting(store, accepting, controlling, watching, IdempotencyStore(client, settings.state_replicas))
     feedback = Feedback(store, agents, hub)
     runs = JudgedRunServicer(feedback, controlling, accepting, watching, store, bulk_cancel, double_texting)
-    results = None if store.results is None else ResultTending(store, store.results, settings.segments_after_s)
+    results = None if store.results is None else ResultTending(store, store.results, settings.segments_after_s, blob_tending)
     mover = SegmentMover(
         store, store.segments, settings.segments_after_s, lambda tier: policies.current.tier(settings.policy_set, tier).retention_s, results
     )

@@ -60,11 +60,19 @@ class Results(Protocol):
         ...
 
 
-class ResultTending:
-    """Looks at runs; `after_s` is how long after its end nobody writes for a run any more."""
+class RunBlobs(Protocol):
+    """As BlobTending."""
 
-    def __init__(self, archive: ResultArchive, results: Results, after_s: float) -> None:
-        self._archive, self._results, self._after_s = archive, results, after_s
+    async def drop_run(self, ref: RunRef) -> None:
+        """As BlobTending.drop_run."""
+        ...
+
+
+class ResultTending:
+    """Looks at runs; `after_s` is how long after its end nobody writes for a run any more. `blobs` end with their runs, too."""
+
+    def __init__(self, archive: ResultArchive, results: Results, after_s: float, blobs: RunBlobs | None = None) -> None:
+        self._archive, self._results, self._after_s, self._blobs = archive, results, after_s, blobs
 
     async def run(self) -> None:
         """Looks until cancelled; a store that is away is tried again."""
@@ -113,3 +121,5 @@ class ResultTending:
         if await self._archive.has_results(ref):
             await self._results.drop(ref)
             await self._archive.results_again(ref, None)
+        if self._blobs is not None:
+            await self._blobs.drop_run(ref)

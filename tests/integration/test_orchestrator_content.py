@@ -12,8 +12,14 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
 from services.common.errors import NotFound
+from services.common.limits import TierPolicy
 from services.gateway.surfaces.schemas.events import SCHEMA
 from services.orchestrator.adapters import blob_contents
+from services.orchestrator.adapters.blob_records import DUE
+from services.orchestrator.adapters.store import Store
+from services.orchestrator.adapters.store_keys import ENDED
+from services.orchestrator.blobs import tending
+from services.orchestrator.records import RunRef
 from services.orchestrator.testing.fakes import DONE
 from services.orchestrator.testing.harness import data_of, served, settings_for, types, write_config
 from services.orchestrator.testing.whole_threads import delete, fork, remembered
@@ -315,6 +321,40 @@ async def test_a_threads_blobs_go_with_it_and_a_forks_stay(scene):
     for ask in (scene.blobs.read(image["blob_id"]), scene.blobs.follow(link.token)):
         with pytest.raises(NotFound):
             await ask
+
+
+async def test_what_a_run_showed_ends_with_the_run_where_no_fork_has_it(scene, valkey, monkeypatch):
+    monkeypatch.setattr(tending, "TURN_S", 0.05)
+    scene.gives(PARTS[1])
+    first, events = await scene.asked()
+    (one,) = told(events, "image")
+    copy = (await fork(scene.client, "t1")).thread.thread_id
+    scene.gives({**PARTS[1], "data": encoded(png(8, 8))})
+    second, events = await scene.asked()
+    (two,) = told(events, "image")
+    # The retention of the first is over, and whoever deletes it is lost behind that.
+    store = Store(valkey, "another")
+
+    async def expired():
+        return await store.expire(RunRef("acme", "t1", first.run_id), 0.0)
+
+    await testing.eventually_async(expired, "its outbox is empty")
+
+    async def let_go():
+        await valkey.zadd(DUE, dict.fromkeys(await valkey.zrange(DUE, 0, -1), 0), xx=True)
+        return (await scene.blobs.get(one["blob_id"])).thread_id == copy
+
+    await testing.eventually_async(let_go, "whoever looks finds that the thread has the run no more, and the fork has it")
+    assert await delete(scene.client, copy)
+    with pytest.raises(NotFound):
+        await scene.blobs.get(one["blob_id"])
+    assert (await scene.blobs.read(two["blob_id"]))[1] == png(8, 8)
+    # That of the second is over: nobody has to look.
+    monkeypatch.setattr(TierPolicy, "retention_s", property(lambda policy: 0.1))
+    await valkey.zadd(ENDED, {RunRef("acme", "t1", second.run_id).encode(): 0})
+    await testing.eventually_async(lambda: not contents(scene.settings.segments_dir), "its image is gone")
+    with scene.client.calling():
+        assert (await scene.client.threads.GetThread(pb.GetThreadRequest(thread_id="t1"))).thread.thread_id == "t1"
 
 
 def native(event):

@@ -42,7 +42,7 @@ class ValkeyBlobs(DueStore):
         (sealed,) = await self.sealing.seal(RunRef(ref.tenant, new.thread_id or "-", "-"), [(RECORD, about)], new.user)
         keys = [_key(ref), _threads_key(ref), _user_key(ref.tenant, new.user), _thread_key(ref.tenant, new.thread_id),
                 _bytes_key(ref.tenant), erasing_key(ref.tenant)]  # fmt: skip
-        args = [ref.blob_id, new.user, new.thread_id, new.mime_type, new.size, sealed, most_bytes]
+        args = [ref.blob_id, new.user, new.thread_id, new.mime_type, new.size, sealed, most_bytes, new.run_id]
         verdict = text(await self._durable("blob_begin_v1", keys, args))
         if verdict == "erased":
             raise being_erased()
@@ -84,6 +84,15 @@ class ValkeyBlobs(DueStore):
         """As BlobStore.of_thread."""
         found = await self._ask(self._client.srandmember(_thread_key(tenant, thread_id), most))
         return [BlobRef(tenant, text(blob_id)) for blob_id in found]
+
+    async def of_run(self, ref: RunRef) -> list[BlobRef]:
+        """As BlobStore.of_run."""
+        found = [text(blob_id) for blob_id in await self._ask(self._client.smembers(_thread_key(ref.tenant, ref.thread_id)))]
+        pipeline = self._client.pipeline(transaction=False)
+        for blob_id in found:
+            pipeline.hget(_key(BlobRef(ref.tenant, blob_id)), "run")
+        runs = await self._ask(pipeline.execute()) if found else []
+        return [BlobRef(ref.tenant, blob_id) for blob_id, run in zip(found, runs, strict=True) if run == ref.run_id.encode()]
 
     async def let_go(self, ref: BlobRef, thread_id: str) -> bool:
         """As BlobStore.let_go."""
@@ -139,7 +148,8 @@ def _bytes_key(tenant: str) -> str:
 
 
 def _record(ref: BlobRef, fields: Mapping[bytes, bytes], about: Mapping[str, str], now_ms: int) -> KeptBlob:
+    user, state, mime_type, thread_id = (text(fields[name]) for name in (b"user", b"state", b"mime", b"thread"))
     return KeptBlob(
-        ref, text(fields[b"user"]), text(fields[b"state"]), text(fields[b"mime"]), int(fields[b"size"]), about["sha256"], about["name"],
-        int(fields[b"created_ms"]), int(fields[b"asked_ms"]), text(fields[b"thread"]), bytes.fromhex(about["secret"]), now_ms,
+        ref, user, state, mime_type, int(fields[b"size"]), about["sha256"], about["name"], int(fields[b"created_ms"]),
+        int(fields[b"asked_ms"]), thread_id, text(fields.get(b"run", b"")), bytes.fromhex(about["secret"]), now_ms,
     )  # fmt: skip

@@ -183,14 +183,17 @@ class BlobKeeping:
 
     # --- what runs do ---
 
-    async def keep(self, tenant: str, user: str, thread_id: str, key: str, content: bytes, mime_type: str, name: str) -> BlobRecord:
+    async def keep(
+        self, tenant: str, user: str, thread_id: str, key: str, content: bytes, mime_type: str, name: str, run_id: str = ""
+    ) -> BlobRecord:
         """As Keeper.keep. Raises also QuotaExceeded, Conflict (SUBJECT_BEING_ERASED) and FailedPrecondition (BLOBS_NOT_CONFIGURED)."""
         kinds.check(content, mime_type, name)
         ref = BlobRef(tenant, f"blob_{fingerprint('keep', tenant, user, thread_id, key)[:32]}")
         known = await self._store.get(ref)
         if known is not None and known.readable:
             return known.told()
-        return await self._keep(NewBlob(ref, user, mime_type, len(content), await _sha256(content), name, thread_id), content, "run")
+        new = NewBlob(ref, user, mime_type, len(content), await _sha256(content), name, thread_id, run_id)
+        return await self._keep(new, content, "run")
 
     async def read(self, tenant: str, user: str, blob_id: str) -> tuple[BlobRecord, bytes]:
         """As Keeper.read. Raises also Internal (BLOB_DAMAGED) and FailedPrecondition (BLOBS_NOT_CONFIGURED)."""

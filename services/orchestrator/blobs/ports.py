@@ -22,9 +22,12 @@ class BlobRecord(NamedTuple):
 class Keeper(Protocol):
     """Keeps blobs for runs."""
 
-    async def keep(self, tenant: str, user: str, thread_id: str, key: str, content: bytes, mime_type: str, name: str) -> BlobRecord:
-        """Keeps what a run of a thread made. The same `key` within a thread answers the same blob, so that a step that is made again makes
-        no second one. Raises InvalidInput where the content is not what `mime_type` says, or too large, and Overloaded (BLOBS_UNAVAILABLE).
+    async def keep(
+        self, tenant: str, user: str, thread_id: str, key: str, content: bytes, mime_type: str, name: str, run_id: str = ""
+    ) -> BlobRecord:
+        """Keeps what a run of a thread made; of a `run_id`, no longer than the thread has that run. The same `key` within a thread answers
+        the same blob, so that a step that is made again makes no second one. Raises InvalidInput where the content is not what `mime_type`
+        says, or too large, and Overloaded (BLOBS_UNAVAILABLE).
         """
         ...
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from services.common.errors import FailedPrecondition, Overloaded
 from services.orchestrator.blobs.ports import BlobRecord
-from services.orchestrator.records import decode_ref, encode_ref
+from services.orchestrator.records import RunRef, decode_ref, encode_ref
 
 DAY_MS = 86_400_000
 # One that belongs to no thread goes when nobody has asked for it for so long.
@@ -39,7 +39,8 @@ class DueBlob(NamedTuple):
 class KeptBlob:
     """A blob's record as the store has it. `state`: making (its content may not be there yet), kept, or gone (it is being deleted).
 
-    `secret` is what its links are proved with, `asked_ms` when it was last asked for, `now_ms` the store's clock.
+    `run_id` is the run that made it, empty for one that a caller sent; `secret` is what its links are proved with, `asked_ms` when it was
+    last asked for, `now_ms` the store's clock.
     """
 
     ref: BlobRef
@@ -52,6 +53,7 @@ class KeptBlob:
     created_ms: int
     asked_ms: int
     thread_id: str
+    run_id: str
     secret: bytes
     now_ms: int
 
@@ -84,6 +86,7 @@ class NewBlob:
     sha256: str
     name: str
     thread_id: str
+    run_id: str = ""
 
 
 class BlobStore(Protocol):
@@ -122,6 +125,10 @@ class BlobStore(Protocol):
 
     async def of_thread(self, tenant: str, thread_id: str, most: int) -> list[BlobRef]:
         """Some of those that a thread holds."""
+        ...
+
+    async def of_run(self, ref: RunRef) -> list[BlobRef]:
+        """Those that a thread holds of what a run made."""
         ...
 
     async def let_go(self, ref: BlobRef, thread_id: str) -> bool:

@@ -11,7 +11,7 @@ from opentelemetry.metrics import get_meter
 
 from services.orchestrator.blobs.keeping import BlobKeeping
 from services.orchestrator.blobs.records import DAY_MS, BlobRef, BlobStore, DueBlob, KeptBlob
-from services.orchestrator.records import RunRef
+from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.repeating import repeat, safely
 
 MOST_AT_ONCE = 16
@@ -33,6 +33,14 @@ class Owners(Protocol):
 
     async def user_of(self, ref: RunRef) -> str:
         """Whose thread it is; '' where there is none."""
+        ...
+
+    async def run(self, ref: RunRef) -> RunRecord | None:
+        """As RunStore.run."""
+        ...
+
+    async def taken_over(self, ref: RunRef) -> bool:
+        """As ResultArchive.taken_over."""
         ...
 
 
@@ -72,10 +80,16 @@ class BlobTending:
             left_ms = found.expires_ms - found.now_ms
             return left_ms / 1000 if left_ms > 0 else await self._end(found, "expired")
         for thread_id in await self._store.holders(ref):
-            # A run may have kept it when its thread was deleted already.
-            if await self._owners.user_of(RunRef(ref.tenant, thread_id, "-")) != found.user and await self._let_go(ref, thread_id):
+            if not await self._has(found, RunRef(ref.tenant, thread_id, found.run_id)) and await self._let_go(ref, thread_id):
                 return None
         return min(max(age_ms / 1000, DAY_S), MONTH_S)
+
+    async def _has(self, found: KeptBlob, ref: RunRef) -> bool:
+        """Whether a thread is there, with the run that made a blob of it: one may have been deleted in the moment in which the blob was
+        kept, and who deletes the other may be lost behind that."""
+        if await self._owners.user_of(ref) != found.user:
+            return False
+        return not ref.run_id or await self._owners.run(ref) is not None or await self._owners.taken_over(ref)
 
     async def _end(self, found: KeptBlob, why: str) -> float | None:
         if not await self._store.going(found.ref, found.asked_ms):
@@ -96,6 +110,10 @@ class BlobTending:
         """Deletes what a thread that is being deleted holds, and no fork of it does. Raises Overloaded."""
         while found := await self._store.of_thread(tenant, thread_id, MOST_AT_ONCE):
             await asyncio.gather(*(self._let_go(ref, thread_id) for ref in found))
+
+    async def drop_run(self, ref: RunRef) -> None:
+        """Deletes what a run made whose retention in its thread has ended, as far as no fork has it. Raises Overloaded."""
+        await asyncio.gather(*(self._let_go(blob, ref.thread_id) for blob in await self._store.of_run(ref)))
 
     async def drop_user(self, tenant: str, user: str) -> int:
         """Deletes all blobs of a user who is marked as one that is being erased; answers how many. Raises Overloaded."""

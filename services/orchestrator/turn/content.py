@@ -60,10 +60,11 @@ class _Taking:
             self.away = self.away or "BLOBS_NOT_CONFIGURED"
             return None
         key = f"{turn.ref.run_id}/{turn.state.step}/{self.call.number}/{hashlib.sha256(content).hexdigest()}"
+        tenant, thread_id, run_id = turn.ref
         user = turn.principal.user
         try:
             async with asyncio.timeout_at(self.until):
-                return await turn.services.blobs.keep(turn.ref.tenant, user, turn.ref.thread_id, key, content, mime_type, name)
+                return await turn.services.blobs.keep(tenant, user, thread_id, key, content, mime_type, name, run_id)
         except InvalidInput as error:
             raise Refused(error.violations[0].description if error.violations else error.message) from error
         except BulkheadError as error:

@@ -16,7 +16,7 @@ local function prefix(key, id)
 end
 
 -- KEYS: blob, its threads, user's list, thread's list, bytes of the tenant, users being erased. ARGV: id, user, thread ('' : none), MIME
--- type, size, what is sealed, most bytes. Answers new, making, kept, gone, full or erased.
+-- type, size, what is sealed, most bytes, run that made it ('' : none). Answers new, making, kept, gone, full or erased.
 local function begin(keys, args)
   if redis.call('HEXISTS', keys[6], args[2]) == 1 then return 'erased' end
   local state = redis.call('HGET', keys[1], 'state')
@@ -25,7 +25,7 @@ local function begin(keys, args)
   if used + tonumber(args[5]) > tonumber(args[7]) then return 'full' end
   local now = now_ms()
   redis.call('HSET', keys[1], 'schema_version', SCHEMA, 'user', args[2], 'thread', args[3], 'mime', args[4], 'size', args[5], 'about',
-    args[6], 'state', 'making', 'created_ms', now, 'asked_ms', now)
+    args[6], 'state', 'making', 'created_ms', now, 'asked_ms', now, 'run', args[8])
   redis.call('ZADD', keys[3], now, args[1])
   if args[3] ~= '' then
     redis.call('SADD', keys[2], args[3])
