@@ -45,7 +45,7 @@ async def test_a_file_is_kept_shown_linked_fetched_and_deleted(front, tmp_path):
         (("upload", "a.txt", "--thread", "no thread"), 2, "thread_id"),
         (("upload", "a.txt", "--name", "n" * 300), 2, "name"),
         (("link", "blob_none", "--lifetime-seconds", "100000000"), 2, "lifetime_s"),
-        (("delete", "blob_none", "--yes"), 1, ""),
+        (("show", "blob_none"), 1, ""),
     ],
 )
 async def test_what_is_refused_is_one_line_with_its_field(tmp_path, arguments, status, told):
