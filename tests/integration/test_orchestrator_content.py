@@ -83,7 +83,8 @@ async def scene_of(identities, behind, state_url, tmp_path, **fields):
 
 
 @pytest.fixture
-async def scene(identities, behind, state_url, tmp_path, impatient):
+async def scene(identities, behind, state_url, tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(tending, "TURN_S", 0.05)
     async with scene_of(identities, behind, state_url, tmp_path) as made:
         yield made
 
@@ -324,7 +325,6 @@ async def test_a_threads_blobs_go_with_it_and_a_forks_stay(scene):
 
 
 async def test_what_a_run_showed_ends_with_the_run_where_no_fork_has_it(scene, valkey, monkeypatch):
-    monkeypatch.setattr(tending, "TURN_S", 0.05)
     scene.gives(PARTS[1])
     first, events = await scene.asked()
     (one,) = told(events, "image")
@@ -332,6 +332,7 @@ async def test_what_a_run_showed_ends_with_the_run_where_no_fork_has_it(scene, v
     scene.gives({**PARTS[1], "data": encoded(png(8, 8))})
     second, events = await scene.asked()
     (two,) = told(events, "image")
+    sent = await scene.blobs.put(png(9, 9), thread_id="t1")
     # The retention of the first is over, and whoever deletes it is lost behind that.
     store = Store(valkey, "another")
 
@@ -349,10 +350,17 @@ async def test_what_a_run_showed_ends_with_the_run_where_no_fork_has_it(scene, v
     with pytest.raises(NotFound):
         await scene.blobs.get(one["blob_id"])
     assert (await scene.blobs.read(two["blob_id"]))[1] == png(8, 8)
-    # That of the second is over: nobody has to look.
+
+    async def looked():
+        seconds, _ = await valkey.time()
+        return min(at for _, at in await valkey.zrange(DUE, 0, -1, withscores=True)) > (seconds + 3_600) * 1000
+
+    await testing.eventually_async(looked, "nobody is to look at them before tomorrow")
+    # That of the second is over.
     monkeypatch.setattr(TierPolicy, "retention_s", property(lambda policy: 0.1))
     await valkey.zadd(ENDED, {RunRef("acme", "t1", second.run_id).encode(): 0})
-    await testing.eventually_async(lambda: not contents(scene.settings.segments_dir), "its image is gone")
+    await testing.eventually_async(lambda: len(contents(scene.settings.segments_dir)) == 1, "its image is gone")
+    assert (await scene.blobs.read(sent.blob_id))[1] == png(9, 9)
     with scene.client.calling():
         assert (await scene.client.threads.GetThread(pb.GetThreadRequest(thread_id="t1"))).thread.thread_id == "t1"
 
