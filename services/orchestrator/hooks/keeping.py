@@ -1,5 +1,6 @@
 """What callers may do with hooks and their secrets."""
 
+import secrets
 import uuid
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -99,7 +100,7 @@ class Hooks:
         hook = Hook(
             f"hk_{uuid.uuid4().hex}", agent.name, replace(principal, run_id="").as_dict(),
             (HookSecret(request.secret or new_secret(), by=by),), await self._store.now_ms(), request.thread_id, request.instructions,
-            request.description, by,
+            request.description, by, secrets.token_hex(16),
         )  # fmt: skip
         if await self._store.add(principal.tenant, hook, MOST_HOOKS) == "full":
             raise _too_many()

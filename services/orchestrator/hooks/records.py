@@ -41,6 +41,8 @@ class Hook:
     description: str = field(default="", repr=False)
     # Stands for the idempotency key that it was made under.
     by: str = ""
+    # Known to nobody: without it no one could tell the id of a run that is to come, and take it first.
+    seed: str = field(default="", repr=False)
     # As it was stored, maybe by a later version with more fields: what a change is compared with.
     raw: bytes = field(default=b"", compare=False, repr=False)
 
@@ -59,7 +61,7 @@ class Hook:
             {
                 "schema_version": HOOK_SCHEMA, "id": self.hook_id, "agent": self.agent, "principal": dict(self.principal),
                 "secrets": [list(s) for s in self.secrets], "created_ms": self.created_ms, "thread_id": self.thread_id,
-                "instructions": self.instructions, "description": self.description, "by": self.by,
+                "instructions": self.instructions, "description": self.description, "by": self.by, "seed": self.seed,
             }
         )  # fmt: skip
 
@@ -69,7 +71,7 @@ class Hook:
         data = orjson.loads(raw)
         return cls(
             data["id"], data["agent"], data["principal"], tuple(HookSecret(*s[:3]) for s in data["secrets"]), data["created_ms"],
-            data["thread_id"], data["instructions"], data["description"], data["by"],
+            data["thread_id"], data["instructions"], data["description"], data["by"], data["seed"],
         )  # fmt: skip
 
 
@@ -93,5 +95,5 @@ class Message:
 def run_of(hook: Hook, webhook_id: str) -> RunRef:
     """The run of a message: the same whoever makes it, and however often the message comes."""
     tenant = hook.owner.tenant
-    name = hashlib.sha256(f"{tenant}\n{hook.hook_id}\n{webhook_id}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{tenant}\n{hook.hook_id}\n{hook.seed}\n{webhook_id}".encode()).hexdigest()[:32]
     return RunRef(tenant, hook.thread_id or f"th_{name}", f"run_{name}")

@@ -149,8 +149,8 @@ def test_a_body_stays_as_it_came_and_the_longest_is_no_longer_than_a_run_takes()
 
 def test_the_run_of_a_message_follows_from_hook_and_id():
     assert run_of(hook(), "a") == run_of(hook(), "a")
-    refs = {run_of(hook(), "a"), run_of(hook(), "b"), run_of(hook("hk_" + "b" * 32), "a")}
-    assert len({ref.run_id for ref in refs}) == len({ref.thread_id for ref in refs}) == 3
+    refs = {run_of(hook(), "a"), run_of(hook(), "b"), run_of(hook("hk_" + "b" * 32), "a"), run_of(hook(seed="x"), "a")}
+    assert len({ref.run_id for ref in refs}) == len({ref.thread_id for ref in refs}) == 4
     assert run_of(hook(thread_id="t"), "a").thread_id == "t"
 
 
@@ -361,3 +361,5 @@ async def test_a_sender_may_bring_its_secret_and_the_thread_is_its_owners(hooks,
     made, secret = await hooks.create(ANA, HookRequest("", "mine", "Do it.", "crm", SECRET))
     assert (made.agent, made.thread_id, secret, threads.opened) == ("quick", "mine", SECRET, ["mine"])
     assert made.owner == ANA
+    other, _ = await hooks.create(ANA, HookRequest("quick"))
+    assert len({made.seed, other.seed, ""}) == 3, "nobody knows the ids of runs before they are made"
