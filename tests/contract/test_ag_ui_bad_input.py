@@ -72,6 +72,8 @@ def said(*messages):
         ({"messages": []}, "messages"),
         ({"messages": [USER] * 2}, "messages[1].id"),
         ({"messages": [{**USER, "id": str(n)} for n in range(1001)]}, "messages"),
+        # More than one run takes; on a thread that is there only the last of them is new.
+        ({"messages": [{**USER, "id": str(n)} for n in range(513)]}, "messages"),
         ({"messages": ["hello"]}, "messages[0]"),
         ({"messages": [{**USER, "content": " \n"}]}, "messages[0].content"),
         ({"messages": [USER, {"id": "a", "role": "assistant", "content": "hi"}]}, "messages"),

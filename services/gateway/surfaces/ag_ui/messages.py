@@ -7,6 +7,8 @@ from typing import Any
 from services.gateway.refusals import InvalidBody
 
 MOST_MESSAGES = 1_000
+# Of them, and of instructions and context, as many as the orchestrator takes for one run.
+MOST_TOLD = 512
 MOST_ID_CHARS = 512
 _MEDIA = ("image", "audio", "video", "document", "binary")
 _STRINGS = ("name", "encryptedValue", "subagentRunId", "error")

@@ -10,7 +10,7 @@ from services.gateway.client_tools import client_tools
 from services.gateway.refusals import InvalidBody, unsupported
 from services.gateway.surfaces.ag_ui.asking import new, whole
 from services.gateway.surfaces.ag_ui.interrupts import Answer
-from services.gateway.surfaces.ag_ui.messages import Said, read_messages
+from services.gateway.surfaces.ag_ui.messages import MOST_TOLD, Said, read_messages
 from services.gateway.surfaces.ag_ui.projection import STATE_KEYS
 from services.gateway.surfaces.native.models import ID_PATTERN
 
@@ -93,6 +93,8 @@ class RunInput:
         """
         told = [pb.InputMessage(role="system", text=text) for text in self._instructions()]
         told += whole(self.messages) if fresh else new(self.messages)
+        if len(told) > MOST_TOLD:
+            raise InvalidBody.field("messages", f"a new thread begins with at most {MOST_TOLD} messages, instructions and context included")
         return pb.CreateRunRequest(
             thread_id=self.thread_id,
             run_id=self.run_id,
