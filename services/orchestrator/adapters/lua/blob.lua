@@ -75,8 +75,7 @@ end
 
 -- KEYS: blob, its threads, thread's list. ARGV: id, thread. Answers 1 where no thread holds it any more, and nobody reads it.
 local function let_go(keys, args)
-  redis.call('SREM', keys[2], args[2])
-  if redis.call('EXISTS', keys[1]) == 0 then
+  if redis.call('SREM', keys[2], args[2]) == 0 then
     redis.call('SREM', keys[3], args[1])
     return 0
   end
