@@ -54,8 +54,9 @@ class BlobCalls(Protocol):
     PutBlob: Callable[..., Awaitable[blobs_pb2.PutBlobResponse]]
 
 
-async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str) -> list[pb.InputMessage]:
-    """The input of a run. What images bring with them is kept first, once for each `key`.
+async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: str = "") -> list[pb.InputMessage]:
+    """The input of a run. What images bring with them is kept first, once for each `key`, and as long as the thread where one is named,
+    which has to be there.
 
     Raises InvalidInput that names the image that is none, and what refuses to keep it.
     """
@@ -64,16 +65,16 @@ async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str) -> list[pb.
         calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
         message = pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers)
         for image in one.images:
-            blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{number}", key) if key else "")
+            blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{number}", key) if key else "", thread_id)
             message.images.add(blob_id=blob_id, detail=image.detail)
             number += 1
         found.append(message)
     return found
 
 
-async def _keep(blobs: BlobCalls, image: Image, key: str) -> str:
+async def _keep(blobs: BlobCalls, image: Image, key: str, thread_id: str) -> str:
     async def pieces() -> AsyncIterator[blobs_pb2.PutBlobRequest]:
-        yield blobs_pb2.PutBlobRequest(start=blobs_pb2.BlobStart(mime_type=image.mime_type, idempotency_key=key))
+        yield blobs_pb2.PutBlobRequest(start=blobs_pb2.BlobStart(mime_type=image.mime_type, thread_id=thread_id, idempotency_key=key))
         for at in range(0, len(image.content), CHUNK_BYTES):
             yield blobs_pb2.PutBlobRequest(chunk=image.content[at : at + CHUNK_BYTES])
 

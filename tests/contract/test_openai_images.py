@@ -81,6 +81,21 @@ async def test_images_of_a_response_are_kept_and_listed(sdk, served):
     assert (await sdk.responses.input_items.list(again.id)).data[0].content[0].file_id == image.file_id
 
 
+async def test_an_image_goes_with_the_conversation_that_is_there(sdk, served):
+    image = {"type": "input_image", "image_url": url()}
+
+    def thread_of():
+        return served.blobs.kept[served.log.newest().request.input[0].images[0].blob_id].blob.thread_id
+
+    first = await sdk.responses.create(**response_asked(image))
+    assert thread_of() == ""
+    await sdk.responses.create(**response_asked(image), previous_response_id=first.id)
+    assert f"conv_{thread_of()}" == first.conversation.id
+    made = await sdk.conversations.create()
+    await sdk.responses.create(**response_asked(image), conversation=made.id)
+    assert f"conv_{thread_of()}" == made.id
+
+
 @pytest.mark.parametrize("route", ["chat", "responses"])
 async def test_the_same_key_keeps_an_image_once(sdk, served, route):
     before = len(served.blobs.kept)

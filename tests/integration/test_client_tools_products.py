@@ -207,6 +207,16 @@ async def test_images_reach_the_model(front, sdk):
     again = {"type": "input_image", "file_id": kept.file_id, "detail": "auto"}
     await sdk.responses.create(model="quick", input=[{"role": "user", "content": [again, {"type": "input_text", "text": "say y"}]}])
     assert orjson.loads(front.given()[-1].content_json)[0]["type"] == "image_url"
+    # Behind a response the image goes with its conversation.
+    said = [{"role": "user", "content": [image, {"type": "input_text", "text": "say z"}]}]
+    behind = await sdk.responses.create(model="quick", input=said, previous_response_id=first.id)
+    kept = (await sdk.responses.input_items.list(behind.id)).data[0].content[0]
+    async with aiohttp.ClientSession(front.url, headers={"authorization": f"Bearer {front.key}"}) as http:
+        async with http.get(f"/v1/blobs/{kept.file_id}") as response:
+            assert f"conv_{(await response.json())['thread_id']}" == behind.conversation.id
+        await sdk.conversations.delete(behind.conversation.id)
+        async with http.get(f"/v1/blobs/{kept.file_id}") as response:
+            assert response.status == 404
     with pytest.raises(openai.BadRequestError) as caught:
         await sdk.responses.create(model="quick", input=[{"role": "user", "content": [{**again, "file_id": "blob_none"}]}])
     assert caught.value.param == "input[0].content[0].file_id"

@@ -41,7 +41,7 @@ class Starting:
             return await self._behind(asked, key)
         if asked.thread_id:
             await self._check_conversation(asked.thread_id)
-            return await self._create(asked, await self._told(asked, key), asked.thread_id, key)
+            return await self._create(asked, await self._told(asked, key, asked.thread_id), asked.thread_id, key)
         thread_id = ids.OWN_THREAD + ids.new_id(key, "thread")
         if not asked.store:
             made = pb.CreateThreadRequest(thread_id=thread_id)
@@ -49,8 +49,8 @@ class Starting:
             await self._threads.CreateThread(made)
         return await self._create(asked, await self._told(asked, key), thread_id, key)
 
-    async def _told(self, asked: ResponseRequest, key: str) -> list[pb.InputMessage]:
-        return await input_of(self._blobs, asked.said, key)
+    async def _told(self, asked: ResponseRequest, key: str, thread_id: str = "") -> list[pb.InputMessage]:
+        return await input_of(self._blobs, asked.said, key, thread_id)
 
     async def _previous(self, run_id: str) -> pb.Run:
         """The run behind which another one is asked for. Raises InvalidInput where it is not there."""
@@ -73,7 +73,7 @@ class Starting:
     async def _behind(self, asked: ResponseRequest, key: str) -> pb.CreateRunResponse:
         """The thread goes on where the previous response is its last one, else it branches off there."""
         previous = await self._previous(asked.previous_run)
-        told = await self._told(asked, key)
+        told = await self._told(asked, key, previous.thread_id)
         branch = ids.new_id(key, "branch")
         if asked.store and await self._is_last(previous, key, branch):
             try:
