@@ -162,7 +162,7 @@ async def test_everything_works_with_the_keyboard_alone(platform, browser, tmp_p
 
 
 async def test_a_turn_goes_on_where_the_gateway_was_killed_in_its_middle(platform, browser):
-    fault = {"match": {"contains": "lighthouse"}, "fault": {"tokens_per_s": 8}}
+    fault = {"match": {"contains": "lighthouse"}, "fault": {"tokens_per_s": 4}}
     httpx.post(f"{platform.simulator}/sim/faults", json=fault).raise_for_status()
     try:
         async with browser.page() as page:

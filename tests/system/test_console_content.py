@@ -117,6 +117,8 @@ async def test_what_is_not_what_it_says_harms_nothing(front, browser):
         await drawn(page)
         await page.until("document.querySelector('.prose')?.textContent === 'still here'", "the answer is drawn")
         assert await page.js("document.querySelectorAll('.unknown').length") == 3
+        assert await page.js("document.querySelectorAll('.marks path').length") == 0, "no slice of nothing"
+        assert "NaN" not in await page.js("document.querySelector('.turn').outerHTML")
         names = await page.js("[...document.querySelectorAll('.file-name')].map((one) => one.textContent).join(' ')")
         assert "\u202e" not in names
         assert "/" not in names

@@ -227,7 +227,8 @@ async def test_an_address_is_no_way_in(front, browser, place):
 LONG = [
     "> " * 3000 + "deep",
     "\n".join("  " * min(depth, 400) + f"- {depth}" for depth in range(1500)),
-    *(sign * 20_000 for sign in ("*", "**a ", "[", "# h\n", "_a", "![")),
+    *(sign * 20_000 for sign in ("*", "[", "# h\n", "_a", "![")),
+    "**a " * 49_000,
     "`" * 9999 + "x",
     "| a " * 5000 + "|\n" + "|-" * 5000 + "|\n",
     "x" * 300_000,

@@ -130,7 +130,7 @@ export function chart(data) {
   const name = plain(data.alt, 1000) || `${kind || "Chart"}${title ? `: ${title}` : ""}`;
   const round = data.chart_type === "pie";
   const names = round ? slices(made.series[0]?.points || []).map((slice) => slice.name) : made.series.map((one) => one.name);
-  const drawn = !kind || made.empty
+  const drawn = !kind || made.empty || names.length === 0
     ? element("p", { class: "nothing" }, kind ? "This chart has no points." : `This console draws no chart of the kind “${plain(data.chart_type, 40)}”.`)
     : drawing("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": name }, ...(round ? pie(made) : cartesian(data, made)));
   return element("figure", { class: "plot" }, title ? element("figcaption", { class: "heading" }, title) : null, drawn,
