@@ -16,6 +16,8 @@ from services.cli.terminal import printable
 MAX_DETAIL_CHARS = 160
 # Of the columns of a table, in characters.
 GAP, LEAST_WIDTH = 2, 3
+# The kind of an interrupt that nobody decides: what started the run makes these calls itself, and the run has ended with them.
+CLIENT_TOOLS = "client_tools"
 ENDINGS = ("run_finished", "run_failed", "run_cancelled")
 
 
@@ -62,6 +64,8 @@ class Renderer:
                 self._simulated = self._simulated or data.get("provider") == "simulator"
             case "warning":
                 self._note(f"! {data.get('user_message') or data.get('code')}", "yellow")
+            case "interrupt_raised" if data.get("kind") == CLIENT_TOOLS:
+                self._note(f"? the application that started the run is to call {calls_of(data)}, and to bring the results", "yellow")
             case "interrupt_raised":
                 asked = f"{data.get('tool')} {brief(data.get('arguments'))} waits for an approval"
                 self._note(f"? {asked}: `bulkhead approvals approve {data.get('interrupt_id')}`", "yellow")
@@ -108,6 +112,12 @@ class Renderer:
     def _note(self, text: str, style: str) -> None:
         self._end_line()
         self._notes.print(Text(printable(text), style=style))
+
+
+def calls_of(data: Mapping[str, Any]) -> str:
+    """The calls that an interrupt of the kind CLIENT_TOOLS asks for, on one line."""
+    calls = [call for call in data.get("calls") or () if isinstance(call, Mapping)]
+    return ", ".join(f"{one_line(str(call.get('name')))} {brief(call.get('arguments'))}" for call in calls)
 
 
 def brief(value: Any) -> str:

@@ -10,7 +10,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.rendering import ENDINGS, brief
+from services.cli.rendering import CLIENT_TOOLS, ENDINGS, brief, calls_of
 from services.cli.terminal import printable
 
 ENDED = {"run_finished": ("finished", "green"), "run_failed": ("failed", "red"), "run_cancelled": ("cancelled", "yellow")}
@@ -72,6 +72,8 @@ class RunView:
             case "tool_call_failed":
                 error = data.get("error") or {}
                 self._end_call(data, "✗", str(error.get("message") or error.get("code") or "failed"), "red")
+            case "interrupt_raised" if data.get("kind") == CLIENT_TOOLS:
+                self._add("?", f"the application that started the run is to call {calls_of(data)}", "yellow")
             case "interrupt_raised":
                 self._be("waiting for an approval", "yellow")
                 asked = f"{data.get('tool')} {brief(data.get('arguments'))} asks: `bulkhead approvals approve {data.get('interrupt_id')}`"

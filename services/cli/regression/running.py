@@ -18,7 +18,7 @@ from services.cli.failure import FAILED, CommandFailure
 from services.cli.following import follow
 from services.cli.regression.form import Conversation, Decision, Turn, read
 from services.cli.regression.judging import Outcome, differences
-from services.cli.rendering import ENDINGS, brief, note, print_json
+from services.cli.rendering import CLIENT_TOOLS, ENDINGS, brief, note, print_json
 from services.cli.terminal import printable
 
 
@@ -100,7 +100,7 @@ async def _had(api: Api, thread_id: str, run_id: str, turn: Turn, options: Optio
                 outcome.take(event)
                 if event.get("type") in ENDINGS:
                     break
-                if event.get("type") == "interrupt_raised":
+                if event.get("type") == "interrupt_raised" and (event.get("data") or {}).get("kind") != CLIENT_TOOLS:
                     outcome.asked = await _answered(api, event.get("data") or {}, decisions, options.decide)
                     if outcome.asked:
                         await _cancelled(api, run_id)

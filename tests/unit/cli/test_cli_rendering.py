@@ -64,6 +64,18 @@ def test_what_waits_for_a_person_is_told_with_the_command_that_answers(screen):
     ]
 
 
+CALLS = {"kind": "client_tools", "calls": [{"tool_call_id": "c", "name": "open_door", "arguments": '{"door":\x1b[2J1}'}]}
+
+
+def test_calls_that_wait_for_the_application_are_no_approvals(screen):
+    screen.renderer.show({"type": "interrupt_raised", "data": CALLS})
+    told = screen.notes.getvalue()
+    live, _ = shown(("interrupt_raised", CALLS))
+    for each in (told, live):
+        assert "the application that started the run is to call open_door" in each
+        assert ("approv" in each, "\x1b" in each) == (False, False)
+
+
 def test_a_superseded_attempt_is_said_to_be_void_and_the_next_one_is_shown(screen):
     screen.show("message_delta", text="half an ans", message_id="m")
     screen.show("attempt_superseded", from_seq=3)
