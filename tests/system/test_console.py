@@ -76,7 +76,7 @@ async def test_a_turn_with_a_tool_is_seen_as_it_happens(platform, browser, tmp_p
             await page.until("window.seen.length > 1", "text is on the page before the answer is whole")
             assert await page.js("document.querySelector('#state').dataset.state") == "writing"
             assert not await page.js("document.querySelector('#stop').hidden")
-            await page.screenshot(tmp_path / "streaming-light.png")
+            await page.picture("streaming-light")
             await answered(page)
         finally:
             httpx.delete(f"{platform.simulator}/sim/faults").raise_for_status()
@@ -95,7 +95,7 @@ async def test_a_turn_with_a_tool_is_seen_as_it_happens(platform, browser, tmp_p
         shown = await page.until("document.querySelector('.tool').open && document.querySelector('.tool dl').innerText", "the call is open")
         assert re.search(r'arguments\s*{\s*"expression": "17 \* 23"\s*}', shown), shown
         assert re.search(r'result\s*{[^}]*"391"', shown), shown
-        await page.screenshot(tmp_path / "answered-light.png")
+        await page.picture("answered-light")
         assert await page.js("document.querySelector('#total-turns').innerText") == "1"
         assert await page.js("document.querySelector('#total-tools').innerText") == "1"
         assert int((await page.js("document.querySelector('#total-tokens').innerText")).replace(",", "")) > 0
@@ -113,7 +113,7 @@ async def test_citations_lead_to_their_source_and_a_thread_is_read_back(platform
         await page.screenshot(tmp_path / "welcome-dark.png")
         await ask(page, "When does the harbour master open the lock gate? Also what is 6 * 7?")
         await answered(page)
-        await page.screenshot(tmp_path / "cited-dark.png")
+        await page.picture("cited-dark")
         assert await page.js("document.querySelector('.prose .cite').innerText") == "c1"
         assert await page.js(
             "document.querySelector(document.querySelector('.prose .cite').getAttribute('href')).innerText.includes('harbour')"
@@ -123,6 +123,29 @@ async def test_citations_lead_to_their_source_and_a_thread_is_read_back(platform
         await page.until("document.querySelectorAll('.turn .foot').length === 1", "the thread is read back")
         await page.until("document.querySelector('.turn .prose')?.innerText.includes('06:40')", "its text is drawn")
         assert await page.js("document.querySelector('.turn').innerText") == live
+        nothing_wrong(page, platform)
+
+
+async def test_the_timeline_and_the_replay_of_a_real_turn(platform, browser):
+    async with browser.page() as page:
+        await page.size(WIDTH, HEIGHT)
+        await page.scheme("light")
+        await sign_in(page, platform)
+        await ask(page, QUESTION)
+        await answered(page)
+        await page.js("document.querySelector('.run-link').click()")
+        await page.until("document.querySelectorAll('.timeline tr.row').length >= 6", "the timeline")
+        rows = await page.js("[...document.querySelectorAll('.timeline tr.row')].map((row) => row.innerText.replace(/\\s+/g, ' '))")
+        kinds = await page.js("[...document.querySelectorAll('.timeline tr.row')].map((row) => row.classList[1])")
+        assert kinds == ["queue", "step", "model", "tool", "step", "model"], rows
+        assert all("tok" in row and "$" in row for row in rows if row.startswith("Model")), rows
+        assert "calculator" in rows[3]
+        await page.picture("run-real")
+        facts = await page.js("document.querySelector('#view-run .facts').innerText.replace(/\\s+/g, ' ')")
+        assert "2 model, 1 tool" in facts
+        await page.press("c", alt=True)
+        await page.js("document.querySelector('#replay-link').click()")
+        await page.until("document.querySelector('#view-replay .turn .prose')?.innerText.includes('391')", "the replay")
         nothing_wrong(page, platform)
 
 
@@ -311,6 +334,6 @@ async def test_the_api_page_lists_the_routes(platform, browser, tmp_path):
         await page.scheme("light")
         await page.open(platform.url + "/docs")
         await page.until("document.querySelectorAll('.route').length > 10", "the routes")
-        await page.screenshot(tmp_path / "docs-light.png")
+        await page.picture("docs-light")
         assert "/v1/chat/completions" in await page.js("document.body.innerText")
         nothing_wrong(page, platform)

@@ -2,6 +2,7 @@
 
 import json
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -141,6 +142,20 @@ async def test_a_picture_that_cannot_be_had_says_so_and_can_be_asked_for_again(f
         await page.js(again)
         await page.until("document.querySelector('.picture').dataset.state === 'done'", "it is there")
         assert answers == []
+
+
+async def test_a_picture_is_read_from_the_blob_routes(front, browser):
+    headers = front.headers(content_type="image/png")
+    async with aiohttp.ClientSession(front.url) as http, http.post("/v1/blobs?name=b1.png", data=png(), headers=headers) as answer:
+        assert answer.status == 201, await answer.text()
+        kept = await answer.json()
+    about = {name: kept[name] for name in ("blob_id", "mime_type", "size", "sha256", "name")}
+    record(front, "kept", [("image", {"content_id": "c/0", "call_id": "c", "title": "", "alt": "Kept", **about}), finished("")])
+    async with browser.page() as page:
+        await enter(page, front, "#/chat/kept", blobs=None)
+        await page.until("document.querySelector('.picture')?.dataset.state === 'done'", "the picture is there")
+        assert await page.js("document.querySelector('.picture img').naturalWidth") == 480
+        quiet(page, front)
 
 
 async def test_a_file_is_saved_under_its_name_with_the_key(front, browser):

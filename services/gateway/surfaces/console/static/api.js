@@ -121,7 +121,8 @@ export async function* follow(runId, { after = 0, signal, lost = () => {}, resum
         if (ENDS.has(event.type) && event.run_id === runId) return;
       }
     } catch (error) {
-      if (signal?.aborted || error instanceof SyntaxError || (error instanceof Problem && error.status < 500 && error.status !== 429)) throw error;
+      if (signal?.aborted || error instanceof SyntaxError || (error instanceof Problem && error.status < 500
+        && error.status !== 429)) throw error;
     }
     if (signal?.aborted) return;
     failures += 1;

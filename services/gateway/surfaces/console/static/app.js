@@ -12,7 +12,8 @@ import { UsageView } from "./usage.js";
 
 const chat = new Chat({ listed: () => listThreads() });
 const views = {
-  runs: new RunsView($("view-runs")), run: new RunView($("view-run")), replay: new ReplayView($("view-replay")), usage: new UsageView($("view-usage")),
+  runs: new RunsView($("view-runs")), run: new RunView($("view-run")), replay: new ReplayView($("view-replay")),
+    usage: new UsageView($("view-usage")),
 };
 const TITLES = { chat: "Chat", runs: "Runs", run: "Run", replay: "Replay", usage: "Usage" };
 let current = "";
@@ -128,7 +129,8 @@ function newThread() {
 }
 
 const SHORTCUTS = {
-  KeyC: () => (location.hash = "#/chat"), KeyR: () => (location.hash = "#/runs"), KeyP: () => (location.hash = `#/replay/${encodeURIComponent(chat.thread)}`),
+  KeyC: () => (location.hash = "#/chat"), KeyR: () => (location.hash = "#/runs"),
+    KeyP: () => (location.hash = `#/replay/${encodeURIComponent(chat.thread)}`),
   KeyU: () => (location.hash = "#/usage"), KeyN: newThread, KeyT: toggle, KeyK: () => $("keys").showModal(),
 };
 

@@ -13,7 +13,8 @@ let cards = 0;
 // The approval of `interrupt_raised`, and one of GET /v1/approvals, in the same words.
 function read(data) {
   return {
-    id: data.interrupt_id ?? data.approval_id, unknown: data.kind === "outcome_unknown", tool: plain(data.tool, 80), reason: plain(data.reason, 400),
+    id: data.interrupt_id ?? data.approval_id, unknown: data.kind === "outcome_unknown", tool: plain(data.tool, 80),
+      reason: plain(data.reason, 400),
     given: data.arguments, digest: data.arguments_digest, fourEyes: data.four_eyes,
     expires: data.expires_at_ms ? new Date(data.expires_at_ms).toISOString() : data.expires_at,
   };
@@ -32,7 +33,8 @@ export class ApprovalCard {
     this.buttons = element("div", { class: "actions" });
     this.told = element("p", { class: "told", role: "status" });
     this.node = element("section", { class: "approval", "data-state": "open", "aria-labelledby": `approval-${this.number}` },
-      element("h3", { id: `approval-${this.number}` }, icon("hand"), title), element("p", {}, this.reason ? `${words} Why: ${this.reason}` : words),
+      element("h3", { id: `approval-${this.number}` }, icon("hand"), title), element("p", {}, this.reason ? `${words} Why: ${this.reason}`
+        : words),
       this.shown, this.area, this.buttons, this.told,
       this.expires ? element("p", { class: "note" }, `Until ${moment(this.expires)}`) : null);
     if (live) this.offer();
@@ -40,7 +42,8 @@ export class ApprovalCard {
 
   offer() {
     if (this.unknown) {
-      this.buttons.replaceChildren(...UNKNOWN.map(([verb, label]) => button(label, { kind: verb === "cancel_run" ? "danger" : "", onclick: () => this.answer(verb) })));
+      this.buttons.replaceChildren(...UNKNOWN.map(([verb, label]) => button(label, { kind: verb === "cancel_run" ? "danger" : "",
+        onclick: () => this.answer(verb) })));
       return;
     }
     this.buttons.replaceChildren(
@@ -87,7 +90,8 @@ export class ApprovalCard {
 
   reject() {
     const field = element("input", { type: "text", maxLength: 500 });
-    this.form("Why? The model reads this.", "", field, button("Reject the call", { kind: "danger", onclick: () => this.decide({ verb: "reject", reason: field.value }) }));
+    this.form("Why? The model reads this.", "", field, button("Reject the call", { kind: "danger",
+      onclick: () => this.decide({ verb: "reject", reason: field.value }) }));
   }
 
   answer(verb) {
@@ -134,7 +138,8 @@ export class ApprovalCard {
       this.digest = data.arguments_digest;
       this.shown.textContent = json(data.arguments);
     }
-    this.tell(data.delegated_to ? `Passed on to ${plain(data.delegated_to, 80)}` : `${plain(data.by, 60)}: ${plain(data.verb, 20)}. It is still open.`);
+    this.tell(data.delegated_to ? `Passed on to ${plain(data.delegated_to, 80)}`
+      : `${plain(data.by, 60)}: ${plain(data.verb, 20)}. It is still open.`);
   }
 
   resolve(data) {

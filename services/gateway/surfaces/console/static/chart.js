@@ -37,10 +37,12 @@ function frame(data, made, x, y, yTicks) {
     ? made.names.map((name, index) => [index, plain(name, 14)]).filter((_, index) => index % Math.ceil(made.names.length / 10) === 0)
     : ticks(...made.x, 6, made.whole).filter((tick) => tick >= made.x[0] && tick <= made.x[1]).map((tick) => [tick, short(tick)]);
   for (const [at, name] of marks) group.append(drawing("text", { x: x(at), y: HEIGHT - BOX.bottom + 18, "text-anchor": "middle" }, name));
-  if (data.x_label) group.append(drawing("text", { class: "name", x: (BOX.left + WIDTH - BOX.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, plain(data.x_label, 60)));
+  if (data.x_label) group.append(drawing("text", { class: "name", x: (BOX.left + WIDTH - BOX.right) / 2, y: HEIGHT - 6,
+    "text-anchor": "middle" }, plain(data.x_label, 60)));
   if (data.y_label) {
     const middle = (BOX.top + HEIGHT - BOX.bottom) / 2;
-    group.append(drawing("text", { class: "name", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, plain(data.y_label, 40)));
+    group.append(drawing("text", { class: "name", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` },
+      plain(data.y_label, 40)));
   }
   return group;
 }
@@ -63,9 +65,11 @@ function cartesian(data, made) {
   const zero = y(Math.max(yTicks[0], Math.min(0, yTicks.at(-1))));
   made.series.forEach((one, index) => {
     const own = drawing("g", { class: hue(index) });
-    const points = kind === "line" || kind === "area" ? (made.named ? one.points : [...one.points].sort((a, b) => a[0] - b[0])) : one.points;
+    const points = kind === "line" || kind === "area" ? (made.named ? one.points : [...one.points].sort((a, b) => a[0] - b[0]))
+      : one.points;
     const line = points.map((point, n) => `${n ? "L" : "M"}${place(point).toFixed(1)} ${y(point[1]).toFixed(1)}`).join("");
-    if (kind === "area" && points.length) own.append(drawing("path", { class: "wash", d: `${line}L${place(points.at(-1))} ${zero}L${place(points[0])} ${zero}Z` }));
+    if (kind === "area" && points.length) own.append(drawing("path", { class: "wash",
+      d: `${line}L${place(points.at(-1))} ${zero}L${place(points[0])} ${zero}Z` }));
     if ((kind === "line" || kind === "area") && points.length) {
       own.append(drawing("path", { class: "stroke", d: line, "stroke-dasharray": DASHES[Math.floor(index / 2) % DASHES.length] || null }));
     }
@@ -74,11 +78,13 @@ function cartesian(data, made) {
       for (const point of points) {
         const left = place(point) - (width * made.series.length) / 2 + width * index;
         const top = Math.min(y(point[1]), zero);
-        own.append(hint(drawing("rect", { x: left + 0.5, y: top, width: Math.max(1, width - 1), height: Math.max(1, Math.abs(zero - y(point[1]))), rx: 2 }),
+        own.append(hint(drawing("rect", { x: left + 0.5, y: top, width: Math.max(1, width - 1), height: Math.max(1,
+          Math.abs(zero - y(point[1]))), rx: 2 }),
           `${plain(one.name, 60)}, ${plain(point[0], 60)}: ${point[1]}`));
       }
     } else if (kind === "scatter" || points.length <= 40) {
-      for (const point of points) own.append(hint(mark(index, place(point), y(point[1])), `${plain(one.name, 60)}, ${plain(point[0], 60)}: ${point[1]}`));
+      for (const point of points) own.append(hint(mark(index, place(point), y(point[1])),
+        `${plain(one.name, 60)}, ${plain(point[0], 60)}: ${point[1]}`));
     }
     group.append(own);
   });
@@ -95,7 +101,8 @@ function pie(made) {
   slices(made.series[0]?.points || []).forEach(({ name, value, from, to }, index) => {
     const end = to - from > 0.9999 ? to - 0.0001 : to;
     const large = to - from > 0.5 ? 1 : 0;
-    const d = `M${at(from, radius)}A${radius} ${radius} 0 ${large} 1 ${at(end, radius)}L${at(end, hole)}A${hole} ${hole} 0 ${large} 0 ${at(from, hole)}Z`;
+    const outer = `M${at(from, radius)}A${radius} ${radius} 0 ${large} 1 ${at(end, radius)}`;
+    const d = `${outer}L${at(end, hole)}A${hole} ${hole} 0 ${large} 0 ${at(from, hole)}Z`;
     group.append(hint(drawing("path", { class: hue(index), d }), `${plain(name, 60)}: ${value} (${((to - from) * 100).toFixed(1)} %)`));
     if (to - from > 0.06) {
       const [x, y] = at((from + to) / 2, (radius + hole) / 2).split(" ");
@@ -107,13 +114,15 @@ function pie(made) {
 
 function legend(names, round) {
   return element("ul", { class: "legend", "aria-hidden": "true" }, ...names.map((name, index) =>
-    element("li", {}, drawing("svg", { viewBox: "0 0 12 12", class: `swatch ${hue(index)}` }, mark(round ? 1 : index, 6, 6, 4)), plain(name, 60))));
+    element("li", {}, drawing("svg", { viewBox: "0 0 12 12", class: `swatch ${hue(index)}` }, mark(round ? 1 : index, 6, 6, 4)),
+      plain(name, 60))));
 }
 
 function numbers(data, made) {
   const x = plain(data.x_label, 60) || (made.named ? "Name" : "x");
   if (!made.named && data.chart_type === "scatter") {
-    return { columns: ["Series", x, plain(data.y_label, 60) || "y"], rows: made.series.flatMap((one) => one.points.map(([px, py]) => [one.name, px, py])) };
+    return { columns: ["Series", x, plain(data.y_label, 60) || "y"], rows: made.series.flatMap((one) => one.points.map(([px,
+      py]) => [one.name, px, py])) };
   }
   const rows = new Map();
   made.series.forEach((one, index) => one.points.forEach(([px, py]) => {
@@ -131,9 +140,12 @@ export function chart(data) {
   const round = data.chart_type === "pie";
   const names = round ? slices(made.series[0]?.points || []).map((slice) => slice.name) : made.series.map((one) => one.name);
   const drawn = !kind || made.empty || names.length === 0
-    ? element("p", { class: "nothing" }, kind ? "This chart has no points." : `This console draws no chart of the kind “${plain(data.chart_type, 40)}”.`)
-    : drawing("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": name }, ...(round ? pie(made) : cartesian(data, made)));
+    ? element("p", { class: "nothing" }, kind ? "This chart has no points."
+      : `This console draws no chart of the kind “${plain(data.chart_type, 40)}”.`)
+    : drawing("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": name }, ...(round ? pie(made)
+      : cartesian(data, made)));
   return element("figure", { class: "plot" }, title ? element("figcaption", { class: "heading" }, title) : null, drawn,
     made.empty || (names.length < 2 && !round) ? null : legend(names, round),
-    made.empty ? null : element("details", {}, element("summary", {}, "Show the numbers"), table({ ...numbers(data, made), title: title || name })));
+    made.empty ? null : element("details", {}, element("summary", {}, "Show the numbers"), table({ ...numbers(data, made), title: title
+      || name })));
 }

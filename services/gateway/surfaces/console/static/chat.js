@@ -20,7 +20,8 @@ export class Chat {
     Object.assign(this, { listed, thread: "", unused: "", active: "", turn: null, events: [], generation: 0, abort: null });
     this.log = $("log");
     this.machine = new Machine((next, before, detail) => this.entered(next, before, detail));
-    this.conversation = new Conversation(this.log, { live: true, changed: () => this.changed(), feedback: (run, thumb) => this.rate(run, thumb) });
+    this.conversation = new Conversation(this.log, { live: true, changed: () => this.changed(), feedback: (run, thumb) => this.rate(run,
+      thumb) });
     $("composer").addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
     $("input").addEventListener("input", () => this.grow());
     $("input").addEventListener("keydown", (event) => {
@@ -144,7 +145,8 @@ export class Chat {
       if (generation !== this.generation) return;
       loading?.remove();
       if (error.status === 404) return this.missing(kept.length > 0);
-      this.log.append(placeholder("failed", "The thread could not be read", explain(error), button("Try again", { onclick: () => ((this.thread = ""), this.open(thread)) })));
+      this.log.append(placeholder("failed", "The thread could not be read", explain(error), button("Try again",
+        { onclick: () => ((this.thread = ""), this.open(thread)) })));
       this.machine.take("failed");
       this.totals();
     }
@@ -274,7 +276,8 @@ export class Chat {
     } catch (error) {
       if (!$("input").value) $("input").value = text;
       this.grow();
-      turn.notice("The message was not taken", error.reason === "RUN_ENDED" ? "The run had ended. Send it as a new message." : explain(error));
+      turn.notice("The message was not taken", error.reason === "RUN_ENDED" ? "The run had ended. Send it as a new message."
+        : explain(error));
       announce(explain(error), true);
     }
   }
@@ -311,7 +314,9 @@ export class Chat {
     this.clear();
     cache.forget();
     Object.assign(this, { thread: "", unused: "" });
-    $("title").textContent = $("title").title = $("thread").value = $("input").value = $("announce").textContent = $("alert").textContent = "";
+    $("title").textContent = $("title").title = "";
+    for (const id of ["thread", "input"]) $(id).value = "";
+    for (const id of ["announce", "alert"]) $(id).textContent = "";
     $("replay-link").href = "#/replay";
     this.machine.take("sign_out");
   }
@@ -321,7 +326,8 @@ export class Chat {
 export async function threadList(node, current, threads) {
   node.replaceChildren(...threads.map((thread) => {
     const title = plain(thread.metadata?.title, 80) || cache.read(thread.thread_id).title;
-    return element("li", {}, element("a", { href: `#/chat/${encodeURIComponent(thread.thread_id)}`, "aria-current": thread.thread_id === current ? "true" : null },
+    return element("li", {}, element("a", { href: `#/chat/${encodeURIComponent(thread.thread_id)}`,
+      "aria-current": thread.thread_id === current ? "true" : null },
       element("b", { dir: "auto" }, title || plain(thread.thread_id, 60)), element("span", {}, title ? plain(thread.thread_id, 40) : "")));
   }));
 }

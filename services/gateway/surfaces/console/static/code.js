@@ -3,13 +3,22 @@
 import { button, copy, element, plain } from "./dom.js";
 
 const WORDS = {
-  python: "and as assert async await break class continue def del elif else except finally for from global if import in is lambda None nonlocal not or pass raise return True False try while with yield match case",
-  js: "async await break case catch class const continue default delete do else export extends false finally for from function if import in instanceof let new null of return static super switch this throw true try typeof undefined var void while yield interface type enum",
-  sql: "select from where group by order having limit offset insert into values update set delete create table index view drop alter join left right inner outer on as and or not null is in exists between like case when then else end distinct union all with primary key references",
+  python: "and as assert async await break class continue def del elif else except finally for from global if import in is lambda " +
+    "None nonlocal not or pass raise return True False try while with yield match case",
+  js: "async await break case catch class const continue default delete do else export extends false finally for from function " +
+    "if import in instanceof let new null of return static super switch this throw true try typeof undefined var void while " +
+    "yield interface type enum",
+  sql: "select from where group by order having limit offset insert into values update set delete create table index view drop " +
+    "alter join left right inner outer on as and or not null is in exists between like case when then else end distinct union " +
+    "all with primary key references",
   shell: "if then else elif fi for in do done while case esac function return export local set unset echo cd exit",
-  go: "break case chan const continue default defer else fallthrough for func go goto if import interface map package range return select struct switch type var nil true false",
-  rust: "as async await break const continue crate dyn else enum extern false fn for if impl in let loop match mod move mut pub ref return self Self static struct super trait true type unsafe use where while",
-  java: "abstract boolean break byte case catch char class const continue default do double else enum extends false final finally float for if implements import int interface long new null package private protected public return short static super switch this throw throws true try void while",
+  go: "break case chan const continue default defer else fallthrough for func go goto if import interface map package range " +
+    "return select struct switch type var nil true false",
+  rust: "as async await break const continue crate dyn else enum extern false fn for if impl in let loop match mod move mut pub " +
+    "ref return self Self static struct super trait true type unsafe use where while",
+  java: "abstract boolean break byte case catch char class const continue default do double else enum extends false final finally " +
+    "float for if implements import int interface long new null package private protected public return short static super " +
+    "switch this throw throws true try void while",
   data: "true false null yes no",
 };
 const FAMILY = {
@@ -23,7 +32,8 @@ const MOST_COLOURED = 40_000;
 function rule(family) {
   const comment = family === "sql" ? "--[^\\n]*" : HASH.has(family) ? "#[^\\n]*" : "//[^\\n]*|/\\*[\\s\\S]*?\\*/";
   const text = family === "python" ? '"""[\\s\\S]*?"""|' : "";
-  return new RegExp(`(?<c>${comment})|(?<s>${text}"(?:[^"\\\\\\n]|\\\\.)*"|'(?:[^'\\\\\\n]|\\\\.)*')|(?<n>\\b\\d[\\d_.]*(?:e[+-]?\\d+)?\\b)|(?<w>[A-Za-z_]\\w*)`, "gi");
+  const quoted = `(?<s>${text}"(?:[^"\\\\\\n]|\\\\.)*"|'(?:[^'\\\\\\n]|\\\\.)*')`;
+  return new RegExp(`(?<c>${comment})|${quoted}|(?<n>\\b\\d[\\d_.]*(?:e[+-]?\\d+)?\\b)|(?<w>[A-Za-z_]\\w*)`, "gi");
 }
 
 // The text again, piece by piece: what is coloured in spans, everything else as it is.

@@ -35,7 +35,8 @@ function fields(schema) {
   const resolved = resolve(schema);
   const required = new Set(resolved.required || []);
   return Object.entries(resolved.properties || {}).map(([name, field]) => [
-    name + (required.has(name) ? " *" : ""), kind(field), field.description || (field.default !== undefined ? `default ${JSON.stringify(field.default)}` : ""),
+    name + (required.has(name) ? " *" : ""), kind(field), field.description || (field.default !== undefined
+      ? `default ${JSON.stringify(field.default)}` : ""),
   ]);
 }
 
@@ -58,14 +59,17 @@ for (const [tag, entries] of groups) {
     const good = Object.entries(operation.responses).filter(([status]) => status < 400);
     const bad = Object.keys(operation.responses).filter((status) => status >= 400);
     const answers = good.map(([status, answer]) => [
-      status, Object.entries(answer.content || {}).map(([type, content]) => kind(content.schema) === "string" ? type : kind(content.schema)).filter(Boolean).join(" | "), answer.description,
+      status, Object.entries(answer.content || {}).map(([type, content]) => kind(content.schema) === "string" ? type
+        : kind(content.schema)).filter(Boolean).join(" | "), answer.description,
     ]);
-    if (bad.length) answers.push([bad.join(" "), path.startsWith("/v1/chat") || path.startsWith("/v1/models") ? "OpenAI error" : "Problem", ""]);
+    if (bad.length) answers.push([bad.join(" "), path.startsWith("/v1/chat") || path.startsWith("/v1/models") ? "OpenAI error" : "Problem",
+      ""]);
     routes.append(element(
       "section", { class: "route", id },
       element("h2", {}, element("span", {}, method.toUpperCase()), path),
       ...prose(operation.description || operation.summary || "", id),
-      table("Parameters", (operation.parameters || []).map((one) => [one.name + (one.required ? " *" : ""), `${one.in} ${kind(one.schema)}`, one.description || one.schema.description])),
+      table("Parameters", (operation.parameters || []).map((one) => [one.name + (one.required ? " *" : ""),
+        `${one.in} ${kind(one.schema)}`, one.description || one.schema.description])),
       table(`Body: ${bodies.map(([type]) => type).join(", ")}`, fields(reduced)),
       table("Answers", answers),
     ));

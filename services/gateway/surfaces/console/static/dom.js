@@ -20,7 +20,8 @@ export const $ = (id) => document.getElementById(id);
 
 // One of the icons of icons.svg. It says nothing by itself: what it stands in has the name.
 export function icon(name) {
-  return drawing("svg", { class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20" }, drawing("use", { href: `/console/icons.svg#${name}` }));
+  return drawing("svg", { class: "icon", "aria-hidden": "true", viewBox: "0 0 20 20" }, drawing("use",
+    { href: `/console/icons.svg#${name}` }));
 }
 
 export function button(label, { kind = "", symbol = "", quiet = false, ...rest } = {}) {
@@ -90,7 +91,8 @@ export function announce(text, urgent = false) {
 export function state(kind, title, words, ...actions) {
   return element("div", { class: `placeholder ${kind}`, ...(kind === "failed" ? { role: "alert" } : {}) },
     kind === "loading" ? element("span", { class: "spinner", "aria-hidden": "true" }) : icon(kind === "failed" ? "warning" : "empty"),
-    element("h3", {}, title), words ? element("p", {}, words) : null, actions.length ? element("p", { class: "actions" }, ...actions) : null);
+    element("h3", {}, title), words ? element("p", {}, words) : null, actions.length ? element("p", { class: "actions" }, ...actions)
+      : null);
 }
 
 export function explain(error) {

@@ -8,7 +8,8 @@ import { table } from "./table.js";
 export { element, json } from "./dom.js";
 
 const INLINE = new RegExp([
-  /(?<code>(`+)(?!`).{1,4000}?(?<!`)\2(?!`))/, /(?<strong>\*\*(?=\S)[^\n]{1,2000}?(?<=\S)\*\*)/, /(?<strike>~~(?=\S)[^\n]{1,2000}?(?<=\S)~~)/,
+  /(?<code>(`+)(?!`).{1,4000}?(?<!`)\2(?!`))/, /(?<strong>\*\*(?=\S)[^\n]{1,2000}?(?<=\S)\*\*)/,
+    /(?<strike>~~(?=\S)[^\n]{1,2000}?(?<=\S)~~)/,
   /(?<em>(?<![\w*])\*(?=[^\s*])[^*\n]{1,1000}?(?<=\S)\*(?![\w*])|(?<!\w)_(?=[^\s_])[^_\n]{1,1000}?(?<=\S)_(?!\w))/,
   /(?<image>!\[[^\]\n]{0,500}\]\([^()\s]{1,2000}(?:\s+"[^"\n]*")?\))/, /(?<link>\[[^\]\n]{1,500}\]\([^()\s]{1,2000}(?:\s+"[^"\n]*")?\))/,
   /(?<bare>https?:\/\/[^\s<>"'`)\]]{2,2000})/, /(?<cite>\[[a-z]\d{1,3}\])/, /(?<escaped>\\[\\`*_{}[\]()#+\-.!~|>])/,
@@ -82,7 +83,8 @@ function items(lines, anchor, depth = 0) {
       below.push(lines[index]);
     }
     const task = /^\[([ xX])\]\s+/.exec(words);
-    const item = element("li", {}, task ? (task[1] === " " ? "☐ " : "☑ ") : null, ...inline(task ? words.slice(task[0].length) : words, anchor));
+    const item = element("li", {}, task ? (task[1] === " " ? "☐ " : "☑ ") : null, ...inline(task ? words.slice(task[0].length) : words,
+      anchor));
     const nested = below.findIndex((line) => ITEM.test(line));
     const more = nested < 0 ? below : below.slice(0, nested);
     if (more.length) item.append(" ", ...inline(more.map((line) => line.trim()).join(" "), anchor));
@@ -102,11 +104,13 @@ function block(lines, anchor, depth) {
     const level = Math.min(6, heading[1].length + 2);
     return [element(`h${level}`, {}, ...inline(heading[2].trim(), anchor)), ...(rest.length ? block(rest, anchor, depth) : [])];
   }
-  if (/^\s*([-*_])(\s*\1){2,}\s*$/.test(lines[0])) return [element("hr"), ...(lines.length > 1 ? block(lines.slice(1), anchor, depth) : [])];
+  if (/^\s*([-*_])(\s*\1){2,}\s*$/.test(lines[0])) return [element("hr"), ...(lines.length > 1 ? block(lines.slice(1), anchor, depth)
+    : [])];
   if (/^\s*>/.test(lines[0]) && depth < DEEPEST) {
     const end = lines.findIndex((line) => !/^\s*>/.test(line));
     const quoted = (end < 0 ? lines : lines.slice(0, end)).map((line) => line.replace(/^\s*> ?/, ""));
-    return [element("blockquote", {}, ...blocks(quoted.join("\n"), anchor, depth + 1)), ...(end > 0 ? block(lines.slice(end), anchor, depth) : [])];
+    return [element("blockquote", {}, ...blocks(quoted.join("\n"), anchor, depth + 1)), ...(end > 0 ? block(lines.slice(end), anchor,
+      depth) : [])];
   }
   if (lines.length > 1 && lines[0].includes("|") && RULE.test(lines[1].trim())) {
     const end = lines.findIndex((line, index) => index > 1 && !line.includes("|"));

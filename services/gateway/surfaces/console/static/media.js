@@ -52,13 +52,15 @@ function heading(data) {
 const facts = (data) => [plain(data.mime_type, 60), bytes(data.size)].filter(Boolean).join(", ");
 
 function refused(data, words) {
-  return element("figure", { class: "blob" }, element("p", { class: "nothing" }, words), element("figcaption", {}, heading(data), " ", facts(data)), save(data));
+  return element("figure", { class: "blob" }, element("p", { class: "nothing" }, words), element("figcaption", {}, heading(data), " ",
+    facts(data)), save(data));
 }
 
 export function image(data) {
   if (!IMAGES.has(data.mime_type)) return refused(data, "A picture of a kind that is not shown here.");
   const words = plain(data.alt, 1000);
-  const place = element("div", { class: "picture", "data-state": "loading" }, element("span", { class: "spinner", "aria-hidden": "true" }), element("span", { class: "hidden" }, "The picture is loading."));
+  const place = element("div", { class: "picture", "data-state": "loading" }, element("span", { class: "spinner", "aria-hidden": "true" }),
+    element("span", { class: "hidden" }, "The picture is loading."));
   const load = async () => {
     place.dataset.state = "loading";
     try {
@@ -70,11 +72,13 @@ export function image(data) {
     } catch (error) {
       place.dataset.state = "failed";
       const why = error.status ? explain(error) : "The picture is damaged or cannot be reached.";
-      place.replaceChildren(icon("warning"), element("p", {}, words ? `${words}. ${why}` : why), button("Try again", { kind: "small", onclick: load }));
+      place.replaceChildren(icon("warning"), element("p", {}, words ? `${words}. ${why}` : why), button("Try again", { kind: "small",
+        onclick: load }));
     }
   };
   // Only what comes into sight is loaded.
-  const watching = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && (watching.disconnect(), load()), { rootMargin: "400px" });
+  const watching = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && (watching.disconnect(), load()),
+    { rootMargin: "400px" });
   watching.observe(place);
   const title = plain(data.title, 200);
   return element("figure", { class: "blob image" }, place,
@@ -100,12 +104,14 @@ export function audio(data) {
   });
   place.append(load);
   const said = String(data.transcript || "").trim();
-  return element("figure", { class: "blob audio" }, element("figcaption", {}, icon("sound"), element("strong", {}, name), element("span", { class: "facts" }, facts(data)), save(data)),
+  return element("figure", { class: "blob audio" }, element("figcaption", {}, icon("sound"), element("strong", {}, name), element("span",
+    { class: "facts" }, facts(data)), save(data)),
     place, said ? element("details", {}, element("summary", {}, "Transcript"), element("p", { class: "verbatim" }, said)) : null);
 }
 
 export function file(data) {
   const title = plain(data.title, 200);
   return element("figure", { class: "blob file" }, icon("file"),
-    element("figcaption", {}, element("strong", {}, heading(data)), element("span", { class: "facts" }, title ? `${title}, ${facts(data)}` : facts(data))), save(data));
+    element("figcaption", {}, element("strong", {}, heading(data)), element("span", { class: "facts" }, title ? `${title}, ${facts(data)}`
+      : facts(data))), save(data));
 }

@@ -26,7 +26,8 @@ export function render(type, data, anchor = "") {
 
 function unknown(type, data, words) {
   const shown = element("pre", { tabIndex: 0 });
-  const box = element("details", { class: "unknown" }, element("summary", {}, icon("box"), element("b", {}, plain(type, 60) || "content"), element("span", {}, words)), shown);
+  const box = element("details", { class: "unknown" }, element("summary", {}, icon("box"), element("b", {}, plain(type, 60) || "content"),
+    element("span", {}, words)), shown);
   box.addEventListener("toggle", () => (shown.textContent ||= json(data).slice(0, 20_000)), { once: true });
   return box;
 }

@@ -10,7 +10,8 @@ const SPEEDS = [0.5, 1, 2, 4, 8, 16];
 const SHORT_MS = 2000;
 const RULER = 1000;
 const RECENT = 6;
-const TONE = { warning: "warning", run_failed: "warning", attempt_superseded: "attempt", log_gap: "attempt", interrupt_raised: "steer", tool_call_started: "memory" };
+const TONE = { warning: "warning", run_failed: "warning", attempt_superseded: "attempt", log_gap: "attempt", interrupt_raised: "steer",
+  tool_call_started: "memory" };
 
 export class ReplayView {
   constructor(node) {
@@ -19,8 +20,10 @@ export class ReplayView {
     this.names = element("datalist", { id: "replay-threads" });
     this.name.setAttribute("list", "replay-threads");
     this.play = button("Play", { kind: "primary", symbol: "play", id: "replay-play", onclick: () => this.toggle() });
-    this.slider = element("input", { type: "range", id: "replay-slider", "aria-label": "Moment of the replay", max: 0, value: 0, step: 1, oninput: () => this.scrub() });
-    this.speed = element("select", { id: "replay-speed" }, ...SPEEDS.map((speed) => new Option(`${speed}×`, speed, speed === 1, speed === 1)));
+    this.slider = element("input", { type: "range", id: "replay-slider", "aria-label": "Moment of the replay", max: 0, value: 0, step: 1,
+      oninput: () => this.scrub() });
+    this.speed = element("select", { id: "replay-speed" }, ...SPEEDS.map((speed) => new Option(`${speed}×`, speed, speed === 1,
+      speed === 1)));
     this.speed.addEventListener("change", () => (this.player.speed = Number(this.speed.value)));
     this.short = element("input", { type: "checkbox", id: "replay-short", onchange: () => this.lay() });
     this.clock = element("output", { class: "clock" });
@@ -33,21 +36,26 @@ export class ReplayView {
       element("div", { class: "controls" }, this.play,
         button("One event back", { kind: "ghost", symbol: "back", quiet: true, onclick: () => this.step(false) }),
         button("One event on", { kind: "ghost", symbol: "forward", quiet: true, onclick: () => this.step(true) }),
-        element("label", {}, element("span", {}, "Speed"), this.speed), element("label", { class: "check" }, this.short, element("span", {}, "Shorten pauses to 2 s")), this.clock, this.chip),
+        element("label", {}, element("span", {}, "Speed"), this.speed), element("label", { class: "check" }, this.short, element("span",
+          {}, "Shorten pauses to 2 s")), this.clock, this.chip),
       element("div", { class: "scale" }, this.slider, this.ruler), this.recent, this.log);
     this.empty = element("div");
     node.replaceChildren(
       element("header", { class: "page-head" }, element("h1", { tabIndex: -1 }, "Replay")),
-      element("form", { class: "filters", onsubmit: (event) => (event.preventDefault(), this.name.value && (location.hash = `#/replay/${encodeURIComponent(this.name.value.trim())}`)) },
-        element("label", {}, element("span", {}, "Thread"), this.name), this.names, element("button", { type: "submit", class: "button" }, "Open")),
+      element("form", { class: "filters", onsubmit: (event) => (event.preventDefault(), this.name.value
+        && (location.hash = `#/replay/${encodeURIComponent(this.name.value.trim())}`)) },
+        element("label", {}, element("span", {}, "Thread"), this.name), this.names, element("button", { type: "submit", class: "button" },
+          "Open")),
       this.place, this.empty);
   }
 
   async open(thread) {
     this.node.querySelector("h1").focus({ preventScroll: true });
-    list("/v1/threads", 50).then((threads) => this.names.replaceChildren(...threads.map((one) => new Option(plain(one.thread_id), one.thread_id))), () => {});
+    list("/v1/threads", 50).then((threads) => this.names.replaceChildren(...threads.map((one) => new Option(plain(one.thread_id),
+      one.thread_id))), () => {});
     if (!thread) {
-      if (!this.thread) this.empty.replaceChildren(state("empty", "Choose a thread", "Its log is played again in its own time: every word, call and warning, as it was."));
+      if (!this.thread) this.empty.replaceChildren(state("empty", "Choose a thread",
+        "Its log is played again in its own time: every word, call and warning, as it was."));
       return;
     }
     this.name.value = thread;
@@ -58,7 +66,8 @@ export class ReplayView {
       const { events } = await get(path`/replay/${thread}`);
       this.thread = thread;
       this.events = events;
-      this.empty.replaceChildren(...(events.length ? [] : [state("empty", "Nothing to replay", "Nobody has said anything in this thread.")]));
+      this.empty.replaceChildren(...(events.length ? [] : [state("empty", "Nothing to replay",
+        "Nobody has said anything in this thread.")]));
       this.place.hidden = events.length === 0;
       this.lay();
     } catch (error) {
@@ -90,7 +99,8 @@ export class ReplayView {
     this.slider.max = String(Math.max(1, Math.round(this.player.duration)));
     const span = this.player.duration || 1;
     this.ruler.replaceChildren(...this.events.map((event, index) => [TONE[event.type], times[index]]).filter(([tone]) => tone).slice(0, 500)
-      .map(([tone, at]) => drawing("rect", { class: `mark ${tone}`, x: Math.min(RULER - 3, (at / span) * RULER), y: 2, width: 3, height: 12, rx: 1 })));
+      .map(([tone, at]) => drawing("rect", { class: `mark ${tone}`, x: Math.min(RULER - 3, (at / span) * RULER), y: 2, width: 3,
+        height: 12, rx: 1 })));
     this.rebuild();
   }
 
@@ -113,7 +123,8 @@ export class ReplayView {
     }
     const last = this.events[this.shown - 1];
     this.slider.value = String(Math.round(this.player.at));
-    this.slider.setAttribute("aria-valuetext", `${lasting(this.player.at)} of ${lasting(this.player.duration)}, ${STATES[this.machine.state].label}`);
+    this.slider.setAttribute("aria-valuetext",
+      `${lasting(this.player.at)} of ${lasting(this.player.duration)}, ${STATES[this.machine.state].label}`);
     this.clock.textContent = `${lasting(this.player.at)} / ${lasting(this.player.duration)}`;
     this.clock.title = last ? moment(last.ts) : "";
     this.chip.textContent = STATES[this.machine.state].label;

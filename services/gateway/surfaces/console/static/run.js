@@ -38,7 +38,8 @@ export class RunView {
         }
       }
       if (signal.aborted) return;
-      if (run.status !== "succeeded" && run.status !== "failed" && run.status !== "cancelled") this.facts(await get(path`/v1/runs/${runId}`, { signal }));
+      if (run.status !== "succeeded" && run.status !== "failed"
+        && run.status !== "cancelled") this.facts(await get(path`/v1/runs/${runId}`, { signal }));
       performance.clearMarks("run-read");
       performance.mark("run-read");
       this.paint();
@@ -48,7 +49,8 @@ export class RunView {
       }));
     } catch (error) {
       if (signal.aborted) return;
-      this.node.replaceChildren(this.back(), state("failed", error.status === 404 ? "There is no such run" : "The run could not be read", explain(error),
+      this.node.replaceChildren(this.back(), state("failed", error.status === 404 ? "There is no such run" : "The run could not be read",
+        explain(error),
         button("Try again", { onclick: () => this.open(runId) })));
     }
   }
@@ -71,7 +73,8 @@ export class RunView {
       ["Events", (panel) => (panel.append(this.raw), this.list())],
     ]);
     this.node.replaceChildren(
-      this.back(), element("header", { class: "page-head" }, element("h1", { tabIndex: -1, dir: "auto" }, plain(run.agent, 60)), this.chip, this.cancel),
+      this.back(), element("header", { class: "page-head" }, element("h1", { tabIndex: -1, dir: "auto" }, plain(run.agent, 60)), this.chip,
+        this.cancel),
       element("p", { class: "id" }, plain(run.run_id)), this.head, pages.node);
     this.place.append(state("loading", "Reading its events", ""));
     this.facts(run);
@@ -86,16 +89,21 @@ export class RunView {
     const { usage } = run;
     const thread = encodeURIComponent(run.thread_id);
     const rows = [
-      ["Thread", element("a", { href: `#/chat/${thread}` }, plain(run.thread_id, 60)), element("a", { href: `#/replay/${thread}` }, "Replay")],
+      ["Thread", element("a", { href: `#/chat/${thread}` }, plain(run.thread_id, 60)), element("a", { href: `#/replay/${thread}` },
+        "Replay")],
       ["Version", plain(run.agent_version, 40)], ["Accepted", moment(run.created_at)],
       ["Took", ended ? lasting(Date.parse(run.ended_at) - Date.parse(run.started_at || run.created_at)) : "at work"],
       ["Tokens", `${count(usage.input_tokens)} in, ${count(usage.output_tokens)} out`], ["Cost", money(usage.cost_microusd)],
-      ["Calls", `${count(usage.model_calls)} model, ${count(usage.tool_calls)} tool`], ["Attempts", run.attempt > 1 ? `${run.attempt} (taken over)` : String(run.attempt)],
-      run.parent_run_id ? ["Asked by", element("a", { href: `#/runs/${encodeURIComponent(run.parent_run_id)}` }, plain(run.parent_run_id, 40))] : null,
+      ["Calls", `${count(usage.model_calls)} model, ${count(usage.tool_calls)} tool`], ["Attempts", run.attempt > 1
+        ? `${run.attempt} (taken over)` : String(run.attempt)],
+      run.parent_run_id ? ["Asked by", element("a", { href: `#/runs/${encodeURIComponent(run.parent_run_id)}` }, plain(run.parent_run_id,
+        40))] : null,
       run.queue_position ? ["Queue", `position ${run.queue_position}`] : null,
-      run.error ? ["Error", element("span", { class: "no" }, plain(run.error.message, 300)), element("code", {}, plain(run.error.reason, 60))] : null,
+      run.error ? ["Error", element("span", { class: "no" }, plain(run.error.message, 300)), element("code", {}, plain(run.error.reason,
+        60))] : null,
     ];
-    this.head.replaceChildren(...rows.filter(Boolean).map(([name, ...values]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...values.flatMap((value) => [value, " "])))));
+    this.head.replaceChildren(...rows.filter(Boolean).map(([name, ...values]) => element("div", {}, element("dt", {}, name), element("dd",
+      {}, ...values.flatMap((value) => [value, " "])))));
   }
 
   paint() {
@@ -150,7 +158,8 @@ export class RunView {
 export function rawEvent(event, start) {
   const shown = element("pre", { tabIndex: 0 });
   const brief = plain(JSON.stringify(event.data), 160);
-  const box = element("details", {}, element("summary", {}, element("span", { class: "seq" }, String(event.seq)), element("b", {}, plain(event.type, 60)),
+  const box = element("details", {}, element("summary", {}, element("span", { class: "seq" }, String(event.seq)), element("b", {},
+    plain(event.type, 60)),
     element("time", {}, `+${lasting(Date.parse(event.ts) - start)}`), element("span", { class: "brief" }, brief)), shown);
   box.addEventListener("toggle", () => (shown.textContent ||= json(event)), { once: true });
   return element("li", { class: event.provisional ? "provisional" : null }, box);

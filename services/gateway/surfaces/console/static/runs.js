@@ -19,7 +19,8 @@ export class RunsView {
     Object.assign(this, { node, timer: 0, runs: null, cards: new Map(), seen: "" });
     this.body = element("tbody");
     this.told = element("p", { class: "note", role: "status" });
-    this.asked = element("section", { class: "asked", hidden: true, "aria-label": "Waiting for you" }, element("h2", {}, "Waiting for you"));
+    this.asked = element("section", { class: "asked", hidden: true, "aria-label": "Waiting for you" }, element("h2", {},
+      "Waiting for you"));
     this.filters = {
       status: element("select", {}, new Option("any", ""), ...Object.entries(STATUS).map(([value, name]) => new Option(name, value))),
       agent: element("select", {}, new Option("any", "")),
@@ -29,12 +30,14 @@ export class RunsView {
     const names = { status: "Status", agent: "Agent", text: "Contains" };
     this.place = element("div", { class: "scroller runs", tabIndex: 0, role: "region", "aria-label": "Runs" },
       element("table", {}, element("caption", { class: "hidden" }, "Runs, newest first"), element("thead", {}, element("tr", {},
-        ...["Run", "Status", "Thread", "Accepted", "Took", "Tokens", "Cost"].map((name, index) => element("th", { scope: "col", class: index > 3 ? "number" : null }, name)))), this.body));
+        ...["Run", "Status", "Thread", "Accepted", "Took", "Tokens", "Cost"].map((name, index) => element("th", { scope: "col",
+          class: index > 3 ? "number" : null }, name)))), this.body));
     this.empty = element("div");
     node.replaceChildren(
       element("header", { class: "page-head" }, element("h1", { tabIndex: -1 }, "Runs"), this.told), this.asked,
       element("form", { class: "filters", role: "search", "aria-label": "Filter of runs", onsubmit: (event) => event.preventDefault() },
-        ...Object.entries(this.filters).map(([name, field]) => element("label", {}, element("span", {}, names[name]), field))), this.place, this.empty);
+        ...Object.entries(this.filters).map(([name, field]) => element("label", {}, element("span", {}, names[name]), field))), this.place,
+          this.empty);
   }
 
   async open() {
@@ -60,25 +63,29 @@ export class RunsView {
 
   async refresh() {
     try {
-      const [runs, asked] = await Promise.all([list("/v1/runs", MOST), get("/v1/approvals?decidable=true&limit=20").catch(() => ({ data: [] }))]);
+      const [runs, asked] = await Promise.all([list("/v1/runs", MOST),
+        get("/v1/approvals?decidable=true&limit=20").catch(() => ({ data: [] }))]);
       if (!this.on) return;
       this.runs = runs;
       this.ask(asked.data);
       this.draw();
     } catch (error) {
       if (!this.on) return;
-      if (!this.runs) this.empty.replaceChildren(state("failed", "The runs could not be read", explain(error), button("Try again", { onclick: () => this.open() })));
+      if (!this.runs) this.empty.replaceChildren(state("failed", "The runs could not be read", explain(error), button("Try again",
+        { onclick: () => this.open() })));
       else this.told.textContent = `Not up to date: ${explain(error)}`;
     }
     clearTimeout(this.timer);
-    if (this.on) this.timer = setTimeout(() => (document.visibilityState === "visible" ? this.refresh() : (this.timer = setTimeout(() => this.refresh(), AGAIN_MS))), AGAIN_MS);
+    if (this.on) this.timer = setTimeout(() => (document.visibilityState === "visible" ? this.refresh()
+      : (this.timer = setTimeout(() => this.refresh(), AGAIN_MS))), AGAIN_MS);
   }
 
   ask(approvals) {
     for (const one of approvals) {
       if (this.cards.has(one.approval_id)) continue;
       const card = new ApprovalCard(one, { decided: () => this.refresh() });
-      card.node.append(element("p", { class: "note" }, element("a", { href: `#/runs/${encodeURIComponent(one.run_id)}` }, "The run that asks")));
+      card.node.append(element("p", { class: "note" }, element("a", { href: `#/runs/${encodeURIComponent(one.run_id)}` },
+        "The run that asks")));
       this.cards.set(one.approval_id, card);
       this.asked.append(card.node);
     }
@@ -105,11 +112,13 @@ export class RunsView {
     const open = this.runs.filter((run) => !run.ended_at).length;
     this.told.textContent = `${some(this.runs.length, "run")}, ${count(open)} not ended`;
     // Drawn anew only where something is different, so that the focus stays where it is.
-    const seen = JSON.stringify([wanted, fitting.map((run) => [run.run_id, run.status, run.usage, run.queue_position, run.ended_at ? "" : ago(run.created_at)])]);
+    const seen = JSON.stringify([wanted, fitting.map((run) => [run.run_id, run.status, run.usage, run.queue_position, run.ended_at ? ""
+      : ago(run.created_at)])]);
     this.place.hidden = fitting.length === 0;
     this.empty.replaceChildren(...(fitting.length ? [] : [this.runs.length
       ? state("empty", "No run fits", "Change the filter to see others.")
-      : state("empty", "No runs yet", "A message in the chat begins one.", element("a", { class: "button primary", href: "#/chat" }, "Open the chat"))]));
+      : state("empty", "No runs yet", "A message in the chat begins one.", element("a", { class: "button primary", href: "#/chat" },
+        "Open the chat"))]));
     if (seen === this.seen) return;
     this.seen = seen;
     const focused = document.activeElement?.closest?.("tr")?.dataset.run;
@@ -119,13 +128,17 @@ export class RunsView {
 }
 
 function line(run) {
-  const took = run.ended_at ? Date.parse(run.ended_at) - Date.parse(run.started_at || run.created_at) : Date.now() - Date.parse(run.started_at || run.created_at);
+  const took = run.ended_at ? Date.parse(run.ended_at) - Date.parse(run.started_at || run.created_at)
+    : Date.now() - Date.parse(run.started_at || run.created_at);
   const { usage } = run;
   return element("tr", { "data-run": run.run_id },
-    element("th", { scope: "row" }, element("a", { href: `#/runs/${encodeURIComponent(run.run_id)}` }, element("b", { dir: "auto" }, plain(run.agent, 60)), element("span", { class: "id" }, plain(run.run_id, 48)))),
+    element("th", { scope: "row" }, element("a", { href: `#/runs/${encodeURIComponent(run.run_id)}` }, element("b", { dir: "auto" },
+      plain(run.agent, 60)), element("span", { class: "id" }, plain(run.run_id, 48)))),
     element("td", {}, chip(run.status), run.queue_position ? element("span", { class: "note" }, ` position ${run.queue_position}`) : null),
-    element("td", { "data-name": "Thread" }, element("a", { href: `#/chat/${encodeURIComponent(run.thread_id)}`, class: "id" }, plain(run.thread_id, 40))),
-    element("td", { "data-name": "Accepted" }, element("time", { dateTime: run.created_at || "", title: moment(run.created_at) }, ago(run.created_at))),
+    element("td", { "data-name": "Thread" }, element("a", { href: `#/chat/${encodeURIComponent(run.thread_id)}`, class: "id" },
+      plain(run.thread_id, 40))),
+    element("td", { "data-name": "Accepted" }, element("time", { dateTime: run.created_at || "", title: moment(run.created_at) },
+      ago(run.created_at))),
     element("td", { class: "number", "data-name": "Took" }, lasting(took)),
     element("td", { class: "number", "data-name": "Tokens" }, count(usage.input_tokens + usage.output_tokens)),
     element("td", { class: "number", "data-name": "Cost" }, money(usage.cost_microusd)));

@@ -5,7 +5,8 @@ export function ticks(low, high, wanted = 5, whole = false) {
   if (!(high > low)) return [low];
   const rough = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((times) => times * power).find((size) => size >= rough && (!whole || Number.isInteger(size))) || 10 * power;
+  const step = [1, 2, 2.5, 5, 10].map((times) => times * power).find((size) => size >= rough && (!whole || Number.isInteger(size)))
+    || 10 * power;
   const found = [];
   for (let index = Math.floor(low / step); found.length < 40; index += 1) {
     found.push(Number((index * step).toPrecision(12)));
@@ -32,7 +33,8 @@ export function short(value) {
 export function shape(data, most = { series: 20, points: 2000 }) {
   let left = most.points;
   const series = (Array.isArray(data.series) ? data.series : []).slice(0, most.series).map((one, index) => {
-    const points = (Array.isArray(one?.points) ? one.points : []).filter((point) => Array.isArray(point) && Number.isFinite(point[1])).slice(0, left);
+    const points = (Array.isArray(one?.points) ? one.points : []).filter((point) => Array.isArray(point)
+      && Number.isFinite(point[1])).slice(0, left);
     left -= points.length;
     return { name: String(one?.name ?? "") || `Series ${index + 1}`, points };
   });

@@ -6,10 +6,12 @@ function brief(value) {
   if (value === undefined || value === null) return "";
   if (typeof value === "object") value = value.result ?? value.value ?? value.message ?? value;
   const single = typeof value === "object" && value !== null && Object.keys(value).length === 1;
-  return plain(typeof value === "string" ? value : single ? json(Object.values(value)[0]) : JSON.stringify(value), 120).replace(/\s+/g, " ");
+  return plain(typeof value === "string" ? value : single ? json(Object.values(value)[0]) : JSON.stringify(value), 120).replace(/\s+/g,
+    " ");
 }
 
-const row = (name, value) => [element("dt", {}, name), element("dd", {}, typeof value === "object" && value instanceof Node ? value : plain(value))];
+const row = (name, value) => [element("dt", {}, name), element("dd", {}, typeof value === "object" && value instanceof Node ? value
+  : plain(value))];
 const block = (name, value) => row(name, element("pre", { tabIndex: 0, role: "region", "aria-label": name }, json(value).slice(0, 40_000)));
 
 export class ToolCard {

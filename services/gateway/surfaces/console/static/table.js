@@ -31,7 +31,8 @@ export function table({ columns = [], rows = [], title = "", format = null, note
 
   function draw() {
     body.replaceChildren(...order.slice(0, shown).map((row) => element("tr", {}, ...Array.from({ length: wide }, (_, at) =>
-      element("td", right[at] ? { class: "number" } : { dir: "auto" }, ...[format && typeof row[at] === "string" ? format(row[at]) : words(row[at])].flat())))));
+      element("td", right[at] ? { class: "number" } : { dir: "auto" }, ...[format && typeof row[at] === "string" ? format(row[at])
+        : words(row[at])].flat())))));
     more.hidden = order.length <= shown;
   }
 

@@ -8,9 +8,11 @@ let made = 0;
 export function tabs(label, panels, chosen = 0) {
   const number = (made += 1);
   const filled = new Set();
-  const boxes = panels.map((_, index) => element("div", { role: "tabpanel", id: `panel-${number}-${index}`, "aria-labelledby": `tab-${number}-${index}`, hidden: true, tabIndex: 0 }));
+  const boxes = panels.map((_, index) => element("div", { role: "tabpanel", id: `panel-${number}-${index}`,
+    "aria-labelledby": `tab-${number}-${index}`, hidden: true, tabIndex: 0 }));
   const heads = panels.map(([name], index) => element("button", {
-    type: "button", role: "tab", id: `tab-${number}-${index}`, "aria-controls": `panel-${number}-${index}`, "aria-selected": "false", tabIndex: -1,
+    type: "button", role: "tab", id: `tab-${number}-${index}`, "aria-controls": `panel-${number}-${index}`, "aria-selected": "false",
+      tabIndex: -1,
     onclick: () => show(index),
     onkeydown: (event) => {
       const to = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: panels.length - 1 }[event.key];
@@ -34,7 +36,8 @@ export function tabs(label, panels, chosen = 0) {
     }
   }
 
-  const node = element("div", { class: "tabs" }, element("div", { role: "tablist", "aria-label": label, class: "tablist" }, ...heads), ...boxes);
+  const node = element("div", { class: "tabs" }, element("div", { role: "tablist", "aria-label": label, class: "tablist" }, ...heads),
+    ...boxes);
   show(chosen);
   return { node, show };
 }

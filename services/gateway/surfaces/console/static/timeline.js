@@ -57,9 +57,11 @@ export function build(events, now = Date.now()) {
         break;
       }
       case "usage": {
-        const told = { model: data.model, provider: data.provider, tokens: (data.input_tokens || 0) + (data.output_tokens || 0), cost: data.cost_microusd || 0, detail: data };
+        const told = { model: data.model, provider: data.provider, tokens: (data.input_tokens || 0) + (data.output_tokens || 0),
+          cost: data.cost_microusd || 0, detail: data };
         if (!end(`model ${data.step}`, at, data.lost ? "failed" : data.stopped ? "stopped" : "done", told)) {
-          bars.push({ kind: "model", label: data.lost ? "Lost model call" : "Model call", from: at, to: at, status: data.lost ? "failed" : "done", step: data.step, ...told });
+          bars.push({ kind: "model", label: data.lost ? "Lost model call" : "Model call", from: at, to: at, status: data.lost ? "failed"
+            : "done", step: data.step, ...told });
         }
         totals.models += data.model_calls || 1;
         totals.input += data.input_tokens || 0;
@@ -84,9 +86,11 @@ export function build(events, now = Date.now()) {
       case "child_run_started": begin(`child ${data.run_id}`, "child", `Agent ${plain(data.agent, 60)}`, at, { run: data.run_id }); break;
       case "child_run_finished": end(`child ${data.run_id}`, at, data.status === "succeeded" ? "done" : "failed", { detail: data }); break;
       case "interrupt_raised":
-        if (data.interrupt_id) begin(`ask ${data.interrupt_id}`, "wait", `A person decides on ${plain(data.tool, 60)}`, at, { detail: { arguments: data.arguments } });
+        if (data.interrupt_id) begin(`ask ${data.interrupt_id}`, "wait", `A person decides on ${plain(data.tool, 60)}`, at,
+          { detail: { arguments: data.arguments } });
         break;
-      case "interrupt_resolved": end(`ask ${data.interrupt_id}`, at, data.outcome === "approved" || data.outcome === "answered" ? "done" : "failed"); break;
+      case "interrupt_resolved": end(`ask ${data.interrupt_id}`, at, data.outcome === "approved" || data.outcome === "answered" ? "done"
+        : "failed"); break;
       case "warning":
         totals.warnings += 1;
         mark(at, "warning", data.user_message || plain(data.code, 80), data);
@@ -140,12 +144,14 @@ function disclose(line, one, event) {
 function row(made, one) {
   const line = element("tr", { class: `row ${one.kind}` });
   const name = one.detail === undefined ? element("span", {}, one.label)
-    : element("button", { type: "button", class: "disclose", "aria-expanded": "false", onclick: (event) => disclose(line, one, event) }, one.label);
+    : element("button", { type: "button", class: "disclose", "aria-expanded": "false", onclick: (event) => disclose(line, one, event) },
+      one.label);
   const run = one.run ? element("a", { class: "note", href: `#/runs/${encodeURIComponent(one.run)}` }, "its run") : null;
   const model = one.model ? element("span", { class: "note" }, plain(one.model, 60)) : null;
   const word = WORD[one.status] ? element("span", { class: "note", "data-status": one.status }, WORD[one.status]) : null;
   line.append(
-    element("th", { scope: "row" }, element("i", { class: "kind", "data-kind": one.kind, "aria-hidden": "true" }, KIND[one.kind]), name, ...[run, model, word].filter(Boolean)),
+    element("th", { scope: "row" }, element("i", { class: "kind", "data-kind": one.kind, "aria-hidden": "true" }, KIND[one.kind]), name,
+      ...[run, model, word].filter(Boolean)),
     element("td", { class: "number" }, `+${lasting(one.from - made.start)}`), element("td", { class: "bars" }, bar(made, one)),
     element("td", { class: "number" }, lasting(one.to - one.from)),
     element("td", { class: "number" }, one.tokens ? `${count(one.tokens)} tok` : "", one.cost ? ` ${money(one.cost)}` : ""));
@@ -157,9 +163,11 @@ function ruler(made) {
   const place = (at) => ((at - made.start) / span) * 1000;
   const line = drawing("svg", { class: "ruler", viewBox: "0 0 1000 16", preserveAspectRatio: "none", "aria-hidden": "true" });
   for (const attempt of made.attempts) {
-    line.append(drawing("rect", { class: `attempt a${attempt.number % 2}`, x: place(attempt.from), y: 5, width: Math.max(1, place(attempt.to) - place(attempt.from)), height: 6, rx: 3 }));
+    line.append(drawing("rect", { class: `attempt a${attempt.number % 2}`, x: place(attempt.from), y: 5, width: Math.max(1,
+      place(attempt.to) - place(attempt.from)), height: 6, rx: 3 }));
   }
-  for (const { at, kind } of made.marks.slice(0, 500)) line.append(drawing("rect", { class: `mark ${kind}`, x: Math.min(997, place(at)), y: 1, width: 3, height: 14, rx: 1 }));
+  for (const { at, kind } of made.marks.slice(0, 500)) line.append(drawing("rect", { class: `mark ${kind}`, x: Math.min(997, place(at)),
+    y: 1, width: 3, height: 14, rx: 1 }));
   return line;
 }
 
@@ -167,13 +175,17 @@ export function paint(made) {
   const shown = made.bars.slice(0, FIRST_ROWS);
   const body = element("tbody", {}, ...shown.map((one) => row(made, one)));
   const rest = made.bars.length - shown.length;
-  const more = rest > 0 ? button(`Show ${count(rest)} more`, { kind: "small ghost", onclick: () => (body.append(...made.bars.slice(FIRST_ROWS).map((one) => row(made, one))), more.remove()) }) : null;
-  const told = made.marks.slice(0, 200).map(({ at, kind, text }) => element("li", { "data-kind": kind }, icon(kind === "warning" ? "warning" : "dot"), element("time", {}, `+${lasting(at - made.start)}`), element("span", { dir: "auto" }, text)));
+  const more = rest > 0 ? button(`Show ${count(rest)} more`, { kind: "small ghost",
+    onclick: () => (body.append(...made.bars.slice(FIRST_ROWS).map((one) => row(made, one))), more.remove()) }) : null;
+  const told = made.marks.slice(0, 200).map(({ at, kind, text }) => element("li", { "data-kind": kind }, icon(kind === "warning"
+    ? "warning" : "dot"), element("time", {}, `+${lasting(at - made.start)}`), element("span", { dir: "auto" }, text)));
   return [
     element("div", { class: "scroller timeline", tabIndex: 0, role: "region", "aria-label": "Timeline" },
       element("table", {}, element("caption", {}, `${count(made.events)} events in ${lasting(made.end - made.start)}`),
         element("thead", {}, element("tr", {}, ...["What", "Start", "Over time", "Took", "Used"].map((name, index) =>
-          element("th", { scope: "col", class: index === 2 ? "bars" : index ? "number" : null }, name, index === 2 ? ruler(made) : null)))), body)),
-    more, told.length ? element("section", { class: "marks-list" }, element("h3", {}, "What happened on the way"), element("ol", {}, ...told)) : null,
+          element("th", { scope: "col", class: index === 2 ? "bars" : index ? "number" : null }, name, index === 2 ? ruler(made)
+            : null)))), body)),
+    more, told.length ? element("section", { class: "marks-list" }, element("h3", {}, "What happened on the way"), element("ol", {},
+      ...told)) : null,
   ].filter(Boolean);
 }

@@ -16,7 +16,8 @@ let turns = 0;
 export class Turn {
   // `live`: approvals can be decided and feedback given. `changed` is told after each thing that alters what is seen.
   constructor(log, { agent = "", live = false, changed = () => {}, feedback = null } = {}) {
-    Object.assign(this, { log, live, changed, feedback, usage: null, ended: false, begun: 0, answer: "", simulated: false, runId: "", said: "" });
+    Object.assign(this, { log, live, changed, feedback, usage: null, ended: false, begun: 0, answer: "", simulated: false, runId: "",
+      said: "" });
     this.deltas = []; // {seq, message, text}, so that superseded text can be taken back
     this.messages = new Map();
     this.tools = new Map();
@@ -60,7 +61,8 @@ export class Turn {
 
   notice(title, text, kind = "", code = "") {
     this.put(element("div", { class: `notice ${kind}` }, icon("warning"),
-      element("div", {}, element("b", {}, title), text ? element("p", {}, text) : null, code ? element("code", {}, plain(code, 60)) : null)));
+      element("div", {}, element("b", {}, title), text ? element("p", {}, text) : null, code ? element("code", {}, plain(code, 60))
+        : null)));
   }
 
   completed(seq, { text, message_id: message = "" }) {
@@ -117,20 +119,23 @@ export class Turn {
   steer(number, text, state) {
     let box = this.steers.get(number);
     if (!box) {
-      box = this.put(element("p", { class: "user steer", dir: "auto" }, element("span", {}, text || "A message for the run at work"), element("i")));
+      box = this.put(element("p", { class: "user steer", dir: "auto" }, element("span", {}, text || "A message for the run at work"),
+        element("i")));
       this.steers.set(number, box);
     }
     if (text) box.firstChild.textContent = text;
     // The answer to the sender and the events of the run may come in either order.
     if (STEERED.indexOf(state) < STEERED.indexOf(box.dataset.state)) return;
     box.dataset.state = state;
-    box.lastChild.textContent = { sent: "sent", received: "waits for the next step", applied: "read by the agent", dropped: "came too late" }[state];
+    box.lastChild.textContent = { sent: "sent", received: "waits for the next step", applied: "read by the agent",
+      dropped: "came too late" }[state];
     this.changed();
   }
 
   ask(data) {
     if (data.kind === "client_tools") {
-      const calls = (data.calls || []).map((call) => element("li", {}, element("code", {}, plain(call.name, 80)), " ", plain(json(call.arguments), 300)));
+      const calls = (data.calls || []).map((call) => element("li", {}, element("code", {}, plain(call.name, 80)), " ",
+        plain(json(call.arguments), 300)));
       this.put(element("div", { class: "notice" }, icon("wait"), element("div", {},
         element("b", {}, "This run waits for tools of the program that began it."), element("ul", {}, ...calls))));
       return;
@@ -159,7 +164,8 @@ export class Turn {
     if (this.usage.cost_microusd) facts.push([money(this.usage.cost_microusd)]);
     if (this.simulated) facts.push(["simulator, no real model"]);
     const run = element("a", { href: `#/runs/${encodeURIComponent(event.run_id || this.runId)}`, class: "run-link" }, "Timeline");
-    this.foot = element("footer", { class: "foot" }, ...facts.map(([text, kind]) => element("span", kind ? { class: kind } : {}, text)), run);
+    this.foot = element("footer", { class: "foot" }, ...facts.map(([text, kind]) => element("span", kind ? { class: kind } : {}, text)),
+      run);
     if (this.live && this.feedback) this.foot.append(this.thumbs());
     this.body.append(this.foot);
     this.finish();
@@ -198,7 +204,8 @@ export class Turn {
 
 function recalled({ parts, kinds }) {
   if (!parts) return "";
-  const names = Array.isArray(kinds) ? kinds.join(", ") : Object.entries(kinds || {}).map(([kind, many]) => `${many} ${words(kind)}`).join(", ");
+  const names = Array.isArray(kinds) ? kinds.join(", ") : Object.entries(kinds || {}).map(([kind,
+    many]) => `${many} ${words(kind)}`).join(", ");
   return `Recalled ${parts} ${parts === 1 ? "part" : "parts"}${names ? ` (${names})` : ""}`;
 }
 
@@ -273,7 +280,8 @@ const TAKE = {
 // Events that a conversation does not show; the timeline of the run has them.
 const QUIET = new Set([
   "run_started", "step_started", "step_completed", "agent_status", "plan_update_dropped", "stop_received", "tool_cancel_received",
-  "tool_cancel_ignored", "tool_call_retried", "tool_call_arguments", "thread_forked", "thread_rolled_back", "thread_deleted", "guard_verdict",
+  "tool_cancel_ignored", "tool_call_retried", "tool_call_arguments", "thread_forked", "thread_rolled_back", "thread_deleted",
+    "guard_verdict",
   "memory_stored", "agent_decision", "heartbeat",
 ]);
 
