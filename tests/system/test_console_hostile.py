@@ -40,6 +40,7 @@ CORPUS = [
     "| <img src=x onerror=window.ran=15> | b |\n|---|---|\n| <svg/onload=window.ran=15> | [x](javascript:window.ran=15) |",
     "__proto__",
     "constructor",
+    "```constructor\nwindow.ran = 16\n```\n\n```__proto__\nx\n```",
 ]
 ALL = "\n\n".join(CORPUS)
 
@@ -107,7 +108,7 @@ def harmful(text: str) -> list:
         ("message_delta", {"text": text, "message_id": text}),
         ("citation", cited),
         ("message_completed", {"text": text + " [c1]", "message_id": "m2"}),
-        finished(text, citations=[cited]),
+        finished(text, citations=[cited], finish_reason=text),
     ]
 
 

@@ -1,7 +1,7 @@
 // What a run asks of a person, as buttons: approve, reject, edit the arguments; of a call of unknown outcome, what became of it.
 
 import { post, whole } from "./api.js";
-import { announce, button, element, explain, icon, json, moment, plain } from "./dom.js";
+import { announce, button, element, entry, explain, icon, json, moment, plain } from "./dom.js";
 
 const OUTCOME = {
   approved: "Approved", rejected: "Rejected", expired: "Nobody decided in time", cancelled: "The run ended first", answered: "Answered",
@@ -147,7 +147,7 @@ export class ApprovalCard {
     const by = data.by ? ` by ${plain(data.by, 60)}` : "";
     const why = data.reason ? `: ${plain(data.reason, 300)}` : "";
     this.open = true;
-    this.close(`${OUTCOME[data.outcome] || plain(data.outcome, 40) || "Decided"}${by}${why}`, data.outcome);
+    this.close(`${entry(OUTCOME, data.outcome) || plain(data.outcome, 40) || "Decided"}${by}${why}`, data.outcome);
   }
 
   close(words = "The run ended first", outcome = "") {

@@ -1,6 +1,6 @@
 // Charts in SVG. Beside its colour each series has a dash or a mark of its own, and the numbers are there as a table.
 
-import { drawing, element, plain } from "./dom.js";
+import { drawing, element, entry, plain } from "./dom.js";
 import { linear, shape, short, slices, ticks } from "./scales.js";
 import { table } from "./table.js";
 
@@ -135,7 +135,7 @@ function numbers(data, made) {
 export function chart(data) {
   const made = shape(data);
   const title = plain(data.title, 200);
-  const kind = KINDS[data.chart_type];
+  const kind = entry(KINDS, data.chart_type);
   const name = plain(data.alt, 1000) || `${kind || "Chart"}${title ? `: ${title}` : ""}`;
   const round = data.chart_type === "pie";
   const names = round ? slices(made.series[0]?.points || []).map((slice) => slice.name) : made.series.map((one) => one.name);

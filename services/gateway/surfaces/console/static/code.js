@@ -1,6 +1,6 @@
 // Code: its name, its language, a button that copies it, and colours where the language is one of a few.
 
-import { button, copy, element, plain } from "./dom.js";
+import { button, copy, element, entry, plain } from "./dom.js";
 
 const WORDS = {
   python: "and as assert async await break class continue def del elif else except finally for from global if import in is lambda " +
@@ -38,7 +38,7 @@ function rule(family) {
 
 // The text again, piece by piece: what is coloured in spans, everything else as it is.
 export function coloured(text, language) {
-  const family = FAMILY[String(language || "").toLowerCase()];
+  const family = entry(FAMILY, String(language || "").toLowerCase());
   if (!family || text.length > MOST_COLOURED) return [text];
   const words = new Set(WORDS[family].split(" "));
   const nodes = [];

@@ -47,6 +47,8 @@ export function money(microusd) {
   return `$${usd.toFixed(usd < 0.01 ? 6 : usd < 1 ? 4 : 2)}`;
 }
 
+// What a table of ours says of a name that came from outside; `constructor` is no entry of it.
+export const entry = (table, name) => (Object.hasOwn(table, name) ? table[name] : undefined);
 export const count = (number) => (Number(number) || 0).toLocaleString("en");
 
 export const some = (number, name) => `${count(number)} ${name}${number === 1 ? "" : "s"}`;

@@ -1,7 +1,7 @@
 // A thread as it was at any moment: its log again, in its own time, under a slider.
 
 import { get, list, path } from "./api.js";
-import { button, count, drawing, element, explain, lasting, moment, plain, state } from "./dom.js";
+import { button, count, drawing, element, entry, explain, lasting, moment, plain, state } from "./dom.js";
 import { Machine, STATES } from "./machine.js";
 import { offsets, Player } from "./player.js";
 import { Conversation } from "./turn.js";
@@ -98,7 +98,8 @@ export class ReplayView {
     this.player.seek(kept > 0 && kept <= times.length ? times[kept - 1] : this.player.duration);
     this.slider.max = String(Math.max(1, Math.round(this.player.duration)));
     const span = this.player.duration || 1;
-    this.ruler.replaceChildren(...this.events.map((event, index) => [TONE[event.type], times[index]]).filter(([tone]) => tone).slice(0, 500)
+    this.ruler.replaceChildren(...this.events.map((event, index) => [entry(TONE, event.type),
+      times[index]]).filter(([tone]) => tone).slice(0, 500)
       .map(([tone, at]) => drawing("rect", { class: `mark ${tone}`, x: Math.min(RULER - 3, (at / span) * RULER), y: 2, width: 3,
         height: 12, rx: 1 })));
     this.rebuild();

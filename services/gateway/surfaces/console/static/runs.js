@@ -2,7 +2,7 @@
 
 import { get, list } from "./api.js";
 import { ApprovalCard } from "./approvals.js";
-import { ago, button, count, element, explain, lasting, moment, money, plain, some, state } from "./dom.js";
+import { ago, button, count, element, entry, explain, lasting, moment, money, plain, some, state } from "./dom.js";
 
 const AGAIN_MS = 2000;
 const MOST = 200;
@@ -11,7 +11,7 @@ export const STATUS = {
 };
 
 export function chip(status) {
-  return element("span", { class: "chip", "data-status": status }, STATUS[status] || plain(status, 20));
+  return element("span", { class: "chip", "data-status": status }, entry(STATUS, status) ?? plain(status, 20));
 }
 
 export class RunsView {

@@ -1,6 +1,6 @@
 // What a run does between its words: calls of tools, its plan, and runs of other agents.
 
-import { element, icon, json, lasting, plain } from "./dom.js";
+import { element, entry, icon, json, lasting, plain } from "./dom.js";
 
 function brief(value) {
   if (value === undefined || value === null) return "";
@@ -57,7 +57,7 @@ export class PlanBox {
   show(steps) {
     this.list.replaceChildren(...steps.map(({ title, status }) =>
       element("li", { "data-status": Object.hasOwn(STEP, status) ? status : "pending" },
-        element("span", { dir: "auto" }, plain(title)), element("i", {}, STEP[status] || plain(status, 20)))));
+        element("span", { dir: "auto" }, plain(title)), element("i", {}, entry(STEP, status) ?? plain(status, 20)))));
   }
 }
 

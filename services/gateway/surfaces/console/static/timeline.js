@@ -1,7 +1,7 @@
 // A run's events as bars over time: its wait, steps, model and tool calls, runs of other agents, questions to people. `build` is arithmetic
 // alone; `paint` draws what it made.
 
-import { button, count, drawing, element, icon, json, lasting, money, plain } from "./dom.js";
+import { button, count, drawing, element, entry, icon, json, lasting, money, plain } from "./dom.js";
 
 const FIRST_ROWS = 800;
 const ENDED = { run_finished: "done", run_failed: "failed", run_cancelled: "stopped" };
@@ -102,10 +102,10 @@ export function build(events, now = Date.now()) {
       case "log_gap": mark(at, "attempt", "The store lost what was written last", data); break;
       case "guard_triggered": mark(at, "warning", `Guard: ${plain(data.stage, 20)}, ${plain(data.action, 20)}`, data); break;
       case "steer_applied": mark(at, "steer", `Steered: ${plain(data.text, 120)}`, data); break;
-      case "memory_recalled": mark(at, "memory", `Recalled ${count(data.parts)} parts`, data); break;
+      case "memory_recalled": if (data.parts) mark(at, "memory", `Recalled ${count(data.parts)} parts`, data); break;
       case "citation": mark(at, "memory", `Cited ${plain(data.title || data.document_id, 80)}`, data); break;
     }
-    if (ENDED[type]) {
+    if (entry(ENDED, type)) {
       status = ENDED[type];
       endAll(at, status === "done" ? "done" : status);
     }

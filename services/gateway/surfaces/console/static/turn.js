@@ -1,7 +1,7 @@
 // One turn of a conversation, drawn from the events of its run. Live, cached and replayed turns take the same way.
 
 import { ApprovalCard } from "./approvals.js";
-import { button, count, element, icon, json, lasting, money, plain } from "./dom.js";
+import { button, count, element, entry, icon, json, lasting, money, plain } from "./dom.js";
 import { prose } from "./markup.js";
 import { has, render } from "./renderers.js";
 import { childLine, PlanBox, ToolCard } from "./steps.js";
@@ -272,7 +272,7 @@ const TAKE = {
   steer_applied: (turn, data) => turn.steer(data.number, data.text, "applied"),
   steer_dropped: (turn, data) => turn.steer(data.number, "", "dropped"),
   feedback: (turn, data) => data.thumbs && turn.rated(data.thumbs),
-  run_finished: (turn, data, event) => turn.end(event, ...(FINISH[data.finish_reason] || ["finished", "ok"])),
+  run_finished: (turn, data, event) => turn.end(event, ...(entry(FINISH, data.finish_reason) || ["finished", "ok"])),
   run_cancelled: (turn, data, event) => turn.end(event, "stopped", "no"),
   run_failed: (turn, data, event) => turn.end(event, "failed", "no"),
 };
