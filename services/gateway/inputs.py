@@ -11,10 +11,12 @@ from bulkhead.orchestrator.v1 import blobs_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common.errors import InvalidInput
+from services.common.rpc import context as call_context
 from services.gateway.client_tools import NAME_PATTERN, Call
 from services.gateway.edge.keyed import named_by
 from services.gateway.refusals import unsupported
 
+SCOPE = "blobs:write"
 MOST_ID_CHARS = 128
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 MOST_IMAGES = 8
@@ -58,7 +60,7 @@ async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: 
     """The input of a run. What images bring with them is kept first, once for each `key`, and as long as the thread where one is named,
     which has to be there.
 
-    Raises InvalidInput that names the image that is none, and what refuses to keep it.
+    Raises InvalidInput that names the image that is none, PermissionDenied without the scope to keep one, and what refuses to keep it.
     """
     found, number = [], 0
     for one in said:
@@ -78,6 +80,8 @@ async def _keep(blobs: BlobCalls, image: Image, key: str, thread_id: str) -> str
         for at in range(0, len(image.content), CHUNK_BYTES):
             yield blobs_pb2.PutBlobRequest(chunk=image.content[at : at + CHUNK_BYTES])
 
+    # Asked for here, as routes of blobs do: the surface's own route needs no more than the scopes of runs.
+    call_context.principal().require(SCOPE)
     try:
         return (await blobs.PutBlob(pieces())).blob.blob_id
     except InvalidInput as error:
