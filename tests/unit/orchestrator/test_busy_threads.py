@@ -225,7 +225,7 @@ async def test_who_was_refused_and_asks_again_under_the_same_key_waits_for_a_slo
 
 # What is broken on purpose, each of which must be found out.
 DEFECTS = {
-    "what was rolled back is remembered": Edit("run.lua", " and run[10] ~= 'rollback' then", " then"),
+    "what was rolled back is remembered": Edit("run.lua", "~= '' and run[10] ~= 'rollback' then", "~= '' then"),
     "who is refused is accepted": Edit("busy.lua", "if not plain and (policy == 'reject' or policy == 'steer') then", "if false then"),
     "only the first of the line is cut off": Edit("busy.lua", "for _, other in ipairs(line) do", "for _, other in ipairs({line[1]}) do"),
     "what was applied is dropped as well": Edit("run.lua", "if args[i] == 'steer_applied' then", "if false then"),
