@@ -105,6 +105,8 @@ class IdempotencyStore:
     async def _give_back(self, begun: asyncio.Future, claim: Claim) -> None:
         # Not before the claim was made, or refused.
         await asyncio.wait((begun,))
+        if not begun.cancelled():
+            begun.exception()  # whoever would have been told has left
         with suppress(Overloaded):
             await self.abandon(claim)
 
