@@ -12,7 +12,8 @@ back as the domain errors of `services.common.errors`; cancelling the awaiting t
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -186,10 +187,18 @@ class _Call:
         token = token or (self._channel.mint() if self._channel.mint else "")
         return timeout_s, metadata_of(context, token)
 
-
-def _fail(span: trace.Span, error: BulkheadError) -> None:
-    span.set_status(Status(StatusCode.ERROR, error.reason))
-    span.set_attribute("error.type", error.reason)
+    @contextmanager
+    def _told(self, span: trace.Span) -> Iterator[None]:
+        """What fails in the context leaves it as a domain error, and the span has its name."""
+        try:
+            try:
+                yield
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, self._channel.callee) from None
+        except BulkheadError as error:
+            span.set_status(Status(StatusCode.ERROR, error.reason))
+            span.set_attribute("error.type", error.reason)
+            raise
 
 
 class UnaryCall(_Call):
@@ -200,23 +209,18 @@ class UnaryCall(_Call):
         with _tracer.start_as_current_span(
             self._span_name, kind=SpanKind.CLIENT, attributes=self._attributes, record_exception=False, set_status_on_exception=False
         ) as span:
-            sent = 0
-            while True:
-                try:
+            with self._told(span):
+                sent = 0
+                while True:
                     timeout_s, metadata = self._prepare(timeout)
-                    return await self._callable("unary_unary")(request, timeout=timeout_s, metadata=metadata)
-                except grpc.RpcError as error:
-                    failure = from_rpc_error(error, self._channel.callee)
-                    sent += 1
-                    if failure.reason == "UNREACHABLE" and sent <= self._policy.resend:
-                        span.add_event("resend", {"attempt": sent})
-                        await asyncio.sleep(0.05 * sent)
-                        continue
-                    _fail(span, failure)
-                    raise failure from None
-                except BulkheadError as error:
-                    _fail(span, error)
-                    raise
+                    try:
+                        return await self._callable("unary_unary")(request, timeout=timeout_s, metadata=metadata)
+                    except grpc.RpcError as error:
+                        sent += 1
+                        if sent > self._policy.resend or from_rpc_error(error, self._channel.callee).reason != "UNREACHABLE":
+                            raise
+                    span.add_event("resend", {"attempt": sent})
+                    await asyncio.sleep(0.05 * sent)
 
 
 class StreamCall(_Call):
@@ -231,18 +235,12 @@ class StreamCall(_Call):
         span = _tracer.start_span(self._span_name, kind=SpanKind.CLIENT, attributes=self._attributes)
         call = None
         try:
-            with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
-                timeout_s, metadata = self._prepare(timeout)
-            call = self._callable("unary_stream")(request, timeout=timeout_s, metadata=metadata)
-            while (response := await call.read()) is not grpc.aio.EOF:
-                yield response
-        except grpc.RpcError as error:
-            failure = from_rpc_error(error, self._channel.callee)
-            _fail(span, failure)
-            raise failure from None
-        except BulkheadError as error:
-            _fail(span, error)
-            raise
+            with self._told(span):
+                with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+                    timeout_s, metadata = self._prepare(timeout)
+                call = self._callable("unary_stream")(request, timeout=timeout_s, metadata=metadata)
+                while (response := await call.read()) is not grpc.aio.EOF:
+                    yield response
         finally:
             if call is not None:
                 call.cancel()  # a no-op on a finished call
@@ -259,24 +257,18 @@ class SendingCall(_Call):
         ) as span:
             call = None
             try:
-                timeout_s, metadata = self._prepare(timeout)
-                call = self._callable("stream_unary")(timeout=timeout_s, metadata=metadata)
-                try:
-                    async for request in requests:
-                        await call.write(request)
-                    await call.done_writing()
-                except asyncio.InvalidStateError:
-                    # The peer has answered already, and the rest is of no use to it.
-                    if not call.done():
-                        raise
-                return await call
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error, self._channel.callee)
-                _fail(span, failure)
-                raise failure from None
-            except BulkheadError as error:
-                _fail(span, error)
-                raise
+                with self._told(span):
+                    timeout_s, metadata = self._prepare(timeout)
+                    call = self._callable("stream_unary")(timeout=timeout_s, metadata=metadata)
+                    try:
+                        async for request in requests:
+                            await call.write(request)
+                        await call.done_writing()
+                    except asyncio.InvalidStateError:
+                        # The peer has answered already, and the rest is of no use to it.
+                        if not call.done():
+                            raise
+                    return await call
             finally:
                 if call is not None:
                     call.cancel()  # a no-op on a finished call
