@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from services.common.errors import Overloaded, Unauthenticated
-from services.gateway.oidc._config import Issuer
+from services.gateway.oidc._config import Algorithm, Issuer
 from services.gateway.oidc._fetching import NotToBeHad, key_set
 
 # At most one look in this time, however many tokens name keys that nobody knows.
@@ -113,14 +113,17 @@ def _usable(found: Mapping[str, Any]) -> list[_Key]:
 def _key(entry: Any) -> _Key | None:
     if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP") or entry.get("use", "sig") != "sig":
         return None
+    algorithm = entry.get("alg") or ""
+    if algorithm and algorithm not in get_args(Algorithm):
+        return None
     operations = entry.get("key_ops")
     if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         return None
     try:
         # A private key in the set, which has `d`, would be one that others know as well.
         key = None if "d" in entry else jwt.PyJWK.from_dict(entry).key
-    except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError, KeyError):  # NotImplementedError is that of `none`
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
         return None
     if key is None or (isinstance(key, RSAPublicKey) and key.key_size < LEAST_RSA_BITS):
         return None
-    return _Key(str(entry.get("kid", "")), entry["kty"], str(entry.get("crv", "")), str(entry.get("alg", "")), key)
+    return _Key(str(entry.get("kid", "")), entry["kty"], str(entry.get("crv", "")), algorithm, key)
