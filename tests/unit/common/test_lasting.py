@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import json
 import os
 from contextlib import asynccontextmanager
@@ -199,25 +198,6 @@ async def test_a_claim_that_nobody_was_given_keeps_nobody_from_the_key(pair, how
 
     await testing.eventually_async(free, "the claim is given back")
     assert (await store.begin("a", "M", "k", "print")).answer is None
-
-
-async def test_a_claim_that_is_lost_after_its_caller_has_left_is_nobodys_defect(state_url):
-    told = []
-    async with before_store(state_url) as proxy:
-        client = connect(proxy.url)
-        store = IdempotencyStore(client)
-        held = proxy.hold(b"idem:{left}")
-        call = asyncio.create_task(store.begin("left", "m", "k", "p"))
-        await held.reached()
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-        proxy.cut()
-        await asyncio.wait({*store._giving_back})
-        await client.aclose()
-    del call
-    gc.collect()
-    assert not told
 
 
 async def test_nothing_is_sealed_with_a_key_that_a_promotion_would_lose(pair, roots):

@@ -1,6 +1,7 @@
 """Accounts, buckets, idempotency and batched functions on a real Valkey."""
 
 import asyncio
+import gc
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.common.errors import Conflict, IdempotencyMismatch, NotFound, Over
 from services.common.idempotency import IdempotencyStore, fingerprint
 from services.common.limits import Bucket, Policies, TokenBuckets, parse_policies
 from services.common.valkey import Library, connect
+from services.orchestrator.testing.store_proxy import before_store
 
 
 async def test_a_key_resolves_to_its_principal_and_its_secret_is_stored_nowhere(valkey):
@@ -207,6 +209,25 @@ async def test_a_dead_holder_frees_the_key_and_cannot_answer_late(valkey):
     assert not await store.finish(first, b"late")
     assert await store.finish(second, b"good")
     assert (await store.begin("acme", "Add", "k", "p")).answer == b"good"
+
+
+async def test_a_claim_that_is_lost_after_its_caller_has_left_is_nobodys_defect(state_url):
+    told = []
+    async with before_store(state_url) as proxy:
+        client = connect(proxy.url)
+        store = IdempotencyStore(client)
+        held = proxy.hold(b"idem:{left}")
+        call = asyncio.create_task(store.begin("left", "m", "k", "p"))
+        await held.reached()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        proxy.cut()
+        await asyncio.wait({*store._giving_back})
+        await client.aclose()
+    del call
+    gc.collect()
+    assert not told
 
 
 async def test_an_abandoned_key_is_free_and_a_finished_one_stays(valkey):
