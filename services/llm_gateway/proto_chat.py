@@ -8,11 +8,11 @@ import orjson
 from bulkhead.llm.v1 import llm_pb2
 
 from services.common.errors import InvalidInput
+from services.common.idempotency import MOST_KEY_CHARS
 from services.llm_gateway.chat import ChatCall
 from services.llm_gateway.request_rules import MAX_TEXTS, check_request, check_texts, check_tokens
 from services.llm_gateway.terms import CacheTerms, Terms
 
-MAX_IDEMPOTENCY_KEY = 255
 # Fields that have a place of their own in CompletionInput, or that a surface decides.
 _RESERVED = frozenset({"model", "messages", "tools", "tool_choice", "temperature", "max_tokens", "response_format", "stream"})
 _OF_MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
@@ -66,8 +66,8 @@ def terms_of(wanted: Any, idempotency_key: str = "", prefix: str = "") -> Terms:
             importance=asked.importance,
             stale_if_error_s=_seconds(asked.stale_if_error, f"{prefix}cache.stale_if_error") if asked.HasField("stale_if_error") else None,
         )
-    if idempotency_key and not (len(idempotency_key) <= MAX_IDEMPOTENCY_KEY and idempotency_key.isprintable()):
-        raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} printable characters")
+    if idempotency_key and not (len(idempotency_key) <= MOST_KEY_CHARS and idempotency_key.isprintable()):
+        raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY_CHARS} printable characters")
     if wanted.finish_unattended and not idempotency_key:
         raise InvalidInput.field(f"{prefix}finish_unattended", "needs an idempotency_key to come back with")
     return Terms(

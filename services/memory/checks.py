@@ -7,7 +7,6 @@ import re
 from services.common.errors import InvalidInput
 
 MAX_ID_CHARS = 256
-MAX_KEY_CHARS = 255
 MAX_QUERY_CHARS = 8_000
 MAX_TITLE_CHARS = 512
 MAX_TURN_BYTES = 512 * 1024
@@ -29,13 +28,6 @@ def identifier(field: str, value: str) -> str:
         raise InvalidInput.field(field, "is required")
     if len(value) > MAX_ID_CHARS or not value.isprintable():
         raise InvalidInput.field(field, f"must be at most {MAX_ID_CHARS} printable characters")
-    return value
-
-
-def key(value: str) -> str:
-    """An idempotency key; empty for none."""
-    if len(value) > MAX_KEY_CHARS:
-        raise InvalidInput.field("idempotency_key", f"must be at most {MAX_KEY_CHARS} characters")
     return value
 
 

@@ -10,6 +10,7 @@ from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import FieldViolation, InvalidInput
+from services.common.idempotency import check_key
 from services.common.rpc.context import principal
 from services.memory import checks
 from services.memory.degradation import Degradation
@@ -77,7 +78,7 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
         if not 1 <= len(request.turns) <= checks.MAX_TURNS:
             raise InvalidInput.field("turns", f"must hold 1 to {checks.MAX_TURNS} turns")
         turns = [_turn(f"turns[{position}]", turn) for position, turn in enumerate(request.turns)]
-        count = await self._sessions.append(principal(), session, turns, checks.key(request.idempotency_key))
+        count = await self._sessions.append(principal(), session, turns, check_key(request.idempotency_key))
         return memory_pb2.AppendTurnsResponse(window_turns=count)
 
     async def GetSession(self, request, context):
@@ -99,7 +100,7 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
     async def ResetSession(self, request, context):
         """See memory.proto."""
         session = checks.identifier("session_id", request.session_id)
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         ended_before_ms = 0
         if request.HasField("ended_before"):
             ended_before_ms = request.ended_before.ToMilliseconds()
@@ -115,7 +116,7 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
     async def ReplaceSession(self, request, context):
         """See memory.proto. Its number keeps it from being made twice, so the key needs no record."""
         session = checks.identifier("session_id", request.session_id)
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         if len(request.turns) > checks.MAX_TURNS:
             raise InvalidInput.field("turns", f"must hold at most {checks.MAX_TURNS} turns")
         if len(request.forgotten_run_ids) > checks.MAX_FORGOTTEN:
@@ -130,7 +131,7 @@ class SessionServicer(memory_pb2_grpc.SessionServiceServicer):
     async def DeleteSession(self, request, context):
         """See memory.proto. Done twice it is the same, so the key needs no record."""
         session = checks.identifier("session_id", request.session_id)
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         return memory_pb2.DeleteSessionResponse(deleted_turns=await self._sessions.delete(principal(), session))
 
     async def Recall(self, request, context):
@@ -198,7 +199,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         """See memory.proto."""
         who = principal()
         who.require("memories:write")
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         if not 1 <= len(request.memories) <= checks.MAX_MEMORIES:
             raise InvalidInput.field("memories", f"must hold 1 to {checks.MAX_MEMORIES} memories")
         # Checked before the claim on the key: a call with wrong fields has no effect that could be repeated.
@@ -240,7 +241,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         who = principal()
         who.require("memories:write")
         memory_id = checks.identifier("memory_id", request.memory_id)
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
 
         async def work() -> memory_pb2.DeleteMemoryResponse:
             await self._memories.delete(who, memory_id)
@@ -252,7 +253,7 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         """See memory.proto. Doing it again is harmless, so the key needs no record."""
         who = principal()
         who.require("admin")
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         if not request.user:
             raise InvalidInput.field("user", "is required")
         if len(request.session_ids) > checks.MAX_ERASED_SESSIONS:
@@ -303,7 +304,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         """See memory.proto."""
         who = principal()
         who.require("documents:write")
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
         document = _new_document(request)
 
         async def work() -> memory_pb2.IngestDocumentResponse:
@@ -326,7 +327,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         who = principal()
         who.require("documents:write")
         document_id = checks.document_id("document_id", request.document_id)
-        checks.key(request.idempotency_key)
+        check_key(request.idempotency_key)
 
         async def work() -> memory_pb2.DeleteDocumentResponse:
             return memory_pb2.DeleteDocumentResponse(deleted_chunks=await self._documents.delete(who, document_id))

@@ -11,11 +11,10 @@ from typing import Protocol
 import orjson
 
 from services.common.errors import FieldViolation, IdempotencyMismatch, InvalidInput, NotFound
-from services.common.idempotency import IdempotencyStore, fingerprint
+from services.common.idempotency import IdempotencyStore, fingerprint, key_of, key_violations
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.records import RunRecord, RunRef
-from services.orchestrator.run_request import MOST_KEY
 from services.orchestrator.run_store import RunStore
 
 PAGE = 100
@@ -100,8 +99,8 @@ class BulkCancel:
         print_ = fingerprint("CancelRuns", wanted.encode())
         if wanted.thread_id and await self._runs.thread(principal.tenant, principal.user, wanted.thread_id) is None:
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
-        name = hashlib.sha256(f"{principal.user}/{key}".encode()).hexdigest()
-        claim = await self._keys.begin(principal.tenant, "CancelRuns", f"{principal.user}/{key}", print_)
+        name = hashlib.sha256(key_of(principal.user, key).encode()).hexdigest()
+        claim = await self._keys.begin(principal.tenant, "CancelRuns", key_of(principal.user, key), print_)
         if claim.answer is not None:
             return Progress.decode(claim.answer)
         try:
@@ -148,9 +147,7 @@ class BulkCancel:
 
 
 def _check(wanted: RunFilter, key: str, most: int) -> None:
-    found = []
-    if not key or len(key) > MOST_KEY:
-        found.append(FieldViolation("idempotency_key", f"must be 1 to {MOST_KEY} characters"))
+    found = key_violations(key, required=True)
     if not (wanted.thread_id or wanted.agent or wanted.statuses or wanted.labels):
         found.append(FieldViolation("filter", "must name a thread, an agent, a status, a schedule or a label"))
     if not wanted.statuses <= set(OPEN):

@@ -21,7 +21,7 @@ from opentelemetry.metrics import get_meter
 
 from services.common.envelope import Envelope
 from services.common.errors import BulkheadError, IdempotencyMismatch, InvalidInput, NotFound, Overloaded
-from services.common.idempotency import fingerprint
+from services.common.idempotency import check_key, fingerprint
 from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.erasure_records import ORCHESTRATOR, SERVICES, ErasureRecord, ErasureRef, ErasureStore, Part, SubjectEraser
@@ -32,7 +32,6 @@ from services.orchestrator.segments import SegmentStore
 
 # Whoever holds the first erases any user, whoever holds the second themselves: what cannot be taken back is no part of other rights.
 ADMIN, OWN = "admin", "erasures:write"
-MOST_KEY = 255
 MOST_USER = 256
 MOST_AT_ONCE = 8
 # A process that dies leaves its erasures to others after this; longer than a pass takes, and a second one at the same time is harmless.
@@ -130,8 +129,7 @@ class Erasing:
             caller.require(OWN if caller.user == user else ADMIN)
         if not user or len(user) > MOST_USER:
             raise InvalidInput.field("user", f"must be 1 to {MOST_USER} characters")
-        if len(key) > MOST_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")
+        check_key(key)
         name = fingerprint("ForgetSubject", caller.tenant, caller.user, key)[:32] if key else uuid.uuid4().hex
         ref = ErasureRef(caller.tenant, f"era_{name}")
         # Should this process die behind the next step, the erasure is found all the same; and not before it is there.

@@ -10,7 +10,7 @@ import orjson
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound
-from services.common.idempotency import fingerprint
+from services.common.idempotency import fingerprint, key_violations
 from services.common.identity import Principal
 from services.orchestrator.accepting import checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
@@ -20,7 +20,6 @@ from services.orchestrator.records import RunRecord, RunRef
 SCHEMA = 1
 MOST_TEXT_BYTES = 8 * 1024
 MOST_CORRECTED_BYTES = 32 * 1024
-MOST_KEY = 255
 MOST_DWELL_S = 86_400.0
 # Nobody means to say more of one run; signals of a console that fails must not grow a record for ever.
 MOST_OF_RUN = 100
@@ -135,9 +134,7 @@ class Feedback:
         Raises InvalidInput, NotFound (run), IdempotencyMismatch, Conflict (FEEDBACK_FULL), Overloaded.
         """
         checked_id("run_id", run_id)
-        violations = given.violations()
-        if len(key) > MOST_KEY:
-            violations.append(FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters"))
+        violations = [*given.violations(), *key_violations(key)]
         if violations:
             raise InvalidInput("the request is not valid", violations=violations)
         ref = await self._store.locate(caller.tenant, caller.user, run_id)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import FieldViolation, InvalidInput
-from services.common.idempotency import fingerprint
+from services.common.idempotency import fingerprint, key_violations
 from services.orchestrator.client_asks import (
     choice_violations,
     format_violations,
@@ -23,7 +23,6 @@ MOST_INPUT_BYTES = 512 * 1024
 MOST_MESSAGES = 512
 MOST_LABELS = 16
 MOST_LABEL_BYTES = 512
-MOST_KEY = 255
 MOST_PRIORITY = 10
 MOST_AHEAD_S = 366 * 86_400
 
@@ -64,7 +63,7 @@ class RunRequest:
             *id_violations("thread_id", self.thread_id),
             *id_violations("run_id", self.run_id),
             *label_violations(self.metadata),
-            *_key(self.idempotency_key),
+            *key_violations(self.idempotency_key),
         ]
         if not self.input:
             found.append(FieldViolation("input", "must hold at least one message"))
@@ -129,10 +128,6 @@ def id_violations(name: str, value: str) -> list[FieldViolation]:
     if value and not ID_PATTERN.fullmatch(value):
         return [FieldViolation(name, "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : -")]
     return []
-
-
-def _key(value: str) -> list[FieldViolation]:
-    return [FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters")] if len(value) > MOST_KEY else []
 
 
 def label_violations(labels: Mapping[str, str]) -> list[FieldViolation]:

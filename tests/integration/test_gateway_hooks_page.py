@@ -12,6 +12,7 @@ from services.gateway.surfaces.native import hooks, hooks_models
 from services.orchestrator.adapters.store import IDEMPOTENCY_KEPT
 from services.orchestrator.hooks import accepting, keeping, records, telling
 from services.orchestrator.testing.harness import AGENTS, served, settings_for, write_config
+from services.orchestrator.webhooks import rotation
 from tests.e2e import pages
 from tests.integration.hook_sender import signed
 from tests.integration.real_gateway import answered, gateway_before
@@ -65,12 +66,12 @@ def test_the_page_has_every_field_and_the_numbers_of_the_code():
         assert f"`{label}`" in text
     assert accepting.MOST_BODY_BYTES == hooks.MOST_BODY_BYTES == 256 * 1024
     assert hooks_models.MOST_INSTRUCTIONS == keeping.MOST_INSTRUCTIONS_BYTES == 8 * 1024
-    assert keeping.MOST_OVERLAP.total_seconds() * 1000 == hooks_models.MOST_OVERLAP_MS
+    assert rotation.MOST_OVERLAP.total_seconds() * 1000 == hooks_models.MOST_OVERLAP_MS
     assert (accepting.TOLERANCE_S, keeping.MOST_SECRETS) == (300, 4)
     for said in (
         f"at most {keeping.MOST_HOOKS} hooks",
         f"at most {keeping.MOST_DESCRIPTION} characters",
-        f"at most {keeping.MOST_OVERLAP.days} days",
+        f"at most {rotation.MOST_OVERLAP.days} days",
         f"{keeping.LEAST_SECRET_BYTES} to {keeping.MOST_SECRET_BYTES} bytes",
         f"{IDEMPOTENCY_KEPT.total_seconds() / 3600:.0f} hours",
         f"`<{telling.FENCE}>`",

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from services.common.errors import Conflict, InvalidInput, NotFound, Overloaded, Unauthenticated
+from services.common.idempotency import check_key
 from services.common.identity import Principal
 from services.llm_gateway.batches.files import Files, derived_name
 from services.llm_gateway.batches.ports import BatchRecords, KeyCheck, Page
@@ -16,7 +17,6 @@ from services.llm_gateway.batches.records import INPUT, BatchRecord, BatchSpec
 from services.llm_gateway.batches.requests import Windows, wanted
 
 MOST_LISTED = 100
-MAX_IDEMPOTENCY_KEY = 255
 # An erasure waits this long for the holders of batches that run to end them.
 ERASED_WITHIN_S = 15.0
 
@@ -39,8 +39,7 @@ class Batches:
         here, and is checked only if it is. Raises InvalidInput, NotFound for a file that is not the tenant's, IdempotencyMismatch.
         """
         asked = wanted(body, self._windows)
-        if len(idempotency_key) > MAX_IDEMPOTENCY_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
+        check_key(idempotency_key)
         file = await self._files.get(principal.tenant, asked.input_file_id)
         if file.purpose != INPUT:
             raise InvalidInput.field("input_file_id", f"must name a file of the purpose {INPUT}")

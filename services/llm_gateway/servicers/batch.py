@@ -6,11 +6,12 @@ from bulkhead.llm.v1 import llm_pb2, llm_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import IdempotencyMismatch, InvalidInput, NotFound
+from services.common.idempotency import check_key
 from services.common.identity import Principal
 from services.common.rpc.context import principal
 from services.llm_gateway.batches.files import Files, FileTerms, derived_name, file_name
 from services.llm_gateway.batches.records import BatchRecord
-from services.llm_gateway.batches.service import MAX_IDEMPOTENCY_KEY, MOST_LISTED, Batches
+from services.llm_gateway.batches.service import MOST_LISTED, Batches
 from services.llm_gateway.proto_answers import usage_message
 from services.llm_gateway.request_rules import SCOPE
 
@@ -30,8 +31,7 @@ class BatchServicer(llm_pb2_grpc.BatchServiceServicer):
         caller = _caller()
         if bool(request.input_jsonl) == bool(request.input_file_id):
             raise InvalidInput.field("input_jsonl", "exactly one of input_jsonl and input_file_id is required")
-        if len(request.idempotency_key) > MAX_IDEMPOTENCY_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
+        check_key(request.idempotency_key)
         window = _window(request.completion_window.seconds) if request.HasField("completion_window") else "24h"
         file_id, made = (request.input_file_id, False) if request.input_file_id else await self._uploaded(caller, request)
         body = {

@@ -4,6 +4,7 @@ import hashlib
 from functools import lru_cache
 from urllib.parse import quote
 
+from services.common.idempotency import key_of
 from services.orchestrator.records import RunRef
 
 # To owners: cancels, and commands in the inbox of a run; the version before listens to the first alone and takes all for a cancel.
@@ -37,7 +38,7 @@ def tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
     """KEYS of tenant_reserve."""
     prefix, user = f"tn:{{{quoted(tenant)}}}", quoted(user)
     # Of each user their own: the same words with the same simple key must not lead one to another's run.
-    idem = hashlib.sha256(f"{user}/{key}".encode()).hexdigest() if key else "-"
+    idem = hashlib.sha256(key_of(user, key).encode()).hexdigest() if key else "-"
     return [f"{prefix}:run:{run_id}", f"{prefix}:slots", f"{prefix}:idem:CreateRun:{idem}", f"{prefix}:runs:{user}",
             f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
 

@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from services.common.approval import digest
 from services.common.errors import Conflict, FieldViolation, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied
-from services.common.idempotency import fingerprint
+from services.common.idempotency import fingerprint, key_violations
 from services.common.identity import Minter, Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.approvals.pages import Page
@@ -24,7 +24,6 @@ from services.orchestrator.run_store import RunStore
 from services.orchestrator.workflows.definition import REQUEST_APPROVAL
 
 MOST_REASON_CHARS = 1_000
-MOST_KEY_CHARS = 255
 MOST_JSON_BYTES = 256 * 1024
 MOST_NAME_CHARS = 128
 CHECK_S = 10.0
@@ -60,8 +59,7 @@ class Choice:
             found.append(FieldViolation("decision", "is required"))
         if len(self.reason) > MOST_REASON_CHARS:
             found.append(FieldViolation("reason", f"must be at most {MOST_REASON_CHARS} characters"))
-        if len(self.key) > MOST_KEY_CHARS:
-            found.append(FieldViolation("idempotency_key", f"must be at most {MOST_KEY_CHARS} characters"))
+        found += key_violations(self.key)
         if self.saw and not _DIGEST.fullmatch(self.saw):
             found.append(FieldViolation("arguments_digest", "must be 64 digits of hexadecimal in lower case"))
         if self.verb in ("edit", "done"):

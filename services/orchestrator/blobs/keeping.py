@@ -13,14 +13,13 @@ import structlog
 from opentelemetry.metrics import get_meter
 
 from services.common.errors import BulkheadError, Internal, InvalidInput, NotFound, Overloaded, QuotaExceeded
-from services.common.idempotency import IdempotencyStore, fingerprint
+from services.common.idempotency import IdempotencyStore, check_key, fingerprint, key_of
 from services.common.identity import Principal
 from services.orchestrator.blobs import kinds, links
 from services.orchestrator.blobs.ports import BlobRecord
 from services.orchestrator.blobs.records import BlobRef, BlobStore, Contents, KeptBlob, NewBlob, not_configured
 from services.orchestrator.records import ThreadRecord
 
-MOST_KEY = 255
 DEFAULT_LIFETIME = timedelta(hours=1)
 LEAST_LIFETIME, MOST_LIFETIME = timedelta(seconds=1), timedelta(days=7)
 # Of contents that come, in one process, each of which is in memory several times over while it is sealed; and of those that go, which
@@ -97,8 +96,7 @@ class BlobKeeping:
         """What can be said before the content comes. Raises as `put`."""
         if self._maybe is None:
             raise not_configured()
-        if len(key) > MOST_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")
+        check_key(key)
         kinds.check_named(kinds.mime_of(mime_type), name)
         if thread_id and await self._threads.thread(principal.tenant, principal.user, thread_id) is None:
             raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
@@ -115,7 +113,7 @@ class BlobKeeping:
         tenant, user = principal.tenant, principal.user
         digest = await _sha256(content)
         print_ = fingerprint("PutBlob", mime_type, name, thread_id, digest)
-        claim = await self._keys.begin(tenant, "PutBlob", f"{user}/{key}" if key else "", print_, lease_s=LEASE_S)
+        claim = await self._keys.begin(tenant, "PutBlob", key_of(user, key), print_, lease_s=LEASE_S)
         if claim.answer is not None:
             return (await self._seen(principal, claim.answer.decode())).told()
         # A process that died after it had kept the blob and before it could say so leaves it where this one finds it.
@@ -137,8 +135,7 @@ class BlobKeeping:
 
     async def delete(self, principal: Principal, blob_id: str, key: str) -> None:
         """Removes a blob of the caller's; one that is not there, or not theirs, changes nothing."""
-        if len(key) > MOST_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")
+        check_key(key)
         found = await self._store.get(BlobRef(principal.tenant, blob_id)) if _is_id(blob_id) else None
         if found is not None and found.user == principal.user:
             await self._store.going(found.ref)

@@ -6,12 +6,12 @@ import orjson
 from opentelemetry import trace
 
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound
+from services.common.idempotency import check_key
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.commanding import Commanding
 from services.orchestrator.records import Posted, RunRecord, RunRef
-from services.orchestrator.run_request import MOST_KEY
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.turn import orders, plan_execute, steering, stopping, supervisor
 from services.orchestrator.watching import Watching
@@ -118,8 +118,7 @@ class Controlling:
         return (await self._post(ref, orders.COMMAND, data, key)).number
 
     async def _at_work(self, principal: Principal, run_id: str, key: str) -> tuple[RunRef, RunRecord]:
-        if len(key) > MOST_KEY:
-            raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")
+        check_key(key)
         ref = await self._commanding.locate(principal, checked_id("run_id", run_id))
         return ref, await self._watching.record(ref)
 

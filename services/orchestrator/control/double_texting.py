@@ -5,7 +5,7 @@ import asyncio
 import orjson
 
 from services.common.errors import Conflict, InvalidInput
-from services.common.idempotency import IdempotencyStore
+from services.common.idempotency import IdempotencyStore, key_of
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, RunRequest, thread_busy
 from services.orchestrator.control.controlling import Controlling
@@ -50,7 +50,7 @@ class DoubleTexting:
     async def _steer(self, principal: Principal, request: RunRequest, ref: RunRef) -> tuple[RunRecord, bool, int]:
         if len(request.input) != 1:
             raise InvalidInput.field("input", "must be one user message where it steers the run at work")
-        key = f"{principal.user}/{request.idempotency_key}" if request.idempotency_key else ""
+        key = key_of(principal.user, request.idempotency_key)
         claim = await self._idempotency.begin(principal.tenant, "CreateRun.steer", key, request.fingerprint())
         if claim.answer is not None:
             run_id, number = orjson.loads(claim.answer)

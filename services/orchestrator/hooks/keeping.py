@@ -8,22 +8,21 @@ from datetime import timedelta
 import orjson
 
 from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
-from services.common.idempotency import Claim, IdempotencyStore, fingerprint
+from services.common.idempotency import Claim, IdempotencyStore, fingerprint, key_of, key_violations
 from services.common.identity import Principal
 from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.hooks.ports import HookStore
-from services.orchestrator.hooks.records import Hook, HookSecret
-from services.orchestrator.webhooks.signing import key_of, new_secret
+from services.orchestrator.hooks.records import Hook
+from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, overlap_violations
+from services.orchestrator.webhooks.signing import key_of as secret_key
+from services.orchestrator.webhooks.signing import new_secret
 
 ADMIN = "admin"
 MOST_HOOKS = 50
-MOST_KEY = 255
 MOST_INSTRUCTIONS_BYTES = 8 * 1024
 MOST_DESCRIPTION = 256
 LEAST_SECRET_BYTES, MOST_SECRET_BYTES = 24, 64
-DEFAULT_OVERLAP = timedelta(hours=24)
-MOST_OVERLAP = timedelta(days=7)
 # A message is held against each of them.
 MOST_SECRETS = 4
 
@@ -45,7 +44,7 @@ class HookRequest:
 
     def violations(self) -> list[FieldViolation]:
         """All that is wrong with it, its agent and thread aside."""
-        found = _key(self.idempotency_key)
+        found = key_violations(self.idempotency_key)
         if len(self.instructions.encode()) > MOST_INSTRUCTIONS_BYTES:
             found.append(FieldViolation("instructions", f"must be at most {MOST_INSTRUCTIONS_BYTES} bytes"))
         if len(self.description) > MOST_DESCRIPTION:
@@ -99,7 +98,7 @@ class Hooks:
             await self._accepting.open_thread(principal, checked_id("thread_id", request.thread_id), {})
         hook = Hook(
             f"hk_{uuid.uuid4().hex}", agent.name, replace(principal, run_id="").as_dict(),
-            (HookSecret(request.secret or new_secret(), by=by),), await self._store.now_ms(), request.thread_id, request.instructions,
+            (Secret(request.secret or new_secret(), by=by),), await self._store.now_ms(), request.thread_id, request.instructions,
             request.description, by, secrets.token_hex(16),
         )  # fmt: skip
         if await self._store.add(principal.tenant, hook, MOST_HOOKS) == "full":
@@ -119,7 +118,7 @@ class Hooks:
 
     async def delete(self, principal: Principal, hook_id: str, key: str) -> None:
         """Removes a hook. Raises NotFound, InvalidInput, IdempotencyMismatch, Conflict, Overloaded."""
-        if violations := _key(key):
+        if violations := key_violations(key):
             raise InvalidInput("the request is not valid", violations=violations)
         claim = await self._begin(principal, "DeleteHook", key, fingerprint(hook_id))
         if claim.answer is not None:
@@ -135,10 +134,7 @@ class Hooks:
         Raises NotFound, PermissionDenied (another user's hook), InvalidInput, IdempotencyMismatch, Conflict (also HOOK_SECRETS_FULL: too
         many are taken already; HOOK_SECRET_REPLACED as in `create`), Overloaded.
         """
-        violations = _key(key)
-        if overlap is not None and not timedelta() <= overlap <= MOST_OVERLAP:
-            violations.append(FieldViolation("overlap", f"must be from 0 to {MOST_OVERLAP.days} days"))
-        if violations:
+        if violations := [*key_violations(key), *overlap_violations(overlap)]:
             raise InvalidInput("the request is not valid", violations=violations)
         lasts = DEFAULT_OVERLAP if overlap is None else overlap
         _check_maker(principal, await self.get(principal, hook_id))
@@ -165,20 +161,17 @@ class Hooks:
         return after, secret
 
     async def _begin(self, principal: Principal, method: str, key: str, print_: str) -> Claim:
-        return await self._keys.begin(principal.tenant, method, f"{principal.user}/{key}" if key else "", print_)
+        return await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_)
 
 
 def _rotated(before: Hook, lasts: timedelta, by: str, now_ms: int) -> Hook:
-    until = now_ms + int(lasts.total_seconds() * 1000)
-    # One that ends sooner already goes on to do so.
-    old = [one._replace(until_ms=min(until, one.until_ms or until)) for one in before.secrets]
-    kept = [one for one in old if one.until_ms > now_ms]
+    kept = ending(before.secrets, lasts, now_ms)
     if len(kept) >= MOST_SECRETS:
         raise Conflict(
             f"{MOST_SECRETS} secrets are taken already; wait until one of them ends, or end them with an overlap of 0",
             reason="HOOK_SECRETS_FULL",
         )
-    return replace(before, secrets=(HookSecret(new_secret(), by=by), *kept))
+    return replace(before, secrets=(Secret(new_secret(), by=by), *kept))
 
 
 def _secret_by(hook: Hook, by: str, now_ms: int) -> str:
@@ -201,7 +194,7 @@ def _by(claim: Claim, print_: str) -> str:
 
 def _usable(secret: str) -> bool:
     try:
-        return LEAST_SECRET_BYTES <= len(key_of(secret)) <= MOST_SECRET_BYTES
+        return LEAST_SECRET_BYTES <= len(secret_key(secret)) <= MOST_SECRET_BYTES
     except ValueError:
         return False
 
@@ -212,7 +205,3 @@ def _too_many() -> QuotaExceeded:
 
 def _not_found() -> NotFound:
     return NotFound("there is no such hook", reason="HOOK_NOT_FOUND")
-
-
-def _key(value: str) -> list[FieldViolation]:
-    return [FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters")] if len(value) > MOST_KEY else []

@@ -4,12 +4,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from services.common.identity import Principal
 from services.orchestrator.records import RunRef
+from services.orchestrator.webhooks.rotation import Secret, valid
 
 HOOK_SCHEMA = 1
 HOOK_ID = re.compile(r"hk_[0-9a-f]{32}")
@@ -19,14 +20,6 @@ LABEL, LABEL_MESSAGE, LABEL_DIGEST = "hook_id", "webhook_id", "webhook_sha256"
 NOBODY = "hk_" + "0" * 32
 
 
-class HookSecret(NamedTuple):
-    """What messages are signed with; `until_ms` ends it, 0 never does. `by` stands for the idempotency key that made it."""
-
-    secret: str
-    until_ms: int = 0
-    by: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Hook:
     """Who answers messages, and on whose behalf. `principal` is its maker as its request came; `secrets`: the newest first."""
@@ -34,7 +27,7 @@ class Hook:
     hook_id: str
     agent: str
     principal: Mapping[str, Any]
-    secrets: Sequence[HookSecret] = field(repr=False)
+    secrets: Sequence[Secret] = field(repr=False)
     created_ms: int
     thread_id: str = ""
     instructions: str = field(default="", repr=False)
@@ -53,7 +46,7 @@ class Hook:
 
     def taken(self, now_ms: int) -> list[str]:
         """The secrets that messages may be signed with at this time, the newest first."""
-        return [s.secret for s in self.secrets if not s.until_ms or s.until_ms > now_ms]
+        return valid(self.secrets, now_ms)
 
     def encode(self) -> bytes:
         """JSON."""
@@ -70,7 +63,7 @@ class Hook:
         """The inverse of `encode`; unknown fields are ignored, so that N reads what N+1 wrote."""
         data = orjson.loads(raw)
         return cls(
-            data["id"], data["agent"], data["principal"], tuple(HookSecret(*s[:3]) for s in data["secrets"]), data["created_ms"],
+            data["id"], data["agent"], data["principal"], tuple(Secret(*s[:3]) for s in data["secrets"]), data["created_ms"],
             data["thread_id"], data["instructions"], data["description"], data["by"], data["seed"],
         )  # fmt: skip
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import orjson
 
 from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFound, QuotaExceeded
-from services.common.idempotency import IdempotencyStore, fingerprint
+from services.common.idempotency import IdempotencyStore, check_key, fingerprint, key_of
 from services.common.identity import Principal
 from services.common.rpc import context as call_context
 from services.orchestrator.accepting import Accepting, RunRequest
 from services.orchestrator.agents import AgentCatalog
-from services.orchestrator.run_request import MOST_KEY, MOST_LABELS
+from services.orchestrator.run_request import MOST_LABELS
 from services.orchestrator.schedules.cron import Cron
 from services.orchestrator.schedules.ports import ScheduleStore
 from services.orchestrator.schedules.records import (
@@ -141,7 +141,7 @@ class Schedules:
         IdempotencyMismatch, Conflict."""
         self._check(request, key)
         print_ = request.fingerprint("CreateSchedule")
-        claim = await self._keys.begin(principal.tenant, "CreateSchedule", f"{principal.user}/{key}" if key else "", print_)
+        claim = await self._keys.begin(principal.tenant, "CreateSchedule", key_of(principal.user, key), print_)
         if claim.answer is not None:
             return await self.get(principal, claim.answer.decode())
         # A process that died after it had made the schedule and before it could say so leaves it where this one finds it.
@@ -187,7 +187,7 @@ class Schedules:
         where its timing changes.
 
         Raises as `create`, and Conflict (SCHEDULE_CHANGED) where the version is not the expected one."""
-        _check_key(key)
+        check_key(key)
         self._check(request.over((await self.get(principal, schedule_id)).definition), key)
 
         async def change() -> None:
@@ -240,7 +240,7 @@ class Schedules:
 
     async def delete(self, principal: Principal, schedule_id: str, key: str) -> None:
         """Removes it. Raises NotFound, InvalidInput, IdempotencyMismatch."""
-        _check_key(key)
+        check_key(key)
 
         async def remove() -> None:
             await self._store.remove(await self.get(principal, schedule_id))
@@ -248,7 +248,7 @@ class Schedules:
         await self._once(principal, "DeleteSchedule", key, fingerprint(schedule_id), remove)
 
     async def _once(self, principal: Principal, method: str, key: str, print_: str, work: Callable[[], Awaitable[None]]) -> None:
-        claim = await self._keys.begin(principal.tenant, method, f"{principal.user}/{key}" if key else "", print_)
+        claim = await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_)
         if claim.answer is not None:
             return
         try:
@@ -259,7 +259,7 @@ class Schedules:
         await self._keys.finish(claim, b"1")
 
     def _check(self, request: ScheduleRequest, key: str) -> None:
-        _check_key(key)
+        check_key(key)
         if violations := request.violations(self._least_ms):
             raise InvalidInput("the request is not valid", violations=violations)
 
@@ -293,8 +293,3 @@ def _first(definition: Definition, now_ms: int) -> int:
     if not next_ms:
         raise never_fires()
     return next_ms
-
-
-def _check_key(key: str) -> None:
-    if len(key) > MOST_KEY:
-        raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")

@@ -5,11 +5,12 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc as rpc
 from google.protobuf.duration_pb2 import Duration
 
 from services.common.errors import InvalidInput, NotFound
+from services.common.idempotency import check_key
 from services.common.identity import Principal
 from services.common.rpc.context import principal
 from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.records import ThreadRecord
-from services.orchestrator.run_request import MOST_KEY, checked_labels
+from services.orchestrator.run_request import checked_labels
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.servicer import input_message, page, page_token, run_message
 from services.orchestrator.servicers.approvals import approval_message
@@ -57,12 +58,6 @@ def _ttl_ms(given: bool, ttl: Duration) -> int:
     if not LEAST_TTL_S <= ttl.seconds <= MOST_TTL_S:
         raise InvalidInput.field("ttl", f"must be from {LEAST_TTL_S} to {MOST_TTL_S:,} seconds")
     return ttl.ToMilliseconds()
-
-
-def _key(value: str) -> str:
-    if len(value) > MOST_KEY:
-        raise InvalidInput.field("idempotency_key", f"must be at most {MOST_KEY} characters")
-    return value
 
 
 class ThreadServicer(rpc.ThreadServiceServicer):
@@ -121,7 +116,7 @@ class ThreadServicer(rpc.ThreadServiceServicer):
             caller,
             ForkRequest(
                 checked_id("thread_id", request.thread_id), _asked(request.at),
-                checked_id("new_thread_id", request.new_thread_id) if request.new_thread_id else "", _key(request.idempotency_key),
+                checked_id("new_thread_id", request.new_thread_id) if request.new_thread_id else "", check_key(request.idempotency_key),
                 checked_labels(dict(request.metadata)), _ttl_ms(request.HasField("ttl"), request.ttl) or self._threads.ttl_ms(caller.tier),
                 request.continue_run,
             ),
@@ -132,7 +127,7 @@ class ThreadServicer(rpc.ThreadServiceServicer):
         """Takes what came after a checkpoint out of the conversation."""
         caller = principal()
         caller.require(WRITE)
-        thread_id, key = checked_id("thread_id", request.thread_id), _key(request.idempotency_key)
+        thread_id, key = checked_id("thread_id", request.thread_id), check_key(request.idempotency_key)
         thread, seq = await self._threads.rolling_back.roll_back(caller, thread_id, _asked(request.to), key)
         return pb.RollbackThreadResponse(thread=thread_message(thread), seq=seq)
 
@@ -140,6 +135,6 @@ class ThreadServicer(rpc.ThreadServiceServicer):
         """Deletes a thread. Done twice it is the same, so the key needs no record."""
         caller = principal()
         caller.require(WRITE)
-        _key(request.idempotency_key)
+        check_key(request.idempotency_key)
         completed = await self._threads.deleting.delete(caller, checked_id("thread_id", request.thread_id))
         return pb.DeleteThreadResponse(completed=completed)

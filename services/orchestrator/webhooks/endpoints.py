@@ -10,19 +10,17 @@ from datetime import timedelta
 import orjson
 
 from services.common.errors import Conflict, FieldViolation, InvalidInput, NotFound, QuotaExceeded
-from services.common.idempotency import IdempotencyStore, fingerprint
+from services.common.idempotency import IdempotencyStore, fingerprint, key_of, key_violations
 from services.common.identity import Principal
 from services.orchestrator.webhooks.announcing import KNOWN_FOR_S
 from services.orchestrator.webhooks.ports import Sender, SendFailed, WebhookStore
-from services.orchestrator.webhooks.records import ALL_EVENT_TYPES, Delivery, DeliveryRef, Endpoint, Secret
+from services.orchestrator.webhooks.records import ALL_EVENT_TYPES, Delivery, DeliveryRef, Endpoint
+from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, overlap_violations
 from services.orchestrator.webhooks.signing import new_secret
 from services.orchestrator.webhooks.targets import checked, parsed
 
 MOST_ENDPOINTS = 20
 MOST_DESCRIPTION = 256
-MOST_KEY = 255
-DEFAULT_OVERLAP = timedelta(hours=24)
-MOST_OVERLAP = timedelta(days=7)
 # More signatures than these make the header too long for some receivers.
 MOST_SECRETS = 4
 RESOLVE_TIMEOUT_S = 5.0
@@ -53,10 +51,10 @@ class Endpoints:
     async def create(self, principal: Principal, request: EndpointRequest) -> Endpoint:
         """Makes an endpoint. Raises InvalidInput, QuotaExceeded, IdempotencyMismatch, Conflict, Overloaded."""
         tenant = principal.tenant
-        violations = [*await self._url(request.url), *_words(request), *_key(request.idempotency_key)]
+        violations = [*await self._url(request.url), *_words(request), *key_violations(request.idempotency_key)]
         if violations:
             raise InvalidInput("the request is not valid", violations=violations)
-        key = f"{principal.user}/{request.idempotency_key}" if request.idempotency_key else ""
+        key = key_of(principal.user, request.idempotency_key)
         claim = await self._keys.begin(tenant, "CreateWebhook", key, request.fingerprint())
         if claim.answer is not None:
             return await self.get(principal, claim.answer.decode())
@@ -110,9 +108,9 @@ class Endpoints:
 
     async def delete(self, principal: Principal, endpoint_id: str, key: str) -> None:
         """Removes an endpoint. Raises NotFound, InvalidInput, IdempotencyMismatch, Overloaded."""
-        if violations := _key(key):
+        if violations := key_violations(key):
             raise InvalidInput("the request is not valid", violations=violations)
-        key = f"{principal.user}/{key}" if key else ""
+        key = key_of(principal.user, key)
         claim = await self._keys.begin(principal.tenant, "DeleteWebhook", key, fingerprint(endpoint_id))
         if claim.answer is not None:
             return
@@ -126,13 +124,10 @@ class Endpoints:
 
         Raises NotFound, InvalidInput, IdempotencyMismatch, Conflict, Overloaded.
         """
-        violations = _key(key)
-        if overlap is not None and not timedelta() <= overlap <= MOST_OVERLAP:
-            violations.append(FieldViolation("overlap", f"must be from 0 to {MOST_OVERLAP.days} days"))
-        if violations:
+        if violations := [*key_violations(key), *overlap_violations(overlap)]:
             raise InvalidInput("the request is not valid", violations=violations)
         lasts = DEFAULT_OVERLAP if overlap is None else overlap
-        key = f"{principal.user}/{key}" if key else ""
+        key = key_of(principal.user, key)
         print_ = fingerprint(endpoint_id, str(lasts.total_seconds()))
         claim = await self._keys.begin(principal.tenant, "RotateWebhookSecret", key, print_)
         if claim.answer is not None:
@@ -143,10 +138,7 @@ class Endpoints:
                 await self._keys.abandon(claim)
                 raise NotFound("there is no such webhook", reason="WEBHOOK_NOT_FOUND")
             now_ms = await self._store.now_ms()
-            until = now_ms + int(lasts.total_seconds() * 1000)
-            # One that ends sooner already goes on to do so.
-            old = [Secret(s.secret, min(until, s.until_ms or until)) for s in before.secrets]
-            kept = [s for s in old if s.until_ms > now_ms][: MOST_SECRETS - 1]
+            kept = ending(before.secrets, lasts, now_ms)[: MOST_SECRETS - 1]
             after = replace(before, secrets=(Secret(new_secret()), *kept))
             if await self._store.replace(principal.tenant, before, after):
                 await self._keys.finish(claim, b"1")
@@ -160,7 +152,7 @@ class Endpoints:
     async def redeliver(self, principal: Principal, delivery_id: str, key: str) -> Delivery:
         """Sends a message again. Raises NotFound, Conflict (out of service), InvalidInput, IdempotencyMismatch, Overloaded."""
         message_id, _, endpoint_id = delivery_id.partition(":")
-        if violations := _key(key):
+        if violations := key_violations(key):
             raise InvalidInput("the request is not valid", violations=violations)
         endpoint = await self._store.endpoint(principal.tenant, endpoint_id)
         ref = DeliveryRef(principal.tenant, message_id, endpoint_id)
@@ -168,7 +160,7 @@ class Endpoints:
             raise NotFound("there is no such delivery", reason="DELIVERY_NOT_FOUND")
         if endpoint.disabled:
             raise Conflict("the webhook is out of service", reason="WEBHOOK_DISABLED")
-        key = f"{principal.user}/{key}" if key else ""
+        key = key_of(principal.user, key)
         claim = await self._keys.begin(principal.tenant, "Redeliver", key, fingerprint(delivery_id))
         if claim.answer is None:
             if not await self._store.again(ref):
@@ -192,7 +184,3 @@ def _words(request: EndpointRequest) -> list[FieldViolation]:
     if len(request.description) > MOST_DESCRIPTION:
         found.append(FieldViolation("description", f"must be at most {MOST_DESCRIPTION} characters"))
     return found
-
-
-def _key(value: str) -> list[FieldViolation]:
-    return [FieldViolation("idempotency_key", f"must be at most {MOST_KEY} characters")] if len(value) > MOST_KEY else []

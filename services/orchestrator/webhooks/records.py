@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from services.orchestrator.records import RunRef, decode_ref, encode_ref
+from services.orchestrator.webhooks.rotation import Secret, valid
 
 # By how a run ended.
 EVENT_TYPES: Mapping[str, str] = {"succeeded": "run.finished", "failed": "run.failed", "cancelled": "run.cancelled"}
@@ -15,13 +16,6 @@ EVENT_TYPES: Mapping[str, str] = {"succeeded": "run.finished", "failed": "run.fa
 HANDED_OFF = "run.handed_off"
 ALL_EVENT_TYPES = (*EVENT_TYPES.values(), HANDED_OFF)
 ENDPOINT_SCHEMA = 1
-
-
-class Secret(NamedTuple):
-    """What messages are signed with; `until_ms` ends it, 0 never does."""
-
-    secret: str
-    until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +38,7 @@ class Endpoint:
         return orjson.dumps(
             {
                 "schema_version": ENDPOINT_SCHEMA, "id": self.endpoint_id, "url": self.url, "event_types": list(self.event_types),
-                "description": self.description, "created_ms": self.created_ms, "secrets": [list(s) for s in self.secrets],
+                "description": self.description, "created_ms": self.created_ms, "secrets": [list(s[:2]) for s in self.secrets],
                 "disabled": self.disabled, "disabled_ms": self.disabled_ms,
             }
         )  # fmt: skip
@@ -55,12 +49,12 @@ class Endpoint:
         data = orjson.loads(raw)
         return cls(
             data["id"], data["url"], tuple(data["event_types"]), data["description"], data["created_ms"],
-            tuple(Secret(*s) for s in data["secrets"]), data["disabled"], data["disabled_ms"], raw,
+            tuple(Secret(*s[:2]) for s in data["secrets"]), data["disabled"], data["disabled_ms"], raw,
         )  # fmt: skip
 
     def signing(self, now_ms: int) -> list[str]:
         """The secrets that sign at this time, the newest first."""
-        return [s.secret for s in self.secrets if not s.until_ms or s.until_ms > now_ms]
+        return valid(self.secrets, now_ms)
 
     def wants(self, event_type: str, ended_ms: int) -> bool:
         """Whether it is told of a run that ended so and then. What ended before the endpoint was made is none of its business."""

@@ -23,11 +23,12 @@ from services.common.idempotency import IdempotencyStore
 from services.orchestrator.hooks import accepting
 from services.orchestrator.hooks.accepting import MOST_BODY_BYTES, REFUSED_AFTER_S, TOLERANCE_S, TakingMessages, proven
 from services.orchestrator.hooks.keeping import MOST_HOOKS, MOST_SECRETS, HookRequest, Hooks
-from services.orchestrator.hooks.records import Hook, HookSecret, Message, run_of
+from services.orchestrator.hooks.records import Hook, Message, run_of
 from services.orchestrator.hooks.telling import FENCE, NOTICE, input_of
 from services.orchestrator.settings import Settings
 from services.orchestrator.testing.memory_hooks import MemoryHooks
 from services.orchestrator.webhooks import signing
+from services.orchestrator.webhooks.rotation import Secret
 
 NOW_S = 1_800_000_000
 # What the input of a run may be.
@@ -36,7 +37,7 @@ SECRET = signing.new_secret()
 ANA = testing.principal_of()
 
 
-def hook(hook_id="hk_" + "a" * 32, secrets=(HookSecret(SECRET),), **fields):
+def hook(hook_id="hk_" + "a" * 32, secrets=(Secret(SECRET),), **fields):
     return Hook(hook_id, "quick", ANA.as_dict(), tuple(secrets), 5, **fields)
 
 
@@ -58,12 +59,12 @@ def test_a_message_of_the_library_is_taken_until_its_time_is_over():
 def test_a_message_is_for_its_hook_and_agent_alone():
     assert not proven(None, message(), NOW_S * 1000)
     assert not proven(hook(), message(agent="other"), NOW_S * 1000)
-    assert not proven(hook(secrets=[HookSecret(signing.new_secret())]), message(), NOW_S * 1000)
+    assert not proven(hook(secrets=[Secret(signing.new_secret())]), message(), NOW_S * 1000)
 
 
 def test_any_secret_that_has_not_ended_is_right():
     old, newest = signing.new_secret(), signing.new_secret()
-    both = hook(secrets=[HookSecret(newest), HookSecret(old, NOW_S * 1000 + 1)])
+    both = hook(secrets=[Secret(newest), Secret(old, NOW_S * 1000 + 1)])
     assert [proven(both, message(secret=one), NOW_S * 1000) for one in (newest, old)] == [True, True]
     assert [proven(both, message(secret=one), NOW_S * 1000 + 1) for one in (newest, old)] == [True, False]
     several = f"v1a,abc v1,{'A' * 43}= {message(secret=old).signature} junk"

@@ -13,9 +13,10 @@ from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.hook_store import ValkeyHooks
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.erasure_records import ErasureRef
-from services.orchestrator.hooks.records import Hook, HookSecret
+from services.orchestrator.hooks.records import Hook
 from services.orchestrator.testing.harness import root_keys
 from services.orchestrator.testing.memory_hooks import MemoryHooks
+from services.orchestrator.webhooks.rotation import Secret
 
 TENANT = "a}b{c/ü %"
 SECRET = "whsec_" + "A" * 32
@@ -23,7 +24,7 @@ SECRET = "whsec_" + "A" * 32
 
 def hook(number=1, user="ana {}", tenant=TENANT, **fields):
     owner = testing.principal_of(tenant, user)
-    return Hook(f"hk_{number:032x}", "quick", owner.as_dict(), (HookSecret(SECRET),), number, **fields)
+    return Hook(f"hk_{number:032x}", "quick", owner.as_dict(), (Secret(SECRET),), number, **fields)
 
 
 class Place:
@@ -81,7 +82,7 @@ async def test_a_tenant_has_so_many_and_they_are_listed_by_age(place):
 async def test_a_change_is_made_to_what_was_read_and_to_nothing_else(place):
     await place.one.add(TENANT, hook(), 5)
     read, same = await place.one.find(hook().hook_id), await place.two.find(hook().hook_id)
-    after = replace(read, secrets=(HookSecret("whsec_new", by="r"), HookSecret(SECRET, 9)))
+    after = replace(read, secrets=(Secret("whsec_new", by="r"), Secret(SECRET, 9)))
     assert await place.one.replace(TENANT, read, after)
     assert not await place.two.replace(TENANT, same, replace(same, description="late"))
     assert (await place.two.find(read.hook_id)).secrets == after.secrets

@@ -17,7 +17,8 @@ from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.testing.receivers import receiver
 from services.orchestrator.webhooks.delivering import Delivering
 from services.orchestrator.webhooks.ports import SendFailed
-from services.orchestrator.webhooks.records import DeliveryRef, Endpoint, Secret, Taken
+from services.orchestrator.webhooks.records import DeliveryRef, Endpoint, Taken
+from services.orchestrator.webhooks.rotation import Secret
 from services.orchestrator.webhooks.signing import new_secret
 from services.orchestrator.webhooks.targets import allowed, checked, parsed
 

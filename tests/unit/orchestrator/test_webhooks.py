@@ -21,7 +21,8 @@ from services.orchestrator.webhooks.announcing import Announcing
 from services.orchestrator.webhooks.delivering import wait_before
 from services.orchestrator.webhooks.endpoints import EndpointRequest, Endpoints
 from services.orchestrator.webhooks.payload import MOST_BODY_BYTES, message_of
-from services.orchestrator.webhooks.records import Attempt, DeliveryRef, Endpoint, Message, Secret
+from services.orchestrator.webhooks.records import Attempt, DeliveryRef, Endpoint, Message
+from services.orchestrator.webhooks.rotation import Secret
 
 DAY_S = 86_400
 REF = RunRef("acme/ü", "t", "r")

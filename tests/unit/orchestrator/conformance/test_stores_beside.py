@@ -16,7 +16,8 @@ from services.orchestrator.erasure_records import SERVICES, ErasureRef, Part
 from services.orchestrator.quota import Occupancy
 from services.orchestrator.records import RunRef, Schedule
 from services.orchestrator.testing.runs import CANCELLED, QUEUED, done, spec
-from services.orchestrator.webhooks.records import Endpoint, Message, Secret, message_id_of
+from services.orchestrator.webhooks.records import Endpoint, Message, message_id_of
+from services.orchestrator.webhooks.rotation import Secret
 
 TENANTS = pytest.mark.parametrize("tenant", ["acme", "a}b{c/ü %"])
 LEASE_S = 10
