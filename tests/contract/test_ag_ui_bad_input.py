@@ -20,12 +20,6 @@ BAD = {"name": "a b", "arguments": ""}
 ANSWER = {"interruptId": "r/1/0", "status": "resolved", "payload": {"approved": True}}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def http(served):
     async with aiohttp.ClientSession(served.url, headers={**served.headers(), "content-type": "application/json"}) as session:

@@ -1,11 +1,8 @@
 """Tools that the application runs, and what tools give beside text, in AG-UI: held to the protocol's types and rules."""
 
-import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 
-from services.gateway import fake_scripts, fakes
 from tests.contract.ag_ui_client import Client, checked, parsed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -51,19 +48,9 @@ async def steps(run):
     yield "run_finished", end, False
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    with pytest.MonkeyPatch.context() as patch:
-        for script in (shows, steps):
-            patch.setitem(fake_scripts.SCRIPTS, script.__name__, script)
-        async with fakes.gateway(identities, _state_server) as gateway:
-            yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(served):
-    async with aiohttp.ClientSession(served.url, headers=served.headers()) as session:
-        yield session
+@pytest.fixture(scope="module")
+def agents():
+    return shows, steps
 
 
 def asked(run_id, messages=None, **more):

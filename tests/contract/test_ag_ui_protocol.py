@@ -3,13 +3,10 @@
 import asyncio
 from functools import partial
 
-import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 
 from services.common import testing
-from services.gateway import fake_scripts, fakes
 from tests.contract.ag_ui_client import Client, checked, parsed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -68,19 +65,9 @@ async def withheld(run):
     yield "run_cancelled", {"output_text": "I cannot say.", "usage": {}}, False
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    with pytest.MonkeyPatch.context() as patch:
-        for script in (everything, withheld):
-            patch.setitem(fake_scripts.SCRIPTS, script.__name__, script)
-        async with fakes.gateway(identities, _state_server) as gateway:
-            yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(served):
-    async with aiohttp.ClientSession(served.url, headers=served.headers()) as session:
-        yield session
+@pytest.fixture(scope="module")
+def agents():
+    return everything, withheld
 
 
 def asked(run_id, text="hello", **more):

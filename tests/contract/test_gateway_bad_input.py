@@ -86,12 +86,6 @@ async def served(identities, _state_server):
                 yield gateway
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def http(served):
-    async with aiohttp.ClientSession(served.url, headers=served.headers()) as session:
-        yield session
-
-
 async def refused(response, path, *statuses):
     """Checks the form of an error and answers its reason."""
     text = await response.text()

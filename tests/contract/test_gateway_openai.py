@@ -23,12 +23,6 @@ async def served(identities, _state_server):
         yield gateway
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
-
-
 async def text_of(stream):
     text, finish, usage, extension = "", None, None, None
     async for chunk in stream:

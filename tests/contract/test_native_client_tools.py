@@ -6,8 +6,6 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from services.gateway import fakes
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TOOL = {"name": "weather", "description": "How it is there.", "parameters": {"type": "object"}, "strict": True}
 ASKED = '{"city":"Lisbon"}'
@@ -15,12 +13,6 @@ CALL = {"tool_call_id": "c1", "name": "weather", "arguments": ASKED}
 ASKING = {"role": "assistant", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "19", "tool_call_id": "c1"}
 USER = {"role": "user", "content": "x"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
 
 
 @pytest_asyncio.fixture(loop_scope="module")

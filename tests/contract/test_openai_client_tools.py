@@ -5,10 +5,7 @@ import asyncio
 import openai
 import orjson
 import pytest
-import pytest_asyncio
 from pydantic import BaseModel
-
-from services.gateway import fakes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WEATHER = {
@@ -28,18 +25,6 @@ class Weather(BaseModel):
     """What the SDK makes a tool of."""
 
     city: str
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 async def streamed(sdk, **asked):

@@ -5,9 +5,7 @@ import base64
 import openai
 import orjson
 import pytest
-import pytest_asyncio
 
-from services.gateway import fakes
 from services.gateway.inputs import MOST_IMAGE_BYTES, MOST_IMAGES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,18 +26,6 @@ def asked(*parts):
 
 def response_asked(*parts):
     return {"model": "assistant", "input": [{"role": "user", "content": [*parts, {"type": "input_text", "text": "What is it?"}]}]}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 def kept(served):

@@ -3,10 +3,7 @@
 import openai
 import orjson
 import pytest
-import pytest_asyncio
 from pydantic import BaseModel
-
-from services.gateway import fakes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TEXT = '{"steps":["6*7"],"result":42}'
@@ -18,18 +15,6 @@ class Sum(BaseModel):
 
     steps: list[str]
     result: int
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 def said(text):

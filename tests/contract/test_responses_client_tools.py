@@ -3,11 +3,9 @@
 import openai
 import orjson
 import pytest
-import pytest_asyncio
 from openai.types import responses as types
 from pydantic import BaseModel
 
-from services.gateway import fakes
 from tests.contract.responses_sdk import all_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,18 +20,6 @@ class Place(BaseModel):
     """A form, and the arguments of a tool."""
 
     city: str
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 def calls_of(response):

@@ -6,7 +6,6 @@ import aiohttp
 import openai
 import orjson
 import pytest
-import pytest_asyncio
 from openai.types import responses as types
 
 from services.common import testing
@@ -16,18 +15,6 @@ from tests.contract.responses_sdk import all_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TERMINAL = {"response.completed", "response.failed", "response.incomplete"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 async def test_a_response_has_text_usage_and_its_conversation(sdk, served):

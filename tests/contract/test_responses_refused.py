@@ -6,7 +6,6 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from services.gateway import fakes
 from tests.contract.responses_sdk import finds_nothing
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -15,18 +14,6 @@ FUNCTION = {"type": "function", "name": "f", "parameters": {}, "strict": False}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 RESULT = {"type": "function_call_output", "call_id": "c", "output": "x"}
 DECISION = {"type": "mcp_approval_response", "approval_request_id": "mcpr_run_1.1.0", "approve": True}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(identities, _state_server):
-    async with fakes.gateway(identities, _state_server) as gateway:
-        yield gateway
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(served):
-    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0) as client:
-        yield client
 
 
 @pytest_asyncio.fixture(loop_scope="module")
