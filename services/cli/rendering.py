@@ -22,7 +22,7 @@ ENDINGS = ("run_finished", "run_failed", "run_cancelled")
 
 
 class Renderer:
-    """Shows the events of a run as they come. `verbose` shows the quiet ones too, as a timeline needs."""
+    """Shows the events of a run as they come."""
 
     def __init__(self, out: TextIO | None = None, notes: Console | None = None) -> None:
         self._out = out or sys.stdout
@@ -71,8 +71,8 @@ class Renderer:
                 self._note(f"? {asked}: `bulkhead approvals approve {data.get('interrupt_id')}`", "yellow")
             case "interrupt_resolved":
                 self._note(f"· {data.get('tool') or 'the approval'}: {data.get('outcome')}", "yellow")
-            case "run_queued" if data.get("position"):
-                self._note(f"waiting in the queue, position {data['position']}", "dim")
+            case "run_queued" if data.get("queue_position"):
+                self._note(f"waiting in the queue, position {data['queue_position']}", "dim")
             case "run_finished":
                 self._finished(data)
             case "run_failed":

@@ -49,7 +49,7 @@ class RunView:
         match event.get("type"):
             case "run_queued":
                 self._agent = str(data.get("agent") or self._agent)
-                self._be(f"queued, position {data['position']}" if data.get("position") else "queued", "dim")
+                self._be(f"queued, position {data['queue_position']}" if data.get("queue_position") else "queued", "dim")
             case "run_started":
                 self._begun = self._last
                 self._be("working")

@@ -29,7 +29,7 @@ def screen():
 
 
 def test_the_answer_is_streamed_to_stdout_and_everything_else_goes_to_stderr(screen):
-    screen.show("run_queued", position=0)
+    screen.show("run_queued")
     screen.show("tool_call_started", tool="calculator", arguments={"expression": "1+1"})
     screen.show("tool_call_completed", tool="calculator", output={"result": "2"}, duration_ms=3)
     screen.show("message_delta", text="It is ", message_id="m")
@@ -74,6 +74,13 @@ def test_calls_that_wait_for_the_application_are_no_approvals(screen):
     for each in (told, live):
         assert "the application that started the run is to call open_door" in each
         assert ("approv" in each, "\x1b" in each) == (False, False)
+
+
+def test_a_run_that_waits_tells_its_place_in_the_queue(screen):
+    queued = {"agent": "a", "queue_position": 3, "expected_wait_ms": 1200}
+    screen.show("run_queued", **queued)
+    assert screen.notes.getvalue() == "waiting in the queue, position 3\n"
+    assert "queued, position 3" in shown(("run_queued", queued))[0]
 
 
 def test_a_superseded_attempt_is_said_to_be_void_and_the_next_one_is_shown(screen):
