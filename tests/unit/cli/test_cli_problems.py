@@ -42,6 +42,7 @@ def test_the_exit_status_says_what_can_be_done_about_it(status, reason, exit_sta
         ({"status": 403, "reason": "SCOPE_MISSING", "missing_scopes": "runs:read, runs:write"}, "--scope runs:read --scope runs:write`"),
         ({"status": 404, "instance": "/v1/runs/r"}, "`bulkhead runs list`"),
         ({"status": 404, "instance": "/replay/t"}, "`bulkhead threads list`"),
+        ({"status": 404, "instance": "/v1/hooks/h/secret"}, "`bulkhead hooks list`"),
         ({"status": 409, "reason": "RUN_ENDED", "thread_id": "t1"}, "`bulkhead chat --thread t1`"),
         ({"status": 409, "reason": "ALREADY_DECIDED", "decided_by": "bo", "verb": "reject"}, "bo was first, with reject"),
         ({"status": 410, "reason": "RESUME_GAP", "oldest_seq": 12}, "the log begins at 12"),
