@@ -59,9 +59,17 @@ def runs(
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """The newest runs, as `runs list`; the other commands are about one."""
+    from services.cli.failure import UsageProblem
+
     context.obj = data_dir
     if context.invoked_subcommand is None:
         _list(data_dir, thread, limit, as_json)
+        return
+    # A command that did without them would do more than was asked for, as `runs --thread t cancel --all`.
+    for option, name in (("--thread", "thread"), ("--limit", "limit"), ("--json", "as_json")):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageProblem(f"{option} must stand behind the command: bulkhead runs {context.invoked_subcommand} {option}")
 
 
 @app.command("list")
