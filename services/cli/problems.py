@@ -36,8 +36,8 @@ WAYS_OUT = {
 # What lists the things of a path, for those that are not there.
 LISTS = {
     "/v1/runs": "runs list", "/v1/threads": "threads list", "/replay": "threads list", "/v1/approvals": "approvals list",
-    "/v1/webhooks": "webhooks list", "/v1/hooks": "hooks list", "/v1/deliveries": "webhooks deliveries WEBHOOK", "/v1/feedback": "runs list",
-    "/v1/schedules": "schedules list", "/v1/memories": "memories list",
+    "/v1/webhooks": "webhooks list", "/v1/deliveries": "webhooks deliveries WEBHOOK", "/v1/feedback": "runs list",
+    "/v1/schedules": "schedules list", "/v1/memories": "memories list", "/v1/hooks": "hooks list",
 }  # fmt: skip
 _WRONG = (400, 405, 413, 415, 422)
 _NOT_NOW = (408, 429, 502, 503, 504)
