@@ -19,6 +19,15 @@ async def test_a_refusal_of_a_service_names_what_the_client_wrote(http):
         told = await answered(http.get(f"{route}?after=nonsense"), 400)
         assert [error["field"] for error in told["errors"]] == ["after"], route
         assert "page_token" not in str(told)
+    wrong = {"type": "object", "properties": 3}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wrong}}
+    for asked, field in (
+        ({"client_tools": [{"name": "a", "parameters": wrong}]}, "client_tools.0.parameters"),
+        ({"tool_choice": {"type": "function", "function": {"name": "nobodys"}}}, "tool_choice"),
+        ({"response_format": form}, "response_format.json_schema.schema"),
+    ):
+        told = await answered(http.post("/v1/threads/t/runs", json={"input": "say hi", **asked}), 400)
+        assert [error["field"] for error in told["errors"]] == [field]
     schedule = {"input": "hi", "timing": {"interval_ms": 1}}
     told = await answered(http.post("/v1/schedules", json=schedule), 400)
     assert [error["field"] for error in told["errors"]] == ["timing.interval_ms"]

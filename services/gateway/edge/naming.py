@@ -20,6 +20,7 @@ _ALIASES: Mapping[str, Sequence[str]] = {
     "interval": ("interval_ms",), "jitter": ("jitter_ms",), "overlap": ("overlap_policy", "overlap_ms"), "catch_up": ("catch_up_policy",),
     "expected_version": ("version",), "result_json": ("result",), "arguments_json": ("arguments",), "top_k": ("limit",),
     "decision": ("verb",), "outcome": ("verb",), "delegate": ("to",), "name": ("agent",), "lifetime": ("lifetime_s",),
+    "parameters_json": ("parameters",), "tool_choice_json": ("tool_choice",), "response_format_json": ("response_format",),
 }  # fmt: skip
 # Messages within a request whose fields stand at the top of a body.
 _AROUND = frozenset({"decision", "definition", "document", "edit", "filter", "memories", "start"})
