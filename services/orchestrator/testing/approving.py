@@ -150,26 +150,10 @@ class Approving(World):
 
     async def own(self, lost_at: int = 0, *, after: bool = False) -> None:
         """Has an owner work on the run until it lets go of it, is lost, or the run waits."""
-        if self.ended:
+        owned = await self.take_up(Losing(self.store, lost_at, after), self)
+        if owned is None:
             return
-        await self.store.unpark(self.ref)
-        if (await self.store.inspect(self.ref))[0] == "held" and await self.store.admit(self.ref, Schedule()):
-            await self.store.enter(self.ref)
-        claim = await self.store.claim(self.ref, LEASE_S, self.budget)
-        if claim.verdict != "claimed":
-            return
-        losing: Any = Losing(self.store, lost_at, after)
-        world: Any = self
-        interrupts = Raising(losing, losing, Watchers(), self.minter, lambda tier: TierPolicy())  # type: ignore[arg-type]
-        agents = SimpleNamespace(agents=SimpleNamespace(get=lambda name: self.agent, by_digest={"d": self.agent}))
-        driver: Any = Driver(
-            SimpleNamespace(delta_batch_s=0.001, store_patience_s=1.0, audit_days=0), losing, Watchers(), agents,
-            Services(world, world, world, interrupts), SimpleNamespace(), self.minter, should_hand_over=self.leaving,
-        )  # type: ignore[arg-type]  # fmt: skip
-        assert claim.record is not None
-        self.to_end = self.cancelled
-        self.owned = owned = Owned(self.ref, claim.record)
-        owned.task = asyncio.create_task(driver.drive(owned, claim))
+        assert owned.task is not None
         with capture_logs() as told:
             left = await owned.task
         # Where a run ends whatever happens, the log alone tells of a defect.
@@ -177,6 +161,28 @@ class Approving(World):
         if left.status == "lost":
             await self.backend.advance(LEASE_S + 1)
         self.ended = left.written is not None
+
+    async def take_up(self, store: Any, world: Any) -> Owned | None:
+        """Begins to work on the run as its next owner, where it may be taken; `store` and `world` are what that owner sees of them."""
+        if self.ended:
+            return None
+        await self.store.unpark(self.ref)
+        if (await self.store.inspect(self.ref))[0] == "held" and await self.store.admit(self.ref, Schedule()):
+            await self.store.enter(self.ref)
+        claim = await self.store.claim(self.ref, LEASE_S, self.budget)
+        if claim.verdict != "claimed":
+            return None
+        interrupts = Raising(store, store, Watchers(), self.minter, lambda tier: TierPolicy())  # type: ignore[arg-type]
+        agents = SimpleNamespace(agents=SimpleNamespace(get=lambda name: self.agent, by_digest={"d": self.agent}))
+        driver: Any = Driver(
+            SimpleNamespace(delta_batch_s=0.001, store_patience_s=1.0, audit_days=0), store, Watchers(), agents,
+            Services(world, world, world, interrupts), SimpleNamespace(), self.minter, should_hand_over=self.leaving,
+        )  # type: ignore[arg-type]  # fmt: skip
+        assert claim.record is not None
+        self.to_end = self.cancelled
+        self.owned = owned = Owned(self.ref, claim.record)
+        owned.task = asyncio.create_task(driver.drive(owned, claim))
+        return owned
 
     async def interrupts(self) -> list[Interrupt]:
         """Those that were raised."""
