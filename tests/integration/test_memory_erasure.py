@@ -9,8 +9,8 @@ from bulkhead.memory.v1 import memory_pb2, memory_pb2_grpc
 
 from services.common import testing
 from services.common.errors import PermissionDenied
-from services.common.valkey import connect
 from services.memory import fakes
+from tests.integration.searched_store import holding
 
 SECRET = "swordfish4711"
 
@@ -40,14 +40,6 @@ async def fill(memory, identities, who, word):
                 document_id=f"d-{word}", title=f"about {word}", content_type="text/plain", text=f"{word} it is, said {who.user}."
             )
         )
-
-
-async def holding(state_url, word):
-    """Keys of the store that hold a word."""
-    client = connect(state_url)
-    found = [key for key in await client.keys("*") if word.encode() in key + await client.dump(key)]
-    await client.aclose()
-    return found
 
 
 async def erase(memory, identities, tenant, **fields):

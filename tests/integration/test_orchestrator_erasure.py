@@ -20,6 +20,7 @@ from services.common.valkey import connect
 from services.orchestrator import app
 from services.orchestrator.testing.harness import served, settings_for, write_config
 from services.orchestrator.testing.receivers import receiver
+from tests.integration.searched_store import holding
 
 MARK = "swordfish4711"
 ANA, BOB = testing.principal_of(user="ana"), testing.principal_of(user="bob")
@@ -67,20 +68,6 @@ async def scene(identities, behind, state_url, tmp_path):
     fields = {"segments_dir": tmp_path / "segments", "segments_after_s": 0.05, "webhook_allow_private": True, "webhook_retries_s": (0.05,)}
     async with scene_of(identities, behind, state_url, config, **fields) as made:
         yield made
-
-
-async def holding(state_url, *words):
-    """Keys of the store in whose name or content one of the words stands."""
-    client = connect(state_url)
-    found = []
-    for key in await client.keys("*"):
-        content = key + (await client.dump(key) or b"")
-        if await client.type(key) == b"stream":
-            content += repr(await client.xrange(key)).encode()
-        if any(word.encode() in content for word in words):
-            found.append(key)
-    await client.aclose()
-    return found
 
 
 @pytest.mark.system

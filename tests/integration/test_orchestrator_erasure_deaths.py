@@ -16,6 +16,7 @@ from services.orchestrator.adapters.erasure_store import DUE, ValkeyErasures
 from services.orchestrator.adapters.schedule_store import ValkeySchedules
 from services.orchestrator.erasure import Erasing
 from services.orchestrator.testing.harness import command, dialed, served, settings_for, write_config
+from tests.integration.searched_store import holding
 
 MARK = "swordfish4711"
 ANA, BOB = testing.principal_of(user="ana"), testing.principal_of(user="bob")
@@ -62,18 +63,6 @@ class NoRuns:
 
     async def cancel_run(self, principal, run_id, reason):
         raise AssertionError("every run has ended")
-
-
-async def holding(client, *words):
-    """Keys in whose name or content one of the words stands."""
-    found = []
-    for key in await client.keys("*"):
-        content = key + (await client.dump(key) or b"")
-        if await client.type(key) == b"stream":
-            content += repr(await client.xrange(key)).encode()
-        if any(word.encode() in content for word in words):
-            found.append(key)
-    return found
 
 
 async def contents(client, pattern):
@@ -123,7 +112,7 @@ async def test_an_erasure_that_dies_at_any_step_is_completed_by_another(identiti
             assert done.done
             assert all(part.done for part in done.parts.values())
             assert not done.user
-            assert await holding(client, f"{MARK} of t-ana", "t-ana", ":ana", '"ana"') == []
+            assert await holding(state_url, f"{MARK} of t-ana", "t-ana", ":ana", '"ana"') == []
             left = await contents(client, "*t-bob*")
             assert {key: left.get(key) for key in of_bob} == of_bob
             assert not await client.keys("*:erasing")
@@ -185,7 +174,7 @@ async def test_an_erasure_survives_random_kills_and_leaves_nothing(identities, b
 
             receipt = await testing.eventually_async(done, "the erasure is done", timeout_s=120)
             assert all(part.state == pb.ERASURE_STATE_DONE for part in receipt.parts)
-            assert await holding(client, MARK, ":ana", '"ana"') == []
+            assert await holding(state_url, MARK, ":ana", '"ana"') == []
             await testing.wait_ready(f"127.0.0.1:{settings[0].grpc_port}")
             assert (await bob.get(kept.run_id)).output_text == "haddock"
             left = [path for path in (tmp_path / "segments").rglob("*-*") if path.is_file() and "-" in path.name]
