@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from bulkhead.orchestrator.v1 import blobs_pb2
@@ -64,14 +64,48 @@ async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: 
     """
     found, number = [], 0
     for one in said:
-        calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
-        message = pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers)
+        message = message_of(one)
         for image in one.images:
             blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{number}", key) if key else "", thread_id)
             message.images.add(blob_id=blob_id, detail=image.detail)
             number += 1
         found.append(message)
     return found
+
+
+def message_of(one: Said) -> pb.InputMessage:
+    """A message as a run is given it, without its images."""
+    calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
+    return pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers)
+
+
+def as_the_client_says(error: InvalidInput, names: Mapping[str, str], said: Sequence[Said] = ()) -> None:
+    """Gives the fields that a service refuses, and the beginning of the message, the names that a surface has for them.
+
+    `names` are patterns of a service's names, and what stands for them; what a message of the input is called, and an image in it, is what
+    was `said`.
+    """
+    told = []
+    for one in error.violations:
+        field = _named(one.field, names, said)
+        if error.message.startswith(f"{one.field}: "):
+            error.message = f"{field}: {one.description}"
+        told.append(replace(one, field=field))
+    error.violations = tuple(told)
+
+
+def _named(field: str, names: Mapping[str, str], said: Sequence[Said]) -> str:
+    message = re.match(r"input\[(\d{1,4})\]", field)
+    if message and int(message.group(1)) < len(said):
+        one, rest = said[int(message.group(1))], field[message.end() :]
+        image = re.match(r"\.images\[(\d{1,2})\]", rest)
+        if image and int(image.group(1)) < len(one.images):
+            return one.images[int(image.group(1))].where
+        return one.where + names.get(rest, rest)
+    for pattern, name in names.items():
+        if found := re.match(pattern, field):
+            return found.expand(name) + field[found.end() :]
+    return field
 
 
 async def _keep(blobs: BlobCalls, image: Image, key: str, thread_id: str) -> str:

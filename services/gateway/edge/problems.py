@@ -85,10 +85,14 @@ def openai_error(error: BulkheadError) -> dict[str, Any]:
         kind = code = "insufficient_quota"
     elif isinstance(error, QuotaExceeded):
         code = "rate_limit_exceeded"
+    param = error.violations[0].field if error.violations else None
+    return {"message": _message(error), "type": kind, "param": param, "code": code}
+
+
+def _message(error: BulkheadError) -> str:
+    """The message where there is room for one field and no list: what is wrong with it belongs there."""
     first = error.violations[0] if error.violations else None
-    # There is room for one field and no list: what is wrong with it belongs to the message.
-    message = error.message if first is None or first.description in error.message else f"{first.field}: {first.description}"
-    return {"message": message, "type": kind, "param": first.field if first is not None else None, "code": code}
+    return error.message if first is None or first.description in error.message else f"{first.field}: {first.description}"
 
 
 def ag_ui_error(error: BulkheadError) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def ag_ui_error(error: BulkheadError) -> dict[str, Any]:
     more: dict[str, Any] = {"retryable": error.retryable, **{name: error.metadata[name] for name in _SHOWN if name in error.metadata}}
     if error.violations:
         more["errors"] = [{"field": v.field, "detail": v.description} for v in error.violations]
-    return {"type": "RUN_ERROR", "message": error.message, "code": error.reason, "metadata": {"bulkhead": more}}
+    return {"type": "RUN_ERROR", "message": _message(error), "code": error.reason, "metadata": {"bulkhead": more}}
 
 
 def retry_after_s(error: BulkheadError) -> float | None:

@@ -17,7 +17,7 @@ from services.gateway.edge.body import parse_json, read_body
 from services.gateway.edge.exchange import Exchange, exchange
 from services.gateway.edge.keyed import Keys, request_print
 from services.gateway.edge.naming import HEADERS, Tree, as_the_route_says, tree_of
-from services.gateway.edge.problems import is_openai
+from services.gateway.edge.problems import is_ag_ui, is_openai
 from services.gateway.refusals import InvalidBody, UnsupportedMediaType
 from services.gateway.settings import Settings
 
@@ -87,7 +87,8 @@ class GuardedRoute(APIRoute):
         """As APIRoute, behind admission and the reading of the body."""
         handler = super().get_route_handler()
         known = frozenset(parameter.alias for parameter in self.dependant.query_params)
-        needs, names = self.needs, None if is_openai(self.path) else self.names()
+        # Those of the protocols that others have made are named by their endpoints, which know them.
+        needs, names = self.needs, None if is_openai(self.path) or is_ag_ui(self.path) else self.names()
         route = f"{'/'.join(sorted(self.methods))} {self.path}"
 
         async def guarded(request: Request) -> Response:

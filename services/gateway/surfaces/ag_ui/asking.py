@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
-
 from services.gateway.client_tools import Call
 from services.gateway.inputs import Said as Told
 from services.gateway.inputs import check_answers, checked_call, checked_id
@@ -14,32 +12,28 @@ _CALL_NAMES = ("id", "function.name", "function.arguments")
 _ONLY_SHOWN = ("activity", "reasoning")
 
 
-def whole(messages: Sequence[Said]) -> list[pb.InputMessage]:
+def whole(messages: Sequence[Said]) -> list[Told]:
     """All that users and assistants said, with the calls that the application made. Raises InvalidBody."""
-    return _input(_told(messages), whole_thread=True)
+    return _checked(_told(messages), whole_thread=True)
 
 
-def new(messages: Sequence[Said]) -> list[pb.InputMessage]:
+def new(messages: Sequence[Said]) -> list[Told]:
     """What comes last: the results of calls, and what the user said behind them. Raises InvalidBody."""
     told = _told(messages)
     end = len(told) - bool(told and told[-1].role == "user")
     start = end
     while start and told[start - 1].role == "tool":
         start -= 1
-    return _input(told[start:], whole_thread=False)
+    return _checked(told[start:], whole_thread=False)
 
 
-def _input(told: Sequence[Told], *, whole_thread: bool) -> list[pb.InputMessage]:
+def _checked(told: list[Told], *, whole_thread: bool) -> list[Told]:
     if not told or told[-1].role not in ("user", "tool"):
         raise InvalidBody.field("messages", "the last message must be of role user, or a result of role tool, where nothing is resumed")
     if told[-1].role == "user" and not told[-1].text.strip():
         raise InvalidBody.field(f"{told[-1].where}.content", "must have a text")
     check_answers(told, "toolCallId", whole=whole_thread, wrong=InvalidBody)
-    found = []
-    for one in told:
-        calls = [pb.ClientToolCall(tool_call_id=c.tool_call_id, name=c.name, arguments_json=c.arguments.encode()) for c in one.calls]
-        found.append(pb.InputMessage(role=one.role, text=one.text, tool_calls=calls, tool_call_id=one.answers))
-    return found
+    return told
 
 
 def _told(messages: Sequence[Said]) -> list[Told]:

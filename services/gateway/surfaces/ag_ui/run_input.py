@@ -1,12 +1,14 @@
 """RunAgentInput, checked: what a client sends of a conversation, and what of it a run is given."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.gateway.client_tools import client_tools
+from services.gateway.inputs import Said as Told
+from services.gateway.inputs import message_of
 from services.gateway.refusals import InvalidBody, unsupported
 from services.gateway.surfaces.ag_ui.asking import new, whole
 from services.gateway.surfaces.ag_ui.interrupts import Answer
@@ -85,30 +87,36 @@ class RunInput:
         kept = [said for said in self.messages if said.role not in ("activity", "reasoning")]
         return [said.wire for said in kept if not said.id.startswith(own) or said.id.startswith(question)]
 
-    def create_run(self, agent: str, *, fresh: bool, key: str) -> pb.CreateRunRequest:
-        """The run that answers it. On a thread that is there only what comes last is new: what the user says, and what the calls gave that
-        the application was asked to make. A `fresh` one is given all that was said.
+    def told(self, *, fresh: bool) -> list[Told]:
+        """What a run is given. On a thread that is there only what comes last is new: what the user says, and what the calls gave that the
+        application was asked to make. A `fresh` one is given all that was said.
 
         Instructions and context are the run's own, and go with it each time. Raises InvalidBody.
         """
-        told = [pb.InputMessage(role="system", text=text) for text in self._instructions()]
-        told += whole(self.messages) if fresh else new(self.messages)
+        told = [*self._instructions(), *(whole(self.messages) if fresh else new(self.messages))]
         if len(told) > MOST_TOLD:
             raise InvalidBody.field("messages", f"a new thread begins with at most {MOST_TOLD} messages, instructions and context included")
+        return told
+
+    def create_run(self, agent: str, told: Sequence[Told], key: str) -> pb.CreateRunRequest:
+        """The run that answers it, which is given what was `told`."""
         return pb.CreateRunRequest(
             thread_id=self.thread_id,
             run_id=self.run_id,
             agent=agent,
-            input=told,
+            input=map(message_of, told),
             idempotency_key=key,
             on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
             client_tools=self.tools,
         )
 
-    def _instructions(self) -> Iterator[str]:
-        yield from (said.text for said in self.messages if said.role in ("system", "developer") and said.text)
+    def _instructions(self) -> Iterator[Told]:
+        for at, said in enumerate(self.messages):
+            if said.role in ("system", "developer") and said.text:
+                yield Told("system", said.text, f"messages[{at}]")
         if self.context:
-            yield "Context that the application gives:\n" + "\n".join(f"- {about}: {value}" for about, value in self.context)
+            text = "Context that the application gives:\n" + "\n".join(f"- {about}: {value}" for about, value in self.context)
+            yield Told("system", text, "context")
 
     def check_nothing_new(self, run_id: str) -> None:
         """Raises InvalidBody where a user's message comes behind what a run has said that is to be resumed: it would be lost."""

@@ -2,17 +2,20 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from bulkhead.orchestrator.v1.approvals_pb2 import DecideApprovalRequest
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.common.errors import Conflict, NotFound
+from services.common.errors import Conflict, InvalidInput, NotFound
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
+from services.gateway.inputs import Said, as_the_client_says
 from services.gateway.ports import Subject
 from services.gateway.refusals import InvalidBody
 from services.gateway.running import cancel_on_leaving
@@ -26,6 +29,15 @@ from services.gateway.surfaces.ag_ui.run_stream import RunStream, catch_up, erro
 from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX, NamePath
 from services.gateway.surfaces.wiring import Wiring
 
+# Fields of a run as this route has them, and those of a decision below the entry of `resume` that it is.
+_NAMES = {
+    r"client_tools(\[\d+\])\.parameters_json": r"tools\1.parameters", r"client_tools": "tools", r"input$": "messages",
+    ".tool_call_id": ".toolCallId",
+}  # fmt: skip
+_DECISION_NAMES = {
+    r"decision\.edit\.arguments_json": "payload.editedArgs", r"decision\.outcome\.done_json": "payload.result", r"decision.*": "payload",
+    r"arguments_digest": "payload.argumentsDigest", r"reason": "payload.reason",
+}  # fmt: skip
 _QUESTIONS = ("interrupt_raised", "interrupt_resolved")
 
 
@@ -83,9 +95,9 @@ class Runs:
         if found is None and cursor:
             raise NotFound("there is no run of this runId to go on with", reason="RUN_NOT_FOUND")
         if found is None:
-            asked_for = asked.create_run(agent, fresh=not last_seq, key=key)
+            told = asked.told(fresh=not last_seq)
             try:
-                return await self._made(asked, asked_for), True
+                return await self._made(asked, asked.create_run(agent, told, key), told), True
             except Conflict as error:
                 if error.reason != "RUN_EXISTS":
                     raise
@@ -94,16 +106,23 @@ class Runs:
         _check_same(found.run, asked, agent, "runId")
         return found.run, False
 
-    async def _made(self, asked: RunInput, wanted: pb.CreateRunRequest) -> pb.Run:
+    async def _made(self, asked: RunInput, wanted: pb.CreateRunRequest, told: Sequence[Said]) -> pb.Run:
         wanted.on_busy = asked.on_busy or pb.ON_BUSY_REJECT
         try:
-            return (await self._runs.CreateRun(wanted)).run
+            return await self._create(wanted, told)
         except Conflict as error:
             if asked.on_busy or error.reason != "THREAD_BUSY":
                 raise
             await self._check_nothing_asked(error.metadata.get("run_id", ""))
         wanted.on_busy = pb.ON_BUSY_ENQUEUE
-        return (await self._runs.CreateRun(wanted)).run
+        return await self._create(wanted, told)
+
+    async def _create(self, wanted: pb.CreateRunRequest, told: Sequence[Said]) -> pb.Run:
+        try:
+            return (await self._runs.CreateRun(wanted)).run
+        except InvalidInput as error:
+            as_the_client_says(error, _NAMES, told)
+            raise
 
     async def _check_nothing_asked(self, run_id: str) -> None:
         """Raises Conflict where a run waits for people: what comes behind it would wait as long, and its client might not know."""
@@ -144,11 +163,18 @@ class Runs:
         for decided in decisions:
             if decided.approval_id not in projection.open:
                 check_repeated(decided, projection.asked[decided.approval_id])
-        for decided in decisions:
+        for answer, decided in zip(asked.answers, decisions, strict=True):
             if decided.approval_id in projection.open:
-                await self._approvals.DecideApproval(decided)
+                await self._decide(decided, answer.where)
         projection.usage_since = max(projection.raised_seq[answer.interrupt_id] for answer in asked.answers)
         return run, projection
+
+    async def _decide(self, decided: DecideApprovalRequest, where: str) -> None:
+        try:
+            await self._approvals.DecideApproval(decided)
+        except InvalidInput as error:
+            as_the_client_says(error, {of_service: f"{where}.{name}" for of_service, name in _DECISION_NAMES.items()})
+            raise
 
 
 async def _or_none(call: Any) -> Any:

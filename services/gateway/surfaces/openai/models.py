@@ -1,8 +1,6 @@
 """GET /v1/models: the agents, in the shape of models."""
 
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
@@ -13,7 +11,7 @@ from starlette.responses import Response
 
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.edge.route import GuardedRoute, needs
-from services.gateway.inputs import Said
+from services.gateway.inputs import Said, as_the_client_says
 from services.gateway.surfaces.openai import schema
 from services.gateway.surfaces.wiring import Wiring
 
@@ -63,8 +61,8 @@ def no_model() -> NotFound:
 
 
 async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[str, str], said: Sequence[Said]) -> pb.CreateRunResponse:
-    """Starts a run whose agent is named by `model`. `names` says how the route calls fields of the request: patterns, and what stands for
-    them; what it calls a message of the input, and an image in it, is what was `said`.
+    """Starts a run whose agent is named by `model`. `names` and `said` say how the route calls fields of the request, as for
+    `as_the_client_says`.
 
     Raises NotFound with MODEL_NOT_FOUND, and what refuses the run.
     """
@@ -73,32 +71,12 @@ async def create_run(runs: RunCalls, asked: pb.CreateRunRequest, names: Mapping[
     try:
         return await runs.CreateRun(asked)
     except InvalidInput as error:
-        told = []
-        for one in error.violations:
-            field = _named(one.field, names, said)
-            if error.message.startswith(f"{one.field}: "):
-                error.message = f"{field}: {one.description}"
-            told.append(replace(one, field=field))
-        error.violations = tuple(told)
+        as_the_client_says(error, names, said)
         raise
     except NotFound as error:
         if error.reason in ("AGENT_NOT_FOUND", "NOT_FOUND"):
             raise no_model() from error
         raise
-
-
-def _named(field: str, names: Mapping[str, str], said: Sequence[Said]) -> str:
-    message = re.match(r"input\[(\d{1,4})\]", field)
-    if message and int(message.group(1)) < len(said):
-        one, rest = said[int(message.group(1))], field[message.end() :]
-        image = re.match(r"\.images\[(\d{1,2})\]", rest)
-        if image and int(image.group(1)) < len(one.images):
-            return one.images[int(image.group(1))].where
-        return one.where + names.get(rest, rest)
-    for pattern, name in names.items():
-        if found := re.match(pattern, field):
-            return found.expand(name) + field[found.end() :]
-    return field
 
 
 def _model(agent: pb.Agent) -> dict[str, Any]:
