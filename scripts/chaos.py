@@ -5,8 +5,9 @@ SIGSTOP longer than the lease, a store that is cut off for longer and for shorte
 kill and restart of the store; FAULTS=kill takes those that it names, and no others; without `kill` among them KILLS counts all. STORE=set
 puts a primary with two replicas and a sentinel in the place of the one Valkey: `store` then strikes the primary, and no proxy can cut. One
 replica is left alone at any time. MIX=plain,asked takes clients of these kinds alone. Each thread is judged by the oracle some seconds
-after its end. SIGINT ends the strikes early. Prints JSON, writes build/chaos/chaos.json, and exits with 1 where any promise was broken, a
-replica logged an error, takeovers took longer than is promised, or it ended before it had shown anything.
+after its end. SIGINT ends the strikes early. Says on stderr every minute how far it is. Prints JSON, writes build/chaos/chaos.json, and
+exits with 1 where any promise was broken, a replica logged an error, takeovers took longer than is promised, or it ended before it had
+shown anything.
 """
 
 import asyncio
@@ -51,6 +52,7 @@ STORES: Mapping[str, tuple[Callable[[Path], Store], Mapping[str, int]]] = {"sing
 # How long each lasts; a lease is 3 s, and only a blink is shorter.
 LASTS_S = {"kill": (0.0, 0.0), "stop": (3.5, 6.0), "cut": (3.5, 6.0), "blink": (0.1, 1.5), "freeze": (3.5, 6.0)}
 PAUSE_S = (0.2, 1.2)
+TOLD_EVERY_S = 60.0
 # A reservation that never became a run is given up after 15 s.
 RESIDUE_S = 40.0
 # A run is given up after so many lost owners: more than chance brings about.
@@ -87,6 +89,16 @@ class Chaos:
     def struck(self, faults: Mapping[str, int]) -> int:
         """How many there were of what KILLS counts."""
         return self.faults["kill"] if "kill" in faults else self.faults.total()
+
+    async def keep_telling(self, kills: int, faults: Mapping[str, int]) -> None:
+        """Says on stderr how far it is, again and again."""
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(TOLD_EVERY_S)
+            minutes, load = (time.monotonic() - began) / 60, self._load
+            strikes = f"{self.struck(faults)} of {kills} strikes" + (f", {self.faults.total()} of all kinds" if "kill" in faults else "")
+            told = f"{strikes}; {load.statuses.total()} runs judged; {len(load.broken)} promises broken"
+            print(f"after {minutes:.1f} min: {told}", file=sys.stderr, flush=True)
 
     async def rage(self, kills: int, faults: Mapping[str, int]) -> None:
         """Strikes until there were so many kills, or faults where none of them is one, each as often as its weight says, or until it is
@@ -200,6 +212,8 @@ async def chaos(
         await clock.begin()
         began = time.monotonic()
         clients = [asyncio.create_task(load.keep_asking()) for _ in range(concurrent)]
+        telling = asyncio.create_task(mischief.keep_telling(kills, faults))
+        stack.callback(telling.cancel)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, partial(setattr, mischief, "enough", True))
         await mischief.rage(kills, faults)
         load.asking = False

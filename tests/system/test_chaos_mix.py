@@ -10,8 +10,10 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 FAULTS, CLIENTS = 8, 10
 
 
-async def test_clients_of_every_kind_while_orchestrators_are_lost():
+async def test_clients_of_every_kind_while_orchestrators_are_lost(monkeypatch, capsys):
+    monkeypatch.setattr("scripts.chaos.TOLD_EVERY_S", 1.0)
     found = await chaos(FAULTS, CLIENTS, {"kill": 3, "stop": 1}, MIX, Single)
+    assert f"of {FAULTS} strikes" in capsys.readouterr().err
     assert found["violations"] == {}, found["examples"]
     assert found["logged_errors"] == {}
     assert set(found["threads"]) == set(MIX)
