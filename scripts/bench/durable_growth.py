@@ -86,16 +86,21 @@ async def idle_threads(sampler: Sampler, session: aiohttp.ClientSession, made: P
     return _figures("idle threads", points)
 
 
+async def _watched(stack: AsyncExitStack, session: aiohttp.ClientSession, made: Platform, thread: str) -> aiohttp.ClientResponse:
+    """The stream of a thread's events, open until the stack ends."""
+    url, headers = f"{made.url}/v1/threads/{thread}/events", {"authorization": f"Bearer {made.key}", "accept": "text/event-stream"}
+    answer = await stack.enter_async_context(session.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)))
+    answer.raise_for_status()
+    return answer
+
+
 async def watchers(sampler: Sampler, session: aiohttp.ClientSession, made: Platform) -> list[Figure]:
     """Runs while others hold streams open on threads where nothing happens."""
     there, points = 0, {}
-    headers = {"authorization": f"Bearer {made.key}", "accept": "text/event-stream"}
     async with AsyncExitStack() as stack:
         for size in WATCHERS:
             for number in range(there, size):
-                url = f"{made.url}/v1/threads/idle-{number}/events"
-                answer = await stack.enter_async_context(session.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)))
-                answer.raise_for_status()
+                await _watched(stack, session, made, f"idle-{number}")
             there = size
             points[size] = await sampler.cost("plain")
     return _figures("idle watchers", points)
@@ -104,24 +109,26 @@ async def watchers(sampler: Sampler, session: aiohttp.ClientSession, made: Platf
 async def own_watchers(sampler: Sampler, session: aiohttp.ClientSession, made: Platform) -> list[Figure]:
     """Runs of a thread that many follow."""
     thread, found = f"watched-{uuid.uuid4().hex}", []
-    headers = {"authorization": f"Bearer {made.key}", "accept": "text/event-stream"}
+    headers = {"authorization": f"Bearer {made.key}"}
     async with session.post(f"{made.url}/v1/threads", json={"thread_id": thread}, headers=headers) as answer:
         answer.raise_for_status()
 
-    async def follow() -> None:
-        url = f"{made.url}/v1/threads/{thread}/events"
-        async with session.get(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as answer:
-            async for _ in answer.content.iter_any():
-                pass
+    async def follow(answer: aiohttp.ClientResponse) -> None:
+        async for _ in answer.content.iter_any():
+            pass
 
     for size in (0, OWN_WATCHERS):
-        following = [asyncio.create_task(follow()) for _ in range(size)]
-        for names in (("gateway",), ("orchestrator", "valkey_state")):
-            cpu, _ = await sampler.cost("plain", thread, names)
-            found.append(Figure(f"watchers of the thread {size}: CPU a run, {' and '.join(names)}", cpu, "ms"))
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+        async with AsyncExitStack() as stack:
+            streams = [await _watched(stack, session, made, thread) for _ in range(size)]
+            following = [asyncio.create_task(follow(stream)) for stream in streams]
+            for names in (("gateway",), ("orchestrator", "valkey_state")):
+                cpu, _ = await sampler.cost("plain", thread, names)
+                found.append(Figure(f"watchers of the thread {size}: CPU a run, {' and '.join(names)}", cpu, "ms"))
+            if gone := sum(task.done() for task in following):
+                raise RuntimeError(f"{gone} of {size} watchers did not stay to the end")
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
     return found
 
 
