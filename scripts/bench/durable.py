@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import uvloop
@@ -21,16 +21,6 @@ from rich.console import Console
 from scripts.bench import durable_growth, durable_owners, durable_peers, durable_soak, durable_store, machine, runs
 from scripts.bench.__main__ import OUT, table_of
 from scripts.bench.machine import Figure
-
-# Of issue and design: durability.md.
-TARGETS = {
-    "five-step runs/s at 50 concurrent": 80.0,
-    "five-step run p99 at 50 concurrent": 1_000.0,
-}  # fmt: skip
-
-
-def _load() -> list[Figure]:
-    return [replace(figure, target=TARGETS.get(figure.name, figure.target)) for figure in runs.run()]
 
 
 def _growth() -> list[Figure]:
@@ -50,7 +40,7 @@ def main() -> int:
     where = machine.describe()
     console = Console(width=110)
     console.print(" · ".join(f"{k} {v}" for k, v in where.items()))
-    parts = {"load": _load, "store": durable_store.run, "owners": lambda: durable_owners.run(4 if chosen.quick else 20)}
+    parts = {"load": runs.run, "store": durable_store.run, "owners": lambda: durable_owners.run(4 if chosen.quick else 20)}
     if not chosen.quick:
         parts["growth"] = _growth
     if chosen.soak:
