@@ -151,6 +151,9 @@ class Hub:
             task.add_done_callback(self._following.discard)
 
     async def _hear(self, feed: "_Feed") -> None:
+        if self._feeds.get(feed.ref[:2]) is not feed:
+            # Its last watcher left before this began: nobody would come to end what is begun here.
+            return
         await self._follow_once(feed)
         try:
             last = (await self._reader.last_seqs([feed.ref]))[0]

@@ -195,3 +195,22 @@ async def test_closing_the_hub_ends_watches_that_are_open_and_that_come(log):
         with pytest.raises(Overloaded) as caught:
             await each.wait(1)
         assert caught.value.reason == "DRAINING"
+
+
+async def test_nobody_is_followed_for_a_watcher_who_has_left(log):
+    followed = []
+
+    async def follow(ref):
+        followed.append(ref)
+
+    hub = Hub(log.store, follow, follow)
+    watch = await hub.open(log.ref, True)
+    hub.left(log.ref)
+    await hub.close(log.ref, watch)
+    await asyncio.gather(*hub._following)
+    assert not followed, "nobody would ever end it"
+    # Whoever is there still hears of it.
+    await hub.open(log.ref, True)
+    hub.left(log.ref)
+    await asyncio.gather(*hub._following)
+    assert followed == [log.ref]
