@@ -60,10 +60,11 @@ class ValkeyHooks(DueStore):
 
     async def remove(self, tenant: str, hook_id: str) -> bool:
         """As HookStore.remove."""
-        removed = bool(await self._durable("hook_remove_v1", [_hooks_key(tenant)], [hook_id]))
-        if removed:
-            await self._durable("hook_unpoint_v1", [_pointer_key(hook_id)], [])
-        return removed
+        if not await self._ask(self._client.hexists(_hooks_key(tenant), hook_id)):
+            return False
+        # First what leads to it: whoever is lost in between leaves a hook that is listed still, and is removed by whoever comes next.
+        await self._durable("hook_unpoint_v1", [_pointer_key(hook_id)], [])
+        return bool(await self._durable("hook_remove_v1", [_hooks_key(tenant)], [hook_id]))
 
     async def remove_of(self, tenant: str, user: str) -> int:
         """As HookStore.remove_of."""

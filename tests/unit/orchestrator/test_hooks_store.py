@@ -7,7 +7,7 @@ import pytest_asyncio
 
 from services.common import testing
 from services.common.envelope import opened_envelope
-from services.common.errors import Conflict
+from services.common.errors import Conflict, Overloaded
 from services.common.valkey import connect
 from services.orchestrator.adapters.erasure_store import ValkeyErasures
 from services.orchestrator.adapters.hook_store import ValkeyHooks
@@ -138,3 +138,22 @@ async def test_a_hook_whose_key_is_destroyed_is_not_there_and_is_cleared_away(va
     assert [one.created_ms for one in await store.of_tenant(TENANT)] == [2]
     assert await store.remove_of(TENANT, "nobody") == 1
     assert await valkey.keys(f"*{hook(1).hook_id}*") == []
+
+
+async def test_a_hook_whose_remover_was_lost_midway_is_removed_by_the_next(either, monkeypatch):
+    one, two = ValkeyHooks(either, "one"), ValkeyHooks(either, "two")
+    await one.add(TENANT, hook(), 5)
+    durable, done = one._durable, []
+
+    async def until_lost(name, *args):
+        if done:
+            raise Overloaded("the store is away")
+        done.append(name)
+        return await durable(name, *args)
+
+    monkeypatch.setattr(one, "_durable", until_lost)
+    with pytest.raises(Overloaded):
+        await one.remove(TENANT, hook().hook_id)
+    assert await two.find(hook().hook_id) is None, "it answers nothing any more"
+    assert await two.remove(TENANT, hook().hook_id)
+    assert not await either.keys("*hook*"), "no key is left of it"
