@@ -10,7 +10,7 @@ import orjson
 from services.common.errors import Overloaded
 from services.orchestrator.adapters.decode import run_record, text, thread_record
 from services.orchestrator.adapters.result_blobs import not_told_where
-from services.orchestrator.adapters.sealing import EVENT
+from services.orchestrator.adapters.sealing import COMMAND, EVENT
 from services.orchestrator.adapters.store_base import StoreBase
 from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, erasing_key, lookup_key, quoted, segments_key, thread_keys
 from services.orchestrator.erasure_records import being_erased
@@ -98,8 +98,8 @@ class ReadingStore(StoreBase):
     async def cancel(self, ref: RunRef, trace_id: str, data: bytes, reason: str) -> tuple[str, Written]:
         """As RunStore.cancel."""
         kept_ms = int(TOMBSTONE_KEPT.total_seconds() * 1000)
-        (data,) = await self.sealing.seal(ref, [(EVENT, data)])
-        args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, reason, ref.encode()]
+        data, why = await self.sealing.seal(ref, [(EVENT, data), (COMMAND, reason.encode())])
+        args = [ref.run_id, channel_of(ref), self._instance, trace_id, OWNER_CHANNEL, data, kept_ms, why, ref.encode()]
         answer = await self._noted(ref, self._durable("run_cancel_v1", thread_keys(ref), args))
         status, last, now, following, wrote = answer
         return text(status), Written(int(last) if int(wrote) else 0, int(last), int(now), text(following))

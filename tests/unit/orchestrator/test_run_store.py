@@ -8,10 +8,14 @@ import orjson
 import pytest
 
 from services.common import testing
+from services.common.envelope import opened_envelope
 from services.common.errors import Overloaded
 from services.common.valkey import connect
+from services.orchestrator.adapters.sealing import COMMAND
 from services.orchestrator.adapters.store import Store
+from services.orchestrator.adapters.store_keys import thread_keys
 from services.orchestrator.records import Draft, Fenced, RunRef, Terminal
+from services.orchestrator.testing.harness import root_keys
 from services.orchestrator.testing.runs import CANCELLED, CRASHES, LEASE_S, QUEUED, accept, done, log_of, new_ref, spec
 
 
@@ -346,3 +350,15 @@ async def test_a_wake_up_does_not_put_off_a_look_that_somebody_asked_for(backend
     await store.wake(ref, "stable", 0, 3600)
     await backend.advance(2)
     assert await store.due(10, 0) == []
+
+
+async def test_why_a_run_is_to_end_is_kept_and_read_by_nobody_without_its_users_key(either, tmp_path):
+    said = "since Ana said so"
+    for envelope, shown in ((None, True), (opened_envelope(either, root_keys(tmp_path)), False)):
+        store, ref = Store(either, "one", envelope=envelope), new_ref()
+        await accept(store, ref)
+        await store.claim(ref, 60, CRASHES)
+        assert (await store.cancel(ref, "", CANCELLED, said))[0] == "running"
+        kept = await either.hget(thread_keys(ref)[2], "cancel_reason")
+        assert (kept == said.encode()) is shown
+        assert shown or await store.sealing.open(ref.tenant, COMMAND, kept) == said.encode()
