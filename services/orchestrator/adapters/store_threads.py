@@ -95,7 +95,8 @@ class ValkeyThreads(StoreBase):
     ) -> Begun:
         """As ThreadStore.begin."""
         args = [user, _digest(ref, user), MARK + doing, job, not_after_ms, key, "1" if expired else "0"]
-        verdict, found, seq = await self._durable("thread_begin_v1", [thread_keys(ref)[0]], args)
+        function = "thread_begin_deleting_v1" if doing == "gone" else "thread_begin_v1"
+        verdict, found, seq = await self._durable(function, [thread_keys(ref)[0]], args)
         return Begun(text(verdict), found, int(seq))
 
     async def build(self, ref: RunRef, user: str, metadata: Mapping[str, str], job: bytes, print_: str, not_after_ms: int) -> Begun:

@@ -103,9 +103,10 @@ end
 
 redis.register_function('schedule_add_v1', add)
 redis.register_function('schedule_change_v1', change)
-redis.register_function('schedule_remove_v1', remove)
 redis.register_function('schedule_begin_v1', begin)
 redis.register_function('schedule_hold_v1', hold)
 redis.register_function('schedule_passed_v1', passed)
 redis.register_function('schedule_fired_v1', fired)
 redis.register_function('schedule_note_v1', note)
+-- Who must be forgotten is forgotten where memory is full as well.
+redis.register_function{function_name = 'schedule_remove_v1', callback = remove, flags = {'allow-oom'}}

@@ -118,7 +118,8 @@ end
 redis.register_function('webhook_enlist_v1', enlist)
 redis.register_function('webhook_add_v1', add)
 redis.register_function('webhook_replace_v1', replace)
-redis.register_function('webhook_remove_v1', remove)
+-- What goes frees memory.
+redis.register_function{function_name = 'webhook_remove_v1', callback = remove, flags = {'allow-oom'}}
 -- The ends of runs are told where memory is full: a run is not done with before.
 redis.register_function{function_name = 'webhook_fan_out_v1', callback = fan_out, flags = {'allow-oom'}}
 redis.register_function{function_name = 'webhook_take_v1', callback = take, flags = {'allow-oom'}}
