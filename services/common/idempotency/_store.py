@@ -15,7 +15,6 @@ from services.common.valkey import Library
 from services.common.valkey_replicas import Lasting, asked
 
 KEPT = timedelta(hours=24)
-MAX_KEY = 255
 
 
 def fingerprint(*parts: str | bytes) -> str:

@@ -82,11 +82,6 @@ class Interrupt:
         """The user of the run."""
         return self.requester["user"]
 
-    @property
-    def tool_key(self) -> str:
-        """Idempotency key of the call."""
-        return f"{self.run_id}/{self.step}/{self.call}"
-
     def approvers(self) -> list[str]:
         """Who has approved the arguments as they are now."""
         return [d.user for d in self.decisions if d.verb in ("approve", "edit") and d.digest == self.digest]
