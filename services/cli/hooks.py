@@ -6,6 +6,7 @@ from typing import Any
 
 from services.cli.client import ask, segment
 from services.cli.connection import Connection
+from services.cli.failure import UsageProblem
 from services.cli.rendering import note, print_answer, print_json, print_list, when
 from services.cli.terminal import confirm
 
@@ -23,10 +24,10 @@ def create_hook(
     secret_file: Path | None = None, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Makes a hook and prints its secret, which no other answer has but that of rotating. `secret_file` has one that the sender brought:
-    an argument would be seen by all who see the processes of the machine. Raises CommandFailure, OSError."""
+    an argument would be seen by all who see the processes of the machine. Raises CommandFailure."""
     body = {"agent": agent, "instructions": instructions, "description": description}
     body |= {"thread_id": thread} if thread else {}
-    body |= {"secret": secret_file.read_text(encoding="utf-8").strip()} if secret_file is not None else {}
+    body |= {"secret": _brought(secret_file)} if secret_file is not None else {}
     _secret(connection, ask(connection, lambda api: api.post("/v1/hooks", body)), as_json)
 
 
@@ -42,6 +43,16 @@ def delete_hook(connection: Connection, hook_id: str, *, sure: bool = False, as_
         confirm(f"delete {hook_id}? What comes for it from then on is refused.")
     ask(connection, lambda api: api.delete(_path(hook_id)))
     print_answer({"hook_id": hook_id, "deleted": True}, f"{hook_id}: deleted", as_json)
+
+
+def _brought(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UsageProblem(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        # Not what stands there: it is a secret.
+        raise UsageProblem(f"{path} has no secret in it: whsec_ and base64, as text") from None
 
 
 def _path(hook_id: str) -> str:

@@ -49,5 +49,8 @@ async def test_a_secret_that_the_sender_brings_is_read_from_a_file(served, tmp_p
     (made,) = (await command("hooks", "create", "assistant", "--secret-file", str(path), "--json")).json()
     assert made["secret"] == "whsec_" + "A" * 32
     assert await status_of(served.url + made["url"], made["secret"]) == 202
+    path.write_bytes(b"\xff\xfe")
+    wrong = await command("hooks", "create", "assistant", "--secret-file", str(path), status=2)
+    assert "has no secret in it" in wrong.err
     missing = await command("hooks", "create", "assistant", "--secret-file", str(tmp_path / "none"), status=None)
     assert missing.status == 2
