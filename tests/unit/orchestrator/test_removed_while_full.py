@@ -52,6 +52,7 @@ async def test_threads_are_deleted_with_their_runs_and_none_is_begun_to_be_rolle
     await store.write(ref, epoch, 1, "", [], mode="f", terminal=done())
     async with full(valkey):
         not_after_ms = await threads.note(ref, 60.0)
+        assert await threads.live(ref, 1, 1) == 0, "its time to live has ended"
         with pytest.raises(Overloaded):
             await threads.begin(ref, "ana", "busy", b"{}", not_after_ms)
         assert (await threads.begin(ref, "ana", "gone", b"{}", not_after_ms)).verdict == "begun"

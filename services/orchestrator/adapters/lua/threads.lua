@@ -159,10 +159,11 @@ redis.register_function('thread_build_v1', build)
 redis.register_function('thread_copy_v1', copy)
 redis.register_function('thread_copy_run_v1', copy_run)
 redis.register_function('thread_built_v1', built)
-redis.register_function('thread_live_v1', live)
--- Deleting is what makes room where memory is full, and a thread that is being rolled back takes no run until it was.
+-- Deleting, also what has lived for long enough, is what makes room where memory is full; and a thread that is being rolled back takes no
+-- run until it was.
 redis.register_function{function_name = 'thread_begin_deleting_v1', callback = begin, flags = {'allow-oom'}}
 redis.register_function{function_name = 'thread_rolled_v1', callback = rolled, flags = {'allow-oom'}}
 redis.register_function{function_name = 'thread_purge_runs_v1', callback = purge_runs, flags = {'allow-oom'}}
 redis.register_function{function_name = 'thread_purge_v1', callback = purge, flags = {'allow-oom'}}
+redis.register_function{function_name = 'thread_live_v1', callback = live, flags = {'allow-oom'}}
 redis.register_function{function_name = 'tenant_delist_v1', callback = delist, flags = {'allow-oom'}}
