@@ -13,6 +13,7 @@ from typing import NamedTuple
 import redis.asyncio as redis
 import structlog
 
+from services.common.tasks import Whole
 from services.common.valkey import UNAVAILABLE
 from services.orchestrator.adapters.store_keys import INBOX_CHANNEL, OWNER_CHANNEL, channel_of
 from services.orchestrator.records import RunRef
@@ -47,6 +48,8 @@ class Notices:
         self._pubsub: redis.client.PubSub | None = None
         # Whoever holds it may use the connection, which is not given up meanwhile: redis-py does not bear that.
         self._in_use = asyncio.Lock()
+        # What is sent for one watcher others rely on: it is sent also where that one is gone before its turn.
+        self._whole = Whole()
         self._task: asyncio.Task | None = None
         # From the start on.
         self._told: Told
@@ -70,7 +73,7 @@ class Notices:
         if confirmed is None:
             self._threads[channel] = ref
             confirmed = self._confirmed[channel] = asyncio.get_running_loop().create_future()
-            await self._send("subscribe", channel)
+            await self._whole(self._send("subscribe", channel))
         await asyncio.wait([confirmed], timeout=CONFIRM_WITHIN_S)
 
     async def unfollow(self, ref: RunRef) -> None:
@@ -78,7 +81,7 @@ class Notices:
         channel = channel_of(ref)
         self._threads.pop(channel, None)
         self._confirmed.pop(channel, None)
-        await self._send("unsubscribe", channel)
+        await self._whole(self._send("unsubscribe", channel))
 
     async def _send(self, command: str, channel: str) -> None:
         async with self._in_use:
