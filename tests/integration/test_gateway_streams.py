@@ -4,9 +4,11 @@ import asyncio
 
 import aiohttp
 import openai
+import orjson
 import pytest
 
 from services.common import testing
+from services.common.rpc import channel
 from services.gateway import fakes
 from services.gateway.fakes import frames_of
 
@@ -73,6 +75,35 @@ async def test_a_watcher_does_not_notice_that_an_orchestrator_ends(serve):
     await client.close()
     assert text.split() == [f"w{n}" for n in range(40)]
     assert len(served.calls("StreamEvents")) == 2
+
+
+async def test_a_watcher_does_not_notice_that_the_addresses_of_orchestrators_change(serve, monkeypatch):
+    monkeypatch.setattr(channel, "RETIRE_AFTER_S", 0.1)
+    served, http = await serve(replicas=2)
+    run_id = await run_of(http, "hang")
+    said = {"model": "hang", "messages": [{"role": "user", "content": "x"}]}
+    watching = asyncio.ensure_future(http.get(f"/v1/runs/{run_id}/events"))
+    answering = asyncio.ensure_future(answered(http, said))
+
+    async def opened(times):
+        # Whoever calls next is given the new channel.
+        async with http.get(f"/v1/runs/{run_id}") as response:
+            return response.status == 200 and len(served.calls("StreamEvents")) == times
+
+    await testing.eventually_async(lambda: opened(2), "both follow their runs")
+    behind = orjson.loads(served.settings.address_file.read_bytes())
+    served.settings.address_file.write_bytes(orjson.dumps({**behind, "orchestrator": behind["orchestrator"][:1]}))
+    await testing.eventually_async(lambda: opened(4), "both follow their runs on the new channel")
+    for run in served.log.runs.values():
+        run.cancelled.set()
+    async with await watching as response:
+        assert (await frames_of(response))[-1][1] == "run_cancelled"
+    assert (await answering)["error"]["code"] == "run_cancelled"
+
+
+async def answered(http, said):
+    async with http.post("/v1/chat/completions", json=said) as response:
+        return await response.json()
 
 
 async def test_when_nobody_serves_the_log_the_watcher_is_told(serve):
