@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+import pytest_asyncio
 
 from services.common import testing
+from services.gateway.fakes import Gateway, gateway
 from services.orchestrator.testing.counting import CountingTools
 from services.orchestrator.testing.fakes import Fakes, fakes
 from tests.e2e.harness import Platform, Receiver, start_platform
+from tests.system.browser import Browser
 
 
 @pytest.fixture(scope="module")
@@ -31,4 +34,19 @@ def start_own(tmp_path_factory) -> Iterator[Callable[..., Platform]]:
 async def behind(identities) -> AsyncIterator[Fakes]:
     """What stands behind the orchestrators, with tools that count what they do."""
     async with fakes(identities, made=Fakes(tools=CountingTools())) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A Chromium for the module."""
+    made = Browser(tmp_path_factory.mktemp("browser"))
+    yield made
+    made.process.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def front(identities, _state_server) -> AsyncIterator[Gateway]:
+    """A gateway over fakes, for the module."""
+    async with gateway(identities, _state_server) as made:
         yield made

@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from services.common import testing
-from tests.system.browser import CONTRAST, Browser
+from tests.system.browser import CONTRAST
 
 pytestmark = pytest.mark.system
 
@@ -21,13 +21,6 @@ QUESTION = "What is 17 * 23?"
 @pytest.fixture(scope="module")
 def platform(start_own):
     return start_own()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.process.stop()
 
 
 async def sign_in(page, platform) -> None:

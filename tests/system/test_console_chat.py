@@ -3,33 +3,15 @@
 import json
 
 import pytest
-import pytest_asyncio
 from bulkhead.orchestrator.v1 import approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.common import testing
-from services.gateway.fakes import gateway
-from tests.system.browser import Browser
 from tests.system.console_runs import TENANT, ask_for, asked, drawn, enter, finished, quiet, record
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
 
 STATE = "document.querySelector('#state').dataset.state"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(identities, _state_server):
-    """A gateway over fakes."""
-    async with gateway(identities, _state_server) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium for the module."""
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.process.stop()
 
 
 async def hanging(page, front, text: str = "Take your time"):

@@ -4,30 +4,12 @@ import json
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
-from services.gateway.fakes import gateway
-from tests.system.browser import Browser
 from tests.system.console_runs import CHARTS, CODE, TABLE, blob, call, drawn, enter, finished, png, quiet, record, week
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
 
 STOPS = ["figure.table", "figure.plot", ".marks.pie", "figure.image", "figure.code", ".prose table", ".foot"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(identities, _state_server):
-    """A gateway over fakes."""
-    async with gateway(identities, _state_server) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium for the module."""
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.process.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,7 +8,6 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.gateway import fake_scripts
 from services.gateway.fakes import gateway
-from tests.system.browser import Browser
 from tests.system.console_runs import TENANT, ask_for, blob, drawn, enter, finished, record
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
@@ -128,14 +127,6 @@ async def front(identities, _state_server):
             yield made
     finally:
         del fake_scripts.SCRIPTS[name]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium for the module."""
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.process.stop()
 
 
 async def harmless(page, front) -> None:

@@ -3,31 +3,14 @@
 import asyncio
 
 import pytest
-import pytest_asyncio
 from bulkhead.llm.v1 import llm_pb2
 from bulkhead.orchestrator.v1 import admin_pb2, approvals_pb2
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.gateway.fakes import gateway
-from tests.system.browser import CONTRAST, Browser
+from tests.system.browser import CONTRAST
 from tests.system.console_runs import TENANT, ask_for, asked, call, drawn, enter, finished, quiet, record, step, usage, week
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def front(identities, _state_server):
-    """A gateway over fakes."""
-    async with gateway(identities, _state_server) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A Chromium for the module."""
-    made = Browser(tmp_path_factory.mktemp("browser"))
-    yield made
-    made.process.stop()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390), ("light", 360)])
