@@ -77,8 +77,10 @@ async def test_what_waits_for_a_person_is_decided_beside_the_runs(front, browser
         await drawn(page, ".asked .approval button")
         await page.picture("approval-waiting")
         assert (await page.accessible())["region"].count("May wipe be called?") == 1
-        await page.js("[...document.querySelectorAll('.asked button')].find((one) => one.textContent === 'Approve').click()")
+        await page.js("[...document.querySelectorAll('.asked button')].find((one) => one.textContent === 'Approve').focus()")
+        await page.press("Enter")
         await page.until("document.querySelector('.asked').hidden", "nothing waits any more")
+        assert await page.js("document.activeElement.matches('#view-runs h1')"), "whoever decided with the keyboard has a place"
         decided = asked(front, approvals_pb2.DecideApprovalRequest)[-1]
         assert (decided.approval_id, decided.WhichOneof("decision"), decided.arguments_digest) == (approval_id, "approve", "d" * 64)
         quiet(page, front)

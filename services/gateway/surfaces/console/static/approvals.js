@@ -1,7 +1,7 @@
 // What a run asks of a person, as buttons: approve, reject, edit the arguments; of a call of unknown outcome, what became of it.
 
 import { post, whole } from "./api.js";
-import { announce, button, element, entry, explain, icon, json, moment, plain } from "./dom.js";
+import { $, announce, button, element, entry, explain, icon, json, moment, plain } from "./dom.js";
 
 const OUTCOME = {
   approved: "Approved", rejected: "Rejected", expired: "Nobody decided in time", cancelled: "The run ended first", answered: "Answered",
@@ -21,8 +21,9 @@ function read(data) {
 }
 
 export class ApprovalCard {
-  constructor(data, { live = true, decided = () => {} } = {}) {
-    Object.assign(this, read(data), { decided, open: true });
+  // `next` is what has the focus when whoever had it here has decided.
+  constructor(data, { live = true, decided = () => {}, next = () => $("input") } = {}) {
+    Object.assign(this, read(data), { decided, next, open: true, pressed: null });
     this.number = cards += 1;
     const title = this.unknown ? `What became of ${this.tool}?` : `May ${this.tool} be called?`;
     const words = this.unknown
@@ -115,6 +116,8 @@ export class ApprovalCard {
 
   async decide(decision) {
     const all = this.node.querySelectorAll("button");
+    // A button that is disabled loses the focus.
+    this.pressed = this.node.contains(document.activeElement) ? document.activeElement : null;
     all.forEach((one) => (one.disabled = true));
     this.tell("sending");
     try {
@@ -125,6 +128,8 @@ export class ApprovalCard {
       this.decided();
     } catch (error) {
       all.forEach((one) => (one.disabled = false));
+      if (document.activeElement === document.body) this.pressed?.focus();
+      this.pressed = null;
       const first = error.body?.decided_by ? ` by ${plain(error.body.decided_by, 60)}: ${plain(error.body.verb, 20)}` : "";
       this.tell(`${explain(error)}${first}`);
       announce(explain(error), true);
@@ -153,11 +158,12 @@ export class ApprovalCard {
   close(words = "The run ended first", outcome = "") {
     if (!this.open) return;
     this.open = false;
-    const focused = this.node.contains(document.activeElement);
+    const focused = this.node.contains(document.activeElement) || (this.pressed && document.activeElement === document.body);
+    this.pressed = null;
     this.node.dataset.state = outcome || "closed";
     this.area.hidden = true;
     this.buttons.replaceChildren();
     this.tell(words);
-    if (focused) document.getElementById("input")?.focus();
+    if (focused) this.next()?.focus();
   }
 }

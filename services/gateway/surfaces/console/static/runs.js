@@ -83,7 +83,7 @@ export class RunsView {
   ask(approvals) {
     for (const one of approvals) {
       if (this.cards.has(one.approval_id)) continue;
-      const card = new ApprovalCard(one, { decided: () => this.refresh() });
+      const card = new ApprovalCard(one, { decided: () => this.refresh(), next: () => this.node.querySelector("h1") });
       card.node.append(element("p", { class: "note" }, element("a", { href: `#/runs/${encodeURIComponent(one.run_id)}` },
         "The run that asks")));
       this.cards.set(one.approval_id, card);
