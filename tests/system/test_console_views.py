@@ -174,6 +174,43 @@ async def test_a_replay_shows_the_chat_as_it_was_at_any_moment(front, browser):
         quiet(page, front)
 
 
+# The log of one thread comes when it is let go, and says when the page has seen it.
+LATE = """
+(() => {
+  const ask = window.fetch;
+  window.fetch = async (url, ...more) => {
+    const answer = await ask(url, ...more);
+    if (!String(url).includes('/replay/race-first')) return answer;
+    await new Promise((done) => (window.letGo = done));
+    const read = answer.json.bind(answer);
+    answer.json = async () => {
+      const log = await read();
+      setTimeout(() => (window.seen = true));
+      return log;
+    };
+    return answer;
+  };
+})()"""
+
+
+async def test_of_two_replays_the_one_that_was_asked_for_last_is_shown(front, browser):
+    for name in ("first", "second"):
+        record(front, f"race-{name}", [finished(name)])
+    words = "document.querySelector('#view-replay .prose')?.textContent"
+    async with browser.page() as page:
+        await enter(page, front, "#/replay")
+        await page.js(LATE)
+        await page.js("location.hash = '#/replay/race-first'")
+        await page.until("window.letGo !== undefined", "the first is under way")
+        await page.js("location.hash = '#/replay/race-second'")
+        await page.until(f"{words} === 'second'", "the second is shown")
+        await page.js("window.letGo()")
+        await page.until("window.seen === true", "the first has come")
+        assert await page.js(words) == "second"
+        assert await page.js("document.querySelector('#replay-thread').value") == "race-second"
+        quiet(page, front)
+
+
 async def test_quota_and_queue_are_shown_and_no_key(front, browser):
     run = record(front, "queue", [])
     waiting = front.log.runs[(TENANT, run)].run

@@ -15,7 +15,7 @@ const TONE = { warning: "warning", run_failed: "warning", attempt_superseded: "a
 
 export class ReplayView {
   constructor(node) {
-    Object.assign(this, { node, thread: "", events: [], player: new Player([]), shown: 0, frame: 0 });
+    Object.assign(this, { node, wanted: "", thread: "", events: [], player: new Player([]), shown: 0, frame: 0 });
     this.name = element("input", { id: "replay-thread", spellcheck: false, autocomplete: "off", maxLength: 128 });
     this.names = element("datalist", { id: "replay-threads" });
     this.name.setAttribute("list", "replay-threads");
@@ -58,12 +58,14 @@ export class ReplayView {
         "Its log is played again in its own time: every word, call and warning, as it was."));
       return;
     }
-    this.name.value = thread;
+    this.name.value = this.wanted = thread;
     this.stop();
     this.place.hidden = true;
     this.empty.replaceChildren(state("loading", "Reading the log", ""));
     try {
       const { events } = await get(path`/replay/${thread}`);
+      // Another thread was asked for meanwhile; its log may have come first.
+      if (this.wanted !== thread) return;
       this.thread = thread;
       this.events = events;
       this.empty.replaceChildren(...(events.length ? [] : [state("empty", "Nothing to replay",
@@ -71,6 +73,7 @@ export class ReplayView {
       this.place.hidden = events.length === 0;
       this.lay();
     } catch (error) {
+      if (this.wanted !== thread) return;
       const words = error.status === 404 ? "There is no such thread" : "The log could not be read";
       this.empty.replaceChildren(state("failed", words, explain(error), button("Try again", { onclick: () => this.open(thread) })));
     }
@@ -82,7 +85,7 @@ export class ReplayView {
 
   signOut() {
     this.stop();
-    Object.assign(this, { thread: "", events: [], shown: 0 });
+    Object.assign(this, { wanted: "", thread: "", events: [], shown: 0 });
     this.conversation.clear();
     this.names.replaceChildren();
     this.place.hidden = true;
