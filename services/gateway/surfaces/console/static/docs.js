@@ -1,6 +1,7 @@
 // The OpenAPI document as a page: no viewer from elsewhere, because the console loads nothing from other addresses.
 
-import { element, prose } from "./markup.js";
+import { element } from "./dom.js";
+import { prose } from "./markup.js";
 import "./theme.js";
 
 const openapi = await (await fetch("/openapi.json")).json();

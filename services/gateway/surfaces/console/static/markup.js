@@ -5,8 +5,6 @@ import { codeBlock } from "./code.js";
 import { element } from "./dom.js";
 import { table } from "./table.js";
 
-export { element, json } from "./dom.js";
-
 const INLINE = new RegExp([
   /(?<code>(`+)(?!`).{1,4000}?(?<!`)\2(?!`))/, /(?<strong>\*\*(?=\S)[^\n]{1,2000}?(?<=\S)\*\*)/,
     /(?<strike>~~(?=\S)[^\n]{1,2000}?(?<=\S)~~)/,

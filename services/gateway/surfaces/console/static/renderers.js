@@ -10,7 +10,6 @@ import { table } from "./table.js";
 const renderers = new Map();
 
 export const register = (type, draw) => renderers.set(type, draw);
-export const registered = () => [...renderers.keys()];
 export const has = (type) => renderers.has(type);
 
 // A figure for one content event. Data that its renderer cannot read is shown like an unknown type, not as a broken page.
