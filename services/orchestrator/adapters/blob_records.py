@@ -9,7 +9,7 @@ import redis.asyncio as redis
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
-from services.orchestrator.adapters.store_keys import erasing_key, quoted
+from services.orchestrator.adapters.store_keys import erasing_key, quoted, tenant_prefix
 from services.orchestrator.blobs.records import BlobRef, DueBlob, KeptBlob, NewBlob
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import RunRef
@@ -123,12 +123,8 @@ class ValkeyBlobs(DueStore):
         await self._durable("blob_note_v1", [DUE], [ref.encode(), wait_ms, "LT" if sooner else "CH"])
 
 
-def _prefix(tenant: str) -> str:
-    return f"tn:{{{quoted(tenant)}}}"
-
-
 def _key(ref: BlobRef) -> str:
-    return f"{_prefix(ref.tenant)}:blob:{ref.blob_id}"
+    return f"{tenant_prefix(ref.tenant)}:blob:{ref.blob_id}"
 
 
 def _threads_key(ref: BlobRef) -> str:
@@ -136,15 +132,15 @@ def _threads_key(ref: BlobRef) -> str:
 
 
 def _user_key(tenant: str, user: str) -> str:
-    return f"{_prefix(tenant)}:blobs:{quoted(user)}"
+    return f"{tenant_prefix(tenant)}:blobs:{quoted(user)}"
 
 
 def _thread_key(tenant: str, thread_id: str) -> str:
-    return f"{_prefix(tenant)}:blobs-of:{thread_id}"
+    return f"{tenant_prefix(tenant)}:blobs-of:{thread_id}"
 
 
 def _bytes_key(tenant: str) -> str:
-    return f"{_prefix(tenant)}:blob-bytes"
+    return f"{tenant_prefix(tenant)}:blob-bytes"
 
 
 def _record(ref: BlobRef, fields: Mapping[bytes, bytes], about: Mapping[str, str], now_ms: int) -> KeptBlob:

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import quoted
+from services.orchestrator.adapters.store_keys import tenant_prefix
 
 KEPT = timedelta(hours=24)
 
@@ -21,4 +21,4 @@ class ValkeyProgress(StoreBase):
 
 
 def _key(tenant: str, name: str) -> str:
-    return f"tn:{{{quoted(tenant)}}}:cancel-runs:{name}"
+    return f"{tenant_prefix(tenant)}:cancel-runs:{name}"

@@ -18,9 +18,11 @@ from services.orchestrator.adapters.store_keys import (
     approvals_keys,
     erasing_key,
     feedback_key,
+    listed_key,
     lookup_key,
     messages_key,
     quoted,
+    tenant_prefix,
     thread_keys,
 )
 from services.orchestrator.erasure_records import PARTS, ErasureRecord, ErasureRef, Part
@@ -149,7 +151,7 @@ class ValkeyErasures(DueStore):
         await self._ask(self._client.unlink(key))
 
     async def _unsend(self, tenant: str, messages: Sequence[str]) -> None:
-        prefix = f"tn:{{{quoted(tenant)}}}"
+        prefix = tenant_prefix(tenant)
         endpoints = [text(name) for name in await self._ask(self._client.hkeys(f"{prefix}:hooks"))]
         for some in _some(messages):
             keys = [f"{prefix}:hook-message:{message}" for message in some]
@@ -220,12 +222,11 @@ def _runs_of(key: str) -> tuple[str, ...]:
 
 
 def _record_key(ref: ErasureRef) -> str:
-    return f"tn:{{{quoted(ref.tenant)}}}:erasure:{ref.erasure_id}"
+    return f"{tenant_prefix(ref.tenant)}:erasure:{ref.erasure_id}"
 
 
 def _lists(tenant: str, user: str) -> list[str]:
-    prefix = f"tn:{{{quoted(tenant)}}}"
-    return [f"{prefix}:runs:{quoted(user)}", f"{prefix}:threads:{quoted(user)}"]
+    return [listed_key(tenant, "runs", user), listed_key(tenant, "threads", user)]
 
 
 def _part(found: Mapping[bytes, bytes], name: str) -> Part:

@@ -7,7 +7,7 @@ import redis.asyncio as redis
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
-from services.orchestrator.adapters.store_keys import erasing_key, quoted
+from services.orchestrator.adapters.store_keys import erasing_key, tenant_prefix
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.hooks.records import Hook
 from services.orchestrator.records import RunRef
@@ -86,7 +86,7 @@ class ValkeyHooks(DueStore):
 
 
 def _hooks_key(tenant: str) -> str:
-    return f"tn:{{{quoted(tenant)}}}:hooks-in"
+    return f"{tenant_prefix(tenant)}:hooks-in"
 
 
 def _pointer_key(hook_id: str) -> str:

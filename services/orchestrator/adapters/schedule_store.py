@@ -9,7 +9,7 @@ from services.common.errors import Overloaded
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
-from services.orchestrator.adapters.store_keys import erasing_key, quoted
+from services.orchestrator.adapters.store_keys import counter_key, erasing_key, listed_key, tenant_prefix
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import RunRef
 from services.orchestrator.schedules.records import Definition, Due, Outcome, ScheduleRecord, ScheduleRef
@@ -35,8 +35,7 @@ class ValkeySchedules(DueStore):
         now_ms = await self.now_ms()
         # First the reminder: a schedule that nothing leads to would never fire.
         await self._note(ref, now_ms + LOOK_AFTER_MS)
-        prefix = _prefix(ref.tenant)
-        keys = [_key(ref), f"{prefix}:schedules:{quoted(user)}", f"{prefix}:n", erasing_key(ref.tenant)]
+        keys = [_key(ref), listed_key(ref.tenant, "schedules", user), counter_key(ref.tenant), erasing_key(ref.tenant)]
         args = [ref.schedule_id, user, await self._packed(ref.tenant, user, definition), next_ms, most, now_ms + WITHIN_MS]
         verdict = text(await self._durable("schedule_add_v1", keys, args))
         if verdict == "erased":
@@ -52,7 +51,7 @@ class ValkeySchedules(DueStore):
 
     async def of_user(self, tenant: str, user: str, before: int, size: int) -> list[tuple[ScheduleRecord | None, int]]:
         """As ScheduleStore.of_user."""
-        key, top = f"{_prefix(tenant)}:schedules:{quoted(user)}", f"({before}" if before else "+inf"
+        key, top = listed_key(tenant, "schedules", user), f"({before}" if before else "+inf"
         found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
         refs = [ScheduleRef(tenant, text(schedule_id)) for schedule_id, _ in found]
         pipeline = self._client.pipeline(transaction=False)
@@ -83,7 +82,7 @@ class ValkeySchedules(DueStore):
         await self._remove(record.ref, record.user)
 
     async def _remove(self, ref: ScheduleRef, user: str) -> None:
-        keys = [_key(ref), f"{_prefix(ref.tenant)}:schedules:{quoted(user)}", _log_key(ref)]
+        keys = [_key(ref), listed_key(ref.tenant, "schedules", user), _log_key(ref)]
         await self._durable("schedule_remove_v1", keys, [ref.schedule_id])
 
     async def ticks(self, ref: ScheduleRef, before: int, size: int) -> list[tuple[Outcome, int]]:
@@ -138,12 +137,8 @@ class ValkeySchedules(DueStore):
         return _record(ref, found)
 
 
-def _prefix(tenant: str) -> str:
-    return f"tn:{{{quoted(tenant)}}}"
-
-
 def _key(ref: ScheduleRef) -> str:
-    return f"{_prefix(ref.tenant)}:schedule:{ref.schedule_id}"
+    return f"{tenant_prefix(ref.tenant)}:schedule:{ref.schedule_id}"
 
 
 def _log_key(ref: ScheduleRef) -> str:

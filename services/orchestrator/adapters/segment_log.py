@@ -2,7 +2,7 @@
 
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import ENDED, RESULTS, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.adapters.store_keys import ENDED, RESULTS, listed_key, lookup_key, segments_key, thread_keys
 from services.orchestrator.records import RunRef
 from services.orchestrator.segments import Entry, Segment
 
@@ -78,5 +78,5 @@ class SegmentLogStore(StoreBase):
         lookup = lookup_key(ref.tenant, ref.run_id)
         user = await self._ask(self._library.batched_command("HGET", lookup, "user"))
         if user is not None:
-            keys = [lookup, f"tn:{{{quoted(ref.tenant)}}}:runs:{quoted(text(user))}"]
+            keys = [lookup, listed_key(ref.tenant, "runs", text(user))]
             await self._ask(self._library.batched("tenant_unlist_v1", keys, [ref.run_id, ref.thread_id, int(age_s * 1000)]))

@@ -17,7 +17,7 @@ from services.orchestrator.adapters.store_keys import (
     inbox_key,
     interrupts_key,
     lookup_key,
-    quoted,
+    tenant_prefix,
     thread_keys,
 )
 from services.orchestrator.approvals.records import COMMAND, Interrupt, Listed, Settled, Standing
@@ -132,4 +132,4 @@ def _keys(ref: RunRef) -> list[str]:
 
 
 def _lists(tenant: str) -> tuple[str, str, str]:
-    return *approvals_keys(tenant), f"tn:{{{quoted(tenant)}}}:approvals:n"
+    return *approvals_keys(tenant), f"{tenant_prefix(tenant)}:approvals:n"

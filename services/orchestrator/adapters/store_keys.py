@@ -29,44 +29,59 @@ def quoted(text_: str) -> str:
     return quote(text_, safe="")
 
 
+def tenant_prefix(tenant: str) -> str:
+    """What the keys of a tenant begin with: its hash tag, so that one step may change several of them."""
+    return f"tn:{{{quoted(tenant)}}}"
+
+
+def listed_key(tenant: str, kind: str, user: str) -> str:
+    """Key of a list of what is a user's: of their `runs`, `threads` or `schedules`, in the order in which they were made."""
+    return f"{tenant_prefix(tenant)}:{kind}:{quoted(user)}"
+
+
+def counter_key(tenant: str) -> str:
+    """Key of what numbers these."""
+    return f"{tenant_prefix(tenant)}:n"
+
+
 def lookup_key(tenant: str, run_id: str) -> str:
     """Key that leads from a run id to its thread."""
-    return f"tn:{{{quoted(tenant)}}}:run:{run_id}"
+    return f"{tenant_prefix(tenant)}:run:{run_id}"
 
 
 def tenant_keys(tenant: str, run_id: str, user: str, key: str) -> list[str]:
     """KEYS of tenant_reserve."""
-    prefix, user = f"tn:{{{quoted(tenant)}}}", quoted(user)
+    prefix = tenant_prefix(tenant)
     # Of each user their own: the same words with the same simple key must not lead one to another's run.
-    idem = hashlib.sha256(key_of(user, key).encode()).hexdigest() if key else "-"
-    return [f"{prefix}:run:{run_id}", f"{prefix}:slots", f"{prefix}:idem:CreateRun:{idem}", f"{prefix}:runs:{user}",
-            f"{prefix}:threads:{user}", f"{prefix}:n"]  # fmt: skip
+    idem = hashlib.sha256(key_of(quoted(user), key).encode()).hexdigest() if key else "-"
+    return [f"{prefix}:run:{run_id}", f"{prefix}:slots", f"{prefix}:idem:CreateRun:{idem}",
+            listed_key(tenant, "runs", user), listed_key(tenant, "threads", user), counter_key(tenant)]  # fmt: skip
 
 
 def erasing_key(tenant: str) -> str:
     """Key of the users of a tenant who are being erased."""
-    return f"tn:{{{quoted(tenant)}}}:erasing"
+    return f"{tenant_prefix(tenant)}:erasing"
 
 
 def feedback_key(tenant: str) -> str:
     """Key of the list of all feedback of a tenant: `<thread>/<run>/<id>` by time."""
-    return f"tn:{{{quoted(tenant)}}}:feedback"
+    return f"{tenant_prefix(tenant)}:feedback"
 
 
 def messages_key(tenant: str, user: str) -> str:
     """Key of the messages to webhooks about runs of a user, by time."""
-    return f"tn:{{{quoted(tenant)}}}:hook-messages:{quoted(user)}"
+    return f"{tenant_prefix(tenant)}:hook-messages:{quoted(user)}"
 
 
 def approvals_keys(tenant: str) -> tuple[str, str]:
     """Keys of the lists of all interrupts of a tenant, and of the open ones: `<thread> <id>`."""
-    prefix = f"tn:{{{quoted(tenant)}}}:approvals"
+    prefix = f"{tenant_prefix(tenant)}:approvals"
     return f"{prefix}:all", f"{prefix}:open"
 
 
 def waiting_keys(tenant: str) -> list[str]:
     """KEYS of tenant_release: slots, queue, limits, delayed, pace, epochs."""
-    prefix = f"tn:{{{quoted(tenant)}}}"
+    prefix = tenant_prefix(tenant)
     return [f"{prefix}:slots", f"{prefix}:queue", f"{prefix}:queue:limits", f"{prefix}:delayed", f"{prefix}:pace",
             f"{prefix}:slots:epochs"]  # fmt: skip
 

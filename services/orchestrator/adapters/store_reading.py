@@ -12,7 +12,16 @@ from services.orchestrator.adapters.decode import run_record, text, thread_recor
 from services.orchestrator.adapters.result_blobs import not_told_where
 from services.orchestrator.adapters.sealing import COMMAND, EVENT
 from services.orchestrator.adapters.store_base import StoreBase
-from services.orchestrator.adapters.store_keys import OWNER_CHANNEL, channel_of, erasing_key, lookup_key, quoted, segments_key, thread_keys
+from services.orchestrator.adapters.store_keys import (
+    OWNER_CHANNEL,
+    channel_of,
+    counter_key,
+    erasing_key,
+    listed_key,
+    lookup_key,
+    segments_key,
+    thread_keys,
+)
 from services.orchestrator.erasure_records import being_erased
 from services.orchestrator.records import Event, RunRecord, RunRef, ThreadRecord, Written
 from services.orchestrator.results import COMPLETED, stored_in
@@ -33,8 +42,7 @@ class ReadingStore(StoreBase):
 
     async def open_thread(self, tenant: str, user: str, thread_id: str, metadata: Mapping[str, str]) -> ThreadRecord | None:
         """As RunStore.open_thread."""
-        prefix = f"tn:{{{quoted(tenant)}}}"
-        keys = [f"{prefix}:threads:{quoted(user)}", f"{prefix}:n", erasing_key(tenant)]
+        keys = [listed_key(tenant, "threads", user), counter_key(tenant), erasing_key(tenant)]
         if int(await self._ask(self._library.batched("tenant_list_thread_v1", keys, [thread_id, user]))) < 0:
             raise being_erased()
         key = thread_keys(RunRef(tenant, thread_id, "-"))[0]
@@ -83,8 +91,7 @@ class ReadingStore(StoreBase):
 
     async def list_members(self, kind: str, tenant: str, user: str, before: int, size: int, thread_id: str = "") -> list[tuple[str, int]]:
         """As RunStore.list_members."""
-        user_list = f"tn:{{{quoted(tenant)}}}:{kind}:{quoted(user)}"
-        key = thread_keys(RunRef(tenant, thread_id, "-"))[6] if kind == "thread" else user_list
+        key = thread_keys(RunRef(tenant, thread_id, "-"))[6] if kind == "thread" else listed_key(tenant, kind, user)
         top = f"({before}" if before else "+inf"
         found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
         return [(text(member), int(score)) for member, score in found]

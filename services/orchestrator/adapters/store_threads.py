@@ -18,13 +18,14 @@ from services.orchestrator.adapters.store_keys import (
     THREADS,
     approvals_keys,
     channel_of,
+    counter_key,
     erasing_key,
     feedback_key,
     interrupts_key,
     keys_of_run,
     keys_of_thread,
+    listed_key,
     lookup_key,
-    quoted,
     thread_keys,
 )
 from services.orchestrator.erasure_records import being_erased
@@ -102,8 +103,7 @@ class ValkeyThreads(StoreBase):
     async def build(self, ref: RunRef, user: str, metadata: Mapping[str, str], job: bytes, print_: str, not_after_ms: int) -> Begun:
         """As ThreadStore.build."""
         # Listed before it is there: an erasure of its user must find what is copied meanwhile.
-        prefix = f"tn:{{{quoted(ref.tenant)}}}"
-        keys = [f"{prefix}:threads:{quoted(user)}", f"{prefix}:n", erasing_key(ref.tenant)]
+        keys = [listed_key(ref.tenant, "threads", user), counter_key(ref.tenant), erasing_key(ref.tenant)]
         if int(await self._ask(self._library.batched("tenant_list_thread_v1", keys, [ref.thread_id, user]))) < 0:
             raise being_erased()
         args = [ref.tenant, user, ref.thread_id, orjson.dumps(dict(metadata)), job, print_, not_after_ms]
@@ -177,7 +177,7 @@ class ValkeyThreads(StoreBase):
 
     async def delist(self, ref: RunRef, user: str, run_ids: Sequence[str]) -> None:
         """As ThreadStore.delist."""
-        listed = f"tn:{{{quoted(ref.tenant)}}}:runs:{quoted(user)}"
+        listed = listed_key(ref.tenant, "runs", user)
         for run_id in run_ids:
             run = ref._replace(run_id=run_id)
             await self._ask(self._library.batched("tenant_delist_v1", [lookup_key(ref.tenant, run_id), listed], [run_id, ref.thread_id]))
@@ -194,7 +194,7 @@ class ValkeyThreads(StoreBase):
 
     async def delist_thread(self, ref: RunRef, user: str) -> None:
         """As ThreadStore.delist_thread."""
-        await self._ask(self._client.zrem(f"tn:{{{quoted(ref.tenant)}}}:threads:{quoted(user)}", ref.thread_id))
+        await self._ask(self._client.zrem(listed_key(ref.tenant, "threads", user), ref.thread_id))
 
     async def purge_runs(self, ref: RunRef, run_ids: Sequence[str]) -> None:
         """As ThreadStore.purge_runs."""

@@ -10,7 +10,7 @@ from services.common.errors import Overloaded
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
-from services.orchestrator.adapters.store_keys import messages_key, quoted
+from services.orchestrator.adapters.store_keys import messages_key, tenant_prefix
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import (
     Attempt,
@@ -82,7 +82,7 @@ class ValkeyWebhooks(DueStore):
 
     async def fan_out(self, tenant: str, message: Message, endpoint_ids: Sequence[str]) -> bool:
         """As WebhookStore.fan_out."""
-        keys = [_message_key(tenant, message.message_id), f"{_prefix(tenant)}:hook-n", messages_key(tenant, message.user)]
+        keys = [_message_key(tenant, message.message_id), f"{tenant_prefix(tenant)}:hook-n", messages_key(tenant, message.user)]
         for endpoint_id in endpoint_ids:
             keys += [_delivery_key(DeliveryRef(tenant, message.message_id, endpoint_id)), _log_key(tenant, endpoint_id)]
         (body,) = await self.sealing.seal(RunRef(tenant, "-", message.run_id), [(MESSAGE, message.body)], message.user)
@@ -159,24 +159,20 @@ class ValkeyWebhooks(DueStore):
         return bool(await self._durable("webhook_again_v1", keys, [_kept_ms()]))
 
 
-def _prefix(tenant: str) -> str:
-    return f"tn:{{{quoted(tenant)}}}"
-
-
 def _endpoints_key(tenant: str) -> str:
-    return f"{_prefix(tenant)}:hooks"
+    return f"{tenant_prefix(tenant)}:hooks"
 
 
 def _message_key(tenant: str, message_id: str) -> str:
-    return f"{_prefix(tenant)}:hook-message:{message_id}"
+    return f"{tenant_prefix(tenant)}:hook-message:{message_id}"
 
 
 def _delivery_key(ref: DeliveryRef) -> str:
-    return f"{_prefix(ref.tenant)}:hook-delivery:{ref.message_id}/{ref.endpoint_id}"
+    return f"{tenant_prefix(ref.tenant)}:hook-delivery:{ref.message_id}/{ref.endpoint_id}"
 
 
 def _log_key(tenant: str, endpoint_id: str) -> str:
-    return f"{_prefix(tenant)}:hook-log:{endpoint_id}"
+    return f"{tenant_prefix(tenant)}:hook-log:{endpoint_id}"
 
 
 def _kept_ms() -> int:
