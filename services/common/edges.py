@@ -80,7 +80,7 @@ EDGES: tuple[Edge, ...] = (
 _READ = MethodPolicy(timedelta(seconds=10), resend=2)
 _WRITE = MethodPolicy(timedelta(seconds=10))
 _MODEL = MethodPolicy(timedelta(seconds=120))
-# Of a blob's 25 MiB, for a client that takes or brings 200 KiB a second.
+# Of a blob's 25 MiB, for a client that takes or brings 220 KiB a second.
 _CONTENT = MethodPolicy(timedelta(seconds=120))
 
 METHODS: Mapping[str, MethodPolicy] = {
