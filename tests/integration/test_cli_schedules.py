@@ -123,6 +123,7 @@ async def test_memories_are_added_found_and_deleted(front):
         (("memories", "delete", "mem-nowhere", "--yes"), 1, "`bulkhead memories list`"),
         (("memories", "search", ""), 2, "query: String should have at least 1 character"),
         (("threads", "create", "--days", "inf"), 2, "--days"),
+        (("threads", "create", "--days", "3651"), 2, "or equal to 3650"),
         (("replay", "t", "--speed", "nan"), 2, "--speed"),
     ],
 )

@@ -8,7 +8,8 @@ from services.cli.commands import completing
 from services.cli.commands.options import DEFAULT_DATA_DIR, AsJson, DataDir, Yes
 
 app = typer.Typer(help="Files that agents are given and make: upload, show, download, link, delete.", no_args_is_help=True)
-MOST_LIFETIME_S = 10 * 365 * 86_400
+# As long as the API takes.
+MOST_LIFETIME_S = 7 * 86_400
 BlobId = Annotated[str, typer.Argument(help="Id of the blob.")]
 
 

@@ -8,7 +8,8 @@ from services.cli.commands import completing
 from services.cli.commands.options import DEFAULT_DATA_DIR, After, AsJson, DataDir, GoOn, Label, Limit, NewName, ThreadId, Yes
 
 app = typer.Typer(help="Conversations: list, show, snapshot, create, watch, fork, rollback, delete.", no_args_is_help=True)
-MOST_DAYS = 36_500
+# As long as the API takes.
+MOST_DAYS = 3_650
 Seq = Annotated[int | None, typer.Option(min=1, help="The checkpoint: the event of this number.")]
 Run = Annotated[str, typer.Option(help="The checkpoint: the end of this run.", autocompletion=completing.runs)]
 Step = Annotated[int | None, typer.Option(min=1, help="With --run: the end of this step of it.")]
