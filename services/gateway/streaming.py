@@ -112,7 +112,7 @@ class EventStream(Response):
         self._filler = filler
         self._failure = failure
         self._on_gone = on_gone
-        self._ended = asyncio.Event()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sending_since: float | None = None
         self._sent_at = time.monotonic()
         self._started = False
@@ -125,7 +125,8 @@ class EventStream(Response):
 
     def end(self) -> None:
         """Asks the stream to close in good order."""
-        self._ended.set()
+        if not self._ended.done():
+            self._ended.set_result(None)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serves the stream. Raises what the frames raise as long as nothing was sent."""
@@ -143,10 +144,9 @@ class EventStream(Response):
         pump = asyncio.create_task(self._pump())
         gone = asyncio.create_task(disconnected(receive))
         beat = asyncio.create_task(self._beat(rules))
-        told = asyncio.create_task(self._ended.wait())
         self.streams.enter(self)
         try:
-            await asyncio.wait({pump, gone, beat, told, barred}, timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, gone, beat, self._ended, barred}, timeout=lifetime_s, return_when=asyncio.FIRST_COMPLETED)
             # What is complete wins over how the connection ended: a client that has its answer did not leave early.
             if pump.done():
                 await self._finish(pump.exception())
@@ -161,15 +161,15 @@ class EventStream(Response):
                 await self._close_early(pump, barred.result())
             elif self.resumable:
                 await self._close_early(pump, None)
-            elif told.done():
+            elif self._ended.done():
                 await self._close_early(pump, Overloaded("this gateway is shutting down", reason="DRAINING", retry_after_s=1.0))
             else:
                 await self._close_early(pump, DeadlineExceeded("the answer took longer than the time that was given"))
         finally:
             self.streams.leave(self)
-            for task in (pump, gone, beat, told):
+            for task in (pump, gone, beat):
                 task.cancel()
-            await asyncio.gather(pump, gone, beat, told, return_exceptions=True)
+            await asyncio.gather(pump, gone, beat, return_exceptions=True)
 
     async def _start(self) -> None:
         self._started = True
