@@ -39,6 +39,21 @@ async def test_one_of_everything_is_drawn(front, browser, scheme):
         quiet(page, front)
 
 
+LATE = """
+(async () => {
+  const { bytesOf, key } = await import('/console/api.js');
+  const coming = bytesOf('/v1/agents');
+  key.set('');
+  return coming.then(() => 'taken', (error) => error.message);
+})()"""
+
+
+async def test_a_content_that_comes_after_signing_out_is_nobodys(front, browser):
+    async with browser.page() as page:
+        await enter(page, front, "#/chat")
+        assert await page.js(LATE) == "You have signed out."
+
+
 async def test_a_table_is_put_in_order_by_its_columns(front, browser):
     record(front, "order", [*call("c2", "harbour_table", {}, {}, ("table", TABLE)), finished("")])
     first = "[...document.querySelectorAll('figure.table tbody tr')].map((row) => row.cells[0].textContent).join(' ')"

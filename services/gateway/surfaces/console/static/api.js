@@ -43,13 +43,15 @@ async function call(method, url, body, { accept = "application/json", signal, he
 }
 
 // An answer that comes after its reader has signed out is nobody's.
-export async function get(url, options) {
+async function own(asking) {
   const reader = key.get();
-  const answer = await (await call("GET", url, undefined, options)).json();
+  const answer = await asking();
   if (key.get() !== reader) throw new Error("You have signed out.");
   return answer;
 }
-export const bytesOf = async (url, options) => (await call("GET", url, undefined, { ...options, accept: "*/*" })).arrayBuffer();
+
+export const get = (url, options) => own(async () => (await call("GET", url, undefined, options)).json());
+export const bytesOf = (url) => own(async () => (await call("GET", url, undefined, { accept: "*/*" })).arrayBuffer());
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const TRIES = 60;
