@@ -188,6 +188,15 @@ def checked_id(tool_call_id: Any, where: str, wrong: type[InvalidInput] = Invali
     return tool_call_id
 
 
+def start_of_new(said: Sequence[Said]) -> int:
+    """Where in a conversation begins what is new on a thread that has the rest: the results of calls at its end, and what the user says
+    behind them."""
+    start = len(said) - bool(said and said[-1].role == "user")
+    while start and said[start - 1].role == "tool":
+        start -= 1
+    return start
+
+
 def check_answers(said: Sequence[Said], id_name: str, *, whole: bool, wrong: type[InvalidInput] = InvalidInput) -> None:
     """Holds calls and results of an input against each other. `whole`: nothing was said before it, so each result has its call there.
 

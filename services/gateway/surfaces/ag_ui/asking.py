@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.gateway.client_tools import Call
 from services.gateway.inputs import Said as Told
-from services.gateway.inputs import check_answers, checked_call, checked_id
+from services.gateway.inputs import check_answers, checked_call, checked_id, start_of_new
 from services.gateway.refusals import InvalidBody
 from services.gateway.surfaces.ag_ui.messages import Said
 
@@ -20,11 +20,7 @@ def whole(messages: Sequence[Said]) -> list[Told]:
 def new(messages: Sequence[Said]) -> list[Told]:
     """What comes last: the results of calls, and what the user said behind them. Raises InvalidBody."""
     told = _told(messages)
-    end = len(told) - bool(told and told[-1].role == "user")
-    start = end
-    while start and told[start - 1].role == "tool":
-        start -= 1
-    return _checked(told[start:], whole_thread=False)
+    return _checked(told[start_of_new(told) :], whole_thread=False)
 
 
 def _checked(told: list[Told], *, whole_thread: bool) -> list[Told]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from services.common.errors import InvalidInput
 from services.gateway.client_tools import Call
-from services.gateway.inputs import Image, Said, check_answers, check_images, checked_call, checked_id, image_of_url
+from services.gateway.inputs import Image, Said, check_answers, check_images, checked_call, checked_id, image_of_url, start_of_new
 from services.gateway.surfaces.openai.fields import unsupported
 
 MOST_MESSAGES = 1000
@@ -37,12 +37,9 @@ def whole(said: Sequence[Said]) -> Sequence[Said]:
 
 def new(said: Sequence[Said]) -> Sequence[Said]:
     """What of a conversation is new on a thread that has the rest: its last message of a user, and the results of calls at its end."""
-    end = len(said) - (said[-1].role == "user")
-    start = end
-    while start and said[start - 1].role == "tool":
-        start -= 1
+    start = start_of_new(said)
     found = said[start:]
-    asked_by = said[start - 1 :] if start and start < end and said[start - 1].calls else found
+    asked_by = said[start - 1 :] if start and found[0].role == "tool" and said[start - 1].calls else found
     check_answers(asked_by, "tool_call_id", whole=asked_by is not found)
     return found
 
