@@ -67,6 +67,9 @@ async def test_runs_are_listed_live_and_filtered(front, browser):
         assert "slow" in shown[0]
         assert "At work" in shown[0]
         quiet(page, front)
+        await page.js("document.querySelector('#sign-out').click()")
+        assert "slow" not in await page.js("document.querySelector('#view-runs').outerHTML"), "also not among the agents to choose from"
+        assert await page.js("document.querySelector('#view-runs input[type=search]').value") == ""
 
 
 async def test_what_waits_for_a_person_is_decided_beside_the_runs(front, browser):

@@ -59,6 +59,8 @@ export class RunsView {
     this.cards.clear();
     this.asked.querySelectorAll(".approval").forEach((one) => one.remove());
     this.body.replaceChildren();
+    this.filters.agent.replaceChildren(new Option("any", ""));
+    this.filters.status.value = this.filters.text.value = this.told.textContent = "";
   }
 
   async refresh() {

@@ -65,7 +65,7 @@ export class UsageView {
 
   signOut() {
     this.leave();
-    this.seen = "";
+    this.seen = this.tier.textContent = this.told.textContent = "";
     for (const part of [this.place, this.queue, this.made]) part.replaceChildren();
   }
 
