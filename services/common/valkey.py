@@ -117,7 +117,7 @@ class _FollowingPool(_Lean, SentinelConnectionPool):
             await self.sentinel_manager.aclose()
 
 
-def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, decode: bool = False) -> redis.Redis:
+def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64) -> redis.Redis:
     """A client with a pool. `timeout_s` bounds connecting and each answer; no call is repeated behind the caller's back.
 
     `redis://…` is a store at one address, `rediss://…` one that is reached over TLS.
@@ -125,10 +125,7 @@ def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64, deco
     with each new connection. Raises ValueError for any other URL.
     """
     bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": Retry(NoBackoff(), 0)}
-    options = {
-        **bounds, "socket_keepalive": True, "health_check_interval": 0, "max_connections": max_connections, "decode_responses": decode,
-        "protocol": 2,
-    }  # fmt: skip
+    options = {**bounds, "socket_keepalive": True, "health_check_interval": 0, "max_connections": max_connections, "protocol": 2}
     if not url.startswith(SENTINELS):
         if not url.startswith((PLAIN, SECURE)):
             raise ValueError(f"the URL of a store begins with {PLAIN}, {SECURE} or {SENTINELS}")

@@ -139,7 +139,7 @@ def _parameters(raw: str) -> str:
     return ""
 
 
-def choice_violations(raw: str, tools: Sequence[Mapping[str, Any]]) -> Iterator[FieldViolation]:
+def choice_violations(raw: str) -> Iterator[FieldViolation]:
     """What is wrong with a tool_choice, but for names of tools, which may be the agent's."""
     if not raw:
         return

@@ -81,7 +81,7 @@ class RunRequest:
             if m["role"] not in ROLES
         ]
         found += [*message_violations(self.input), *tools_violations(self.client_tools)]
-        found += [*choice_violations(self.tool_choice, self.client_tools), *format_violations(self.response_format)]
+        found += [*choice_violations(self.tool_choice), *format_violations(self.response_format)]
         if self.on_busy == "steer" and self.input and len(self.input[-1]) > len(("role", "text")):
             found.append(FieldViolation("on_busy", "must not be steer for an input that is more than text"))
         if self.temperature is not None and not 0 <= self.temperature <= 2:

@@ -1,18 +1,18 @@
 """The one place that dials.
 
-    dialer = Dialer(caller="gateway", addresses=settings.addresses())
+    dialer = Dialer("gateway", Addresses(settings.addresses(), settings.address_file))
     llm = LlmServiceStub(dialer.channel("llm_gateway"))
     answer = await llm.Complete(request)                 # deadline, metadata and trace are filled in
     async for event in llm.StreamComplete(request): ...  # closing the iterator cancels the call
 
-The object that stubs get is not a grpc.aio channel with interceptors but a thin one with the same two factory methods:
+The object that stubs get is not a grpc.aio channel with interceptors but a thin one with the same factory methods:
 aio's client interceptors make a task and three wrappers a call, several times the cost of everything here. Errors come
 back as the domain errors of `services.common.errors`; cancelling the awaiting task cancels the RPC downstream.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,11 +60,9 @@ def _timeout_of(policy: edges.MethodPolicy, asked_s: float | None, context: call
 class Dialer:
     """Owns one channel a callee and its life; `close()` ends them all."""
 
-    def __init__(self, caller: str, addresses: Addresses, mint: Callable[[], str] | None = None) -> None:
-        """`mint` gives the token of calls that are made outside of any call's context."""
+    def __init__(self, caller: str, addresses: Addresses) -> None:
         self._caller = caller
         self._addresses = addresses
-        self._mint = mint
         self._links: dict[str, _Link] = {}
 
     def channel(self, callee: str) -> "CallChannel":
@@ -72,7 +70,7 @@ class Dialer:
         link = self._links.get(callee)
         if link is None:
             link = self._links[callee] = _Link(callee, self._addresses)
-        return CallChannel(self._caller, callee, link, self._mint)
+        return CallChannel(self._caller, callee, link)
 
     async def reachable(self, callee: str, timeout_s: float = 1.0) -> bool:
         """Whether a connection to `callee` is or can be made; for readiness checks."""
@@ -137,8 +135,8 @@ async def _retire(channel: grpc.aio.Channel) -> None:
 class CallChannel:
     """What generated stubs take for a channel: all but streams both ways, which our protos do not declare."""
 
-    def __init__(self, caller: str, callee: str, link: _Link, mint: Callable[[], str] | None) -> None:
-        self.caller, self.callee, self.link, self.mint = caller, callee, link, mint
+    def __init__(self, caller: str, callee: str, link: _Link) -> None:
+        self.caller, self.callee, self.link = caller, callee, link
         self._allowed = edges.allowed(caller, callee)
 
     def permits(self, method: str) -> bool:
@@ -183,9 +181,7 @@ class _Call:
         timeout_s = _timeout_of(self._policy, timeout, context)
         if timeout_s is not None and timeout_s <= 0:
             raise DeadlineExceeded("no time is left for this call", metadata={"service": self._channel.callee})
-        token = context.outgoing_token() if context is not None else ""
-        token = token or (self._channel.mint() if self._channel.mint else "")
-        return timeout_s, metadata_of(context, token)
+        return timeout_s, metadata_of(context, context.outgoing_token() if context is not None else "")
 
     @contextmanager
     def _told(self, span: trace.Span) -> Iterator[None]:
