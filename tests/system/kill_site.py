@@ -1,8 +1,8 @@
 """What the rows of the kill matrix share: two replicas, what stands behind them, and all that clients were told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from services.orchestrator.testing.oracle import History, Seen, violations
 from services.orchestrator.testing.replicas import Replica
 
 OK = pb.RUN_STATUS_SUCCEEDED
+Row = Callable[["Site"], AsyncGenerator[Any, None]]
 TALK = "one two three four"
 
 
@@ -84,6 +85,23 @@ class Site:
         assert run.status == status, f"{run_id}: {run}"
         return run
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Whoever takes a run meanwhile is the first."""
+        idle = [self.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
+        yield
+        for held in idle:
+            held.release()
+
+    async def at_their_points(self, lasting: Sequence[Row], brief: Sequence[Row]) -> list[AsyncGenerator[Any, None]]:
+        """The rows, each at its point: those of `brief`, whose points last for a moment only, are got ready first and then brought there
+        one by one, before the next one sets out."""
+        rows = [row(self) for row in (*lasting, *brief)]
+        await each(rows)
+        for row in rows[len(lasting) :]:
+            await anext(row)
+        return rows
+
     async def befall(self, fault, rows):
         """Strikes the first replica, which the rows have brought to their points, has it come back, and judges. Rows go on when the fault
         has struck, and when the replica is back."""
@@ -91,6 +109,7 @@ class Site:
         await each(rows)
         await self.first.back()
         await each(rows)
+        assert not [row.__name__ for row in rows if row.ag_frame is not None], "rows with more to say than they are asked for"
         await self.judge()
 
     async def judge(self):

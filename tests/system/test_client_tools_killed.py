@@ -10,7 +10,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.orchestrator.testing.counting import ONCE, REPEATABLE, calls
 from services.orchestrator.testing.harness import data_of, types
-from tests.system.kill_site import each, two_replicas
+from tests.system.kill_site import two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 TOOLS = [pb.ClientTool(name="pick"), pb.ClientTool(name="show")]
@@ -151,12 +151,6 @@ BRIEF = (between_own_tools_and_the_end, without_own_tools_before_the_end, ended_
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_calls_of_the_clients_are_asked_for_once_and_answered_once_over_every_loss(fault, identities, behind, state_url, tmp_path):
     async with two_replicas(identities, behind, state_url, tmp_path) as site:
-        # Whoever takes a run before the fault is the first.
-        idle = [site.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
-        lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
-        await each((*lasting, *brief))
-        for row in brief:
-            await anext(row)
-        for held in idle:
-            held.release()
-        await site.befall(fault, (*lasting, *brief))
+        with site.first_alone():
+            rows = await site.at_their_points(LASTING, BRIEF)
+        await site.befall(fault, rows)

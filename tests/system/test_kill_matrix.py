@@ -35,7 +35,7 @@ from services.orchestrator.testing.counting import ONCE, REPEATABLE, calls, scri
 from services.orchestrator.testing.fakes import UNKNOWN
 from services.orchestrator.testing.harness import LOST, data_of, dialed, shown_text, types, write_config
 from services.orchestrator.testing.replicas import Replica
-from tests.system.kill_site import TALK, Site, each, two_replicas
+from tests.system.kill_site import TALK, Site, two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 CANCELLED = pb.RUN_STATUS_CANCELLED
@@ -244,7 +244,6 @@ async def accepting(site, run_id, command, *, answer):
     assert 1 <= len(site.calls_of(run_id)) <= run.attempt - (1 if answer else 0)
 
 
-# The kill points of the second group last for a moment only, those of the first as long as the test wants.
 LASTING = (mid_model_stream, mid_repeatable_tool, mid_unrepeatable_tool)
 BRIEF = (
     before_the_checkpoint, zombie_returns, after_the_checkpoint, during_a_cancel, ended_not_told, accepted_not_answered,
@@ -257,16 +256,9 @@ async def test_every_kill_point_of_an_owner(fault, identities, behind, state_url
     # What the first owns and is about to own fills it, up to the one that is to find no room.
     filled = {"max_active_runs": len(LASTING) + len(BRIEF) - 1}
     async with two_replicas(identities, behind, state_url, tmp_path, first=filled) as site:
-        # Whoever takes a run before the fault is the first.
-        idle = [site.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
-        lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
-        await each((*lasting, *brief))
-        # One by one: each is at its point before the next one sets out.
-        for row in brief:
-            await anext(row)
-        for held in idle:
-            held.release()
-        await site.befall(fault, (*lasting, *brief))
+        with site.first_alone():
+            rows = await site.at_their_points(LASTING, BRIEF)
+        await site.befall(fault, rows)
         # It is fit for further work.
         async with dialed(site.first.settings, identities) as client:
             again = await client.start(script("hi"))

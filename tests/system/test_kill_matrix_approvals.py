@@ -14,7 +14,7 @@ from services.common import testing
 from services.orchestrator.testing.counting import ONCE, calls
 from services.orchestrator.testing.fakes import UNKNOWN
 from services.orchestrator.testing.harness import data_of, types
-from tests.system.kill_site import each, two_replicas
+from tests.system.kill_site import two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 APPROVE = pb.Approve()
@@ -103,9 +103,4 @@ BRIEF = (decided_not_told, asked_not_told)
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_lost_where_people_are_asked(fault, identities, behind, state_url, tmp_path):
     async with two_replicas(identities, behind, state_url, tmp_path) as site:
-        lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
-        rows = (*lasting, *brief)
-        await each(rows)
-        for row in brief:
-            await anext(row)
-        await site.befall(fault, rows)
+        await site.befall(fault, await site.at_their_points(LASTING, BRIEF))

@@ -12,7 +12,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.common import testing
 from services.orchestrator.testing.counting import REPEATABLE, calls, script
 from services.orchestrator.testing.harness import data_of, types
-from tests.system.kill_site import each, two_replicas
+from tests.system.kill_site import two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -84,8 +84,4 @@ def counts(log, *kinds):
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_commands_whose_taker_is_lost(fault, identities, behind, state_url, tmp_path):
     async with two_replicas(identities, behind, state_url, tmp_path) as site:
-        rows = [row(site) for row in (stopped_not_told, steered_not_told, ordered_not_told)]
-        await each(rows)
-        for row in rows:
-            await anext(row)
-        await site.befall(fault, rows)
+        await site.befall(fault, await site.at_their_points((), (stopped_not_told, steered_not_told, ordered_not_told)))

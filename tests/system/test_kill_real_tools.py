@@ -145,18 +145,16 @@ async def in_the_sandbox(site, fault):
 async def test_the_orchestrator_is_lost_mid_tool(fault, identities, state_url, tmp_path):
     # A lease that a slow machine keeps until the fault.
     async with real_site(identities, state_url, tmp_path, lease_s=2.0, heartbeat_s=0.5) as site:
-        idle = [site.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
         rows = [row(site, fault) for row in (repeatable(READ), repeatable(SET), mid_unrepeatable_tool, cancelled)]
         if fault != "kill":
             # The executor ends what it does for somebody who has died.
             rows.append(done_meanwhile(site, fault))
         brief = done_and_not_told(site, fault)
-        await each((*rows, brief))
-        await anext(brief)
-        rows += [brief, code := in_the_sandbox(site, fault)]
-        await anext(code)
-        for held in idle:
-            held.release()
+        with site.first_alone():
+            await each((*rows, brief))
+            await anext(brief)
+            rows += [brief, code := in_the_sandbox(site, fault)]
+            await anext(code)
         await site.befall(fault, rows)
 
 

@@ -17,7 +17,7 @@ from services.orchestrator.testing.counting import ONCE, calls, script
 from services.orchestrator.testing.fakes import fakes
 from services.orchestrator.testing.harness import command, data_of, dialed, follow_through, settings_for, types, write_config
 from services.orchestrator.testing.oracle import Seen
-from tests.system.kill_site import TALK, each, two_replicas
+from tests.system.kill_site import TALK, two_replicas
 
 pytestmark = pytest.mark.system
 AGENTS = """
@@ -215,12 +215,6 @@ BRIEF = (child_not_written, child_written_not_told, parked_not_told, ended_not_t
 @pytest.mark.parametrize("fault", ["kill", "stop", "cut"])
 async def test_every_kill_point_between_a_run_and_its_child(fault, identities, behind, state_url, tmp_path):
     async with two_replicas(identities, behind, state_url, tmp_path, AGENTS) as site:
-        # Whoever takes a run before the fault is the first.
-        idle = [site.second.proxy.hold(name, late=False) for name in (b"BZPOPMIN", b"work_next_v1")]
-        lasting, brief = ([row(site) for row in group] for group in (LASTING, BRIEF))
-        await each((*lasting, *brief))
-        for row in brief:
-            await anext(row)
-        for held in idle:
-            held.release()
-        await site.befall(fault, (*lasting, *brief))
+        with site.first_alone():
+            rows = await site.at_their_points(LASTING, BRIEF)
+        await site.befall(fault, rows)
