@@ -19,6 +19,8 @@ from services.orchestrator.testing.replicas import Replica
 OK = pb.RUN_STATUS_SUCCEEDED
 Row = Callable[["Site"], AsyncGenerator[Any, None]]
 TALK = "one two three four"
+# On a slow machine leases run out before the fault, of which no run must end; one that stalls for a second loses none.
+LEASE_S = 2.5
 
 
 class Site:
@@ -153,8 +155,7 @@ async def two_replicas(
     config = write_config(folder / "config", agents)
     async with AsyncExitStack() as stack:
         site = Site(behind)
-        # On a slow machine leases run out before the fault, of which no run must end; one that stalls for a second loses none.
-        shared = {"lease_s": 2.5, "watch_heartbeat_s": 0.5, "drain_grace_s": 20.0, "crash_budget": 20}
+        shared = {"lease_s": LEASE_S, "watch_heartbeat_s": 0.5, "drain_grace_s": 20.0, "crash_budget": 20}
         # As records are by default.
         shared["envelope_keys_file"] = root_keys(folder)
         site.first, site.second = (

@@ -14,12 +14,10 @@ from services.common import testing
 from services.orchestrator.testing.counting import ONCE, calls
 from services.orchestrator.testing.fakes import UNKNOWN
 from services.orchestrator.testing.harness import data_of, types
-from tests.system.kill_site import two_replicas
+from tests.system.kill_site import LEASE_S, two_replicas
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 APPROVE = pb.Approve()
-# Of the replicas here.
-LEASE_S = 1.0
 
 
 # Each row brings its run to the kill point; goes on when the fault has struck; goes on when the replica has come back. A kill point that
