@@ -102,7 +102,8 @@ async def test_headers_are_taken_where_the_document_says_so(document, http):
     }  # fmt: skip
     for path, body in bodies.items():
         async with http.post(path, json=body, headers={"x-bulkhead-on-disconnect": "sing"}) as response:
-            assert (response.status, "on" in await response.text()) == (422 if "ag-ui" in path else 400, True), await response.text()
+            assert response.status == (422 if "ag-ui" in path else 400)
+            assert "must be continue or cancel" in await response.text()
     guarded = {name for name, one in operations(document) if one.get("security")}
     assert taking(document, "x-request-timeout-ms") == guarded
     async with http.get("/v1/agents", headers={"x-request-timeout-ms": "0"}) as response:

@@ -110,5 +110,6 @@ async def test_what_is_no_image_of_the_callers_is_refused_with_its_field(client,
 
 async def test_where_nothing_keeps_blobs_images_are_refused(identities, behind, state_url, tmp_path):
     async with served(settings_for(identities, behind, state_url, write_config(tmp_path / "config")), identities) as client:
-        with pytest.raises((FailedPrecondition, InvalidInput)):
+        with pytest.raises(InvalidInput) as caught:
             await made(client, seen("blob_" + "0" * 32))
+        assert [violation.field for violation in caught.value.violations] == ["input[0].images[0].blob_id"]
