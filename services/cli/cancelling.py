@@ -7,7 +7,7 @@ from typing import Any
 
 from services.cli.client import Api, ask, segment
 from services.cli.connection import Connection
-from services.cli.failure import LATER, UNREACHABLE, CommandFailure
+from services.cli.failure import LATER, UNREACHABLE, CommandFailure, InFlight
 from services.cli.rendering import note, print_answer, print_json
 from services.cli.terminal import confirm, printable
 
@@ -30,8 +30,9 @@ def cancel_runs(
     try:
         ask(connection, lambda api: _cancel(api, body, key, as_json))
     except CommandFailure as failure:
-        # Nothing was begun by what is refused for good.
-        raise type(failure)(f"{failure}; {way_on}" if failure.status in RESUMABLE else str(failure)) from None
+        # Nothing was begun by what is refused for good. A call whose replica was lost is at work for some seconds still.
+        resumable = failure.status in RESUMABLE or isinstance(failure, InFlight)
+        raise type(failure)(f"{failure}; {way_on}" if resumable else str(failure)) from None
     except KeyboardInterrupt:
         note(way_on)
         raise

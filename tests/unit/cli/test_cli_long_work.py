@@ -65,6 +65,16 @@ async def test_cancelling_that_is_interrupted_names_the_key_to_go_on_with(at):
         assert json.loads(done.out)["matched_count"] == 5
         assert f"the same command with --key {asked[0]} goes on" in done.err.splitlines()[-1]
 
+    async def lost(request: web.Request) -> web.StreamResponse:
+        asked.append(request.headers["idempotency-key"])
+        return web.json_response({"detail": "at work", "reason": "IDEMPOTENCY_IN_FLIGHT", "retryable": True}, status=409)
+
+    asked.clear()
+    async with serving("/v1/runs/cancel", lost) as url:
+        at(url)
+        done = await command("runs", "cancel", "--all", "--yes", status=6, constants=SOON)
+        assert done.err.endswith(f"the same command with --key {asked[0]} goes on\n")
+
         async def refusing(request: web.Request) -> web.StreamResponse:
             return web.json_response({"detail": "no", "status": 403}, status=403)
 
