@@ -16,10 +16,14 @@ from services.orchestrator.adapters.store_keys import (
     RESULTS,
     THREADS,
     approvals_keys,
+    deliveries_key,
+    delivery_key,
+    endpoints_key,
     erasing_key,
     feedback_key,
     listed_key,
     lookup_key,
+    message_key,
     messages_key,
     quoted,
     tenant_prefix,
@@ -151,15 +155,14 @@ class ValkeyErasures(DueStore):
         await self._ask(self._client.unlink(key))
 
     async def _unsend(self, tenant: str, messages: Sequence[str]) -> None:
-        prefix = tenant_prefix(tenant)
-        endpoints = [text(name) for name in await self._ask(self._client.hkeys(f"{prefix}:hooks"))]
+        endpoints = [text(name) for name in await self._ask(self._client.hkeys(endpoints_key(tenant)))]
         for some in _some(messages):
-            keys = [f"{prefix}:hook-message:{message}" for message in some]
-            keys += [f"{prefix}:hook-delivery:{message}/{endpoint}" for message in some for endpoint in endpoints]
+            keys = [message_key(tenant, message) for message in some]
+            keys += [delivery_key(tenant, message, endpoint) for message in some for endpoint in endpoints]
             pipeline = self._client.pipeline(transaction=False)
             pipeline.unlink(*keys)
             for endpoint in endpoints:
-                pipeline.zrem(f"{prefix}:hook-log:{endpoint}", *some)
+                pipeline.zrem(deliveries_key(tenant, endpoint), *some)
             await self._ask(pipeline.execute())
 
     async def delete_threads(self, tenant: str, threads: Sequence[str]) -> bool:

@@ -73,6 +73,26 @@ def messages_key(tenant: str, user: str) -> str:
     return f"{tenant_prefix(tenant)}:hook-messages:{quoted(user)}"
 
 
+def endpoints_key(tenant: str) -> str:
+    """Key of the webhooks of a tenant, by their ids."""
+    return f"{tenant_prefix(tenant)}:hooks"
+
+
+def message_key(tenant: str, message_id: str) -> str:
+    """Key of what a message to webhooks says."""
+    return f"{tenant_prefix(tenant)}:hook-message:{message_id}"
+
+
+def delivery_key(tenant: str, message_id: str, endpoint_id: str) -> str:
+    """Key of what became of a message at one webhook."""
+    return f"{tenant_prefix(tenant)}:hook-delivery:{message_id}/{endpoint_id}"
+
+
+def deliveries_key(tenant: str, endpoint_id: str) -> str:
+    """Key of the list of the messages that went to a webhook."""
+    return f"{tenant_prefix(tenant)}:hook-log:{endpoint_id}"
+
+
 def approvals_keys(tenant: str) -> tuple[str, str]:
     """Keys of the lists of all interrupts of a tenant, and of the open ones: `<thread> <id>`."""
     prefix = f"{tenant_prefix(tenant)}:approvals"

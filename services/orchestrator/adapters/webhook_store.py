@@ -10,7 +10,7 @@ from services.common.errors import Overloaded
 from services.orchestrator.adapters.decode import text
 from services.orchestrator.adapters.sealing import Sealing
 from services.orchestrator.adapters.store_due import DueStore
-from services.orchestrator.adapters.store_keys import messages_key, tenant_prefix
+from services.orchestrator.adapters.store_keys import deliveries_key, delivery_key, endpoints_key, message_key, messages_key, tenant_prefix
 from services.orchestrator.records import RunRef
 from services.orchestrator.webhooks.records import (
     Attempt,
@@ -57,34 +57,34 @@ class ValkeyWebhooks(DueStore):
 
     async def endpoints(self, tenant: str) -> list[Endpoint]:
         """As WebhookStore.endpoints."""
-        found = [await self._endpoint(tenant, raw) for raw in await self._ask(self._client.hvals(_endpoints_key(tenant)))]
+        found = [await self._endpoint(tenant, raw) for raw in await self._ask(self._client.hvals(endpoints_key(tenant)))]
         return sorted(found, key=lambda endpoint: (endpoint.created_ms, endpoint.endpoint_id))
 
     async def endpoint(self, tenant: str, endpoint_id: str) -> Endpoint | None:
         """As WebhookStore.endpoint."""
-        raw = await self._ask(self._client.hget(_endpoints_key(tenant), endpoint_id))
+        raw = await self._ask(self._client.hget(endpoints_key(tenant), endpoint_id))
         return await self._endpoint(tenant, raw) if raw else None
 
     async def add(self, tenant: str, endpoint: Endpoint, most: int) -> bool:
         """As WebhookStore.add."""
         args = [endpoint.endpoint_id, await self._packed(tenant, endpoint), most]
-        return bool(await self._durable("webhook_add_v1", [_endpoints_key(tenant)], args))
+        return bool(await self._durable("webhook_add_v1", [endpoints_key(tenant)], args))
 
     async def replace(self, tenant: str, before: Endpoint, after: Endpoint) -> bool:
         """As WebhookStore.replace."""
         args = [before.endpoint_id, before.raw, await self._packed(tenant, after)]
-        return bool(await self._durable("webhook_replace_v1", [_endpoints_key(tenant)], args))
+        return bool(await self._durable("webhook_replace_v1", [endpoints_key(tenant)], args))
 
     async def remove(self, tenant: str, endpoint_id: str) -> bool:
         """As WebhookStore.remove."""
-        keys = [_endpoints_key(tenant), _log_key(tenant, endpoint_id)]
+        keys = [endpoints_key(tenant), deliveries_key(tenant, endpoint_id)]
         return bool(await self._durable("webhook_remove_v1", keys, [endpoint_id]))
 
     async def fan_out(self, tenant: str, message: Message, endpoint_ids: Sequence[str]) -> bool:
         """As WebhookStore.fan_out."""
-        keys = [_message_key(tenant, message.message_id), f"{tenant_prefix(tenant)}:hook-n", messages_key(tenant, message.user)]
+        keys = [message_key(tenant, message.message_id), f"{tenant_prefix(tenant)}:hook-n", messages_key(tenant, message.user)]
         for endpoint_id in endpoint_ids:
-            keys += [_delivery_key(DeliveryRef(tenant, message.message_id, endpoint_id)), _log_key(tenant, endpoint_id)]
+            keys += [delivery_key(tenant, message.message_id, endpoint_id), deliveries_key(tenant, endpoint_id)]
         (body,) = await self.sealing.seal(RunRef(tenant, "-", message.run_id), [(MESSAGE, message.body)], message.user)
         args = [message.message_id, message.event_type, message.run_id, body, _kept_ms(), MOST_LOG_ENTRIES, *endpoint_ids]
         return bool(await self._durable("webhook_fan_out_v1", keys, args))
@@ -104,7 +104,7 @@ class ValkeyWebhooks(DueStore):
 
     async def take(self, ref: DeliveryRef, lease_s: float) -> Taken:
         """As WebhookStore.take."""
-        keys = [_delivery_key(ref), _message_key(ref.tenant, ref.message_id), _endpoints_key(ref.tenant)]
+        keys = [delivery_key(*ref), message_key(ref.tenant, ref.message_id), endpoints_key(ref.tenant)]
         args = [ref.endpoint_id, self._instance, int(lease_s * 1000)]
         verdict, *rest = await self._ask(self._library.batched("webhook_take_v1", keys, args))
         verdict = text(verdict)
@@ -135,44 +135,28 @@ class ValkeyWebhooks(DueStore):
         """As WebhookStore.record."""
         tried = encode_attempt(attempt) if attempt is not None else b""
         args = [self._instance, number, tried, status, int(wait_s * 1000), MOST_TRIES_KEPT]
-        return bool(await self._ask(self._library.batched("webhook_record_v1", [_delivery_key(ref)], args)))
+        return bool(await self._ask(self._library.batched("webhook_record_v1", [delivery_key(*ref)], args)))
 
     async def delivery(self, ref: DeliveryRef) -> Delivery | None:
         """As WebhookStore.delivery."""
-        return _delivery(ref, await self._ask(self._client.hgetall(_delivery_key(ref))))
+        return _delivery(ref, await self._ask(self._client.hgetall(delivery_key(*ref))))
 
     async def deliveries(self, tenant: str, endpoint_id: str, before: int, size: int) -> list[tuple[Delivery | None, int]]:
         """As WebhookStore.deliveries."""
         top = f"({before}" if before else "+inf"
-        key = _log_key(tenant, endpoint_id)
+        key = deliveries_key(tenant, endpoint_id)
         found = await self._ask(self._client.zrevrangebyscore(key, top, "-inf", start=0, num=size, withscores=True))
         refs = [DeliveryRef(tenant, text(message_id), endpoint_id) for message_id, _ in found]
         pipeline = self._client.pipeline(transaction=False)
         for ref in refs:
-            pipeline.hgetall(_delivery_key(ref))
+            pipeline.hgetall(delivery_key(*ref))
         records = await self._ask(pipeline.execute()) if refs else []
         return [(_delivery(ref, fields), int(score)) for ref, fields, (_, score) in zip(refs, records, found, strict=True)]
 
     async def again(self, ref: DeliveryRef) -> bool:
         """As WebhookStore.again."""
-        keys = [_delivery_key(ref), _message_key(ref.tenant, ref.message_id)]
+        keys = [delivery_key(*ref), message_key(ref.tenant, ref.message_id)]
         return bool(await self._durable("webhook_again_v1", keys, [_kept_ms()]))
-
-
-def _endpoints_key(tenant: str) -> str:
-    return f"{tenant_prefix(tenant)}:hooks"
-
-
-def _message_key(tenant: str, message_id: str) -> str:
-    return f"{tenant_prefix(tenant)}:hook-message:{message_id}"
-
-
-def _delivery_key(ref: DeliveryRef) -> str:
-    return f"{tenant_prefix(ref.tenant)}:hook-delivery:{ref.message_id}/{ref.endpoint_id}"
-
-
-def _log_key(tenant: str, endpoint_id: str) -> str:
-    return f"{tenant_prefix(tenant)}:hook-log:{endpoint_id}"
 
 
 def _kept_ms() -> int:
