@@ -215,7 +215,12 @@ async def test_a_blob_of_a_run_whose_thread_was_deleted_at_that_moment_goes(scen
     await create(scene.threads, "t1")
     blob = await scene.ana.put(png(), thread_id="t1")
     await look_now(valkey)
-    await asyncio.sleep(0.3)
+
+    async def looked():
+        noted = await valkey.zrange(DUE, 0, -1, withscores=True)
+        return noted and all(at > 0 for _, at in noted)
+
+    await testing.eventually_async(looked, "it was looked at")
     assert (await scene.ana.read(blob.blob_id))[1] == png(), "its thread is there"
     # As if it had been deleted before the blob was listed.
     await valkey.delete(thread_keys(RunRef("acme", "t1", "-"))[0])
