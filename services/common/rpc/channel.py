@@ -21,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.common import edges
-from services.common.errors import BulkheadError, DeadlineExceeded, PermissionDenied, from_rpc_error
+from services.common.errors import BulkheadError, DeadlineExceeded, Overloaded, PermissionDenied, from_rpc_error
 from services.common.rpc import context as call_context
 from services.common.rpc.addresses import Addresses
 from services.common.rpc.wire import metadata_of
@@ -191,6 +191,13 @@ class _Call:
                 yield
             except grpc.RpcError as error:
                 raise from_rpc_error(error, self._channel.callee) from None
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nobody has cancelled whoever waits: grpc.aio ends the calls that are left on a channel that is closed in this way.
+                message = f"the connection to {self._channel.callee} was replaced"
+                raise Overloaded(message, reason="UNREACHABLE", metadata={"service": self._channel.callee}) from None
         except BulkheadError as error:
             span.set_status(Status(StatusCode.ERROR, error.reason))
             span.set_attribute("error.type", error.reason)

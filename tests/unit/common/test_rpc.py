@@ -128,6 +128,33 @@ async def test_a_stream_fails_with_its_error_after_what_was_sent(served, identit
     assert caught.value.retry_after_s == 1.5
 
 
+async def test_calls_left_on_a_channel_that_is_closed_are_refused_and_not_cancelled(served, identities):
+    """As where the addresses of a service change: whoever waits has cancelled nothing, and may ask again."""
+    _, echo, address, *_ = served
+    async with testing.dialer("orchestrator", {"llm_gateway": address}) as dialer:
+        channel = dialer.channel("llm_gateway")
+        stub = llm_pb2_grpc.LlmServiceStub(channel)
+        with testing.calling(identities):
+            stream = stub.StreamComplete(llm_pb2.StreamCompleteRequest(input=llm_pb2.CompletionInput(model="long")))
+            await anext(stream)
+            waiting = asyncio.create_task(stub.Complete(ask("hang")))
+            cancelled = asyncio.create_task(stub.Complete(ask("hang")))
+            await testing.eventually_async(lambda: len(echo.seen) == 2, "both are there")
+            cancelled.cancel()
+            await channel.link.current().close()
+            for left in (waiting, to_the_end_of(stream)):
+                with pytest.raises(Overloaded) as caught:
+                    await left
+                assert caught.value.reason == "UNREACHABLE"
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+
+
+async def to_the_end_of(stream):
+    async for _ in stream:
+        pass
+
+
 async def test_closing_a_stream_reaches_the_handler(served, identities):
     stub, echo, *_ = served
     request = llm_pb2.StreamCompleteRequest(input=llm_pb2.CompletionInput(model="long"))
