@@ -17,9 +17,9 @@ from services.common.valkey import connect
 
 # Everything but `admin`.
 SCOPES = (
-    "runs:read", "runs:write", "threads:read", "threads:write", "documents:read", "documents:write",
-    "memories:read", "memories:write", "blobs:read", "blobs:write", "tools:execute", "models:invoke", "webhooks:read", "webhooks:write",
-    "hooks:read", "hooks:write",
+    "runs:read", "runs:write", "threads:read", "threads:write", "approvals:read", "approvals:write", "schedules:read", "schedules:write",
+    "documents:read", "documents:write", "memories:read", "memories:write", "blobs:read", "blobs:write", "tools:execute", "models:invoke",
+    "webhooks:read", "webhooks:write", "hooks:read", "hooks:write", "keys:read", "keys:write", "erasures:write",
 )  # fmt: skip
 
 
