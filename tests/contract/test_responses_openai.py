@@ -134,6 +134,7 @@ async def test_in_the_background_it_answers_at_once_and_is_polled(sdk, served):
     await testing.eventually_async(ended, "it is completed")
     assert polled[-1].output_text.startswith("w0 w1 ")
     partial = [one.output[0] for one in polled if one.status == "in_progress" and one.output]
+    assert partial, "it was polled while it spoke"
     assert all((item.status, polled[-1].output_text.startswith(item.content[0].text)) == ("in_progress", True) for item in partial)
 
 
