@@ -22,9 +22,14 @@ async def test_the_turn_of_an_ended_run_is_taken_and_nothing_new_is(identities, 
 
             with testing.calling(identities, timeout_s=60):
                 assert await append("before", "r0") == 1
+                assert [await append("long", run_id) for run_id in ("l1", "l2")] == [1, 2]
                 await client.config_set("maxmemory", "1mb")
                 assert [await append("s", run_id) for run_id in ("r1", "r2", "r2")] == [1, 2, 2]
                 await memory.sessions.ResetSession(memory_pb2.ResetSessionRequest(session_id="before"))
+                left = memory_pb2.Turn(run_id="l1", user_text="a", assistant_text="b")
+                rolled_back = memory_pb2.ReplaceSessionRequest(session_id="long", turns=[left], forgotten_run_ids=["l2"])
+                assert (await memory.sessions.ReplaceSession(rolled_back)).window_turns == 1
+                assert (await memory.sessions.DeleteSession(memory_pb2.DeleteSessionRequest(session_id="long"))).deleted_turns == 1
                 for call, request in ((memory.memories.AddMemories, add("x")), (memory.documents.IngestDocument, ingest("x", "y"))):
                     with pytest.raises(Overloaded):
                         await call(request)

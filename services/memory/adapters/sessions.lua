@@ -117,11 +117,12 @@ local function list(keys, args)
   return 1
 end
 
-redis.register_function('memory_session_erase_v1', erase)
+-- What goes makes room, and what a rollback leaves is less than there was.
+redis.register_function{function_name='memory_session_erase_v1', callback=erase, flags={'allow-oom'}}
 -- What a run that has ended leaves is taken where memory is full: until then the run keeps as much, and all of its log.
 redis.register_function{function_name='memory_session_list_v1', callback=list, flags={'allow-oom'}}
 redis.register_function{function_name='memory_session_append_v1', callback=append, flags={'allow-oom'}}
-redis.register_function('memory_session_replace_v1', replace)
-redis.register_function('memory_session_delete_v1', delete)
+redis.register_function{function_name='memory_session_replace_v1', callback=replace, flags={'allow-oom'}}
+redis.register_function{function_name='memory_session_delete_v1', callback=delete, flags={'allow-oom'}}
 redis.register_function{function_name='memory_session_window_v1', callback=window, flags={'no-writes'}}
 redis.register_function{function_name='memory_session_reset_v1', callback=reset, flags={'allow-oom'}}
