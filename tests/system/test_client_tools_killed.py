@@ -28,13 +28,13 @@ async def asked(site, run_id):
     return run
 
 
-async def answered(site, run, *texts):
-    """The run that brings the results, ended; what its model was given of tools, by the ids of calls."""
+async def answered(site, run, *texts, client=None):
+    """Asks for the run that brings the results; its id."""
     results = [
         pb.InputMessage(role="tool", text=text, tool_call_id=call.tool_call_id)
         for call, text in zip(run.client_tool_calls, texts, strict=True)
     ]  # fmt: skip
-    client, run_id = site.second.client, f"{run.run_id}-answer"
+    client, run_id = client or site.second.client, f"{run.run_id}-answer"
     with client.calling():
         await client.runs.CreateRun(
             pb.CreateRunRequest(agent="quick", run_id=run_id, thread_id=run.thread_id, input=results, idempotency_key=run_id)
@@ -124,16 +124,10 @@ async def ended_not_told(site):
 async def the_run_that_answers(site):
     """Its first owner is lost while the model speaks: the next one has the results, and what came before them."""
     run_id = "answering"
-    site.threads[run_id] = f"th-{run_id}"
     site.models.of(f"{run_id}-answer").close()
     await site.start(run_id, MIXED, "done and over now", client_tools=TOOLS)
     run = await asked(site, run_id)
-    results = [pb.InputMessage(role="tool", text=call.name, tool_call_id=call.tool_call_id) for call in run.client_tool_calls]
-    answer, client = f"{run_id}-answer", site.first.client
-    with client.calling():
-        await client.runs.CreateRun(pb.CreateRunRequest(agent="quick", run_id=answer, thread_id=run.thread_id, input=results))
-    site.accepted.add(answer)
-    site.threads[answer] = run.thread_id
+    answer = await answered(site, run, *(call.name for call in run.client_tool_calls), client=site.first.client)
     site.watch(answer, site.second.client)
     await testing.eventually_async(lambda: site.models.of(answer).waiting, "the model speaks")
     yield
