@@ -24,7 +24,7 @@ IDLE_WATCHERS = 1_000
 SETTLES_S = 2.0
 EVENT = b"\nevent: "
 # What a page loads, and what its modules do.
-NAMED = re.compile(r"""(?:(?:src|href)=|\bfrom\s+|\bimport\s+)["']([^"'#]+\.(?:js|css|svg|png|woff2))["']""")
+NAMED = re.compile(r"""(?:(?:src|href)=|\bfrom\s+|\bimport\s+)["']([^"'#]+\.(?:js|css|svg|png|woff2))["'#]""")
 
 
 class Watcher:
