@@ -1,4 +1,4 @@
-"""Fixtures over services.common.testing: one Valkey and one Milvus Lite a test session, emptied between tests."""
+"""Fixtures over services.common.testing: one Valkey and one Milvus Lite a test session, emptied between tests, and between files."""
 
 import signal
 from contextlib import aclosing
@@ -20,12 +20,21 @@ def pytest_configure():
 
 
 @pytest.fixture(scope="session")
-def _state_server():
+def _state_process():
     with testing.valkey_server("state") as (url, _):
         with redis.Redis.from_url(url) as client:
             # Whoever searches a dump for words that must not be there finds none of those that were packed.
             client.config_set("rdbcompression", "no")
         yield url
+
+
+@pytest.fixture(scope="module")
+def _state_server(_state_process):
+    # A schedule that another file's test has left would go on making runs here.
+    with redis.Redis.from_url(_state_process, socket_timeout=testing.PATIENCE_S) as client:
+        client.flushall()
+        client.function_flush()
+    return _state_process
 
 
 @pytest.fixture(scope="session")
