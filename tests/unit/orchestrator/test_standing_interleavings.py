@@ -18,7 +18,7 @@ from services.orchestrator.testing.standing import ENDLESS, Standing
 from services.orchestrator.testing.stores import Site
 from services.orchestrator.testing.turn_world import agent
 
-EXAMPLES = {"memory": 300, "valkey": 30, "cluster": 10}
+EXAMPLES = {"memory": 200, "valkey": 15, "cluster": 5}
 TOOLS = ("wipe", "fetch", "mail", "look")
 CALLS = st.lists(st.tuples(st.sampled_from(TOOLS), st.fixed_dictionaries({"n": st.integers(0, 3)})), min_size=1, max_size=2)
 # An owner that is not disturbed takes about 17 for one call.
