@@ -13,6 +13,8 @@ from services.common.testing import eventually
 from tests.e2e.api import TERMINAL, Api, answer_of
 from tests.e2e.harness import start_platform
 
+pytestmark = pytest.mark.system
+
 SERVICES = ["gateway", "orchestrator", "llm_gateway", "tool_executor", "memory"]
 
 

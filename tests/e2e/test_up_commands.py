@@ -16,6 +16,8 @@ import pytest
 from services.common import testing
 from services.common.testing import ROOT, Process, eventually
 
+pytestmark = pytest.mark.system
+
 BULKHEAD = testing.python("-m", "services.cli")
 CTRL_C_S = 10
 

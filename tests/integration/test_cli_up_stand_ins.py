@@ -18,6 +18,8 @@ from services.common.accounts import Accounts
 from services.common.testing import ROOT, eventually
 from services.common.valkey import connect
 
+pytestmark = pytest.mark.system
+
 STAND_IN_UP = ROOT / "tests/unit/cli/stand_in_up.py"
 FEW = ("--only", "gateway", "--only", "orchestrator")
 
