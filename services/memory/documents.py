@@ -154,7 +154,7 @@ class TenantDocuments:
         try:
             await self.converge(tenant, document_id, version)
         except IndexUnavailable:
-            await self._work.intend(_item(tenant, document_id, version), RETRY_S)
+            await self._work.intend(_item(tenant, document_id, version), RETRY_S, removes=True)
             return
         await self._work.settle(ticket)
 
@@ -230,7 +230,7 @@ class TenantDocuments:
         if removed is None:
             return None
         record, highest = removed
-        ticket = await self._work.intend(_item(tenant, document_id, highest), INTENT_S)
+        ticket = await self._work.intend(_item(tenant, document_id, highest), INTENT_S, removes=True)
         await self._sweep(tenant, document_id, record.version, ticket)
         return record.chunk_count
 

@@ -204,12 +204,12 @@ class LongTermMemories:
         """Deletes a memory: hidden at once, its row removed now or by upkeep. Raises NotFound."""
         item = _item(principal, memory_id)
         await self.get(principal, memory_id)
-        ticket = await self._work.intend(item, INTENT_S)
+        ticket = await self._work.intend(item, INTENT_S, removes=True)
         await self._records.remove(principal.tenant, principal.user, memory_id)
         try:
             await self._index.delete_memory(principal.tenant, memory_id)
         except IndexUnavailable:
-            await self._work.intend(item, RETRY_S)
+            await self._work.intend(item, RETRY_S, removes=True)
             return
         await self._work.settle(ticket)
 

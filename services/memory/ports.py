@@ -180,8 +180,8 @@ class Documents(Protocol):
 class Work(Protocol):
     """Work that must be done in the end, by this process or by another. Raises Overloaded when the state store is away."""
 
-    async def intend(self, item: Mapping[str, Any], delay_s: float) -> str:
-        """Stores the item, due after `delay_s`; answers its ticket."""
+    async def intend(self, item: Mapping[str, Any], delay_s: float, *, removes: bool = False) -> str:
+        """Stores the item, due after `delay_s`; answers its ticket. What `removes` something is taken by a store without memory as well."""
 
     async def settle(self, ticket: str) -> None:
         """The item is done."""

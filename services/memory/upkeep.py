@@ -73,7 +73,8 @@ class Upkeep:
                 await self._do(item)
             except (BulkheadError, IndexUnavailable) as error:
                 log.warning("work_failed", kind=item.get("kind"), reason=str(error))
-                await self._work.intend(item, AGAIN_S)
+                # It is there already, and takes no more room.
+                await self._work.intend(item, AGAIN_S, removes=True)
                 continue
             except Exception as error:  # one poisoned item must not keep the others from being done
                 log.error("work_failed", kind=item.get("kind"), exc_info=error)

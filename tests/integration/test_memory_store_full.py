@@ -34,3 +34,21 @@ async def test_the_turn_of_an_ended_run_is_taken_and_nothing_new_is(identities, 
                     with pytest.raises(Overloaded):
                         await call(request)
         await client.aclose()
+
+
+async def test_what_is_there_can_be_removed_and_leaves_room(identities, milvus_uri):
+    with testing.valkey_server() as (url, _):
+        client = connect(url, timeout_s=testing.PATIENCE_S)
+        async with fakes.fake_llm(identities) as (_, address), fakes.memory_service(identities, url, milvus_uri, address) as memory:
+            with testing.calling(identities, timeout_s=60):
+                (kept,) = (await memory.memories.AddMemories(add("The user keeps a lighthouse"))).memories
+                await memory.documents.IngestDocument(ingest("guide", "The keeper polishes brass."))
+                await client.config_set("maxmemory", "1mb")
+                deleted = await memory.documents.DeleteDocument(memory_pb2.DeleteDocumentRequest(document_id="guide"))
+                assert deleted.deleted_chunks == 1
+                await memory.memories.DeleteMemory(memory_pb2.DeleteMemoryRequest(memory_id=kept.memory_id))
+                assert not (await memory.documents.ListDocuments(memory_pb2.ListDocumentsRequest())).documents
+                assert not (await memory.memories.ListMemories(memory_pb2.ListMemoriesRequest())).memories
+                # All that was to be done for them is done.
+                assert [item for item in await client.zrange("memory:work", 0, -1) if b"reindex" not in item] == []
+        await client.aclose()

@@ -62,4 +62,4 @@ redis.register_function('memory_documents_reserve_v1', reserve)
 redis.register_function('memory_documents_publish_v1', publish)
 redis.register_function('memory_documents_retitle_v1', retitle)
 redis.register_function{function_name='memory_documents_find_v1', callback=find, flags={'no-writes'}}
-redis.register_function('memory_documents_remove_v1', remove)
+redis.register_function{function_name='memory_documents_remove_v1', callback=remove, flags={'allow-oom'}}

@@ -29,4 +29,4 @@ local function remove(keys, args)
 end
 
 redis.register_function('memory_memories_add_v1', add)
-redis.register_function('memory_memories_remove_v1', remove)
+redis.register_function{function_name='memory_memories_remove_v1', callback=remove, flags={'allow-oom'}}

@@ -20,11 +20,12 @@ class ValkeyWork:
         self._client = client
         self._library = Library(client, Path(__file__).with_name("work.lua"))
 
-    async def intend(self, item: Mapping[str, Any], delay_s: float) -> str:
+    async def intend(self, item: Mapping[str, Any], delay_s: float, *, removes: bool = False) -> str:
         """See `Work`."""
         ticket = orjson.dumps({"v": 1, **item}, option=orjson.OPT_SORT_KEYS).decode()
         async with refusals(self._client):
-            await self._library.batched("memory_work_intend_v1", [KEY], [ticket, int(delay_s * 1000)])
+            function = "memory_work_intend_removal_v1" if removes else "memory_work_intend_v1"
+            await self._library.batched(function, [KEY], [ticket, int(delay_s * 1000)])
         return ticket
 
     async def settle(self, ticket: str) -> None:

@@ -22,4 +22,6 @@ local function claim(keys, args)
 end
 
 redis.register_function('memory_work_intend_v1', intend)
-redis.register_function('memory_work_claim_v1', claim)
+-- What removes something is done to its end also where no memory is left.
+redis.register_function{function_name='memory_work_intend_removal_v1', callback=intend, flags={'allow-oom'}}
+redis.register_function{function_name='memory_work_claim_v1', callback=claim, flags={'allow-oom'}}

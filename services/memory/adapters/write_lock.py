@@ -14,6 +14,8 @@ from services.common.valkey_replicas import refusals
 LEASE_MS = 3_000
 RENEW_S = 1.0
 RETRY_S = 0.01
+# Also where the store has no memory left: removing needs the lock as well, and makes room.
+ACQUIRE = "#!lua flags=allow-oom\nif redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end return 0"
 RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
@@ -32,7 +34,7 @@ class WriteLock:
         token = secrets.token_hex(8)
         async with self._local:
             async with refusals(self._client):
-                while not await self._client.set(self._key, token, nx=True, px=LEASE_MS):  # noqa: ASYNC110 - the holder may be another process
+                while not await self._client.eval(ACQUIRE, 1, self._key, token, LEASE_MS):  # noqa: ASYNC110 - another process may hold it
                     await asyncio.sleep(RETRY_S)
             renewing = asyncio.create_task(self._renew(token))
             try:
