@@ -144,6 +144,8 @@ async def test_headers_that_are_given_at_times_are_given_where_the_document_says
         ("POST /v1/keys", "/v1/keys", {"scopes": []}),
         ("POST /v1/responses", "/v1/responses", {"model": "assistant", "input": "x"}),
         ("POST /v1/threads", "/v1/threads", {"thread_id": "h2"}),
+        ("POST /v1/agents/{agent}/chat", "/v1/agents/assistant/chat", {"user_input": "x"}),
+        ("POST /v1/chat/completions", "/v1/chat/completions", {"model": "assistant", "messages": [{"role": "user", "content": "x"}]}),
     ):
         key = {"idempotency-key": f"headers{path}"}
         assert "Idempotent-Replayed" not in (await asked(document, http, name, path, json=repeated, headers=key))[0]

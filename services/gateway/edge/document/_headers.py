@@ -69,8 +69,8 @@ _IN_TIME = frozenset({
 })  # fmt: skip
 # Services behind them keep idempotency keys and say so.
 _TOLD_OF_REPEATS = frozenset({
-    "POST /v1/threads/{thread_id}/runs", "POST /v1/responses", "POST /v1/keys", "PATCH /v1/keys/{key_id}", "DELETE /v1/keys/{key_id}",
-    "POST /v1/keys/{key_id}/rotate",
+    "POST /v1/threads/{thread_id}/runs", "POST /v1/agents/{agent}/chat", "POST /v1/chat/completions", "POST /v1/responses", "POST /v1/keys",
+    "PATCH /v1/keys/{key_id}", "DELETE /v1/keys/{key_id}", "POST /v1/keys/{key_id}/rotate",
 })  # fmt: skip
 _FORK = "POST /v1/threads/{thread_id}/fork"
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from services.common.errors import DeadlineExceeded, InvalidInput
 from services.common.rpc import context as call_context
 from services.gateway.edge.exchange import exchange
-from services.gateway.edge.keyed import named_by
+from services.gateway.edge.keyed import REPLAYED, named_by
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.running import collect
 from services.gateway.streaming import while_connected
@@ -58,6 +58,8 @@ class Chat:
         )
         run = answer.run
         about.about(run_id=run.run_id)
+        if not answer.created:
+            about.answer(REPLAYED, "true")
         headers = shapes.run_headers(run)
         left = (call_context.current() or call_context.CallContext()).remaining_s()
         wait_s = self._wait_limit_s if left is None else min(left, self._wait_limit_s)

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.edge.exchange import exchange
+from services.gateway.edge.keyed import REPLAYED
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
 from services.gateway.inputs import input_of
 from services.gateway.ports import Subject
@@ -56,6 +57,8 @@ class ChatCompletions:
         answer = await create_run(self._runs, asked.create_run(told, key), _NAMES, asked.said)
         run = answer.run
         about_run(request, run)
+        if not answer.created:
+            exchange(request).answer(REPLAYED, "true")
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
         structured = bool(asked.response_format)
         if asked.stream:
