@@ -153,7 +153,9 @@ class Api:
 
     def _request(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, **more: Any) -> "_Request":
         assert self._session is not None
-        params = {name: str(value) for name, value in (query or {}).items() if value is not None}
+        # A list is a parameter that is there several times.
+        values = ((name, value if isinstance(value, list) else [value]) for name, value in (query or {}).items() if value is not None)
+        params = [(name, str(each)) for name, several in values for each in several]
         context = self._session.request(method, self._connection.url + path, params=params, **more)
         return _Request(context, self._connection.url)
 

@@ -13,10 +13,13 @@ STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running
 TITLES = ("RUN", "STATUS", "STARTED", "AGENT", "THREAD", "COST", "ANSWER")
 
 
-def list_runs(connection: Connection, *, limit: int, thread: str = "", as_json: bool = False) -> None:
-    """The newest runs, of one thread or of all. Raises CommandFailure."""
+def list_runs(
+    connection: Connection, *, limit: int, thread: str = "", statuses: Sequence[str] = (), agent: str = "", as_json: bool = False
+) -> None:
+    """The newest runs, of one thread or of all, that stand so and are this agent's. Raises CommandFailure."""
     path = f"/v1/threads/{segment(thread)}/runs" if thread else "/v1/runs"
-    print_list(ask(connection, lambda api: api.listed(path, limit)), TITLES, row, "no runs yet", as_json)
+    found = ask(connection, lambda api: api.listed(path, limit, status=list(statuses), agent=agent or None))
+    print_list(found, TITLES, row, "no such runs" if statuses or agent else "no runs yet", as_json)
 
 
 def row(run: Mapping[str, Any]) -> Sequence[Any]:

@@ -107,7 +107,8 @@ class FakeOrchestrator(FakeControl, FakeThreadChanges, rpc.AgentServiceServicer)
         if request.thread_id:
             self.log.thread(request.thread_id)
         mine = [r.run for (tenant, _), r in self.log.runs.items() if tenant == who.tenant]
-        some, token = page([r for r in reversed(mine) if request.thread_id in ("", r.thread_id)], request)
+        mine = [r for r in mine if request.thread_id in ("", r.thread_id) and request.agent in ("", r.agent)]
+        some, token = page([r for r in reversed(mine) if not request.statuses or r.status in request.statuses], request)
         answer = pb.ListRunsResponse(runs=some, next_page_token=token)
         for run in answer.runs:
             run.ClearField("metadata")

@@ -16,6 +16,7 @@ from services.orchestrator.agents import AgentCatalog, AgentDefinition
 from services.orchestrator.bulk_cancel import BulkCancel, RunFilter
 from services.orchestrator.control.double_texting import DoubleTexting
 from services.orchestrator.records import Event, Limits, Place, RunRecord, RunRef
+from services.orchestrator.run_listing import Wanted, list_runs
 from services.orchestrator.run_store import RunStore
 from services.orchestrator.schedules.records import LABEL as SCHEDULE_LABEL
 from services.orchestrator.watching import Watching
@@ -217,17 +218,14 @@ class RunServicer(rpc.RunServiceServicer):
         caller = principal()
         caller.require("runs:read")
         size, before = page(request.page_size, request.page_token)
-        if request.thread_id:
-            thread_id = checked_id("thread_id", request.thread_id)
-            if await self._store.thread(caller.tenant, caller.user, thread_id) is None:
-                raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
-            members = await self._store.list_members("thread", caller.tenant, caller.user, before, size + 1, thread_id)
-            refs = [RunRef(caller.tenant, thread_id, run_id) for run_id, _ in members[:size]]
-        else:
-            members = await self._store.list_members("runs", caller.tenant, caller.user, before, size + 1)
-            refs = [RunRef(caller.tenant, *member.split("/")) for member, _ in members[:size]]
-        token = page_token(members[size - 1][1]) if len(members) > size else ""
-        return pb.ListRunsResponse(runs=[run_message(r, labels=False) for r in await self._store.runs(refs)], next_page_token=token)
+        thread_id = checked_id("thread_id", request.thread_id) if request.thread_id else ""
+        if thread_id and await self._store.thread(caller.tenant, caller.user, thread_id) is None:
+            raise NotFound("there is no such thread", reason="THREAD_NOT_FOUND")
+        if not all(status in _STATUS_OF for status in request.statuses):
+            raise InvalidInput.field("statuses", "must be statuses of a run")
+        wanted = Wanted(frozenset(_STATUS_OF[status] for status in request.statuses), request.agent)
+        found, rest = await list_runs(self._store, caller, thread_id, wanted, size, before)
+        return pb.ListRunsResponse(runs=[run_message(run, labels=False) for run in found], next_page_token=page_token(rest) if rest else "")
 
     async def WaitRun(self, request, context):
         """Waits for the end of a run."""

@@ -35,6 +35,21 @@ async def test_runs_are_listed_over_pages_and_one_is_shown(ana):
     assert [run["run_id"] for run in (await command("runs", "show", ids[0], "--json")).json()] == [ids[0]]
 
 
+async def test_runs_that_stand_so_and_those_of_an_agent_are_listed(ana):
+    ended, at_work = await start(ana, "t-filter"), await start(ana, "t-filter", "hang")
+    try:
+        for options, expected in (
+            (("--status", "succeeded"), [ended]), (("--agent", "hang"), [at_work]), (("--status", "failed"), []),
+            (("--status", "running", "--status", "queued"), [at_work]), (("--status", "succeeded", "--agent", "hang"), []),
+        ):  # fmt: skip
+            found = (await command("runs", "list", "--thread", "t-filter", *options, "--json")).json()
+            assert [run["run_id"] for run in found] == expected, options
+        assert "no such runs" in (await command("runs", "list", "--thread", "t-filter", "--status", "failed")).out
+        assert "is not one of 'queued'" in (await command("runs", "list", "--status", "asleep", status=2)).err
+    finally:
+        await command("runs", "cancel", at_work, "--wait")
+
+
 async def test_a_run_is_cancelled_and_its_end_waited_for(ana):
     run_id = await start(ana, "t-cancel", "hang")
     assert (await command("runs", "cancel", run_id, "--wait", "--reason", "enough")).out == f"{run_id}: cancelled\n"

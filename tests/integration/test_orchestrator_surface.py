@@ -218,6 +218,16 @@ async def test_lists_are_newest_first_and_page_through_everything(client):
     assert [r.run_id for r in of_thread] == runs[::-1]
     of_user = await pages(client.runs.ListRuns, pb.ListRunsRequest(page_size=2), "runs")
     assert [r.run_id for r in of_user] == [*others[::-1], *runs[::-1]]
+    # Filtered, a page may be short and not the last.
+    done, others_than_done = [pb.RUN_STATUS_SUCCEEDED], [pb.RUN_STATUS_FAILED, pb.RUN_STATUS_RUNNING]
+    for asked, expected in (
+        ({"statuses": done, "agent": "quick"}, [*others[::-1], *runs[::-1]]), ({"statuses": done, "thread_id": "t"}, runs[::-1]),
+        ({"statuses": others_than_done}, []), ({"agent": "helper"}, []),
+    ):  # fmt: skip
+        found = await pages(client.runs.ListRuns, pb.ListRunsRequest(page_size=2, **asked), "runs")
+        assert [r.run_id for r in found] == expected, asked
+    with client.calling(), pytest.raises(InvalidInput):
+        await client.runs.ListRuns(pb.ListRunsRequest(statuses=[pb.RUN_STATUS_UNSPECIFIED]))
     threads = await pages(client.threads.ListThreads, pb.ListThreadsRequest(page_size=2), "threads")
     assert len(threads) == 3
     assert threads[-1].thread_id == "t"

@@ -1,5 +1,6 @@
 """`bulkhead runs`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,17 @@ class Unended(StrEnum):
     WAITING = "waiting"
 
 
+class Status(StrEnum):
+    """How a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 class Continuation(StrEnum):
     """How a run goes on without a tool call."""
 
@@ -74,10 +86,16 @@ def runs(
 
 @app.command("list")
 def runs_list(
-    context: typer.Context, thread: OfThread = "", limit: Limit = 20, as_json: AsJson = False, data_dir: OwnDataDir = None
+    context: typer.Context,
+    thread: OfThread = "",
+    status: Annotated[list[Status] | None, typer.Option(help="Only those that stand so. Repeatable.")] = None,
+    agent: Annotated[str, typer.Option(help="Only those of this agent.", autocompletion=completing.agents)] = "",
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    data_dir: OwnDataDir = None,
 ) -> None:
-    """The newest runs."""
-    _list(data_dir or context.obj, thread, limit, as_json)
+    """The newest runs, of all or of those that are asked for."""
+    _list(data_dir or context.obj, thread, limit, as_json, status or (), agent)
 
 
 @app.command("show")
@@ -280,7 +298,8 @@ def runs_fork(
     runs.fork_run(found, run_id, step=step, name=name, go_on=go_on, as_json=as_json)
 
 
-def _list(data_dir: Path, thread: str, limit: int, as_json: bool) -> None:
+def _list(data_dir: Path, thread: str, limit: int, as_json: bool, statuses: Sequence[Status] = (), agent: str = "") -> None:
     from services.cli import connection, runs
 
-    runs.list_runs(connection.find_connection(data_dir), limit=limit, thread=thread, as_json=as_json)
+    found = connection.find_connection(data_dir)
+    runs.list_runs(found, limit=limit, thread=thread, statuses=statuses, agent=agent, as_json=as_json)

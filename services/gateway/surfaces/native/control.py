@@ -106,7 +106,7 @@ class Control:
         wanted = pb.RunFilter(
             thread_id=body.filter.thread_id or "",
             agent=body.filter.agent or "",
-            statuses=[control_shapes.STATUSES[status] for status in body.filter.statuses],
+            statuses=[shapes.RUN_STATUSES[status] for status in body.filter.statuses],
             metadata=body.filter.metadata,
             schedule_id=body.filter.schedule_id or "",
         )

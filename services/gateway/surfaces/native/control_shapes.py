@@ -11,7 +11,6 @@ CONTINUATIONS = {
     "skip": orchestrator_pb2.TOOL_CALL_CONTINUATION_SKIP, "fail": orchestrator_pb2.TOOL_CALL_CONTINUATION_FAIL,
     "retry": orchestrator_pb2.TOOL_CALL_CONTINUATION_RETRY, "substitute": orchestrator_pb2.TOOL_CALL_CONTINUATION_SUBSTITUTE,
 }  # fmt: skip
-STATUSES = {name: number for number, name in shapes.RUN_STATUS.items()}
 THUMBS = {"up": orchestrator_pb2.THUMBS_UP, "down": orchestrator_pb2.THUMBS_DOWN}
 SIGNALS = {
     "regenerate": orchestrator_pb2.FEEDBACK_SIGNAL_REGENERATE, "edit": orchestrator_pb2.FEEDBACK_SIGNAL_EDIT,

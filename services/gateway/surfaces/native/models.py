@@ -69,6 +69,11 @@ IdPath = Annotated[str, Path(pattern=ID_PATTERN)]
 DocumentIdPath = Annotated[str, Path(pattern=DOCUMENT_ID_PATTERN)]
 NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
+OfStatus = Annotated[
+    list[Literal["queued", "waiting", "running", "succeeded", "failed", "cancelled"]] | None,
+    Query(description="Only runs of this status; may be there several times."),
+]
+OfAgent = Annotated[str | None, Query(min_length=1, max_length=128, description="Only runs of this agent.")]
 After = Annotated[str, Query(max_length=1024, description="`next_after` of the page before.")]
 Moment = Annotated[datetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_since_1970)]
 TtlMs = Annotated[int, Field(ge=1000, le=3650 * 86_400_000, description="The thread is deleted when it had no new run for so long.")]

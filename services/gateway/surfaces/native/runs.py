@@ -11,6 +11,7 @@ from starlette.responses import Response
 from services.common.rpc import context as call_context
 from services.gateway.client_tools import client_tools, response_format, tool_choice
 from services.gateway.edge.exchange import exchange
+from services.gateway.edge.keyed import REPLAYED
 from services.gateway.edge.route import idempotency_key, needs
 from services.gateway.inputs import input_of
 from services.gateway.ports import Subject
@@ -18,7 +19,7 @@ from services.gateway.refusals import InvalidBody
 from services.gateway.running import cancel_on_leaving
 from services.gateway.surfaces.native import shapes
 from services.gateway.surfaces.native.events import event_stream
-from services.gateway.surfaces.native.models import After, IdPath, Limit, RunCancel, RunCreate, said
+from services.gateway.surfaces.native.models import After, IdPath, Limit, OfAgent, OfStatus, RunCancel, RunCreate, said
 from services.gateway.surfaces.native.outputs import CancelOut, RunOut, RunPage
 from services.gateway.surfaces.native.routing import EVENTS, answers, native_router
 from services.gateway.surfaces.native.waiting import LONGEST_WAIT_S, waited_for
@@ -81,7 +82,7 @@ class Runs:
         cancels = body.on_disconnect == "cancel" and not answer.steer_number
         leaving = cancel_on_leaving(self._runs, run.run_id) if cancels else None
         if not answer.created and not answer.steer_number:
-            headers["idempotent-replayed"] = "true"
+            about.answer(REPLAYED, "true")
         if streams:
             return event_stream(self._wiring, Subject(run_id=run.run_id), max(0, run.first_seq - 1), headers=headers, on_gone=leaving)
         if wait_s:
@@ -93,16 +94,28 @@ class Runs:
         return shapes.reply(shape, status, headers)
 
     @needs("runs:read")
-    async def list_of_thread(self, request: Request, thread_id: IdPath, limit: Limit = 100, after: After = "") -> Response:
-        """Runs of a thread, newest first."""
+    async def list_of_thread(
+        self, request: Request, thread_id: IdPath, status: OfStatus = None, agent: OfAgent = None, limit: Limit = 100, after: After = ""
+    ) -> Response:
+        """Runs of a thread, newest first. Filtered, a page may hold fewer than `limit`, also none, and not be the last."""
         exchange(request).about(thread_id=thread_id)
-        answer = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=limit, page_token=after))
-        return shapes.page(request, map(shapes.listed_run, answer.runs), answer.next_page_token)
+        return await self._listed(request, thread_id, status, agent, limit, after)
 
     @needs("runs:read")
-    async def list(self, request: Request, limit: Limit = 100, after: After = "") -> Response:
-        """The caller's runs, newest first."""
-        answer = await self._runs.ListRuns(pb.ListRunsRequest(page_size=limit, page_token=after))
+    async def list(
+        self, request: Request, status: OfStatus = None, agent: OfAgent = None, limit: Limit = 100, after: After = ""
+    ) -> Response:
+        """The caller's runs, newest first. Filtered, a page may hold fewer than `limit`, also none, and not be the last."""
+        return await self._listed(request, "", status, agent, limit, after)
+
+    async def _listed(
+        self, request: Request, thread_id: str, status: Sequence[str] | None, agent: str | None, limit: int, after: str
+    ) -> Response:
+        asked = pb.ListRunsRequest(
+            thread_id=thread_id, statuses=[shapes.RUN_STATUSES[name] for name in status or ()], agent=agent or "", page_size=limit,
+            page_token=after,
+        )  # fmt: skip
+        answer = await self._runs.ListRuns(asked)
         return shapes.page(request, map(shapes.listed_run, answer.runs), answer.next_page_token)
 
     @needs("runs:read")

@@ -23,6 +23,7 @@ RUN_STATUS = {
     orchestrator_pb2.RUN_STATUS_FAILED: "failed",
     orchestrator_pb2.RUN_STATUS_CANCELLED: "cancelled",
 }
+RUN_STATUSES = {name: status for status, name in RUN_STATUS.items()}
 
 
 def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
