@@ -133,11 +133,17 @@ def image_of_url(url: Any, where: str, detail: Any) -> Image:
     begins = _DATA_URL.match(url)
     if begins is None:
         raise InvalidInput.field(where, "must be a data: URL of an image in base64")
+    return image_of_base64(begins.group(1), url[begins.end() :], where, detail)
+
+
+def image_of_base64(mime_type: Any, told: Any, where: str, detail: Any) -> Image:
+    """An image that is brought along as what it is `told`, in base64. Raises InvalidInput."""
     # A name that no registry has, and many clients.
-    mime_type = begins.group(1).lower().replace("image/jpg", "image/jpeg")
+    mime_type = str(mime_type).lower().replace("image/jpg", "image/jpeg")
     if mime_type not in IMAGE_TYPES:
         raise unsupported(where, f"must be one of {', '.join(IMAGE_TYPES)}")
-    told = url[begins.end() :]
+    if not isinstance(told, str):
+        raise InvalidInput.field(where, "must be a string")
     if len(told) > (MOST_IMAGE_BYTES + 2) // 3 * 4:
         raise InvalidInput.field(where, f"an image must be at most {MOST_IMAGE_BYTES} bytes")
     try:

@@ -1,11 +1,13 @@
 """What of an application's messages a run is given: all of them, or what is new on a thread that has the rest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.gateway.client_tools import Call
 from services.gateway.inputs import Said as Told
-from services.gateway.inputs import check_answers, checked_call, checked_id, start_of_new
+from services.gateway.inputs import check_answers, check_images, checked_call, checked_id, start_of_new
 from services.gateway.refusals import InvalidBody
+from services.gateway.surfaces.ag_ui.images import image_of
 from services.gateway.surfaces.ag_ui.messages import Said
 
 _CALL_NAMES = ("id", "function.name", "function.arguments")
@@ -14,20 +16,24 @@ _ONLY_SHOWN = ("activity", "reasoning")
 
 def whole(messages: Sequence[Said]) -> list[Told]:
     """All that users and assistants said, with the calls that the application made. Raises InvalidBody."""
-    return _checked(_told(messages), whole_thread=True)
+    return _checked(messages, _told(messages), whole_thread=True)
 
 
 def new(messages: Sequence[Said]) -> list[Told]:
     """What comes last: the results of calls, and what the user said behind them. Raises InvalidBody."""
     told = _told(messages)
-    return _checked(told[start_of_new(told) :], whole_thread=False)
+    return _checked(messages, told[start_of_new(told) :], whole_thread=False)
 
 
-def _checked(told: list[Told], *, whole_thread: bool) -> list[Told]:
+def _checked(messages: Sequence[Said], told: list[Told], *, whole_thread: bool) -> list[Told]:
+    # Only now: of a long conversation most images were read before.
+    pictures = {f"messages[{at}]": one.images for at, one in enumerate(messages) if one.images}
+    told = [replace(one, images=tuple(image_of(part, where) for where, part in pictures.get(one.where, ()))) for one in told]
     if not told or told[-1].role not in ("user", "tool"):
         raise InvalidBody.field("messages", "the last message must be of role user, or a result of role tool, where nothing is resumed")
-    if told[-1].role == "user" and not told[-1].text.strip():
-        raise InvalidBody.field(f"{told[-1].where}.content", "must have a text")
+    if told[-1].role == "user" and not told[-1].text.strip() and not told[-1].images:
+        raise InvalidBody.field(f"{told[-1].where}.content", "must have a text or an image")
+    check_images(told)
     check_answers(told, "toolCallId", whole=whole_thread, wrong=InvalidBody)
     return told
 
@@ -48,7 +54,8 @@ def _told(messages: Sequence[Said]) -> list[Told]:
             case "tool" if not _of_platform(one):
                 found.append(Told("tool", one.text, where, answers=checked_id(_answers(one), f"{where}.toolCallId", InvalidBody)))
     # A user who says nothing is refused where that is what is new, and passed over before.
-    return [one for one in found[:-1] if one.role != "user" or one.text.strip()] + found[-1:]
+    silent = {f"messages[{at}]" for at, one in enumerate(messages) if one.role == "user" and not one.text.strip() and not one.images}
+    return [one for one in found[:-1] if one.where not in silent] + found[-1:]
 
 
 def _calls(message: Said, where: str, results: set[str]) -> tuple[Call, ...]:

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
+from services.gateway.surfaces.ag_ui.images import part_of
+
 
 class SnapshotCalls(Protocol):
     """The one call that is needed of the threads."""
@@ -22,13 +24,18 @@ async def history(threads: SnapshotCalls, run: pb.Run) -> list[dict[str, Any]]:
         run_id = one.run.run_id
         for at, message in enumerate(one.input):
             if message.role in ("user", "assistant"):
-                said.append({"id": f"{run_id}/input/{at}", "role": message.role, "content": message.text})
+                said.append({"id": f"{run_id}/input/{at}", "role": message.role, "content": _content(message)})
             elif message.role == "tool":
                 result = {"role": "tool", "content": message.text, "toolCallId": message.tool_call_id}
                 said.append({"id": f"{run_id}/input/{at}", **result})
         if run_id != run.run_id and (one.run.output_text or one.run.client_tool_calls):
             said.append({"id": f"{run_id}/output", "role": "assistant", **_answer(one.run)})
     return said
+
+
+def _content(message: pb.InputMessage) -> str | list[dict[str, Any]]:
+    text: list[dict[str, Any]] = [{"type": "text", "text": message.text}] if message.text else []
+    return [*(part_of(image.blob_id) for image in message.images), *text] if message.images else message.text
 
 
 def _answer(run: pb.Run) -> dict[str, Any]:

@@ -5,22 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.gateway.refusals import InvalidBody
+from services.gateway.surfaces.ag_ui.images import is_readable, now
 
 MOST_MESSAGES = 1_000
 # Of them, and of instructions and context, as many as the orchestrator takes for one run.
 MOST_TOLD = 512
 MOST_ID_CHARS = 512
 _MEDIA = ("image", "audio", "video", "document", "binary")
+# Of a message: its text, its images with their places, the types of what is left out.
+Content = tuple[str, tuple[tuple[str, Mapping[str, Any]], ...], tuple[str, ...]]
 _STRINGS = ("name", "encryptedValue", "subagentRunId", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One message. `text` is what of it is text, `left_out` the types of its other parts; `wire` is how it is shown again."""
+    """One message. `text` is what of it is text, `images` are its images with their places, `left_out` the types of its other parts;
+    `wire` is how it is shown again."""
 
     id: str
     role: str
     text: str
+    images: tuple[tuple[str, Mapping[str, Any]], ...]
     left_out: tuple[str, ...]
     wire: dict[str, Any]
 
@@ -55,8 +60,8 @@ def _message(message: Any, where: str) -> Said:
             wire[name] = _string(message[name], f"{where}.{name}")
     if message.get("metadata") is not None:
         wire["metadata"] = _object(message["metadata"], f"{where}.metadata")
-    text, left_out = _CONTENT[role](message, where, wire)
-    return Said(message_id, role, text, left_out, wire)
+    text, images, left_out = _CONTENT[role](message, where, wire)
+    return Said(message_id, role, text, images, left_out, wire)
 
 
 def _string(value: Any, where: str) -> str:
@@ -71,12 +76,12 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _plain(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _plain(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Content:
     wire["content"] = _string(message.get("content"), f"{where}.content")
-    return wire["content"], ()
+    return wire["content"], (), ()
 
 
-def _assistant(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _assistant(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Content:
     if message.get("content") is not None:
         wire["content"] = _string(message["content"], f"{where}.content")
     calls = message.get("toolCalls")
@@ -84,7 +89,7 @@ def _assistant(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> 
         if not isinstance(calls, list):
             raise InvalidBody.field(f"{where}.toolCalls", "must be a list")
         wire["toolCalls"] = [_call(call, f"{where}.toolCalls[{at}]") for at, call in enumerate(calls)]
-    return wire.get("content", ""), ()
+    return wire.get("content", ""), (), ()
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -98,41 +103,43 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     }
 
 
-def _parts(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _parts(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Content:
     content = message.get("content")
     if not isinstance(content, list):
         if not isinstance(content, str):
             raise InvalidBody.field(f"{where}.content", "must be a text or a list of parts")
         wire["content"] = content
-        return content, ()
-    texts, left_out = [], []
+        return content, (), ()
+    texts, images, left_out = [], [], []
     wire["content"] = []
     for at, part in enumerate(content):
         kind = _object(part, f"{where}.content[{at}]").get("type")
-        if kind != "binary":
-            # A part of before the protocol's first version, which its clients turn into one of the others.
-            wire["content"].append({name: value for name, value in part.items() if value is not None})
+        # A part of before the protocol's first version its clients turn into one of the others.
+        if (shown := now(part)) is not None:
+            wire["content"].append({name: value for name, value in shown.items() if value is not None})
         if kind == "text":
             texts.append(_string(part.get("text"), f"{where}.content[{at}].text"))
+        elif message["role"] == "user" and is_readable(part):
+            images.append((f"{where}.content[{at}]", part))
         elif kind in _MEDIA:
             left_out.append(str(kind))
         else:
             raise InvalidBody.field(f"{where}.content[{at}].type", f"must be one of text, {', '.join(_MEDIA)}")
-    return "".join(texts), tuple(left_out)
+    return "".join(texts), tuple(images), tuple(left_out)
 
 
-def _tool(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _tool(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Content:
     wire["toolCallId"] = _string(message.get("toolCallId"), f"{where}.toolCallId")
     return _parts(message, where, wire)
 
 
-def _activity(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+def _activity(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Content:
     wire["activityType"] = _string(message.get("activityType"), f"{where}.activityType")
     wire["content"] = _object(message.get("content"), f"{where}.content")
-    return "", ()
+    return "", (), ()
 
 
-_CONTENT: Mapping[str, Callable[[Mapping[str, Any], str, dict[str, Any]], tuple[str, tuple[str, ...]]]] = {
+_CONTENT: Mapping[str, Callable[[Mapping[str, Any], str, dict[str, Any]], Content]] = {
     "developer": _plain, "system": _plain, "assistant": _assistant, "user": _parts, "tool": _tool, "activity": _activity,
     "reasoning": _plain,
 }  # fmt: skip

@@ -8,7 +8,6 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.gateway.client_tools import client_tools
 from services.gateway.inputs import Said as Told
-from services.gateway.inputs import message_of
 from services.gateway.refusals import InvalidBody, unsupported
 from services.gateway.surfaces.ag_ui.asking import new, whole
 from services.gateway.surfaces.ag_ui.interrupts import Answer
@@ -98,13 +97,13 @@ class RunInput:
             raise InvalidBody.field("messages", f"a new thread begins with at most {MOST_TOLD} messages, instructions and context included")
         return told
 
-    def create_run(self, agent: str, told: Sequence[Told], key: str) -> pb.CreateRunRequest:
+    def create_run(self, agent: str, told: Sequence[pb.InputMessage], key: str) -> pb.CreateRunRequest:
         """The run that answers it, which is given what was `told`."""
         return pb.CreateRunRequest(
             thread_id=self.thread_id,
             run_id=self.run_id,
             agent=agent,
-            input=map(message_of, told),
+            input=told,
             idempotency_key=key,
             on_disconnect=pb.ON_DISCONNECT_CANCEL if self.cancel_on_disconnect else pb.ON_DISCONNECT_CONTINUE,
             client_tools=self.tools,

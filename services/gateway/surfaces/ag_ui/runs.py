@@ -15,7 +15,7 @@ from starlette.responses import Response
 from services.common.errors import Conflict, InvalidInput, NotFound
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.route import GuardedRoute, PreparedRequest, idempotency_key, needs
-from services.gateway.inputs import Said, as_the_client_says
+from services.gateway.inputs import Said, as_the_client_says, input_of
 from services.gateway.ports import Subject
 from services.gateway.refusals import InvalidBody
 from services.gateway.running import cancel_on_leaving
@@ -48,7 +48,7 @@ class Runs:
         self._wiring = wiring
         self._runs = wiring.backends.runs
         self._threads = wiring.backends.threads
-        self._approvals = wiring.backends.approvals
+        self._approvals, self._blobs = wiring.backends.approvals, wiring.backends.blobs
 
     def router(self) -> APIRouter:
         """Routes."""
@@ -96,8 +96,10 @@ class Runs:
             raise NotFound("there is no run of this runId to go on with", reason="RUN_NOT_FOUND")
         if found is None:
             told = asked.told(fresh=not last_seq)
+            # A request that is sent again brings the same images.
+            given = await input_of(self._blobs, told, key or f"ag-ui/{asked.run_id}")
             try:
-                return await self._made(asked, asked.create_run(agent, told, key), told), True
+                return await self._made(asked, asked.create_run(agent, given, key), told), True
             except Conflict as error:
                 if error.reason != "RUN_EXISTS":
                     raise
