@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Three workers on the two cores that CI has, as tests wait more than they work; a file stays on one worker, as its tests share servers.
+# In the order of their names: by the number of their tests, files with few that take long would be the last, and most workers idle.
 WORKERS ?= 3
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the targets

@@ -19,7 +19,6 @@ from services.common.valkey import connect
 from services.memory import fakes, upkeep
 
 pytestmark = pytest.mark.system
-
 LIVE, NOT_LIVE = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
