@@ -53,6 +53,8 @@ class RunView:
             case "run_started":
                 self._begun = self._last
                 self._be("working")
+            case "agent_status" if data.get("status") == "searching":
+                self._be("searching its memory")
             case "step_started":
                 self._be(f"step {data.get('step', '')}: {data.get('name') or 'thinking'}")
             case "message_delta":

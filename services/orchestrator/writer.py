@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from services.common.errors import Overloaded
+from services.orchestrator.agent_status import THINKING, WRITING, AgentStatus
 from services.orchestrator.hub import Hub
 from services.orchestrator.records import Draft, Event, Fenced, Park, RunRef, Terminal, Written
 from services.orchestrator.run_store import RunStore
@@ -47,6 +48,7 @@ class RunWriter:
         self._early = 0
         self._text: list[str] = []
         self._text_of = ""
+        self._status = AgentStatus()
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._tasks: set[asyncio.Task] = set()
@@ -61,10 +63,27 @@ class RunWriter:
     def emit(self, kind: str, data: Mapping[str, Any]) -> None:
         """Puts an event into the next write."""
         self._seal()
+        if (status := self._status.before(kind, data)) is not None:
+            self._drafts.append(status)
         self._drafts.append(Draft(kind, orjson.dumps(data)))
+
+    def tell(self, status: str, detail: str = "") -> None:
+        """Puts what the agent does from now on into the next write, as of AgentStatus.be, unless it was told last."""
+        if (told := self._status.be(status, detail)) is not None:
+            self._seal()
+            self._drafts.append(told)
+
+    def tell_soon(self, status: str) -> None:
+        """As `tell`, written within the batch time: before what was emitted already, and still waits for its state."""
+        if (told := self._status.be(status)) is not None:
+            self._seal()
+            self._drafts.insert(self._early, told)
+            self._early += 1
+            self._flush_in_time()
 
     def delta(self, message_id: str, text: str) -> None:
         """Text of an answer in the making."""
+        self.tell(WRITING)
         if self._text_of != message_id:
             self._seal()
             self._text_of, self._flushed_text = message_id, False
@@ -75,12 +94,15 @@ class RunWriter:
             if self._timer is not None:
                 self._timer.cancel()
             self._flushing_next, self._timer = True, loop.call_soon(self._flush_now)
-        elif self._timer is None:
-            self._timer = loop.call_later(self._batch_s, self._flush_now)
+        else:
+            self._flush_in_time()
 
     def flush_soon(self) -> None:
         """Writes what is buffered by now within the batch time."""
         self._mark_early()
+        self._flush_in_time()
+
+    def _flush_in_time(self) -> None:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._batch_s, self._flush_now)
 
@@ -143,6 +165,7 @@ class RunWriter:
             self._text.clear()
             self._early = sum(not d.provisional for d in self._drafts[: self._early])
             self._drafts = [d for d in self._drafts if not d.provisional]
+        self.tell(THINKING)
         if self.provisional_from:
             self.emit("attempt_superseded", {"from_seq": self.provisional_from})
             await asyncio.shield(self._start("s"))

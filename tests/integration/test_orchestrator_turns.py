@@ -29,7 +29,7 @@ async def client(identities, behind, state_url, tmp_path):
 async def test_a_turn_streams_its_text_and_ends_with_one_terminal_event(client, behind):
     run = await client.start("say hello big world", temperature=0.7, max_tokens=99)
     events = await client.follow(run.run_id, [])
-    assert types(events)[:3] == ["run_queued", "run_started", "step_started"]
+    assert types(events)[:3] == ["run_queued", "run_started", "agent_status"]
     assert types(events)[-3:] == ["message_completed", "step_completed", "run_finished"]
     assert shown_text(events) == "hello big world"
     assert all(e.provisional == (e.type == "message_delta") for e in events)

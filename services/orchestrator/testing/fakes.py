@@ -275,11 +275,12 @@ class FakeSessions(memory_pb2_grpc.SessionServiceServicer):
         self.extra: list[memory_pb2.RecallPart] = []
         self.failure: BulkheadError | None = None
         self.append_failure: BulkheadError | None = None
-        self.gate = Gate()
+        self.gate, self.recalls = Gate(), Gate()
         self.contexts: list[call_context.CallContext] = []
 
     async def Recall(self, request, context):
         """Recent turns, then `extra`."""
+        await self.recalls.passed()
         self.contexts.append(call_context.current())
         if self.failure is not None:
             raise self.failure

@@ -14,6 +14,7 @@ import orjson
 
 from services.common.approval import Approval, canonical, digest
 from services.common.errors import BulkheadError
+from services.orchestrator.agent_status import WAITING_APPROVAL
 from services.orchestrator.approvals.policy import ApprovalRule
 from services.orchestrator.approvals.records import COMMAND, OUTCOME_UNKNOWN, TOOL_CALL, Interrupt, Who
 from services.orchestrator.ports import Checked, ToolDefinition, ToolOutcome
@@ -307,6 +308,7 @@ async def wait(turn: Turn) -> None:
         turn.hear(await patiently(turn, partial(interrupts.expire, turn.ref, late, turn.heard)))
     if turn.commands:
         return
+    turn.writer.tell(WAITING_APPROVAL)
     raise RunParked(max(now + AGAIN_MS, min(asked["expires_ms"] for asked in waiting)))
 
 

@@ -1,6 +1,7 @@
 """Before the first model call: the prompt, what memory recalls, earlier turns, the input."""
 
 from services.common.errors import BulkheadError
+from services.orchestrator.agent_status import SEARCHING
 from services.orchestrator.ports import Message, Recalled
 from services.orchestrator.turn import carried, client_tools, degradation, forgetting, guarding
 from services.orchestrator.turn.context import context_message, earlier_turns
@@ -27,6 +28,7 @@ async def prepare(turn: Turn) -> None:
         turn.messages[:] = [*instructions, *said]
         turn.state.phase = "model"
         return
+    turn.writer.tell_soon(SEARCHING)
     recalled = await guarding.recalled(turn, await _recall(turn))
     for part in recalled.parts:
         if part.kind == "document":

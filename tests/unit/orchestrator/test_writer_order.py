@@ -21,7 +21,8 @@ class Log:
         self.go_on.set()
 
     async def write(self, ref, epoch, number, trace_id, drafts, *, mode, **parts):
-        self.writes.append((mode, [name(draft) for draft in drafts]))
+        # What the agent does is told with text, and is about nothing that is kept.
+        self.writes.append((mode, [name(draft) for draft in drafts if draft.type != "agent_status"]))
         for _ in range(self.turns):
             await asyncio.sleep(0)
         await self.go_on.wait()

@@ -110,6 +110,10 @@ DATA: Mapping[str, Shape] = {
         client_tools=many(members("A tool that the client calls.", {"name": TEXT}, description=TEXT, parameters=ANY, strict=FLAG)),
     ),
     "run_started": members("A run is at work."),
+    "agent_status": members(
+        "What the agent does from here on: thinking, searching, calling_tool, writing or waiting_approval; others may come.",
+        {"status": TEXT}, detail=TEXT,
+    ),
     "message_delta": members("A piece of an answer in the making.", {"text": TEXT, "message_id": TEXT}),
     "message_completed": members("A whole message.", {"text": TEXT, "message_id": TEXT}),
     "tool_call_started": members(

@@ -1,6 +1,6 @@
 // The states of a conversation on this page, as a table. Nothing else decides what the composer offers.
 //
-// What feeds it is `agent_status`; where a run tells none, what its other events say of it (`implied`).
+// What feeds it is `agent_status`; where a run tells none, as one of an older version, what its other events say of it (`implied`).
 
 export const STATES = {
   signed_out: { label: "signed out", busy: false, send: "none", stop: false },
