@@ -181,12 +181,18 @@ async def test_both_secrets_sign_while_they_overlap(scene):
     webhook_id = made.webhook.webhook_id
     rotated = await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, idempotency_key="r")
     assert rotated.secret != made.secret
-    assert (await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, idempotency_key="r")).secret == rotated.secret
+    newer = await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, idempotency_key="newer")
+    assert (
+        (await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, idempotency_key="r")).secret == rotated.secret != newer.secret
+    )
     assert rotated.webhook.earlier_secret_until.ToDatetime() > rotated.webhook.created_at.ToDatetime()
     await scene.run()
     await scene.hooks.ended(webhook_id)
     assert [scene.receiver.got[0].signed_by(s) for s in (made.secret, rotated.secret)] == [True, True]
-    last = await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, overlap={"seconds": 0})
+    last = await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, overlap={"seconds": 0}, idempotency_key="last")
+    with pytest.raises(Conflict) as gone:
+        await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, idempotency_key="r")
+    assert gone.value.reason == "WEBHOOK_SECRET_REPLACED"
     await scene.run()
     await scene.hooks.ended(webhook_id, 2)
     assert [scene.receiver.got[1].signed_by(s) for s in (made.secret, rotated.secret, last.secret)] == [False, False, True]

@@ -14,7 +14,7 @@ from services.orchestrator.accepting import Accepting, checked_id
 from services.orchestrator.agents import AgentCatalog
 from services.orchestrator.hooks.ports import HookStore
 from services.orchestrator.hooks.records import Hook
-from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, overlap_violations
+from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, made_by, mark_of, overlap_violations
 from services.orchestrator.webhooks.signing import key_of as secret_key
 from services.orchestrator.webhooks.signing import new_secret
 
@@ -75,7 +75,7 @@ class Hooks:
         if claim.answer is not None:
             hook = await self.get(principal, claim.answer.decode())
             return hook, _secret_by(hook, hook.by, await self._store.now_ms())
-        by = _by(claim, request.fingerprint())
+        by = mark_of(claim, request.fingerprint())
         try:
             known = await self._store.of_tenant(tenant)
             # A process that died after it had made the hook and before it could say so leaves it where this one finds it.
@@ -140,7 +140,7 @@ class Hooks:
         _check_maker(principal, await self.get(principal, hook_id))
         print_ = fingerprint(hook_id, str(lasts.total_seconds()))
         claim = await self._begin(principal, "RotateHookSecret", key, print_)
-        by = _by(claim, print_)
+        by = mark_of(claim, print_)
         try:
             while True:
                 before, now_ms = await self.get(principal, hook_id), await self._store.now_ms()
@@ -176,20 +176,15 @@ def _rotated(before: Hook, lasts: timedelta, by: str, now_ms: int) -> Hook:
 
 def _secret_by(hook: Hook, by: str, now_ms: int) -> str:
     """The secret that was made under a key, or the newest. Raises Conflict where it was replaced since."""
-    found = next((one for one in hook.secrets if one.by == by), None)
-    if found is None or 0 < found.until_ms <= now_ms:
+    secret = made_by(hook.secrets, by, now_ms)
+    if secret is None:
         raise Conflict("the secret that was made under this idempotency key has ended since", reason="HOOK_SECRET_REPLACED")
-    return found.secret
+    return secret
 
 
 def _check_maker(principal: Principal, hook: Hook) -> None:
     if hook.owner.user != principal.user and principal.missing([ADMIN]):
         raise PermissionDenied("a new secret of a hook is for its maker", reason="HOOK_OF_ANOTHER_USER")
-
-
-def _by(claim: Claim, print_: str) -> str:
-    """What stands in the record for an idempotency key and the body that it came with; empty where there is none."""
-    return fingerprint(claim.key, print_)[:32] if claim.key else ""
 
 
 def _usable(secret: str) -> bool:

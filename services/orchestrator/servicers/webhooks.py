@@ -57,8 +57,8 @@ class WebhookServicer(rpc.WebhookServiceServicer):
         caller = principal()
         caller.require(WRITE)
         asked = EndpointRequest(request.url, tuple(request.event_types), request.description, request.idempotency_key)
-        endpoint = await self._endpoints.create(caller, asked)
-        return pb.CreateWebhookResponse(webhook=webhook_message(endpoint), secret=endpoint.secrets[0].secret)
+        endpoint, secret = await self._endpoints.create(caller, asked)
+        return pb.CreateWebhookResponse(webhook=webhook_message(endpoint), secret=secret)
 
     async def ListWebhooks(self, request, context):
         """All endpoints."""
@@ -84,8 +84,8 @@ class WebhookServicer(rpc.WebhookServiceServicer):
         caller = principal()
         caller.require(WRITE)
         overlap = request.overlap.ToTimedelta() if request.HasField("overlap") else None
-        endpoint = await self._endpoints.rotate(caller, request.webhook_id, overlap, request.idempotency_key)
-        return pb.RotateWebhookSecretResponse(webhook=webhook_message(endpoint), secret=endpoint.secrets[0].secret)
+        endpoint, secret = await self._endpoints.rotate(caller, request.webhook_id, overlap, request.idempotency_key)
+        return pb.RotateWebhookSecretResponse(webhook=webhook_message(endpoint), secret=secret)
 
     async def ListDeliveries(self, request, context):
         """The delivery log of an endpoint, newest first."""

@@ -15,7 +15,7 @@ from services.common.identity import Principal
 from services.orchestrator.webhooks.announcing import KNOWN_FOR_S
 from services.orchestrator.webhooks.ports import Sender, SendFailed, WebhookStore
 from services.orchestrator.webhooks.records import ALL_EVENT_TYPES, Delivery, DeliveryRef, Endpoint
-from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, overlap_violations
+from services.orchestrator.webhooks.rotation import DEFAULT_OVERLAP, Secret, ending, made_by, mark_of, overlap_violations
 from services.orchestrator.webhooks.signing import new_secret
 from services.orchestrator.webhooks.targets import checked, parsed
 
@@ -48,16 +48,22 @@ class Endpoints:
     ) -> None:
         self._store, self._sender, self._keys, self._allow_private, self._known_for_s = store, sender, keys, allow_private, known_for_s
 
-    async def create(self, principal: Principal, request: EndpointRequest) -> Endpoint:
-        """Makes an endpoint. Raises InvalidInput, QuotaExceeded, IdempotencyMismatch, Conflict, Overloaded."""
+    async def create(self, principal: Principal, request: EndpointRequest) -> tuple[Endpoint, str]:
+        """Makes an endpoint; answers it and its secret.
+
+        Raises InvalidInput, QuotaExceeded, IdempotencyMismatch, Conflict (also WEBHOOK_SECRET_REPLACED: the key has made one whose secret
+        has ended since), Overloaded.
+        """
         tenant = principal.tenant
         violations = [*await self._url(request.url), *_words(request), *key_violations(request.idempotency_key)]
         if violations:
             raise InvalidInput("the request is not valid", violations=violations)
         key = key_of(principal.user, request.idempotency_key)
         claim = await self._keys.begin(tenant, "CreateWebhook", key, request.fingerprint())
+        by = mark_of(claim, request.fingerprint())
         if claim.answer is not None:
-            return await self.get(principal, claim.answer.decode())
+            endpoint = await self.get(principal, claim.answer.decode())
+            return endpoint, _secret_of(endpoint, by, await self._store.now_ms())
         # A process that died after it had made the endpoint and before it could say so leaves it where this one finds it.
         name = hashlib.sha256(f"{tenant}\n{claim.key}\n{request.fingerprint()}".encode()).hexdigest() if key else uuid.uuid4().hex
         endpoint_id = f"whk_{name[:32]}"
@@ -70,7 +76,7 @@ class Endpoints:
                 await asyncio.sleep(self._known_for_s)
             now_ms = await self._store.now_ms()
             types = [name for name in ALL_EVENT_TYPES if name in request.event_types]
-            endpoint = Endpoint(endpoint_id, request.url, types, request.description, now_ms, (Secret(new_secret()),))
+            endpoint = Endpoint(endpoint_id, request.url, types, request.description, now_ms, (Secret(new_secret(), by=by),))
             if not await self._store.add(tenant, endpoint, MOST_ENDPOINTS):
                 await self._keys.abandon(claim)
                 raise QuotaExceeded(
@@ -78,7 +84,7 @@ class Endpoints:
                     metadata={"policy": "webhooks", "limit": str(MOST_ENDPOINTS)},
                 )
         await self._keys.finish(claim, endpoint_id.encode())
-        return endpoint
+        return endpoint, _secret_of(endpoint, by, await self._store.now_ms())
 
     async def _url(self, url: str) -> list[FieldViolation]:
         try:
@@ -119,10 +125,10 @@ class Endpoints:
             raise NotFound("there is no such webhook", reason="WEBHOOK_NOT_FOUND")
         await self._keys.finish(claim, b"1")
 
-    async def rotate(self, principal: Principal, endpoint_id: str, overlap: timedelta | None, key: str) -> Endpoint:
-        """Makes a new secret, beside which the ones until now sign for `overlap`.
+    async def rotate(self, principal: Principal, endpoint_id: str, overlap: timedelta | None, key: str) -> tuple[Endpoint, str]:
+        """Makes a new secret, beside which the ones until now sign for `overlap`; answers the endpoint and the secret.
 
-        Raises NotFound, InvalidInput, IdempotencyMismatch, Conflict, Overloaded.
+        Raises NotFound, InvalidInput, IdempotencyMismatch, Conflict (also WEBHOOK_SECRET_REPLACED as in `create`), Overloaded.
         """
         if violations := [*key_violations(key), *overlap_violations(overlap)]:
             raise InvalidInput("the request is not valid", violations=violations)
@@ -130,19 +136,24 @@ class Endpoints:
         key = key_of(principal.user, key)
         print_ = fingerprint(endpoint_id, str(lasts.total_seconds()))
         claim = await self._keys.begin(principal.tenant, "RotateWebhookSecret", key, print_)
-        if claim.answer is not None:
-            return await self.get(principal, endpoint_id)
+        by = mark_of(claim, print_)
         while True:
-            before = await self._store.endpoint(principal.tenant, endpoint_id)
-            if before is None:
-                await self._keys.abandon(claim)
+            after = before = await self._store.endpoint(principal.tenant, endpoint_id)
+            if before is None or after is None:
+                if claim.answer is None:
+                    await self._keys.abandon(claim)
                 raise NotFound("there is no such webhook", reason="WEBHOOK_NOT_FOUND")
             now_ms = await self._store.now_ms()
+            # Made before, maybe by a process that died before it could say so: once more, and earlier ones would end too soon.
+            if claim.answer is not None or (by and any(one.by == by for one in before.secrets)):
+                break
             kept = ending(before.secrets, lasts, now_ms)[: MOST_SECRETS - 1]
-            after = replace(before, secrets=(Secret(new_secret()), *kept))
+            after = replace(before, secrets=(Secret(new_secret(), by=by), *kept))
             if await self._store.replace(principal.tenant, before, after):
-                await self._keys.finish(claim, b"1")
-                return after
+                break
+        if claim.answer is None:
+            await self._keys.finish(claim, b"1")
+        return after, _secret_of(after, by, now_ms)
 
     async def deliveries(self, principal: Principal, endpoint_id: str, before: int, size: int) -> list[tuple[Delivery | None, int]]:
         """The delivery log, newest first, as WebhookStore.deliveries. Raises NotFound, Overloaded."""
@@ -172,6 +183,16 @@ class Endpoints:
         if delivery is None:
             raise NotFound("there is no such delivery", reason="DELIVERY_NOT_FOUND")
         return delivery
+
+
+def _secret_of(endpoint: Endpoint, by: str, now_ms: int) -> str:
+    """The secret that was made under a key, or the newest. Raises Conflict where it was replaced since."""
+    # A version before this one kept no marks.
+    marked = any(one.by for one in endpoint.secrets)
+    secret = made_by(endpoint.secrets, by, now_ms) if by and marked else endpoint.secrets[0].secret
+    if secret is None:
+        raise Conflict("the secret that was made under this idempotency key has ended since", reason="WEBHOOK_SECRET_REPLACED")
+    return secret
 
 
 def _words(request: EndpointRequest) -> list[FieldViolation]:

@@ -38,7 +38,7 @@ class Endpoint:
         return orjson.dumps(
             {
                 "schema_version": ENDPOINT_SCHEMA, "id": self.endpoint_id, "url": self.url, "event_types": list(self.event_types),
-                "description": self.description, "created_ms": self.created_ms, "secrets": [list(s[:2]) for s in self.secrets],
+                "description": self.description, "created_ms": self.created_ms, "secrets": [list(s) for s in self.secrets],
                 "disabled": self.disabled, "disabled_ms": self.disabled_ms,
             }
         )  # fmt: skip
@@ -49,7 +49,7 @@ class Endpoint:
         data = orjson.loads(raw)
         return cls(
             data["id"], data["url"], tuple(data["event_types"]), data["description"], data["created_ms"],
-            tuple(Secret(*s[:2]) for s in data["secrets"]), data["disabled"], data["disabled_ms"], raw,
+            tuple(Secret(*s[:3]) for s in data["secrets"]), data["disabled"], data["disabled_ms"], raw,
         )  # fmt: skip
 
     def signing(self, now_ms: int) -> list[str]:

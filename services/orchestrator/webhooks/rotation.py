@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from services.common.errors import FieldViolation
+from services.common.idempotency import Claim, fingerprint
 
 DEFAULT_OVERLAP = timedelta(hours=24)
 MOST_OVERLAP = timedelta(days=7)
@@ -22,6 +23,17 @@ class Secret(NamedTuple):
 def valid(secrets: Sequence[Secret], now_ms: int) -> list[str]:
     """Those that count at this time, in the same order."""
     return [one.secret for one in secrets if not one.until_ms or one.until_ms > now_ms]
+
+
+def mark_of(claim: Claim, print_: str) -> str:
+    """What stands beside a secret for the idempotency key that made it and the body that it came with; empty where there is none."""
+    return fingerprint(claim.key, print_)[:32] if claim.key else ""
+
+
+def made_by(secrets: Sequence[Secret], by: str, now_ms: int) -> str | None:
+    """The secret that was made under a key; None where it has ended since."""
+    found = next((one for one in secrets if one.by == by), None)
+    return None if found is None or 0 < found.until_ms <= now_ms else found.secret
 
 
 def overlap_violations(overlap: timedelta | None) -> list[FieldViolation]:

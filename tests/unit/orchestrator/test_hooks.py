@@ -26,6 +26,7 @@ from services.orchestrator.hooks.keeping import MOST_HOOKS, MOST_SECRETS, HookRe
 from services.orchestrator.hooks.records import Hook, Message, run_of
 from services.orchestrator.hooks.telling import FENCE, NOTICE, input_of
 from services.orchestrator.settings import Settings
+from services.orchestrator.testing.dying import Dying
 from services.orchestrator.testing.memory_hooks import MemoryHooks
 from services.orchestrator.webhooks import signing
 from services.orchestrator.webhooks.rotation import Secret
@@ -283,22 +284,6 @@ async def test_the_same_key_answers_the_same_hook_and_secret_while_that_is_taken
     await hooks.delete(ANA, made.hook_id, "d")
     with pytest.raises(NotFound):
         await hooks.delete(ANA, made.hook_id, "")
-
-
-class Dying:
-    """An idempotency store whose process dies before it can say that the work is done."""
-
-    def __init__(self, store):
-        self._store = store
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    async def begin(self, *args, **rest):
-        return await self._store.begin(*args, **rest, lease_s=0.001)
-
-    async def finish(self, *args):
-        raise asyncio.CancelledError
 
 
 async def test_what_a_process_made_before_it_died_is_found_by_the_next(hooks, store, threads, valkey):

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+from dataclasses import replace
+from datetime import timedelta
 
 import orjson
 import pytest
@@ -9,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common import testing
+from services.common.errors import Conflict
 from services.common.idempotency import IdempotencyStore
 from services.common.settings import ServiceSettings
 from services.orchestrator.adapters.webhook_http import HttpSender
 from services.orchestrator.adapters.webhook_store import DUE, MOST_TRIES_KEPT, ValkeyWebhooks
 from services.orchestrator.records import RunRecord, RunRef
 from services.orchestrator.settings import WEBHOOK_RETRIES_S, Settings
+from services.orchestrator.testing.dying import Dying
 from services.orchestrator.testing.runs import spec
 from services.orchestrator.webhooks import signing
 from services.orchestrator.webhooks.announcing import Announcing
@@ -265,6 +269,37 @@ async def test_whoever_makes_the_first_webhook_beside_another_waits_as_well(stor
     assert not announcing.certainly_silent(REF.tenant), "an answer came while a replica still knew better"
     await asyncio.gather(*both)
     assert len(await one.endpoints(REF.tenant)) == 2
+
+
+async def test_what_a_process_made_before_it_died_is_not_made_again(stores, either):
+    store, caller = stores[0], testing.principal_of(tenant=REF.tenant)
+    keys = IdempotencyStore(either)
+    endpoints, dying = (Endpoints(store, HttpSender(), each, False, 0.0) for each in (keys, Dying(keys)))
+    asked = EndpointRequest("https://8.8.8.8/", ["run.finished"], idempotency_key="k")
+    with pytest.raises(asyncio.CancelledError):
+        await dying.create(caller, asked)
+    (left,) = await store.endpoints(REF.tenant)
+    await asyncio.sleep(0.01)
+    made, first = await endpoints.create(caller, asked)
+    assert (made.endpoint_id, first) == (left.endpoint_id, left.secrets[0].secret)
+    with pytest.raises(asyncio.CancelledError):
+        await dying.rotate(caller, made.endpoint_id, None, "r")
+    (left,) = await store.endpoints(REF.tenant)
+    await asyncio.sleep(0.01)
+    # Were it made again, the receiver that still knows the first would have one that ends before it was told of.
+    rotated, second = await endpoints.rotate(caller, made.endpoint_id, None, "r")
+    assert ([one.secret for one in rotated.secrets], len(left.secrets)) == ([second, first], 2)
+    assert (await endpoints.create(caller, asked))[1] == first
+    _, third = await endpoints.rotate(caller, made.endpoint_id, timedelta(), "e")
+    for again in (endpoints.create(caller, asked), endpoints.rotate(caller, made.endpoint_id, None, "r")):
+        with pytest.raises(Conflict) as error:
+            await again
+        assert error.value.reason == "WEBHOOK_SECRET_REPLACED"
+    # As the version before kept it, which marked none: the newest is told.
+    (marked,) = await store.endpoints(REF.tenant)
+    unmarked = replace(marked, secrets=tuple(one._replace(by="") for one in marked.secrets))
+    assert await store.replace(REF.tenant, marked, unmarked)
+    assert (await endpoints.create(caller, asked))[1] == third
 
 
 async def test_a_run_that_ended_before_the_webhook_was_made_is_not_told(stores):
