@@ -9,6 +9,7 @@ import orjson
 import pytest
 from bulkhead.orchestrator.v1 import webhooks_pb2 as pb
 from bulkhead.orchestrator.v1 import webhooks_pb2_grpc as rpc
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from services.common import testing
 from services.common.errors import Conflict, IdempotencyMismatch, InvalidInput, NotFound, PermissionDenied, QuotaExceeded
@@ -201,6 +202,39 @@ async def test_both_secrets_sign_while_they_overlap(scene):
             await scene.hooks.call("RotateWebhookSecret", webhook_id=webhook_id, overlap={"seconds": seconds})
     (listed,) = (await scene.hooks.call("ListWebhooks")).webhooks
     assert "whsec_" not in str(listed)
+
+
+async def test_receivers_with_the_library_of_the_specification_take_what_was_sent_and_nothing_else(scene):
+    scene.receiver.answer = lambda _: (503 if len(scene.receiver.got) == 1 else 204, {}, b"")
+    scene.receiver.gate.close()
+    made = await scene.hooks.create(scene.receiver.url())
+    run = await scene.run("say grüße")
+    await testing.eventually_async(lambda: scene.receiver.gate.waiting, "the first try is there")
+    sent_s = int(scene.receiver.got[0].headers["webhook-timestamp"])
+    await testing.eventually_async(lambda: time.time() >= sent_s + 1, "the next try is in another second")
+    scene.receiver.gate.open()
+    rotated = await scene.hooks.call("RotateWebhookSecret", webhook_id=made.webhook.webhook_id)
+    await scene.hooks.ended(made.webhook.webhook_id)
+    tries = scene.receiver.got
+    library = Webhook(made.secret)
+    assert [library.verify(each.body, each.headers)["data"]["run_id"] for each in tries] == [run.run_id] * 2
+    assert tries[0].message_id == tries[1].message_id
+    assert sent_s < int(tries[1].headers["webhook-timestamp"]), "each try is of its own time: receivers take none that is old"
+    first = tries[0]
+    early, old = ({"webhook-timestamp": str(sent_s - s)} for s in (1, 301))
+    for body, changed, why in (
+        (first.body.replace(b"succeeded", b"cancelled"), {}, "No matching"), (first.body, {"webhook-id": "msg_0"}, "No matching"),
+        (first.body, early, "No matching"), (first.body, old, "too old"),
+    ):  # fmt: skip
+        with pytest.raises(WebhookVerificationError, match=why):
+            library.verify(body, {**first.headers, **changed})
+    await scene.run("say during the rotation")
+    await scene.hooks.ended(made.webhook.webhook_id, 2)
+    last = tries[-1]
+    for secret in (made.secret, rotated.secret):
+        assert Webhook(secret).verify(last.body, last.headers)["data"]["output_text"] == "during the rotation"
+    with pytest.raises(WebhookVerificationError, match="No matching"):
+        Webhook(rotated.secret[:-4] + "AAA=").verify(last.body, last.headers)
 
 
 async def test_webhooks_are_their_tenants(scene):
