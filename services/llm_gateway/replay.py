@@ -264,7 +264,9 @@ class Replay:
                 claim = Claim("", "", waiting)
                 break
             try:
-                claim = await self._claims.begin(place.tenant, method, place.key, place.print, lease_s=self._lease_s, of_run=place.of_run)
+                claim = await self._claims.begin(
+                    place.tenant, method, place.key, place.print, lease_s=self._lease_s, when_full=place.of_run
+                )
                 break
             except Conflict:
                 if time.monotonic() + pause_s >= until:

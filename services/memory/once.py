@@ -35,7 +35,8 @@ class Once:
         """Runs `work` unless `request.idempotency_key` has an answer. Raises IdempotencyMismatch, Conflict or what `work` raises."""
         scope = f"{method}:{fingerprint(principal.user)[:16]}"
         print_ = fingerprint(request.SerializeToString(deterministic=True))
-        claim = await self._store.begin(principal.tenant, scope, request.idempotency_key, print_, lease_s=LEASE_S)
+        # Where memory is full the work is refused, or it removes something and is not.
+        claim = await self._store.begin(principal.tenant, scope, request.idempotency_key, print_, lease_s=LEASE_S, when_full=True)
         if claim.answer is not None:
             return answer_type.FromString(claim.answer)
         try:

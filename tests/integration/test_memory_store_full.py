@@ -44,9 +44,13 @@ async def test_what_is_there_can_be_removed_and_leaves_room(identities, milvus_u
                 (kept,) = (await memory.memories.AddMemories(add("The user keeps a lighthouse"))).memories
                 await memory.documents.IngestDocument(ingest("guide", "The keeper polishes brass."))
                 await client.config_set("maxmemory", "1mb")
-                deleted = await memory.documents.DeleteDocument(memory_pb2.DeleteDocumentRequest(document_id="guide"))
+                with pytest.raises(Overloaded):
+                    await memory.memories.AddMemories(add("x"))
+                by_key = memory_pb2.DeleteDocumentRequest(document_id="guide", idempotency_key="d")
+                deleted = await memory.documents.DeleteDocument(by_key)
                 assert deleted.deleted_chunks == 1
-                await memory.memories.DeleteMemory(memory_pb2.DeleteMemoryRequest(memory_id=kept.memory_id))
+                assert (await memory.documents.DeleteDocument(by_key)).deleted_chunks == 1
+                await memory.memories.DeleteMemory(memory_pb2.DeleteMemoryRequest(memory_id=kept.memory_id, idempotency_key="m"))
                 assert not (await memory.documents.ListDocuments(memory_pb2.ListDocumentsRequest())).documents
                 assert not (await memory.memories.ListMemories(memory_pb2.ListMemoriesRequest())).memories
                 # All that was to be done for them is done.

@@ -46,9 +46,9 @@ class IdempotencyStore:
         self._lasting = Lasting(Library(client, Path(__file__).with_name("idempotency.lua")), replicas)
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float = 30.0, of_run: bool = False) -> Claim:
-        """Claims `key`. An empty key claims nothing and is always free. A step of a run that was accepted (`of_run`) claims it also
-        where the store's memory is full.
+    async def begin(self, tenant: str, method: str, key: str, print_: str, *, lease_s: float = 30.0, when_full: bool = False) -> Claim:
+        """Claims `key`. An empty key claims nothing and is always free. With `when_full` it is claimed also where the store's memory is
+        full: for steps of runs that were accepted, for what makes room, and where whoever does the work refuses what is new by itself.
 
         Raises IdempotencyMismatch for another fingerprint, Conflict while another holder's lease runs.
         A holder that died leaves the key free again when its lease has run out; whoever is refused, or cancelled meanwhile, before.
@@ -58,7 +58,7 @@ class IdempotencyStore:
         name = f"idem:{{{tenant}}}:{method}:{hashlib.sha256(key.encode()).hexdigest()}"
         token = secrets.token_hex(8)
         args = [print_, token, int(lease_s * 1000), int(KEPT.total_seconds() * 1000)]
-        begun = self._lasting.submit("idempotency_begin_of_run_v1" if of_run else "idempotency_begin_v1", [name], args)
+        begun = self._lasting.submit("idempotency_begin_of_run_v1" if when_full else "idempotency_begin_v1", [name], args)
         try:
             verdict, value = await asked(self._lasting.library.client, asyncio.shield(begun))
         except (Overloaded, asyncio.CancelledError):

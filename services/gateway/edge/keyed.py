@@ -35,7 +35,8 @@ class Keys:
         Raises IdempotencyMismatch, Conflict while another request with the key is at work, Overloaded, and what `answer` raises.
         """
         who = call_context.principal()
-        claim = await self._store.begin(who.tenant, f"{route}:{fingerprint(who.user)[:16]}", key, print_, lease_s=LEASE_S)
+        # Where the store's memory is full, whoever does the work refuses what is new; cancels, answers and removals go on.
+        claim = await self._store.begin(who.tenant, f"{route}:{fingerprint(who.user)[:16]}", key, print_, lease_s=LEASE_S, when_full=True)
         if claim.answer is not None:
             about.replayed = True
             about.answer(REPLAYED, "true")

@@ -120,7 +120,7 @@ class Hooks:
         """Removes a hook. Raises NotFound, InvalidInput, IdempotencyMismatch, Conflict, Overloaded."""
         if violations := key_violations(key):
             raise InvalidInput("the request is not valid", violations=violations)
-        claim = await self._begin(principal, "DeleteHook", key, fingerprint(hook_id))
+        claim = await self._begin(principal, "DeleteHook", key, fingerprint(hook_id), when_full=True)
         if claim.answer is not None:
             return
         if not await self._store.remove(principal.tenant, hook_id):
@@ -160,8 +160,8 @@ class Hooks:
             await self._keys.finish(claim, b"1")
         return after, secret
 
-    async def _begin(self, principal: Principal, method: str, key: str, print_: str) -> Claim:
-        return await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_)
+    async def _begin(self, principal: Principal, method: str, key: str, print_: str, *, when_full: bool = False) -> Claim:
+        return await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_, when_full=when_full)
 
 
 def _rotated(before: Hook, lasts: timedelta, by: str, now_ms: int) -> Hook:

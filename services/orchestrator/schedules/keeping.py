@@ -248,7 +248,9 @@ class Schedules:
         await self._once(principal, "DeleteSchedule", key, fingerprint(schedule_id), remove)
 
     async def _once(self, principal: Principal, method: str, key: str, print_: str, work: Callable[[], Awaitable[None]]) -> None:
-        claim = await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_)
+        # Where the store's memory is full, one can be removed and not changed.
+        removes = method == "DeleteSchedule"
+        claim = await self._keys.begin(principal.tenant, method, key_of(principal.user, key), print_, when_full=removes)
         if claim.answer is not None:
             return
         try:

@@ -117,7 +117,7 @@ class Endpoints:
         if violations := key_violations(key):
             raise InvalidInput("the request is not valid", violations=violations)
         key = key_of(principal.user, key)
-        claim = await self._keys.begin(principal.tenant, "DeleteWebhook", key, fingerprint(endpoint_id))
+        claim = await self._keys.begin(principal.tenant, "DeleteWebhook", key, fingerprint(endpoint_id), when_full=True)
         if claim.answer is not None:
             return
         if not await self._store.remove(principal.tenant, endpoint_id):
