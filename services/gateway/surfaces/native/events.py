@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from services.common.errors import BulkheadError, InvalidInput
 from services.gateway.edge.exchange import exchange
 from services.gateway.edge.problems import problem, told
 from services.gateway.edge.route import needs
-from services.gateway.following import Follower
+from services.gateway.following import TERMINAL, Follower
 from services.gateway.ports import Subject
 from services.gateway.running import cancel_on_leaving
 from services.gateway.streaming import EventStream
@@ -32,10 +32,15 @@ from services.gateway.surfaces.native.thread_snapshots import (
     resume_gap,
     snapshot,
 )
+from services.gateway.surfaces.schemas.events import DATA
 from services.gateway.surfaces.wiring import Wiring
 
 AfterSeq = Annotated[int, Query(ge=0, le=INT64_MAX, description="Only events after this number.")]
 Speed = Annotated[float, Query(gt=0, le=10_000, description="Pace of the original timing, 2 for twice as fast. Absent: at once.")]
+OfTypes = Annotated[
+    list[str] | None,
+    Query(max_length=len(DATA), description="Only events of this type; may be there several times. A run's end and `log_gap` come anyway."),
+]
 OnDisconnect = Annotated[Literal["continue", "cancel"], Query(description="What becomes of the run when the client leaves.")]
 # Of the routes that read the log of a thread: that of a run which is there is kept whole.
 GAP: dict[int | str, Any] = {410: problem_answer("The log from there on is no longer kept.", ResumeGapProblem.__name__)}
@@ -62,9 +67,11 @@ class Events:
         return router
 
     @needs("runs:read")
-    async def of_run(self, request: Request, run_id: IdPath, after: AfterSeq = 0, on_disconnect: OnDisconnect = "continue") -> Response:
+    async def of_run(
+        self, request: Request, run_id: IdPath, after: AfterSeq = 0, types: OfTypes = None, on_disconnect: OnDisconnect = "continue"
+    ) -> Response:
         """Events of a run from a number on, then live, up to its end. `Last-Event-ID` wins over `after`."""
-        cursor = _cursor(request, after)
+        cursor, chosen = _cursor(request, after), checked_types(types)
         run = (await self._runs.GetRun(pb.GetRunRequest(run_id=run_id))).run
         exchange(request).about(thread_id=run.thread_id, run_id=run_id)
         if cursor:
@@ -74,15 +81,15 @@ class Events:
             leaving = cancel_on_leaving(self._runs, run_id)
         if run.terminal_seq and cursor >= run.terminal_seq:
             return event_stream(self._wiring, None, 0)
-        return event_stream(self._wiring, Subject(run_id=run_id), max(cursor, run.first_seq - 1), on_gone=leaving)
+        return event_stream(self._wiring, Subject(run_id=run_id), max(cursor, run.first_seq - 1), types=chosen, on_gone=leaving)
 
     @needs("runs:read")
-    async def of_thread(self, request: Request, thread_id: IdPath, after: AfterSeq = 0) -> Response:
+    async def of_thread(self, request: Request, thread_id: IdPath, after: AfterSeq = 0, types: OfTypes = None) -> Response:
         """Events of all runs of a thread from a number on, then live. `Last-Event-ID` wins over `after`."""
         exchange(request).about(thread_id=thread_id)
-        cursor = _cursor(request, after)
+        cursor, chosen = _cursor(request, after), checked_types(types)
         await self._check(thread_id, cursor)
-        return event_stream(self._wiring, Subject(thread_id=thread_id), cursor)
+        return event_stream(self._wiring, Subject(thread_id=thread_id), cursor, types=chosen)
 
     @needs("runs:read")
     async def snapshot(self, request: Request, thread_id: IdPath) -> Response:
@@ -91,16 +98,18 @@ class Events:
         return shapes.reply(await snapshot(self._threads, thread_id))
 
     @needs("runs:read")
-    async def replay(self, request: Request, thread_id: IdPath, after: AfterSeq = 0, speed: Speed | None = None) -> Response:
+    async def replay(
+        self, request: Request, thread_id: IdPath, after: AfterSeq = 0, types: OfTypes = None, speed: Speed | None = None
+    ) -> Response:
         """The whole ordered log of a thread as it is now: JSON, or server-sent events with `Accept: text/event-stream`.
 
         `speed` paces either by the log's own timing.
         """
         about = exchange(request)
         about.about(thread_id=thread_id)
-        cursor = _cursor(request, after)
+        cursor, chosen = _cursor(request, after), checked_types(types)
         await self._check(thread_id, cursor)
-        log = self._wiring.follower.follow(Subject(thread_id=thread_id), cursor, replay_only=True)
+        log = self._wiring.follower.follow(Subject(thread_id=thread_id), cursor, types=chosen, replay_only=True)
         events = or_resume_gap(self._threads, thread_id, log)
         if speed is not None:
             events = _paced(events, speed)
@@ -127,18 +136,32 @@ def event_stream(
     subject: Subject | None,
     after: int,
     *,
+    types: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
     on_gone: Callable[[], Awaitable[None]] | None = None,
 ) -> EventStream:
-    """The events of `subject` as an answer; None is a log that has ended."""
-    frames = _frames(wiring.follower, subject, after, wiring.backends.threads)
+    """The events of `subject` as an answer, those of `types` where some are named; None is a log that has ended."""
+    frames = _frames(wiring.follower, subject, after, types, wiring.backends.threads)
     return EventStream(frames, wiring.streams, headers=dict(headers or {}), failure=_failure_frame(None), on_gone=on_gone)
 
 
-async def _frames(follower: Follower, subject: Subject | None, after: int, threads: SnapshotCalls) -> AsyncGenerator[bytes, None]:
+def checked_types(types: Sequence[str] | None) -> list[str]:
+    """The types that a client asks for, each once, with those that end a run, so that whoever follows one hears of it; none: all. Raises
+    InvalidInput."""
+    if not types:
+        return []
+    for name in types:
+        if name not in DATA:
+            raise InvalidInput.field("types", "must be types of events, as /schemas/events/v1.json lists them")
+    return sorted({*types, *TERMINAL})
+
+
+async def _frames(
+    follower: Follower, subject: Subject | None, after: int, types: Sequence[str], threads: SnapshotCalls
+) -> AsyncGenerator[bytes, None]:
     if subject is None:
         return
-    log = follower.batches(subject, after)
+    log = follower.batches(subject, after, types=types)
     if subject.thread_id:
         log = or_resume_gap(threads, subject.thread_id, log)
     # What became visible together is sent together: one write to the socket for a batch, not for each event. A long log comes in

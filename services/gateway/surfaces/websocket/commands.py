@@ -15,6 +15,7 @@ from services.gateway.edge.failures import invalid
 from services.gateway.refusals import InvalidBody
 from services.gateway.surfaces.native.approvals_models import APPROVAL_ID_PATTERN
 from services.gateway.surfaces.native.models import INT64_MAX, Id
+from services.gateway.surfaces.schemas.events import DATA
 
 _ID = re.compile(r"[!-~]{1,64}\Z")
 
@@ -93,6 +94,7 @@ class Watch(Members):
     run_id: Id | None = None
     thread_id: Id | None = None
     after: Annotated[int, Field(ge=0, le=INT64_MAX)] = 0
+    types: Annotated[list[str], Field(max_length=len(DATA))] = Field(default_factory=list)
     on_disconnect: Literal["continue", "cancel"] | None = None
 
     @model_validator(mode="after")
@@ -107,8 +109,8 @@ class Watch(Members):
 
     def query(self) -> bytes:
         """The query of the route."""
-        given = {"after": self.after} | ({"on_disconnect": self.on_disconnect} if self.on_disconnect else {})
-        return urlencode(given).encode("ascii")
+        given = {"after": self.after, "types": self.types} | ({"on_disconnect": self.on_disconnect} if self.on_disconnect else {})
+        return urlencode(given, doseq=True).encode("ascii")
 
 
 class Unwatch(Members):
