@@ -35,11 +35,12 @@ async def list_runs(
 ) -> tuple[Sequence[RunRecord], int]:
     """At most `size` runs older than the position `before` (0: the newest), and the position to go on from; 0 where nothing is left.
 
-    Of a filtered list a page may hold fewer, also none, and others may still come. Raises Overloaded.
+    A page may hold fewer, also none, and others may still come. Raises Overloaded.
     """
     kind, found, looked = "thread" if thread_id else "runs", [], 0
     while True:
-        chunk = size - len(found) if wanted.all else min(CHUNK, MOST_LOOKED_AT - looked)
+        # Where all are wanted, all but the records that are gone fit.
+        chunk = size if wanted.all and not looked else min(CHUNK, MOST_LOOKED_AT - looked)
         members = await store.list_members(kind, caller.tenant, caller.user, before, chunk + 1, thread_id)
         left, members = len(members) > chunk, members[:chunk]
         refs = [

@@ -116,7 +116,9 @@ class Runs:
             page_token=after,
         )  # fmt: skip
         answer = await self._runs.ListRuns(asked)
-        return shapes.page(request, map(shapes.listed_run, answer.runs), answer.next_page_token)
+        # Again, as an orchestrator of the version before does not know the filter, and who acts on a list acts on all of it.
+        found = [run for run in answer.runs if (not asked.statuses or run.status in asked.statuses) and asked.agent in ("", run.agent)]
+        return shapes.page(request, map(shapes.listed_run, found), answer.next_page_token)
 
     @needs("runs:read")
     async def get(self, request: Request, run_id: IdPath) -> Response:
