@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,9 +57,11 @@ class BlobCalls(Protocol):
     PutBlob: Callable[..., Awaitable[blobs_pb2.PutBlobResponse]]
 
 
-async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: str = "") -> list[pb.InputMessage]:
+async def input_of(
+    blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: str = "", *, by_content: bool = False
+) -> list[pb.InputMessage]:
     """The input of a run. What images bring with them is kept first, once for each `key`, and as long as the thread where one is named,
-    which has to be there.
+    which has to be there. With `by_content` the key is none that a client gave, and other images may come under it.
 
     Raises InvalidInput that names the image that is none, PermissionDenied without the scope to keep one, and what refuses to keep it.
     """
@@ -66,7 +69,8 @@ async def input_of(blobs: BlobCalls, said: Sequence[Said], key: str, thread_id: 
     for one in said:
         message = message_of(one)
         for image in one.images:
-            blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{number}", key) if key else "", thread_id)
+            name = hashlib.sha256(f"{image.mime_type}\n".encode() + image.content).hexdigest() if by_content else str(number)
+            blob_id = image.blob_id or await _keep(blobs, image, named_by(f"image-{name}", key) if key else "", thread_id)
             message.images.add(blob_id=blob_id, detail=image.detail)
             number += 1
         found.append(message)
@@ -136,12 +140,12 @@ def image_of_url(url: Any, where: str, detail: Any) -> Image:
     return image_of_base64(begins.group(1), url[begins.end() :], where, detail)
 
 
-def image_of_base64(mime_type: Any, told: Any, where: str, detail: Any) -> Image:
-    """An image that is brought along as what it is `told`, in base64. Raises InvalidInput."""
+def image_of_base64(mime_type: Any, told: Any, where: str, detail: Any, type_where: str = "") -> Image:
+    """An image that is brought along as what it is `told`, in base64; its type stands at `type_where`. Raises InvalidInput."""
     # A name that no registry has, and many clients.
     mime_type = str(mime_type).lower().replace("image/jpg", "image/jpeg")
     if mime_type not in IMAGE_TYPES:
-        raise unsupported(where, f"must be one of {', '.join(IMAGE_TYPES)}")
+        raise unsupported(type_where or where, f"must be one of {', '.join(IMAGE_TYPES)}")
     if not isinstance(told, str):
         raise InvalidInput.field(where, "must be a string")
     if len(told) > (MOST_IMAGE_BYTES + 2) // 3 * 4:

@@ -100,15 +100,36 @@ async def test_of_a_conversation_that_is_there_only_new_images_are_kept(http, se
     assert (len(served.blobs.kept), given(served, "r-second")) == (kept, [])
 
 
+async def test_a_conversation_that_was_held_elsewhere_brings_the_images_there_is_room_for(http, served):
+    """What a thread that is new is given of old messages costs nobody the conversation."""
+    old = [said(data(), data(), text=f"{number}?", message_id=f"o{number}") for number in range(MOST_IMAGES)]
+    broken = [said(data(mime_type="image/tiff"), text="", message_id="o-tiff"), said(data("???"), message_id="o-none")]
+    events = await events_of(http, asked("r-elsewhere", *old, *broken, said(data(), message_id="last")))
+    told = served.log.runs["acme", "r-elsewhere"].request.input
+    assert [(one.text, len(one.images)) for one in told] == [
+        *((f"{number}?", 0) for number in range(4)), ("4?", 1), ("5?", 2), ("6?", 2), ("7?", 2), ("What is it?", 0), ("What is it?", 1),
+    ]  # fmt: skip
+    assert [(name, value["capability_lost"]) for name, value in Client().take(events).customs] == [("bulkhead.warning", "image")]
+
+
+async def test_another_image_under_the_same_run_that_was_refused_is_another_image(http, served):
+    for part in (data(), data(base64.b64encode(b"GIF89a..").decode(), "image/gif")):
+        message = said(part)
+        async with http.post("/ag-ui/nobody", json=asked("r-again-refused", message)) as response:
+            assert response.status == 404, await response.text()
+
+
 async def test_what_is_no_image_that_can_be_read_is_refused_by_its_place_or_told(http, served):
     before = len(served.blobs.kept)
     for parts, at in (
-        ([data("not base64")], 0), ([data(mime_type="image/tiff")], 0), ([image(UrlSource(type="url", value="data:text/plain,x"))], 0),
-        ([data()] * (MOST_IMAGES + 1), MOST_IMAGES), ([image(FileSource(type="file", value="../x", provider="bulkhead"))], 0),
+        ([data("not base64")], "0].source.value"), ([data(mime_type="image/tiff")], "0].source.mimeType"),
+        ([image(UrlSource(type="url", value="data:text/plain,x"))], "0].source.value"),
+        ([data()] * (MOST_IMAGES + 3), f"{MOST_IMAGES}].source.value"),
+        ([image(FileSource(type="file", value="../x", provider="bulkhead"))], "0].source.value"),
     ):  # fmt: skip
         async with http.post("/ag-ui/assistant", json=asked("r-bad", said(*parts))) as response:
             error = (await response.json())["metadata"]["bulkhead"]["errors"][0]
-            assert (response.status, error["field"]) == (400, f"messages[0].content[{at}].source.value")
+            assert (response.status, error["field"]) == (400, f"messages[0].content[{at}")
     assert ("acme", "r-bad") not in served.log.runs
     assert len(served.blobs.kept) == before
     elsewhere = [

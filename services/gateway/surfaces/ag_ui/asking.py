@@ -1,34 +1,39 @@
 """What of an application's messages a run is given: all of them, or what is new on a thread that has the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from services.common.errors import InvalidInput
 from services.gateway.client_tools import Call
+from services.gateway.inputs import MOST_IMAGES, check_answers, check_images, checked_call, checked_id, start_of_new
 from services.gateway.inputs import Said as Told
-from services.gateway.inputs import check_answers, check_images, checked_call, checked_id, start_of_new
 from services.gateway.refusals import InvalidBody
 from services.gateway.surfaces.ag_ui.images import image_of
 from services.gateway.surfaces.ag_ui.messages import Said
 
 _CALL_NAMES = ("id", "function.name", "function.arguments")
-_ONLY_SHOWN = ("activity", "reasoning")
+IMAGE = "image"
+# The place of a part, and what it is.
+Part = tuple[str, Mapping[str, Any]]
 
 
-def whole(messages: Sequence[Said]) -> list[Told]:
-    """All that users and assistants said, with the calls that the application made. Raises InvalidBody."""
-    return _checked(messages, _told(messages), whole_thread=True)
+def whole(messages: Sequence[Said], left_out: Callable[[str], None]) -> list[Told]:
+    """All that users and assistants said, with the calls that the application made. Of earlier messages images that cannot be read, or are
+    too many, are `left_out`. Raises InvalidBody."""
+    return _checked(messages, _told(messages), left_out, whole_thread=True)
 
 
 def new(messages: Sequence[Said]) -> list[Told]:
     """What comes last: the results of calls, and what the user said behind them. Raises InvalidBody."""
     told = _told(messages)
-    return _checked(messages, told[start_of_new(told) :], whole_thread=False)
+    return _checked(messages, told[start_of_new(told) :], lambda kind: None, whole_thread=False)
 
 
-def _checked(messages: Sequence[Said], told: list[Told], *, whole_thread: bool) -> list[Told]:
-    # Only now: of a long conversation most images were read before.
-    pictures = {f"messages[{at}]": one.images for at, one in enumerate(messages) if one.images}
-    told = [replace(one, images=tuple(image_of(part, where) for where, part in pictures.get(one.where, ()))) for one in told]
+def _checked(messages: Sequence[Said], told: list[Told], left_out: Callable[[str], None], *, whole_thread: bool) -> list[Told]:
+    told = _with_images(told, {f"messages[{at}]": one.images for at, one in enumerate(messages) if one.images}, left_out)
+    # A user who says nothing is refused where that is what is new, and passed over before.
+    told = [one for one in told[:-1] if one.role != "user" or one.text.strip() or one.images] + told[-1:]
     if not told or told[-1].role not in ("user", "tool"):
         raise InvalidBody.field("messages", "the last message must be of role user, or a result of role tool, where nothing is resumed")
     if told[-1].role == "user" and not told[-1].text.strip() and not told[-1].images:
@@ -36,6 +41,29 @@ def _checked(messages: Sequence[Said], told: list[Told], *, whole_thread: bool) 
     check_images(told)
     check_answers(told, "toolCallId", whole=whole_thread, wrong=InvalidBody)
     return told
+
+
+def _with_images(told: list[Told], parts: Mapping[str, Sequence[Part]], left_out: Callable[[str], None]) -> list[Told]:
+    """The messages with their images: those of the last one as they must be, and of earlier ones what there is room for, newest first."""
+    found = list(told)
+    for at in reversed(range(len(told))):
+        last, images = at == len(told) - 1, []
+        room = MOST_IMAGES - sum(len(one.images) for one in found)
+        for number, (where, part) in enumerate(parts.get(told[at].where, ())):
+            if not last and number >= room:
+                left_out(IMAGE)
+                break
+            if last and number > MOST_IMAGES:
+                # Refused below, and no more of them are decoded.
+                break
+            try:
+                images.append(image_of(part, where))
+            except InvalidInput:
+                if last:
+                    raise
+                left_out(IMAGE)
+        found[at] = replace(told[at], images=tuple(images))
+    return found
 
 
 def _told(messages: Sequence[Said]) -> list[Told]:
@@ -53,9 +81,7 @@ def _told(messages: Sequence[Said]) -> list[Told]:
                     found.append(Told("assistant", one.text, where, calls=calls))
             case "tool" if not _of_platform(one):
                 found.append(Told("tool", one.text, where, answers=checked_id(_answers(one), f"{where}.toolCallId", InvalidBody)))
-    # A user who says nothing is refused where that is what is new, and passed over before.
-    silent = {f"messages[{at}]" for at, one in enumerate(messages) if one.role == "user" and not one.text.strip() and not one.images}
-    return [one for one in found[:-1] if one.where not in silent] + found[-1:]
+    return found
 
 
 def _calls(message: Said, where: str, results: set[str]) -> tuple[Call, ...]:

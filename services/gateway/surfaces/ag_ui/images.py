@@ -31,15 +31,15 @@ def image_of(part: Mapping[str, Any], where: str) -> Image:
     """The image of a readable part. Raises InvalidInput."""
     if part["type"] == "binary":
         if part.get("data") is not None:
-            return image_of_base64(part["mimeType"], part["data"], f"{where}.data", None)
+            return image_of_base64(part["mimeType"], part["data"], f"{where}.data", None, f"{where}.mimeType")
         return image_of_url(part["url"], f"{where}.url", None)
     source, value = part["source"], f"{where}.source.value"
     if source["type"] == "data":
-        return image_of_base64(source.get("mimeType"), source.get("value"), value, None)
+        return image_of_base64(source.get("mimeType"), source.get("value"), value, None, f"{where}.source.mimeType")
     return image_of_blob(source.get("value"), value, None) if source["type"] == "file" else image_of_url(source["value"], value, None)
 
 
-def now(part: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def in_this_version(part: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A part as this version of the protocol has it; None for one of before that is no readable image."""
     if part.get("type") != "binary":
         return part

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.gateway.refusals import InvalidBody
-from services.gateway.surfaces.ag_ui.images import is_readable, now
+from services.gateway.surfaces.ag_ui.images import in_this_version, is_readable
 
 MOST_MESSAGES = 1_000
 # Of them, and of instructions and context, as many as the orchestrator takes for one run.
@@ -115,7 +115,7 @@ def _parts(message: Mapping[str, Any], where: str, wire: dict[str, Any]) -> Cont
     for at, part in enumerate(content):
         kind = _object(part, f"{where}.content[{at}]").get("type")
         # A part of before the protocol's first version its clients turn into one of the others.
-        if (shown := now(part)) is not None:
+        if (shown := in_this_version(part)) is not None:
             wire["content"].append({name: value for name, value in shown.items() if value is not None})
         if kind == "text":
             texts.append(_string(part.get("text"), f"{where}.content[{at}].text"))

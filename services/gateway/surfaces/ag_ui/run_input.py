@@ -51,11 +51,14 @@ class RunInput:
             self._warn("parameters_ignored", name, f"Without effect here: {name}.")
         if self.messages and self.messages[-1].role == "user":
             for part in self.messages[-1].left_out:
-                self._warn("content_parts_skipped", part, f"Parts of type {part} are not read; the text of the message is.")
+                self._leave_out(part)
 
     def _warn(self, code: str, what: str, text: str) -> None:
         if (code, what, text) not in self.warnings:
             self.warnings.append((code, what, text))
+
+    def _leave_out(self, part: str) -> None:
+        self._warn("content_parts_skipped", part, f"Some parts of type {part} are not read; the text of their message is.")
 
     def _forwarded(self, value: Any) -> tuple[int, str]:
         """(what becomes of a run on a busy thread, what becomes of it when its client leaves) as forwardedProps say."""
@@ -92,7 +95,7 @@ class RunInput:
 
         Instructions and context are the run's own, and go with it each time. Raises InvalidBody.
         """
-        told = [*self._instructions(), *(whole(self.messages) if fresh else new(self.messages))]
+        told = [*self._instructions(), *(whole(self.messages, self._leave_out) if fresh else new(self.messages))]
         if len(told) > MOST_TOLD:
             raise InvalidBody.field("messages", f"a new thread begins with at most {MOST_TOLD} messages, instructions and context included")
         return told

@@ -96,8 +96,8 @@ class Runs:
             raise NotFound("there is no run of this runId to go on with", reason="RUN_NOT_FOUND")
         if found is None:
             told = asked.told(fresh=not last_seq)
-            # A request that is sent again brings the same images.
-            given = await input_of(self._blobs, told, key or f"ag-ui/{asked.run_id}")
+            # A request that is sent again mostly brings the same images.
+            given = await input_of(self._blobs, told, key or f"ag-ui/{asked.run_id}", by_content=not key)
             try:
                 return await self._made(asked, asked.create_run(agent, given, key), told), True
             except Conflict as error:
