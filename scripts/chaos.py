@@ -62,6 +62,8 @@ RESIDUE_S = 40.0
 CRASH_BUDGET = 50
 # What is promised of the time from the loss of an owner to the first event of the next one, where there is another one all that time.
 TAKEOVER_P99_MS = 5_000
+# Of so many, not every takeover has each other replica struck meanwhile.
+MANY_KILLS = 20
 SETTINGS = {
     "lease_s": 3.0, "heartbeat_s": 1.0, "sweep_s": 0.5, "watch_heartbeat_s": 1.0, "crash_budget": CRASH_BUDGET, "log_level": "WARNING",
 }  # fmt: skip
@@ -275,7 +277,8 @@ def missed_by(found: Mapping[str, Any]) -> list[str]:
     if not found["runs"]:
         missed.append("no run was judged")
     took_ms = found["takeover_p99_ms"]
-    if took_ms is None and not found["takeovers_beset"] and found["by_fault"].get("kill"):
+    few = found["takeovers_beset"] and found["by_fault"].get("kill", 0) < MANY_KILLS
+    if took_ms is None and not few and found["by_fault"].get("kill"):
         missed.append("no takeover was measured")
     if took_ms is not None and took_ms > TAKEOVER_P99_MS:
         missed.append(f"a takeover took {took_ms} ms at the 99th percentile, and {TAKEOVER_P99_MS} are promised")

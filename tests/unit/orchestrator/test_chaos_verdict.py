@@ -23,6 +23,7 @@ def test_promises_that_held_are_not_missed():
         ({"logged_errors": {"write_failed: x": 1}}, "write_failed"),
         ({"takeover_p99_ms": 5001}, "5001 ms"),
         ({"takeover_p99_ms": None}, "no takeover"),
+        ({"takeover_p99_ms": None, "takeovers_beset": 20, "by_fault": {"kill": 20}}, "no takeover"),
         ({"kills": 2}, "only 2 strikes of 3"),
         ({"runs": 0}, "no run"),
     ],
