@@ -16,20 +16,22 @@ SEARCHING = "searching"
 CALLING_TOOL = "calling_tool"
 WRITING = "writing"
 WAITING_APPROVAL = "waiting_approval"
-STATUSES = (THINKING, SEARCHING, CALLING_TOOL, WRITING, WAITING_APPROVAL)
+WAITING = "waiting"
+STATUSES = (THINKING, SEARCHING, CALLING_TOOL, WRITING, WAITING_APPROVAL, WAITING)
 
 
 class AgentStatus:
     """The status that was told last. Each method answers the event to be told now, None where nothing has changed."""
 
     def __init__(self) -> None:
-        self._told = ("", "")
+        # Status and detail; empty before the first.
+        self.told: tuple[str, str] = ("", "")
 
     def be(self, status: str, detail: str = "") -> Draft | None:
         """One of STATUSES from now on; `detail` names the tool or the step."""
-        if self._told == (status, detail):
+        if self.told == (status, detail):
             return None
-        self._told = (status, detail)
+        self.told = (status, detail)
         return Draft("agent_status", orjson.dumps({"status": status, "detail": detail} if detail else {"status": status}))
 
     def before(self, kind: str, data: Mapping[str, Any]) -> Draft | None:

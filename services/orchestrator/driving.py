@@ -192,7 +192,7 @@ class Driver:
 
     async def _park(self, owned: Owned, turn: Turn, parked: RunParked) -> Left:
         ref = owned.ref
-        written = await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
+        written = await turn.writer.park(turn.snapshot(parked=True), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
         if written.next_run == ref.run_id:
             # A command came while it was being parked.
             owned.released = True

@@ -48,7 +48,7 @@ class RunWriter:
         self._early = 0
         self._text: list[str] = []
         self._text_of = ""
-        self._status = AgentStatus()
+        self.status = AgentStatus()
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._tasks: set[asyncio.Task] = set()
@@ -63,19 +63,20 @@ class RunWriter:
     def emit(self, kind: str, data: Mapping[str, Any]) -> None:
         """Puts an event into the next write."""
         self._seal()
-        if (status := self._status.before(kind, data)) is not None:
+        if (status := self.status.before(kind, data)) is not None:
             self._drafts.append(status)
         self._drafts.append(Draft(kind, orjson.dumps(data)))
 
     def tell(self, status: str, detail: str = "") -> None:
         """Puts what the agent does from now on into the next write, as of AgentStatus.be, unless it was told last."""
-        if (told := self._status.be(status, detail)) is not None:
+        if (told := self.status.be(status, detail)) is not None:
             self._seal()
             self._drafts.append(told)
 
     def tell_soon(self, status: str) -> None:
-        """As `tell`, written within the batch time: before what was emitted already, and still waits for its state."""
-        if (told := self._status.be(status)) is not None:
+        """As `tell`, written within the batch time: before what was emitted already, and still waits for its state. No status may be
+        among that."""
+        if (told := self.status.be(status)) is not None:
             self._seal()
             self._drafts.insert(self._early, told)
             self._early += 1

@@ -238,7 +238,7 @@ class World:
         """Lets go of the run; somebody takes it up again when its time has come, or at once where it waits for a command."""
         self.parked.append(parked.until_ms)
         with contextlib.suppress(Fenced):
-            await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
+            await turn.writer.park(turn.snapshot(parked=True), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
         await asyncio.sleep(max(0.0, parked.until_ms / 1000 - time.time()))
 
     def turn(self, on_lost: Callable[[], Any] = lambda: None) -> Turn:

@@ -308,7 +308,7 @@ async def wait(turn: Turn) -> None:
         turn.hear(await patiently(turn, partial(interrupts.expire, turn.ref, late, turn.heard)))
     if turn.commands:
         return
-    turn.writer.tell(WAITING_APPROVAL)
+    turn.tell_rest(WAITING_APPROVAL)
     raise RunParked(max(now + AGAIN_MS, min(asked["expires_ms"] for asked in waiting)))
 
 

@@ -18,6 +18,8 @@ from services.orchestrator.turn.guardrails import AllowAll, Guardrails
 from services.orchestrator.writer import RunWriter
 
 COUNTED = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_microusd", "model_calls", "tool_calls")
+# Name, among the parts of a turn's state, of the agent's status with which the run was parked.
+RESTING = "resting"
 # Less than this is no time for a call; the run's deadline counts as passed.
 NO_TIME_S = 0.05
 
@@ -250,8 +252,17 @@ class Turn:
             )
         )
 
-    def snapshot(self) -> bytes:
-        """The checkpoint as of now."""
+    def tell_rest(self, status: str, detail: str = "") -> None:
+        """Tells what the run waits for, which is about to be parked; once, however often somebody looks after it meanwhile."""
+        if self.writer.status.told[0] or self.state.parts.get(RESTING) != [status, detail]:
+            self.writer.tell(status, detail)
+
+    def snapshot(self, *, parked: bool = False) -> bytes:
+        """The checkpoint as of now. That of a run that is `parked` tells the next owner what was said of it last."""
+        if not parked:
+            self.state.parts.pop(RESTING, None)
+        elif self.writer.status.told[0]:
+            self.state.parts[RESTING] = list(self.writer.status.told)
         now = time.monotonic()
         self.state.active_ms += int((now - self.began) * 1000)
         self.began = now

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from services.orchestrator.agent_status import WAITING
 from services.orchestrator.ports import Message, ModelFinished, ToolDefinition, ToolOutcome, ToolRequest
 from services.orchestrator.records import Terminal
 from services.orchestrator.turn import approvals, arguments, degradation, finish, guard, guarding, limits
@@ -101,6 +102,7 @@ async def _wait(flow: Flow) -> None:
     left_ms = until_ms - now_ms()
     if left_ms >= PARK_FROM_MS:
         flow.tell()
+        flow.turn.tell_rest(WAITING, flow.waiting())
         raise RunParked(until_ms)
     flow.turn.writer.flush_soon()
     await asyncio.sleep(max(0, left_ms) / 1000)

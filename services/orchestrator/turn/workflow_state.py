@@ -254,6 +254,10 @@ class Flow:
         """When the first place that waits goes on."""
         return min(kept["after_ms"] for kept in self.places.values() if "after_ms" in kept)
 
+    def waiting(self) -> str:
+        """The step of the first place that waits."""
+        return str(min((kept for kept in self.places.values() if "after_ms" in kept), key=lambda kept: kept["after_ms"])["step"])
+
     def check(self) -> None:
         """Raises RunStopped where the workflow has failed."""
         if failed := self.part.get("failed"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.orchestrator.agent_status import SEARCHING, STATUSES, THINKING, AgentStatus
-from services.orchestrator.records import RunRef, Terminal, Written
+from services.orchestrator.records import Park, RunRef, Terminal, Written
 from services.orchestrator.testing.turn_world import Journal, World, agent, steps_before
 from services.orchestrator.writer import RunWriter
 
@@ -120,3 +120,28 @@ async def test_who_takes_text_back_thinks_anew(made):
         [("agent_status", THINKING), ("attempt_superseded", "")],
         [("agent_status", "writing"), ("message_delta", "")],
     ]
+
+
+def test_who_waits_says_so_once_however_often_somebody_looks_after_it():
+    world = World(lambda call: "done", agent())
+
+    async def rest(*before):
+        turn = world.turn()
+        for status in before:
+            turn.writer.tell(*status)
+            await turn.writer.checkpoint(turn.snapshot())
+        turn.tell_rest("waiting_approval")
+        await turn.writer.park(turn.snapshot(parked=True), turn.unstored(), Park(0, 0))
+
+    async def run():
+        await rest(("thinking",))
+        await rest()
+        await rest()
+        # What it was asked has led to something, and it waits once more.
+        await rest(("calling_tool", "look"))
+        await rest()
+
+    asyncio.run(run())
+    assert [tuple(data.values()) for data in world.journal.of("agent_status")] == [
+        ("thinking",), ("waiting_approval",), ("calling_tool", "look"), ("waiting_approval",),
+    ]  # fmt: skip

@@ -61,7 +61,7 @@ class Supervised(World):
     async def _park(self, turn, parked):
         self.parked.append(parked.until_ms)
         try:
-            await turn.writer.park(turn.snapshot(), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
+            await turn.writer.park(turn.snapshot(parked=True), turn.unstored(), Park(parked.until_ms, turn.state.inbox))
         except (Fenced, asyncio.CancelledError):
             asyncio.current_task().uncancel()
             return

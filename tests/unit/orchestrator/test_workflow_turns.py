@@ -205,6 +205,8 @@ def test_while_all_is_waiting_the_run_is_parked_until_the_first_goes_on(monkeypa
     assert text == "sent"
     first, second = dict.fromkeys(world.parked)
     assert (second - first, first - before * 1000) >= (59, 29)
+    told = [tuple(data.values()) for data in world.journal.of("agent_status")]
+    assert [status for status in told if status[0] == "waiting"] == [("waiting", "send")] * 2
 
 
 BOUNDED = """

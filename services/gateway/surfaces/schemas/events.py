@@ -111,7 +111,7 @@ DATA: Mapping[str, Shape] = {
     ),
     "run_started": members("A run is at work."),
     "agent_status": members(
-        "What the agent does from here on: thinking, searching, calling_tool, writing or waiting_approval; others may come.",
+        "What the agent does from here on: thinking, searching, calling_tool, writing, waiting_approval or waiting; others may come.",
         {"status": TEXT}, detail=TEXT,
     ),
     "message_delta": members("A piece of an answer in the making.", {"text": TEXT, "message_id": TEXT}),

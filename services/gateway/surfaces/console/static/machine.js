@@ -13,13 +13,14 @@ export const STATES = {
   calling_tool: { label: "calling a tool", busy: true, send: "steer", stop: true },
   writing: { label: "writing", busy: true, send: "steer", stop: true },
   waiting_approval: { label: "waiting for approval", busy: true, send: "steer", stop: true },
+  waiting: { label: "waiting", busy: true, send: "steer", stop: true },
   stopping: { label: "stopping", busy: true, send: "none", stop: true },
   reconnecting: { label: "reconnecting", busy: true, send: "none", stop: true },
   trouble: { label: "trouble", busy: false, send: "send", stop: false },
 };
 
 // Values of `agent_status` that have a state of their own; any other is `working`.
-export const STATUSES = ["queued", "thinking", "searching", "calling_tool", "writing", "waiting_approval"];
+export const STATUSES = ["queued", "thinking", "searching", "calling_tool", "writing", "waiting_approval", "waiting"];
 const AT_WORK = [...STATUSES, "working"];
 
 const statuses = Object.fromEntries(AT_WORK.map((name) => [name, name]));
@@ -63,7 +64,8 @@ export class Machine {
       return this.take(STATUSES.includes(status) ? status : "working", event.data?.detail || "");
     }
     const { input, detail } = implied(event);
-    if (!input || (this.told && STATES[input])) return false;
+    // An answered question is told before whoever goes on with it says what it does.
+    if (!input || (this.told && STATES[input] && event.type !== "interrupt_resolved")) return false;
     return this.take(input, detail);
   }
 }
