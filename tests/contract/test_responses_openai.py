@@ -10,7 +10,7 @@ from openai.types import responses as types
 
 from services.common import testing
 from services.gateway import fakes
-from services.gateway.surfaces.responses import conversations
+from services.gateway.surfaces.responses import reading
 from tests.contract.responses_sdk import all_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -209,7 +209,7 @@ async def test_input_items_are_what_was_asked_in_pages(sdk):
 
 
 async def test_a_page_of_a_long_conversation_reads_no_more_of_it_than_it_has_to(sdk, served, monkeypatch):
-    monkeypatch.setattr(conversations, "RUNS_AT_ONCE", 2)
+    monkeypatch.setattr(reading, "RUNS_AT_ONCE", 2)
     made = await sdk.conversations.create()
     answers = [await sdk.responses.create(model="assistant", input=f"{number}", conversation=made.id) for number in range(5)]
     listed = [item.id async for item in sdk.conversations.items.list(made.id, order="asc", limit=1)]

@@ -9,41 +9,32 @@ from services.common.errors import InvalidInput
 from services.gateway.client_tools import client_tools, refuse_other_types, response_format, tool_choice
 from services.gateway.surfaces.native.models import ID_PATTERN, INT64_MAX
 from services.gateway.surfaces.openai import messages
-from services.gateway.surfaces.openai.fields import boolean, labels, mapping, matches, number, text, unsupported, whole
+from services.gateway.surfaces.openai.fields import (
+    NO_EFFECT,
+    REFUSED,
+    SILENT,
+    STREAM_NO_EFFECT,
+    Unused,
+    boolean,
+    ignored,
+    labels,
+    mapping,
+    matches,
+    number,
+    refuse,
+    text,
+    unsupported,
+    whole,
+)
 
-# What changes the shape or the meaning of the answer cannot be left out in silence: the value that means "not used", or none.
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "stop": ([], ""),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "prediction": (),
-}
-# Hints on how to sample or bill. They are the agent's to decide; a request that names them is served, and told so.
-_NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    "top_p": (1,),
-    "seed": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "service_tier": ("auto", "default"),
-    "parallel_tool_calls": (True,),
-    "store": (False,),
-}
+# Beside the hints of both routes those that say something else on the other one.
+_NO_EFFECT: Unused = {**NO_EFFECT, "service_tier": ("auto", "default"), "store": (False,)}
 _TAKEN = frozenset(
     {
         "model", "messages", "stream", "stream_options", "temperature", "max_tokens", "max_completion_tokens", "n", "metadata", "tools",
         "tool_choice", "response_format",
     }
 )  # fmt: skip
-# They say who asks or help a provider's cache; leaving them out changes nothing that a caller could see.
-_SILENT = frozenset({"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 OUR_METADATA = ("thread_id", "on_disconnect")
 
 
@@ -69,12 +60,9 @@ class ChatRequest:
         self.max_tokens = longest if longest is not None else whole(body, "max_tokens", 1, INT64_MAX)
         if whole(body, "n", 1, 128) not in (None, 1):
             raise unsupported("n", "only one choice is made")
-        for name, unused in _UNSUPPORTED.items():
-            if body.get(name) is not None and body[name] not in unused:
-                raise unsupported(name)
-        self.ignored = [name for name, unused in _NO_EFFECT.items() if body.get(name) is not None and body[name] not in unused]
-        known = _TAKEN | _SILENT | _UNSUPPORTED.keys() | _NO_EFFECT.keys()
-        self.ignored += [str(name)[:64] for name in body if name not in known]
+        refuse(body, REFUSED, {})
+        self.ignored = ignored(body, _NO_EFFECT, _TAKEN | SILENT | REFUSED.keys())
+        self.ignored += ignored(options, STREAM_NO_EFFECT, ("include_usage",), "stream_options.")
         self.metadata = labels(body, len(OUR_METADATA))
         thread_id = headers.get("x-bulkhead-thread-id") or self.metadata.pop("thread_id", "")
         self.thread_id = matches("metadata.thread_id", thread_id, ID_PATTERN) if thread_id else ""

@@ -6,10 +6,13 @@ from typing import Any
 import orjson
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 
-from services.gateway.surfaces.native.models import MAX_LABELS
+from services.gateway.surfaces.native.models import MAX_LABEL_BYTES, MAX_LABELS
 
 # Label of the run that keeps what only the request says. It goes with the caller's own, where these leave room.
 LABEL = "bulkhead.response"
+# Bytes that the list of what has no effect takes of the label beside its names, with a last one that says of how many there was no room:
+# no body has more. The name of a label counts, too.
+_AROUND_NAMES = len(LABEL) + len(',"ignored":[]') + len('"4194304 more"')
 _NUMBERS = ("max_output_tokens", "max_tool_calls", "temperature")
 _NOTHING: Mapping[str, Any] = {
     "background": False, "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "previous_response_id": None,
@@ -17,16 +20,29 @@ _NOTHING: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+def named(names: Sequence[str], said: Mapping[str, Any]) -> list[str]:
+    """`names` of what has no effect as far as the label has room for them beside what it `said`; of the others how many they are."""
+    room = MAX_LABEL_BYTES - _AROUND_NAMES - len(_dumped(said))
+    for count, name in enumerate(names):
+        room -= len(orjson.dumps(name)) + len(",")
+        if room < 0:
+            return [*names[:count], f"{len(names) - count} more"]
+    return list(names)
+
+
 def labels_with(labels: Mapping[str, str], said: Mapping[str, Any]) -> Mapping[str, str]:
     """`labels` of a run with what `said` says; without it where they are as many as there may be, or it says nothing."""
-    told = {name: value for name, value in said.items() if value not in (None, False)}
-    if not told or len(labels) >= MAX_LABELS:
-        return labels
-    return {**labels, LABEL: orjson.dumps(told).decode()}
+    told = _dumped(said)
+    return {**labels, LABEL: told.decode()} if told != b"{}" and len(labels) < MAX_LABELS else labels
+
+
+def _dumped(said: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({name: value for name, value in said.items() if value is not None and value is not False and value != []})
 
 
 def asked_of(run: pb.Run) -> dict[str, Any]:
-    """What is known of the request of a run without its log. `instructions` is not None where there are any."""
+    """What is known of the request of a run without its log. `instructions` is not None where there are any; `ignored` are the names of
+    what had no effect."""
     labels = dict(run.metadata)
     found = {**_NOTHING, "metadata": None, "text": {"format": {"type": "text"}}}
     told = _label(labels.pop(LABEL, ""))
@@ -37,6 +53,8 @@ def asked_of(run: pb.Run) -> dict[str, Any]:
             found[name] = value
     if isinstance(told.get("previous_response_id"), str):
         found["previous_response_id"] = told["previous_response_id"]
+    names = told.get("ignored")
+    found["ignored"] = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     found["background"] = told.get("background") is True
     found["instructions"] = "" if told.get("instructions") is True else None
     return found

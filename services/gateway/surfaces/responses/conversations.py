@@ -18,7 +18,6 @@ from services.gateway.surfaces.responses import ids, reading, schema
 from services.gateway.surfaces.responses.paging import After, Include, Limit, Order, bad_cursor, page, refuse_include
 from services.gateway.surfaces.wiring import Wiring
 
-RUNS_AT_ONCE = 100
 _ONLY_RESPONSES = "what is said in a conversation comes with responses"
 _LOG_GROWS = "what was said stays in the log of a conversation"
 
@@ -156,7 +155,7 @@ class Conversations:
 
     async def _members(self, thread_id: str, *, oldest_first: bool, since: str) -> AsyncGenerator[pb.Run, None]:
         """The runs of a thread from `since` on, if it is there; '' for all."""
-        async with aclosing(self._newest_first(thread_id)) as runs:
+        async with aclosing(reading.newest_first(self._runs, thread_id)) as runs:
             if not oldest_first:
                 reached = not since
                 async for run in runs:
@@ -174,16 +173,6 @@ class Conversations:
                     break
         for run in reversed(behind if reached else []):
             yield run
-
-    async def _newest_first(self, thread_id: str) -> AsyncGenerator[pb.Run, None]:
-        token = ""
-        while True:
-            listed = await self._runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=RUNS_AT_ONCE, page_token=token))
-            for run in listed.runs:
-                yield run
-            token = listed.next_page_token
-            if not token:
-                break
 
 
 def _run_of(item_id: str) -> str:

@@ -42,6 +42,12 @@ def no_previous() -> InvalidInput:
     return InvalidInput(told, reason="PREVIOUS_RESPONSE_NOT_FOUND", violations=[FieldViolation("previous_response_id", told)])
 
 
+def no_item(where: str) -> InvalidInput:
+    """The refusal of a reference to an item that what a response goes on from does not have; of the body as well."""
+    told = "there is no such item in what the response goes on from"
+    return InvalidInput(f"{where}: {told}", reason="ITEM_NOT_FOUND", violations=[FieldViolation(where, told)])
+
+
 def not_found(kind: str) -> NotFound:
     """The refusal of what is not there, or not the caller's."""
     return NotFound(f"there is no such {kind}", reason=f"{kind.upper()}_NOT_FOUND")

@@ -20,6 +20,10 @@ _PART_FIELDS = frozenset({"type", "text", "annotations", "logprobs"})
 _IMAGE_FIELDS = frozenset({"type", "image_url", "file_id", "detail"})
 _CALL_FIELDS = frozenset({"type", "id", "call_id", "name", "arguments", "status", "parsed_arguments"})
 _RESULT_FIELDS = frozenset({"type", "id", "call_id", "output", "status"})
+# What the platform did and said itself, as it was answered, and what other platforms have their models think: whoever sends back all of an
+# output sends these too.
+PASSED_OVER = ("mcp_call", "mcp_approval_request", "reasoning")
+_REFERENCE_FIELDS = frozenset({"type", "id"})
 _CALL_NAMES = ("call_id", "name", "arguments")
 
 
@@ -31,12 +35,21 @@ class Decision(NamedTuple):
     reason: str
 
 
+class Reference(NamedTuple):
+    """An item that was said before; `where` names its id in the body."""
+
+    item_id: str
+    where: str
+
+
 class Input:
-    """`messages`, the last of the user or of calls that the client made; or `decisions`. Raises InvalidInput."""
+    """`messages`, the last of the user or of calls that the client made; or `decisions`. `references` add nothing: what they name has to be
+    in what the response goes on from. Raises InvalidInput."""
 
     def __init__(self, value: Any) -> None:
         self.messages: list[Said] = []
         self.decisions: list[Decision] = []
+        self.references: list[Reference] = []
         if isinstance(value, str):
             self.messages.append(Said("user", value, "input"))
             if not value.strip():
@@ -64,7 +77,9 @@ class Input:
     def _take(self, item: Any, where: str) -> None:
         if not isinstance(item, dict):
             raise InvalidInput.field(where, "must be an object")
-        match item.get("type", "message"):
+        # The SDK's type of a reference may go without saying so.
+        kind = "item_reference" if item.get("type") is None and set(item) - {"type"} == {"id"} else item.get("type", "message")
+        match kind:
             case "message":
                 _only(item, _MESSAGE_FIELDS, where)
                 role = item.get("role")
@@ -79,8 +94,12 @@ class Input:
                 call_id = checked_id(item.get("call_id"), f"{where}.call_id")
                 text, _ = _content(item.get("output"), f"{where}.output", "tool")
                 self.messages.append(Said("tool", text, where, answers=call_id))
-            case "mcp_call":
-                # What the platform did itself, as it was answered: whoever sends back all of an output sends this too.
+            case "item_reference":
+                _only(item, _REFERENCE_FIELDS, where)
+                if not ids.run_of_item(_string(item, "id", where)):
+                    raise ids.no_item(f"{where}.id")
+                self.references.append(Reference(item["id"], f"{where}.id"))
+            case _ if kind in PASSED_OVER:
                 pass
             case "mcp_approval_response":
                 _only(item, _DECISION_FIELDS, where)

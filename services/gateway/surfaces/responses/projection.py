@@ -9,7 +9,7 @@ from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
 from services.gateway.answer import Answer, data_of
 from services.gateway.following import TERMINAL
 from services.gateway.running import usage_of
-from services.gateway.surfaces.openai.chunks import REFUSING
+from services.gateway.surfaces.openai.chunks import REFUSING, extension
 from services.gateway.surfaces.responses import ids
 from services.gateway.surfaces.responses.asked import asked_of, told_of
 from services.gateway.surfaces.responses.output import Output, Told
@@ -33,7 +33,10 @@ class Projection:
         self.number = -1
         self.input: list[Mapping[str, Any]] = []
         self.answer = Answer(run.run_id, run.thread_id)
-        self._said = {**asked_of(run), **(said or {})}
+        known = asked_of(run)
+        self._said = {**known, **(said or {})}
+        # Another request that goes on with the run may have named more.
+        self._ignored = [*known["ignored"], *(name for name in self._said.pop("ignored") if name not in known["ignored"])]
         # Whether the answer is to be JSON: of one that has not the form, and is asked for again, nothing may be seen.
         self._structured = self._said["text"]["format"]["type"] != "text"
         self._output = Output(run.run_id)
@@ -152,8 +155,8 @@ class Projection:
             "truncation": "disabled",
             "usage": self._usage(),
             "bulkhead": {
-                "run_id": run.run_id, "thread_id": run.thread_id, "citations": self.answer.citations, "warnings": self.answer.warnings,
-                "approvals": list(self._output.asked), "reason": failure.reason if failure is not None else None,
+                **extension(run, self.answer, self._ignored), "approvals": list(self._output.asked),
+                "reason": failure.reason if failure is not None else None,
             },
         }  # fmt: skip
 

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
+from bulkhead.orchestrator.v1 import orchestrator_pb2_grpc
 
 from services.gateway.following import Follower
 from services.gateway.ports import Subject
@@ -13,6 +14,7 @@ from services.gateway.surfaces.responses.projection import Projection, frame
 
 # A long log comes in large batches, and a client on a slow line must be seen to take what it is sent.
 CHUNK_BYTES = 64 * 1024
+RUNS_AT_ONCE = 100
 
 
 async def brought_up(follower: Follower, projection: Projection) -> Projection:
@@ -84,6 +86,18 @@ async def of_thread(follower: Follower, run: pb.Run, thread_id: str) -> Projecti
             if projection.ended:
                 break
     return projection
+
+
+async def newest_first(runs: orchestrator_pb2_grpc.RunServiceStub, thread_id: str) -> AsyncGenerator[pb.Run, None]:
+    """The runs of a thread."""
+    token = ""
+    while True:
+        listed = await runs.ListRuns(pb.ListRunsRequest(thread_id=thread_id, page_size=RUNS_AT_ONCE, page_token=token))
+        for run in listed.runs:
+            yield run
+        token = listed.next_page_token
+        if not token:
+            break
 
 
 def input_items(projection: Projection) -> list[dict[str, Any]]:

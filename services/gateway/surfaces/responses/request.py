@@ -1,6 +1,7 @@
-"""What a response asks for, in our terms. What is not supported is refused by name, also where it is only a hint."""
+"""What a response asks for, in our terms. What is not supported is refused by name, or named with the answer where it is only a hint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bulkhead.orchestrator.v1 import orchestrator_pb2 as pb
@@ -9,23 +10,61 @@ from services.common.errors import InvalidInput, NotFound
 from services.gateway.client_tools import client_tools, refuse_other_types, response_format, tool_choice
 from services.gateway.inputs import Said, check_answers
 from services.gateway.surfaces.native.models import INT32_MAX, INT64_MAX
-from services.gateway.surfaces.openai.fields import boolean, labels, mapping, number, text, unsupported, whole
+from services.gateway.surfaces.openai.fields import (
+    MOST_NAME_CHARS,
+    NO_EFFECT,
+    REFUSED,
+    SILENT,
+    STREAM_NO_EFFECT,
+    Unused,
+    boolean,
+    ignored,
+    labels,
+    mapping,
+    number,
+    refuse,
+    strings,
+    text,
+    unsupported,
+    whole,
+)
 from services.gateway.surfaces.responses import ids
-from services.gateway.surfaces.responses.asked import LABEL, as_accepted, labels_with, told_of
+from services.gateway.surfaces.responses.asked import LABEL, as_accepted, labels_with, named, told_of
 from services.gateway.surfaces.responses.input import Input
 
-# The values of a field that ask for nothing else than what is done anyway; `null` does for every field.
-UNUSED: Mapping[str, tuple[Any, ...]] = {
-    "parallel_tool_calls": (True,),
-    "include": ([],),
-    "truncation": ("disabled",),
-    "top_p": (1,),
-    "top_logprobs": (0,),
-    "reasoning": ({},),
+# Beside what both routes refuse: what would change the answer here, and fields of the other route that would.
+_REFUSED: Unused = {
+    **REFUSED,
+    "n": (1,),
+    "messages": (),
+    "max_tokens": (),
+    "max_completion_tokens": (),
+    "response_format": ({"type": "text"},),
+    "prompt": (),
+    "context_management": ([],),
+    "moderation": (),
+    "generate": (True,),
 }
 _WHY = {
-    "parallel_tool_calls": "a model may ask for several calls at once",
-    "stream_options.include_obfuscation": "events are not padded",
+    "n": "only one response is made",
+    "messages": "what is said is the input",
+    "max_tokens": "is max_output_tokens here",
+    "max_completion_tokens": "is max_output_tokens here",
+    "response_format": "is text.format here",
+}
+# Hints, which are named where they ask for something; beside those of both routes these are of this one alone.
+UNUSED: Unused = {**NO_EFFECT, "include": ([],), "truncation": ("disabled",), "reasoning": ({},)}
+# Of what may be included, the one thing that an answer here could have.
+_LOGPROBS = "message.output_text.logprobs"
+# What is left out or refused is looked at as well: what is of the wrong type is a mistake, whatever it asks for.
+_TYPES: Mapping[str, Callable[[Mapping[str, Any], str], object]] = {
+    "include": strings,
+    "parallel_tool_calls": boolean,
+    "reasoning": mapping,
+    "top_p": partial(number, least=0, most=1),
+    "top_logprobs": partial(whole, least=0, most=20),
+    "truncation": text,
+    **dict.fromkeys(sorted(SILENT), text),
 }
 SUPPORTED = frozenset(
     {
@@ -34,8 +73,6 @@ SUPPORTED = frozenset(
         "tool_choice",
     }
 )  # fmt: skip
-# They say who asks or help a provider's cache; leaving them out changes nothing that a caller could see.
-_SILENT = frozenset({"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 # Which run goes first among those of the tenant that wait.
 _PRIORITIES = {"auto": 0, "default": 0, "flex": -5, "priority": 5, "fast": 5}
 # What says how a run is made, and so cannot be said to one that is there already; with the values that ask for nothing.
@@ -57,13 +94,12 @@ class ResponseRequest:
     def __init__(self, body: Any, headers: Mapping[str, str]) -> None:
         if not isinstance(body, dict):
             raise InvalidInput("the body must be a JSON object")
-        _refuse_unsupported(body)
+        without_effect = _without_effect(body)
         self.model = text(body, "model", required=True)
         self.stream, self.background = boolean(body, "stream"), boolean(body, "background")
         self.store = body.get("store") is None or boolean(body, "store")
         if self.background and not self.store:
             raise InvalidInput.field("background", "needs a response that is stored")
-        _check_options(body, self.stream)
         self.instructions = text(body, "instructions")
         self.temperature = number(body, "temperature", 0, 2)
         self.max_tokens = whole(body, "max_output_tokens", 1, INT64_MAX)
@@ -84,6 +120,8 @@ class ResponseRequest:
         self.previous_run = _previous_run(previous) if previous else ""
         self.thread_id = ids.thread_id_of(conversation) if conversation else ""
         self.input = Input(body.get("input"))
+        if self.input.references and not (self.previous_run or self.thread_id):
+            raise ids.no_item(self.input.references[0].where)
         check_answers(self.input.messages, "call_id", whole=not self.previous_run and not self.thread_id)
         if self.input.decisions:
             if not previous:
@@ -91,6 +129,7 @@ class ResponseRequest:
             for name, unused in _OF_A_NEW_RUN.items():
                 if body.get(name) is not None and not _among(body[name], unused):
                     raise unsupported(name, "cannot be changed of a response that goes on after an approval")
+        self.ignored = named(without_effect, self._kept())
         leaving = headers.get("x-bulkhead-on-disconnect", "continue")
         if leaving not in ("continue", "cancel"):
             raise InvalidInput.field("x-bulkhead-on-disconnect", "must be continue or cancel")
@@ -104,7 +143,8 @@ class ResponseRequest:
     def shown(self) -> dict[str, Any]:
         """What a response shows of its request."""
         told = told_of(as_accepted(self.tools, self.tool_choice, self.response_format))
-        return {**self._given(), "instructions": self.instructions or None, "metadata": self.metadata or None, **told}
+        asked = {"instructions": self.instructions or None, "metadata": self.metadata or None, "ignored": self.ignored}
+        return {**self._given(), **asked, **told}
 
     def _given(self) -> dict[str, Any]:
         return {
@@ -114,7 +154,10 @@ class ResponseRequest:
 
     def _labels(self) -> Mapping[str, str]:
         """Labels of the run: the caller's own, and what a response shows of its request."""
-        return labels_with(self.metadata, {**self._given(), "instructions": bool(self.instructions)})
+        return labels_with(self.metadata, {**self._kept(), "ignored": self.ignored})
+
+    def _kept(self) -> dict[str, Any]:
+        return {**self._given(), "instructions": bool(self.instructions)}
 
     def create_run(self, told: Sequence[pb.InputMessage], thread_id: str, key: str, run_id: str = "") -> pb.CreateRunRequest:
         """The run that it is, on this thread; `told` is what was `said`, as an input."""
@@ -139,11 +182,27 @@ class ResponseRequest:
         return asked
 
 
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
-    known = SUPPORTED | _SILENT | UNUSED.keys()
-    for name, value in body.items():
-        if name not in known or (name in UNUSED and value is not None and not _among(value, UNUSED[name])):
-            raise unsupported(str(name)[:64], _WHY.get(name, "is not supported"))
+def _without_effect(body: Mapping[str, Any]) -> list[str]:
+    """Names of what is taken without effect. Raises InvalidInput for what cannot be left out, and for a hint of the wrong type."""
+    for name, typed in _TYPES.items():
+        typed(body, name)
+    refuse(body, _REFUSED, _WHY)
+    if _LOGPROBS in strings(body, "include"):
+        raise unsupported("include", "answers have no logprobs")
+    if text(body, "truncation") not in ("", "auto", "disabled"):
+        raise unsupported("truncation", "must be auto or disabled")
+    if mapping(body, "prompt_cache_options").get("prewarm"):
+        raise unsupported("prompt_cache_options.prewarm", "each request is answered")
+    found = ignored(body, UNUSED, SUPPORTED | SILENT | _REFUSED.keys())
+    words = mapping(body, "text")
+    _only({name: value for name, value in words.items() if name not in ("format", "verbosity")}, "text")
+    if text(words, "verbosity", shown_as="text.verbosity"):
+        found.append("text.verbosity")
+    options = mapping(body, "stream_options")
+    if options and not boolean(body, "stream"):
+        raise InvalidInput.field("stream_options", "is only for stream: true")
+    boolean(options, "include_obfuscation", "stream_options.include_obfuscation")
+    return found + ignored(options, STREAM_NO_EFFECT, (), "stream_options.")
 
 
 def _among(value: Any, unused: tuple[Any, ...]) -> bool:
@@ -151,20 +210,10 @@ def _among(value: Any, unused: tuple[Any, ...]) -> bool:
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in unused)
 
 
-def _check_options(body: Mapping[str, Any], stream: bool) -> None:
-    options = mapping(body, "stream_options")
-    if options and not stream:
-        raise InvalidInput.field("stream_options", "is only for stream: true")
-    _only(options, "stream_options", {"include_obfuscation": (False,)})
-    words = mapping(body, "text")
-    _only({name: value for name, value in words.items() if name != "format"}, "text", {"verbosity": ()})
-
-
-def _only(given: Mapping[str, Any], where: str, known: Mapping[str, tuple[Any, ...]]) -> None:
+def _only(given: Mapping[str, Any], where: str) -> None:
     for name, value in given.items():
-        if value is not None and not _among(value, known.get(name, ())):
-            shown = f"{where}.{str(name)[:64]}"
-            raise unsupported(shown, _WHY.get(shown, "is not supported"))
+        if value is not None:
+            raise unsupported(f"{where}.{str(name)[:MOST_NAME_CHARS]}")
 
 
 def _previous_run(response_id: str) -> str:
@@ -184,7 +233,7 @@ def _conversation(body: Mapping[str, Any]) -> str:
     value = body.get("conversation")
     if not isinstance(value, dict):
         return text(body, "conversation")
-    _only({name: one for name, one in value.items() if name != "id"}, "conversation", {})
+    _only({name: one for name, one in value.items() if name != "id"}, "conversation")
     inner = value.get("id")
     if not isinstance(inner, str) or not inner:
         raise InvalidInput.field("conversation.id", "must be a string")

@@ -23,6 +23,7 @@ from services.gateway.surfaces.openai.fields import unsupported
 from services.gateway.surfaces.responses import ids, reading, schema
 from services.gateway.surfaces.responses.paging import After, Include, Limit, Order, cut, refuse_include
 from services.gateway.surfaces.responses.projection import NUMBERS_AN_EVENT, Projection, frame
+from services.gateway.surfaces.responses.references import References
 from services.gateway.surfaces.responses.request import ResponseRequest
 from services.gateway.surfaces.responses.starting import Starting
 from services.gateway.surfaces.wiring import Wiring
@@ -39,6 +40,7 @@ class Responses:
         self._threads, self._runs = wiring.backends.threads, wiring.backends.runs
         self._follower, self._streams = wiring.follower, wiring.streams
         self._starting = Starting(wiring.backends)
+        self._references = References(wiring.backends, wiring.follower)
         self._wait_limit_s = wiring.settings.wait_limit_s
 
     def router(self) -> APIRouter:
@@ -66,12 +68,13 @@ class Responses:
         if asked.stream or not asked.background:
             # Who may not read what comes of it is told so before it begins.
             call_context.principal().require("runs:read")
+        await self._references.check(asked)
         started = await self._starting.start(asked, idempotency_key(request))
         run = started.run
         about_run(request, run)
         if not started.created:
             exchange(request).answer(REPLAYED, "true")
-        projection = Projection(run, None if asked.input.decisions else asked.shown())
+        projection = Projection(run, {"ignored": asked.ignored} if asked.input.decisions else asked.shown())
         leaving = cancel_on_leaving(self._runs, run.run_id) if asked.cancel_on_disconnect else None
         if asked.stream:
             return self._stream(projection, -1, leaving)

@@ -6,6 +6,7 @@ from services.gateway.client_tools import FORMATS, MOST_TOOLS, NAME_PATTERN
 from services.gateway.inputs import DETAILS, MOST_ID_CHARS
 from services.gateway.surfaces.openai.schema import ERRORS as OPENAI_ERRORS
 from services.gateway.surfaces.openai.schema import described
+from services.gateway.surfaces.responses.input import PASSED_OVER
 
 ERRORS = OPENAI_ERRORS
 
@@ -95,7 +96,22 @@ def _flag(description: str) -> dict[str, Any]:
     return {"type": ["boolean", "null"], "description": description}
 
 
-_ITEM = {"anyOf": [_MESSAGE, _DECISION, _FUNCTION_CALL, _RESULT]}
+_REFERENCE = {
+    "type": "object",
+    "required": ["id"],
+    "properties": {
+        "type": {"const": "item_reference"},
+        "id": {"type": "string", "description": "An item of what the response goes on from; adds nothing."},
+    },
+    "additionalProperties": False,
+}
+_PASSED = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"enum": list(PASSED_OVER)}},
+    "description": "Passed over: items of an output that is sent back as a whole.",
+}
+_ITEM = {"anyOf": [_MESSAGE, _DECISION, _FUNCTION_CALL, _RESULT, _REFERENCE, _PASSED]}
 _FUNCTION = {
     "type": "object",
     "required": ["type", "name"],
@@ -115,6 +131,8 @@ _FORMAT = {
     },
     "description": "The form of the answer, at most 64 KiB; json_schema has a name and a schema.",
 }  # fmt: skip
+# Of hints.
+_NAMED = "Without effect; named in bulkhead.warnings where it asks for something."
 _CHOSEN = {"type": "object", "required": ["type", "name"], "properties": {"type": {"const": "function"}, "name": _FUNCTION_NAME}}
 RESPONSE_BODY = _body(
     ["model", "input"],
@@ -122,7 +140,7 @@ RESPONSE_BODY = _body(
     input={"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "maxItems": 1000, "items": _ITEM}]},
     tools={"type": ["array", "null"], "maxItems": MOST_TOOLS, "items": _FUNCTION, "description": "Functions that the client calls."},
     tool_choice={"anyOf": [{"enum": ["none", "auto", "required", None]}, _CHOSEN]},
-    text={"type": ["object", "null"], "properties": {"format": _FORMAT}},
+    text={"type": ["object", "null"], "properties": {"format": _FORMAT, "verbosity": _text(_NAMED)}},
     instructions=_text("A system message before the input."),
     stream=_flag("Server-sent events instead of the response."),
     background=_flag("Answer at once; the response is read, or streamed, by its id."),
@@ -136,6 +154,12 @@ RESPONSE_BODY = _body(
     temperature={"type": ["number", "null"], "minimum": 0, "maximum": 2},
     service_tier={"enum": ["auto", "default", "flex", "priority", "fast", None]},
     metadata=_METADATA,
+    include={"type": ["array", "null"], "items": {"type": "string"}, "description": _NAMED},
+    parallel_tool_calls=_flag(_NAMED),
+    reasoning={"type": ["object", "null"], "description": _NAMED},
+    stream_options={"type": ["object", "null"], "description": _NAMED},
+    top_p={"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": _NAMED},
+    truncation={"enum": ["auto", "disabled", None], "description": _NAMED},
 )
 CONVERSATION_BODY = _body([], metadata=_METADATA)
 ITEMS_BODY = _body(["items"], items={"type": "array", "items": {"type": "object"}})
