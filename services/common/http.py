@@ -5,6 +5,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,10 @@ from services.common.settings import StartRefused
 
 KEEP_ALIVE_S = 65  # above the idle time of common load balancers, so that they close first
 
+# A head that has begun comes in a packet or two: KEEP_ALIVE_S is for connections that wait to be used, and would let a
+# few hundred clients that send a byte now and then hold thousands. The rest of a body whose request is answered already has as long.
+HEAD_S = 10.0
+# Of a head; and of what is neither head nor body, such as trailers.
 MAX_HEAD_BYTES = 64 * 1024
 # The name of a request's Line among the extensions of its scope.
 LINE = "bulkhead.line"
@@ -106,22 +111,30 @@ class Line:
 
 
 class _Protocol(HttpToolsProtocol):
-    """httptools takes headers without end, and uvicorn waits for them for ever: this gives up on a head that goes on and on, or that has
-    not come whole when an idle connection would have been closed. And it hands out lines.
+    """httptools takes headers and trailers without end, and uvicorn waits for them, and for the rest of a body that nobody reads any more,
+    for ever: this gives up on what goes on and on, and on what has not come whole in time. And it hands out lines.
     """
 
     _in_head = False
-    _head_bytes = 0
+    _in_message = False
+    # Whether what came last was neither body nor the beginning or end of a head, and how much of that came in a row.
+    _barren = False
+    _barren_bytes = 0
     _late: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def __init__(self, *args: Any, head_s: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._head_s = head_s
         self.watchers: dict[RequestResponseCycle, Callable[[], None]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._expect_head()
+        # Browsers and load balancers open connections before they need them: until its first byte, one is no more than idle.
+        self._wait(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._head_is_here()
+        self._wait(None)
         watchers, self.watchers = self.watchers, {}
         for cycle, gone in watchers.items():
             cycle.disconnected = True
@@ -129,39 +142,66 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._in_message = True
+        self._barren = False
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_is_here()
+        self._in_head = self._barren = False
+        self._wait(None)
         super().on_headers_complete()
         self.scope["extensions"] = {LINE: Line(self, self.cycle)}  # type: ignore[dict-item]
 
+    def on_body(self, body: bytes) -> None:
+        self._barren = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_message = False
+        # Where its answer was out before, it was waited for.
+        self._wait(None)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_message and not self._in_head and self._answered() and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._wait(self._head_s)
+
     def data_received(self, data: bytes) -> None:
-        # The part in which the head began is not counted: it may hold a body that was sent before it.
-        self._head_bytes += len(data) if self._in_head else 0
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.send_400_response("The headers are too large.")
-            return
+        in_head, self._barren = self._in_head, True
         super().data_received(data)
-        if self._in_head and self._late is None:
-            self._expect_head()
+        # The part in which a head began is not counted: it may hold a body that was sent before it.
+        self._barren_bytes = self._barren_bytes + len(data) if self._barren else 0
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return
+        if self._barren_bytes > MAX_HEAD_BYTES:
+            if self._answered():
+                self.send_400_response("The headers are too large.")
+            else:
+                self.transport.abort()
+        elif self._in_head:
+            if not in_head or self._late is None:
+                self._wait(self._head_s)
+        elif self._late is None and self._answered():
+            # uvicorn has ended its own wait, which begins anew with every answer alone: blank lines, and the rest of a body, are none.
+            self._wait(self._head_s if self._in_message else self.timeout_keep_alive)
 
-    def _expect_head(self) -> None:
-        self._late = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
-    def _head_is_here(self) -> None:
+    def _wait(self, most_s: float | None) -> None:
+        """Gives up in `most_s` seconds; None: does not."""
         if self._late is not None:
             self._late.cancel()
-            self._late = None
+        self._late = None if most_s is None else self.loop.call_later(most_s, self._give_up)
 
     def _give_up(self) -> None:
         self._late = None
-        if self.cycle is not None and not self.cycle.response_complete:
-            # What came before on this connection is still being answered.
-            self._expect_head()
-        else:
+        if self._answered():
             self.timeout_keep_alive_handler()
+        else:
+            # What came before on this connection is still being answered.
+            self._wait(self._head_s)
 
 
 class _Server(uvicorn.Server):
@@ -188,9 +228,11 @@ class UvicornListener(HttpListener):
         self._port, self._host, self._variable, self._share = port, host, variable, share
         options: dict[str, Any] = {
             "lifespan": "off", "log_config": None, "access_log": False, "server_header": False, "date_header": False,
-            "timeout_keep_alive": KEEP_ALIVE_S, "http": _Protocol, "ws": "none", "loop": "none", "proxy_headers": False,
+            "timeout_keep_alive": KEEP_ALIVE_S, "ws": "none", "loop": "none", "proxy_headers": False,
+            **config,
         }  # fmt: skip
-        self._server = _Server(uvicorn.Config(app, **{**options, **config}))
+        protocol = partial(_Protocol, head_s=min(HEAD_S, options["timeout_keep_alive"]))
+        self._server = _Server(uvicorn.Config(app, **{"http": protocol, **options}))
         self._task: asyncio.Task | None = None
         self.bound_port = port
 

@@ -1,10 +1,12 @@
 """The HTTP listener: what it refuses before an application sees it."""
 
 import asyncio
+import re
+from contextlib import suppress
 
 import pytest
 
-from services.common import testing
+from services.common import http, testing
 from services.common.http import LINE, MAX_HEAD_BYTES, UvicornListener
 from services.common.settings import StartRefused
 
@@ -63,6 +65,80 @@ async def test_a_head_that_does_not_come_is_not_waited_for(sent, answered):
         assert (await reader.read()).count(b"HTTP/1.1 200 OK") == answered
     writer.close()
     await listener.close()
+
+
+class Dripping:
+    """A listener whose bounds are `head_s` and `idle_s`, and a client that goes on with `drop` after `first` until it is closed."""
+
+    def __init__(self, monkeypatch, head_s, idle_s):
+        monkeypatch.setattr(http, "HEAD_S", head_s)
+        self.listener = UvicornListener(answer_ok, "127.0.0.1", testing.free_port(), timeout_keep_alive=idle_s)
+
+    async def answers(self, first, answered, drop):
+        await self.listener.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.listener.bound_port)
+        writer.write(first)
+        try:
+            async with asyncio.timeout(30):
+                answer = await reader.readuntil(b"ok") if answered else b""
+                while not reader.at_eof():
+                    writer.write(drop)
+                    with suppress(TimeoutError):
+                        answer += await asyncio.wait_for(reader.read(100), 0.02)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+            await self.listener.close()
+        return b"|".join(re.findall(rb"HTTP/1.1 [^\r]*", answer))
+
+
+POST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "answered", "drop", "head_s", "idle_s"),
+    [
+        (b"GET /", 0, b"a", 0.2, 600), (GET + b"\r\nGET /", 1, b"a", 0.2, 600), (POST, 1, b"x", 0.2, 600),
+        (b"", 0, b"\r\n", 600, 0.2), (GET + b"\r\n", 1, b"\r\n", 600, 0.2),
+    ],
+)  # fmt: skip
+async def test_who_drips_is_closed_in_time_whatever_it_is_that_drips(monkeypatch, first, answered, drop, head_s, idle_s):
+    assert await Dripping(monkeypatch, head_s, idle_s).answers(first, answered, drop) == (b"HTTP/1.1 200 OK" if answered else b"")
+
+
+async def test_a_body_that_comes_after_its_answer_ends_no_connection(monkeypatch):
+    monkeypatch.setattr(http, "HEAD_S", 0.3)
+    listener = UvicornListener(answer_ok, "127.0.0.1", testing.free_port(), timeout_keep_alive=600)
+    await listener.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.bound_port)
+    async with asyncio.timeout(30):
+        writer.write(POST.replace(b"1000000", b"2") + b"x")
+        await reader.readuntil(b"ok")
+        writer.write(b"x")
+        # Longer than the rest of the body might have taken.
+        await asyncio.sleep(0.5)
+        writer.write(GET + b"\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    await listener.close()
+
+
+@pytest.mark.parametrize("line", [b"x-many: " + b"a" * 1000 + b"\r\n", b"a" * 1000])
+async def test_trailers_without_end_are_not_taken(direct, line):
+    reader, writer = await asyncio.open_connection("127.0.0.1", direct.port)
+    writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-first: ")
+    sent, most = 0, 100 * MAX_HEAD_BYTES
+    async with asyncio.timeout(30):
+        try:
+            while sent < most and not reader.at_eof():
+                writer.write(line)
+                await writer.drain()
+                sent += len(line)
+        except ConnectionError:
+            pass
+    writer.close()
+    assert sent < most
 
 
 async def test_the_beginning_of_a_head_does_not_end_the_answer_before_it():
