@@ -10,7 +10,7 @@ from starlette.responses import Response
 from services.common.errors import BudgetExceeded, BulkheadError, Internal, PermissionDenied, QuotaExceeded, Unauthenticated
 from services.gateway.edge.exchange import Exchange, exchange, shown_path
 from services.gateway.edge.limit_headers import tell_of
-from services.gateway.refusals import BodyTooLarge, MethodNotAllowed, RangeNotSatisfiable, ResumeGap
+from services.gateway.refusals import BodyTimeout, BodyTooLarge, MethodNotAllowed, RangeNotSatisfiable, ResumeGap
 
 # When to come back after a 503 that does not say so itself: what is away is looked for anew by then.
 COME_BACK_S = 1.0
@@ -124,7 +124,7 @@ def error_headers(error: BulkheadError) -> dict[str, str]:
         headers["www-authenticate"] = f'Bearer realm="bulkhead", error="insufficient_scope", scope="{scopes}"'
     elif isinstance(error, MethodNotAllowed):
         headers["allow"] = error.metadata.get("allow", "")
-    elif isinstance(error, BodyTooLarge):
+    elif isinstance(error, BodyTooLarge | BodyTimeout):
         headers["connection"] = "close"
     elif isinstance(error, RangeNotSatisfiable):
         headers["content-range"] = f"bytes */{error.size}"
