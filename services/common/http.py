@@ -15,9 +15,8 @@ from services.common.rpc.server import HttpListener
 from services.common.settings import StartRefused
 
 KEEP_ALIVE_S = 65  # above the idle time of common load balancers, so that they close first
-
-# A head that has begun comes in a packet or two: KEEP_ALIVE_S is for connections that wait to be used, and would let a
-# few hundred clients that send a byte now and then hold thousands. The rest of a body whose request is answered already has as long.
+# A head that has begun comes in a packet or two; KEEP_ALIVE_S is for connections that wait to be used, and who drips would hold each for as
+# long. The rest of a body whose request is answered already has as much time.
 HEAD_S = 10.0
 # Of a head; and of what is neither head nor body, such as trailers.
 MAX_HEAD_BYTES = 64 * 1024
