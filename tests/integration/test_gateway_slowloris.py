@@ -112,6 +112,7 @@ async def test_who_drips_is_given_up_on_and_holds_up_nobody(front):
             assert await ordinary(session, dripping) > 0
         for (first, _, status), some in drippers.items():
             assert {dripper.got[9:12] for dripper in some} == {status}, first
+            assert status != b"408" or all(b"\r\nconnection: close\r\n" in dripper.got for dripper in some), first
 
         def given_back():
             now = held()
