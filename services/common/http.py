@@ -18,6 +18,9 @@ KEEP_ALIVE_S = 65  # above the idle time of common load balancers, so that they 
 # A head that has begun comes in a packet or two; KEEP_ALIVE_S is for connections that wait to be used, and who drips would hold each for as
 # long. The rest of a body whose request is answered already has as much time.
 HEAD_S = 10.0
+# A client whose machine is gone says nothing, and what it is sent, as a sign of life, stays in the kernel: for a quarter of an hour, if
+# nobody says otherwise.
+UNHEARD_MS = 30_000
 # Of a head; and of what is neither head nor body, such as trailers.
 MAX_HEAD_BYTES = 64 * 1024
 # The name of a request's Line among the extensions of its scope.
@@ -241,6 +244,9 @@ class UvicornListener(HttpListener):
         # The protocol is named because asyncio's own loop turns Nagle's algorithm off only then: 40 ms an answer without.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Connections inherit it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MS)
         try:
             if self._share is Share.FIRST:
                 # A stranger's socket may be open to sharing as well: the port is ours only when nobody holds it.

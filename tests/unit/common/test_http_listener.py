@@ -2,12 +2,13 @@
 
 import asyncio
 import re
+import socket
 from contextlib import suppress
 
 import pytest
 
 from services.common import http, testing
-from services.common.http import LINE, MAX_HEAD_BYTES, UvicornListener
+from services.common.http import LINE, MAX_HEAD_BYTES, UNHEARD_MS, UvicornListener
 from services.common.settings import StartRefused
 
 
@@ -284,3 +285,18 @@ async def test_a_header_with_a_line_break_never_leaves(direct):
     writer.write(b"GET /evil HTTP/1.1\r\nhost: x\r\n\r\n")
     assert await reader.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     writer.close()
+
+
+async def test_what_a_machine_that_is_gone_was_sent_is_not_waited_for():
+    """No packet is lost on a loopback; that the kernel is told of the bound is what can be seen."""
+    listener = UvicornListener(answer_ok, "127.0.0.1", testing.free_port())
+    await listener.start()
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", listener.bound_port)
+        await testing.eventually_async(lambda: bool(listener._server.server_state.connections), "it is connected")
+        (connection,) = listener._server.server_state.connections
+        taken = connection.transport.get_extra_info("socket")
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == UNHEARD_MS
+        writer.close()
+    finally:
+        await listener.close()
