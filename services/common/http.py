@@ -19,8 +19,8 @@ KEEP_ALIVE_S = 65  # above the idle time of common load balancers, so that they 
 # long. The rest of a body whose request is answered already has as much time.
 HEAD_S = 10.0
 # A client whose machine is gone says nothing, and what it is sent, as a sign of life, stays in the kernel: for a quarter of an hour, if
-# nobody says otherwise.
-UNHEARD_MS = 30_000
+# nobody says otherwise. Longer than who takes nothing is waited for (StreamRules), as the kernel cannot tell those apart.
+UNHEARD_MS = 45_000
 # Of a head; and of what is neither head nor body, such as trailers.
 MAX_HEAD_BYTES = 64 * 1024
 # The name of a request's Line among the extensions of its scope.
