@@ -258,15 +258,13 @@ class Replay:
         until = time.monotonic() + self._wait_s
         if place.own_deadline is not None:
             until = min(until, place.own_deadline)
-        pause_s, method = _FIRST_POLL_S, f"llm.{place.operation}"
+        pause_s, call = _FIRST_POLL_S, f"llm.{place.operation}"
         while True:
             if (waiting := self._late.found(place.name, place.print)) is not None:
                 claim = Claim("", "", waiting)
                 break
             try:
-                claim = await self._claims.begin(
-                    place.tenant, method, place.key, place.print, lease_s=self._lease_s, when_full=place.of_run
-                )
+                claim = await self._claims.begin(place.tenant, call, place.key, place.print, lease_s=self._lease_s, when_full=place.of_run)
                 break
             except Conflict:
                 if time.monotonic() + pause_s >= until:

@@ -13,7 +13,7 @@ class Batches:
     def __init__(self, *batches):
         self._batches = batches
 
-    async def batches(self, subject, after):
+    async def batches(self, subject, after, *, types=()):
         for batch in self._batches:
             yield batch
 

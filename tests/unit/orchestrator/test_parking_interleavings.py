@@ -127,7 +127,7 @@ class Process:
                 return Left("succeeded", written)
             inbox = SimpleNamespace(inbox=len(commands))
             state = orjson.dumps({"usage": {}, "inbox": len(commands)})
-            turn = SimpleNamespace(writer=writer, snapshot=lambda: state, unstored=list, state=inbox)
+            turn = SimpleNamespace(writer=writer, snapshot=lambda parked=False: state, unstored=list, state=inbox)
             return await self.driver._park(owned, turn, RunParked(until_ms))
         except Fenced:
             return Left("lost")

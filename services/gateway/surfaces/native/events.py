@@ -141,7 +141,7 @@ def event_stream(
     on_gone: Callable[[], Awaitable[None]] | None = None,
 ) -> EventStream:
     """The events of `subject` as an answer, those of `types` where some are named; None is a log that has ended."""
-    frames = _frames(wiring.follower, subject, after, types, wiring.backends.threads)
+    frames = _frames(wiring.follower, subject, after, wiring.backends.threads, types)
     return EventStream(frames, wiring.streams, headers=dict(headers or {}), failure=_failure_frame(None), on_gone=on_gone)
 
 
@@ -157,7 +157,7 @@ def checked_types(types: Sequence[str] | None) -> list[str]:
 
 
 async def _frames(
-    follower: Follower, subject: Subject | None, after: int, types: Sequence[str], threads: SnapshotCalls
+    follower: Follower, subject: Subject | None, after: int, threads: SnapshotCalls, types: Sequence[str] = ()
 ) -> AsyncGenerator[bytes, None]:
     if subject is None:
         return
