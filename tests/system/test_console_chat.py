@@ -54,7 +54,7 @@ MACHINE = """
   return {
     found,
     told: walk('sign_in', 'send', 'accepted', event('run_started'), status('searching'), event('message_delta'), status('daydreaming'),
-      status('waiting_approval'), 'stop', status('writing'), event('run_cancelled')),
+      status('waiting_approval'), 'lost', 'resumed', 'stop', status('writing'), event('run_cancelled')),
     implied: walk('send', event('run_queued', { queue_position: 2 }), event('run_started'), event('tool_call_started', { tool: 'wipe' }),
       'lost', event('message_delta'), event('a_type_of_next_year'), event('interrupt_raised', { kind: 'tool_call' }),
       event('interrupt_resolved'), 'send', event('run_finished')),
@@ -68,7 +68,9 @@ async def test_the_state_machine_is_whole_and_follows_agent_status(front, browse
         made = await page.js(MACHINE)
     assert made["found"] == []
     # Once the run tells its status, its words no longer say what it does; an unknown status is work; a run told to stop stays so.
+    # Whoever comes back to it finds it as it was.
     before = ["idle", "sending", "queued", "thinking", "searching", "searching", "working", "waiting_approval"]
+    before += ["reconnecting", "waiting_approval"]
     assert made["told"] == [*before, "stopping", "stopping", "idle"]
     before = ["sending", "queued", "thinking", "calling_tool", "reconnecting", "writing", "writing", "waiting_approval"]
     assert made["implied"] == [*before, "thinking", "thinking", "idle"]

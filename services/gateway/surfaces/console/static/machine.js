@@ -43,12 +43,16 @@ export class Machine {
     this.state = "signed_out";
     this.changed = changed;
     this.told = false;
+    // What the run told last.
+    this.status = "working";
   }
 
   // True where the table has the input for this state; else nothing happens.
   take(input, detail = "") {
-    const next = TRANSITIONS[this.state][input];
+    let next = TRANSITIONS[this.state][input];
     if (next === undefined) return false;
+    // Whoever comes back to a run hears of its status only when that changes.
+    if (input === "resumed" && this.told) next = this.status;
     const before = this.state;
     this.state = next;
     this.changed(next, before, detail);
@@ -61,7 +65,8 @@ export class Machine {
     if (event.type === "agent_status") {
       this.told = true;
       const status = event.data?.status;
-      return this.take(STATUSES.includes(status) ? status : "working", event.data?.detail || "");
+      this.status = STATUSES.includes(status) ? status : "working";
+      return this.take(this.status, event.data?.detail || "");
     }
     const { input, detail } = implied(event);
     // An answered question is told before whoever goes on with it says what it does.
